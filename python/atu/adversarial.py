@@ -1,0 +1,226 @@
+"""One adversarial training step, shared by pretraining, adaptation (stage 1) and repulsion (stage 2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Annotated, Any, Protocol
+
+import torch
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor, nn
+
+from . import losses
+from .augment import augment, check_policy
+from .gan import GAN, ema_beta, update_ema
+
+STRICT = ConfigDict(extra="forbid", validate_assignment=True)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(config=STRICT)
+class Adversarial:
+    """Settings of the adversarial game.
+
+    lr, beta1, beta2: Adam; None takes 0.002, 0 and 0.99 for StyleGAN kinds (equalised learning rates), and 0.0002,
+    0.5 and 0.999 otherwise. With lazy regularisation of interval k they become lr c, beta^c, c = k / (k + 1).
+    r1_gamma: weight of R1, every r1_interval steps. pl_weight: of path length (StyleGAN kinds), every pl_interval.
+    ema_half_life: in images. augment: see `atu.augment`.
+    """
+
+    batch_size: PositiveCount = 32
+    lr: Positive | None = None
+    beta1: Fraction | None = None
+    beta2: Fraction | None = None
+    d_lr_ratio: Positive = 1.0
+    r1_gamma: NonNegative = 1.0
+    r1_interval: PositiveCount = 16
+    pl_weight: NonNegative = 0.0
+    pl_interval: PositiveCount = 4
+    style_mixing: Fraction = 0.0
+    ema_half_life: NonNegative = 1000.0
+    augment: Annotated[str, AfterValidator(check_policy)] = ""
+
+
+class Samples(Protocol):
+    """Where real samples come from: anything with a length that gives a batch for a list of indices."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> Tensor: ...
+
+
+class NonFiniteError(RuntimeError):
+    """A loss is not finite."""
+
+    def __init__(self, name: str, step: int, value: float):
+        super().__init__(
+            f"{name} became {value} at step {step}: the training diverged. Lower adversarial.lr or the penalty's weight, "
+            "or raise adversarial.r1_gamma; the last good checkpoint is kept."
+        )
+        self.step = step
+
+
+class AdversarialTrainer:
+    """Trains `gan` in place against `real` samples, one `step` at a time.
+
+    Args:
+        gan: pair to train; its EMA generator is made here when it has none.
+        real: samples shown to the discriminator as real.
+        config: settings of the game.
+        extra_fakes: n -> n further samples shown to the discriminator as fakes, weighted by `extra_weight`.
+        add_penalty_grad: called after the generator's backward pass; adds to the gradients, returns values to log.
+
+    All randomness is drawn from torch's global generators, so that saving their states makes a run resumable.
+    """
+
+    def __init__(
+        self,
+        gan: GAN,
+        real: Samples,
+        config: Adversarial,
+        extra_fakes: Callable[[int], Tensor] | None = None,
+        add_penalty_grad: Callable[[], dict[str, float]] | None = None,
+    ):
+        if gan.discriminator is None:
+            raise ValueError("discriminator: this GAN has none, and training needs one")
+        self.gan, self.real, self.config = gan, real, config
+        self.extra_fakes, self.add_penalty_grad = extra_fakes, add_penalty_grad
+        self.extra_weight = 1.0
+        if gan.generator_ema is None:
+            gan.generator_ema = copy.deepcopy(gan.generator)
+        self.ema = gan.generator_ema.requires_grad_(False).eval()
+        self.generator: nn.Module = gan.generator.train()
+        self.discriminator: nn.Module = gan.discriminator.train()
+        self.path_length = losses.PathLength() if config.pl_weight > 0 and gan.is_stylegan else None
+        self.step_count = 0
+        g_interval = config.pl_interval if self.path_length else 0
+        self.optim_g = self._adam(self.generator, g_interval, 1.0)
+        self.optim_d = self._adam(self.discriminator, config.r1_interval if config.r1_gamma > 0 else 0, config.d_lr_ratio)
+
+    def _adam(self, module: nn.Module, lazy_interval: int, ratio: float) -> torch.optim.Adam:
+        c = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
+        default = (0.002, 0.0, 0.99) if self.gan.is_stylegan else (0.0002, 0.5, 0.999)
+        given = (self.config.lr, self.config.beta1, self.config.beta2)
+        lr, beta1, beta2 = (d if g is None else g for g, d in zip(given, default, strict=True))
+        params = [p for p in module.parameters() if p.requires_grad]
+        fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
+        return torch.optim.Adam(params, lr=lr * ratio * c, betas=(beta1**c, beta2**c), eps=1e-8, fused=fused)
+
+    # --- one step
+
+    def step(self) -> dict[str, float]:
+        """One discriminator and one generator step; returns what to log."""
+        metrics = self._discriminator_step()
+        metrics.update(self._generator_step())
+        beta = ema_beta(self.config.batch_size, self.config.ema_half_life)
+        update_ema(self.ema, self.generator, beta)
+        self.step_count += 1
+        for name, value in metrics.items():
+            if not value == value or value in (float("inf"), float("-inf")):
+                raise NonFiniteError(name, self.step_count, value)
+        return metrics
+
+    def real_batch(self) -> Tensor:
+        """A batch of real samples, drawn with replacement: fewer of them than a batch is fine."""
+        index = torch.randint(len(self.real), (self.config.batch_size,))
+        return self.real.batch(index).to(self.gan.device)
+
+    def _latents(self, n: int) -> tuple[Tensor, Tensor | None]:
+        rng = torch.default_generator
+        return self.gan.latents(n, rng), self.gan.labels(n, rng)
+
+    def _judge(self, x: Tensor, c: Tensor | None) -> Tensor:
+        return self.gan.logits(augment(x, self.config.augment), c)
+
+    def _discriminator_step(self) -> dict[str, float]:
+        cfg = self.config
+        z, c = self._latents(cfg.batch_size)
+        with torch.no_grad():
+            fake = self.gan.fake(z, c, cfg.style_mixing)
+        real = self.real_batch()
+        self.optim_d.zero_grad(set_to_none=True)
+        fake_logits, real_logits = self._judge(fake, c), self._judge(real, c)
+        loss = losses.fake_loss(fake_logits) + losses.real_loss(real_logits)
+        metrics = {"loss_d": loss, "logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
+        if self.extra_fakes is not None and self.extra_weight > 0:
+            extra_logits = self._judge(self.extra_fakes(cfg.batch_size).to(fake.device), c)
+            loss = loss + self.extra_weight * losses.fake_loss(extra_logits)
+            metrics["logit_negative"] = extra_logits.mean()
+        loss.backward()
+        if cfg.r1_gamma > 0 and self.step_count % cfg.r1_interval == 0:
+            real = real.detach().requires_grad_(True)
+            r1 = losses.r1_penalty(self.gan.logits(real, c), real)
+            (r1 * (cfg.r1_gamma * cfg.r1_interval)).backward()
+            metrics["r1"] = r1
+        self.optim_d.step()
+        return {name: float(value.detach()) for name, value in metrics.items()}
+
+    def _generator_step(self) -> dict[str, float]:
+        cfg = self.config
+        self.discriminator.requires_grad_(False)
+        self.optim_g.zero_grad(set_to_none=True)
+        z, c = self._latents(cfg.batch_size)
+        loss = losses.generator_loss(self._judge(self.gan.fake(z, c, cfg.style_mixing), c))
+        loss.backward()
+        metrics = {"loss_g": float(loss.detach())}
+        if self.path_length is not None and self.step_count % cfg.pl_interval == 0:
+            metrics["path_length"] = self._path_length_step()
+        if self.add_penalty_grad is not None:
+            metrics.update(self.add_penalty_grad())
+        self.optim_g.step()
+        self.discriminator.requires_grad_(True)
+        return metrics
+
+    def _path_length_step(self) -> float:
+        assert self.path_length is not None
+        z, c = self._latents(max(self.config.batch_size // 2, 1))
+        ws = self.gan.mixed_ws(z, c, self.config.style_mixing)
+        loss = self.path_length(self.generator.synthesis(ws), ws)
+        (loss * (self.config.pl_weight * self.config.pl_interval)).backward()
+        return float(loss.detach())
+
+    # --- resuming
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the next step depends on: tensors, and plain data."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.gan.modules().items():
+            for key, value in module.state_dict().items():
+                tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
+        for name, optim in (("optim_g", self.optim_g), ("optim_d", self.optim_d)):
+            for index, slots in optim.state_dict()["state"].items():
+                for key, value in slots.items():
+                    tensors[f"{name}.{index}.{key}"] = value.detach().cpu().contiguous().clone()
+        if self.path_length is not None:
+            tensors["path_length.mean"] = self.path_length.mean.detach().cpu().clone()
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.gan.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.gan.device)
+        return tensors, {"step": self.step_count, "extra_weight": self.extra_weight}
+
+    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
+        """Continue from `state`'s result, bit for bit on the CPU."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            part, _, rest = key.partition(".")
+            parts.setdefault(part, {})[rest] = value
+        for name, module in self.gan.modules().items():
+            module.load_state_dict(parts[name])
+        for name, optim in (("optim_g", self.optim_g), ("optim_d", self.optim_d)):
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, value in parts.get(name, {}).items():
+                index, _, slot = key.partition(".")
+                slots.setdefault(int(index), {})[slot] = value
+            optim.load_state_dict({"state": slots, "param_groups": optim.state_dict()["param_groups"]})
+        if self.path_length is not None:
+            self.path_length.mean = parts["path_length"]["mean"].to(self.gan.device)
+        torch.set_rng_state(parts["rng"]["cpu"])
+        if "cuda" in parts["rng"]:
+            torch.cuda.set_rng_state(parts["rng"]["cuda"], self.gan.device)
+        self.step_count, self.extra_weight = data["step"], data["extra_weight"]

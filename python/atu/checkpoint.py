@@ -1,0 +1,151 @@
+"""The project's own checkpoints: one safetensors file with the weights, and the config as JSON in its metadata.
+
+Nothing is unpickled. Other formats are recognised by content in `atu.interop`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .files import write_atomic
+from .gan import GAN
+from .networks import mlp, stylegan2
+
+FORMAT = "atu-gan"
+NETWORKS: dict[str, type[nn.Module]] = {
+    "stylegan2.Generator": stylegan2.Generator,
+    "stylegan2.Discriminator": stylegan2.Discriminator,
+    "mlp.MLPGenerator": mlp.MLPGenerator,
+    "mlp.MLPDiscriminator": mlp.MLPDiscriminator,
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit."""
+
+
+def _describe(module: nn.Module) -> dict[str, Any]:
+    for name, cls in NETWORKS.items():
+        if type(module) is cls:
+            return {"network": name, "kwargs": module.init_kwargs}
+    return {"network": None, "class": f"{type(module).__module__}.{type(module).__qualname__}"}
+
+
+def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict as contiguous CPU tensors that share no storage, under `prefix.`."""
+    state = module.state_dict()
+    return {f"{prefix}.{name}": value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """Write a safetensors file atomically."""
+    return write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def save(gan: GAN, path: str | Path) -> Path:
+    """Write `gan` atomically; returns the path."""
+    config: dict[str, Any] = {"latent_dim": gan.latent_dim, "image_range": list(gan.image_range), "modules": {}}
+    config["discriminator_output"] = gan.discriminator_output
+    tensors: dict[str, Tensor] = {}
+    for name, module in gan.modules().items():
+        config["modules"][name] = _describe(module)
+        tensors.update(module_tensors(name, module))
+    metadata = {"format": FORMAT, "version": "1", "config": json.dumps(config)}
+    return save_tensors(path, tensors, metadata)
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or no safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load `state` strictly, with an error that names every key or shape that does not fit."""
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own.keys() - state.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
+    for name in own.keys() & state.keys():
+        if own[name].shape != state[name].shape:
+            problems.append(f"{name}: expected shape {list(own[name].shape)}, got {list(state[name].shape)}")
+        elif state[name].is_floating_point() and not torch.isfinite(state[name]).all():
+            problems.append(f"{name}: holds values that are not finite")
+    if problems:
+        shown = "; ".join(sorted(problems)[:8])
+        more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
+        raise CheckpointError(f"{what}: the weights do not fit the network: {shown}{more}")
+    module.load_state_dict(state)
+
+
+def _build(name: str, entry: dict[str, Any], given: nn.Module | None, path: Path) -> nn.Module:
+    if given is not None:
+        return given
+    if entry.get("network") is None:
+        raise CheckpointError(
+            f"{path}: its {name} is a {entry.get('class')}, which atu does not build itself; pass {name}=<an instance>"
+        )
+    if entry["network"] not in NETWORKS:
+        raise CheckpointError(
+            f"{path}: unknown network {entry['network']!r} for {name}, expected one of {', '.join(NETWORKS)}"
+        )
+    return NETWORKS[entry["network"]](**entry["kwargs"])
+
+
+def load(
+    path: str | Path, generator: nn.Module | None = None, discriminator: nn.Module | None = None
+) -> GAN:
+    """Load a checkpoint.
+
+    Args:
+        generator, discriminator: modules to fill, for networks that atu does not build itself. They are filled in
+            place.
+
+    Raises:
+        CheckpointError: naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    tensors, metadata = load_tensors(path)
+    if metadata.get("format") != FORMAT:
+        found = ", ".join(sorted(tensors)[:5])
+        raise CheckpointError(f"{path}: a safetensors file, but not of format {FORMAT}; it holds {found} ...")
+    try:
+        config = json.loads(metadata["config"])
+        entries = config["modules"]
+        latent_dim, image_range = config["latent_dim"], tuple(config["image_range"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
+    given = {"generator": generator, "discriminator": discriminator, "generator_ema": None}
+    modules: dict[str, nn.Module] = {}
+    for name, entry in entries.items():
+        template = given[name]
+        if name == "generator_ema" and generator is not None:
+            template = copy.deepcopy(generator)
+        modules[name] = _build(name, entry, template, path)
+        state = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+        fill(modules[name], state, f"{path}: {name}")
+    if "generator" not in modules:
+        raise CheckpointError(f"{path}: holds no generator, only {', '.join(modules) or 'nothing'}")
+    return GAN(
+        **modules,
+        latent_dim=latent_dim,
+        image_range=image_range,
+        discriminator_output=config.get("discriminator_output", "auto"),
+    )

@@ -1,0 +1,281 @@
+"""A generator/discriminator pair with what is needed to sample and train it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+LatentSampler = Callable[[int, torch.Generator], Tensor]
+
+
+class GAN:
+    """Any pair of nn.Modules, of any sample shape.
+
+    Args:
+        generator: z [N, latent_dim] (and labels [N, c_dim], where it takes them) to samples [N, ...].
+        discriminator: samples (and labels) to logits [N] or [N, 1]; None where there is none.
+        latent_dim: size of a standard normal latent. Read off the generator (`z_dim` or `latent_dim`) when not given.
+        generator_ema: weight-averaged generator, used for sampling when there is one.
+        latent_sampler: (n, torch.Generator) -> z, instead of a standard normal.
+        label_sampler: (n, torch.Generator) -> labels [n, c_dim] for a conditional GAN; uniform one-hot by default.
+        image_range: (low, high) of the samples.
+        discriminator_output: "logit", "probability", or "auto" (probability if the last module run is nn.Sigmoid).
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module | None = None,
+        latent_dim: int | None = None,
+        *,
+        generator_ema: nn.Module | None = None,
+        latent_sampler: LatentSampler | None = None,
+        label_sampler: LatentSampler | None = None,
+        image_range: tuple[float, float] = (-1.0, 1.0),
+        discriminator_output: str = "auto",
+    ):
+        for name, module in (
+            ("generator", generator),
+            ("discriminator", discriminator),
+            ("generator_ema", generator_ema),
+        ):
+            optional = name != "generator"
+            if not isinstance(module, nn.Module) and not (optional and module is None):
+                raise TypeError(f"{name}: expected a torch.nn.Module, got {type(module).__name__}")
+        if latent_dim is None:
+            latent_dim = getattr(generator, "z_dim", getattr(generator, "latent_dim", None))
+        if latent_dim is None and latent_sampler is None:
+            raise ValueError("latent_dim: expected an int, as the generator has no z_dim or latent_dim attribute")
+        if latent_dim is not None and (not isinstance(latent_dim, int) or latent_dim < 1):
+            raise ValueError(f"latent_dim: expected a positive int, got {latent_dim!r}")
+        low, high = image_range
+        if not low < high:
+            raise ValueError(f"image_range: expected (low, high) with low < high, got {image_range!r}")
+        if discriminator_output not in ("auto", "logit", "probability"):
+            raise ValueError(
+                f"discriminator_output: expected auto, logit or probability, got {discriminator_output!r}"
+            )
+        self.generator, self.discriminator, self.generator_ema = generator, discriminator, generator_ema
+        self.latent_dim, self.latent_sampler, self.label_sampler = latent_dim, latent_sampler, label_sampler
+        self.image_range = (float(low), float(high))
+        self.discriminator_output = discriminator_output
+        self.c_dim = int(getattr(generator, "c_dim", 0) or 0)
+        self._sample_shape: tuple[int, ...] | None = None
+
+    # --- loading, saving, copying
+
+    @classmethod
+    def load(cls, path: str | Path, **kwargs) -> GAN:
+        """Load a checkpoint of a known format, recognised by its content. Nothing in the file is executed.
+
+        Keyword arguments go to `atu.checkpoint.load`: `generator` and `discriminator` modules to fill, for
+        checkpoints of networks that atu does not build itself.
+        """
+        from .checkpoint import load
+
+        return load(path, **kwargs)
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors checkpoint (weights and JSON config) atomically; returns its path."""
+        from .checkpoint import save
+
+        return save(self, path)
+
+    def copy(self) -> GAN:
+        """Deep copy; training it leaves this one as it is."""
+        twin = copy.copy(self)
+        twin.generator = copy.deepcopy(self.generator)
+        twin.discriminator = copy.deepcopy(self.discriminator)
+        twin.generator_ema = copy.deepcopy(self.generator_ema)
+        return twin
+
+    def to(self, device: torch.device | str) -> GAN:
+        """Move the modules in place; returns self."""
+        for module in self.modules().values():
+            module.to(device)
+        return self
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that are there, by name."""
+        found = dict(
+            generator=self.generator, discriminator=self.discriminator, generator_ema=self.generator_ema
+        )
+        return {name: module for name, module in found.items() if module is not None}
+
+    @property
+    def device(self) -> torch.device:
+        tensor = next((t for t in [*self.generator.parameters(), *self.generator.buffers()]), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    @property
+    def sampling_generator(self) -> nn.Module:
+        """The EMA generator where there is one, else the generator."""
+        return self.generator if self.generator_ema is None else self.generator_ema
+
+    @property
+    def is_stylegan(self) -> bool:
+        """Whether the generator splits into mapping and synthesis networks."""
+        return hasattr(self.generator, "mapping") and hasattr(self.generator, "synthesis")
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, without the batch axis."""
+        if self._sample_shape is None:
+            self._sample_shape = tuple(self.sample(1).shape[1:])
+        return self._sample_shape
+
+    # --- sampling
+
+    def latents(self, n: int, rng: torch.Generator) -> Tensor:
+        """Latents [n, latent_dim] on the GAN's device, drawn on the CPU so that every device gets the same."""
+        if self.latent_sampler is not None:
+            return self.latent_sampler(n, rng).to(self.device)
+        return torch.randn(n, self.latent_dim, generator=rng).to(self.device)
+
+    def labels(self, n: int, rng: torch.Generator) -> Tensor | None:
+        """Labels [n, c_dim] of a conditional GAN; None for an unconditional one."""
+        if self.label_sampler is not None:
+            return self.label_sampler(n, rng).to(self.device)
+        if self.c_dim == 0:
+            return None
+        index = torch.randint(self.c_dim, (n,), generator=rng)
+        return nn.functional.one_hot(index, self.c_dim).float().to(self.device)
+
+    @torch.no_grad()
+    def batches(
+        self, n: int, seed: int = 0, batch_size: int = 100, generator: nn.Module | None = None, **kwargs
+    ) -> Iterator[Tensor]:
+        """Yield n samples in batches; see `sample`."""
+        if n < 0:
+            raise ValueError(f"n: expected a non-negative int, got {n}")
+        module = self.sampling_generator if generator is None else generator
+        if not kwargs.keys() <= inspect.signature(module.forward).parameters.keys():
+            unknown = sorted(kwargs.keys() - inspect.signature(module.forward).parameters.keys())
+            raise ValueError(f"{unknown[0]}: {type(module).__name__} has no such option")
+        rng = torch.Generator().manual_seed(seed)
+        z, c = self.latents(n, rng), self.labels(n, rng)
+        with eval_mode(module):
+            for start in range(0, n, batch_size):
+                part = slice(start, start + batch_size)
+                with fork_rng(self.device):
+                    torch.manual_seed(mix_seed(seed, start))
+                    args = (z[part],) if c is None else (z[part], c[part])
+                    yield module(*args, **kwargs)
+
+    def sample(
+        self, n: int, seed: int = 0, batch_size: int = 100, generator: nn.Module | None = None, **kwargs
+    ) -> Tensor:
+        """Draw n samples with fixed latents and noise.
+
+        Args:
+            n: how many. seed: of latents, labels and noise; the same seed and batch_size give every generator the
+                same ones, and the caller's random state is left alone.
+            generator: module to use instead of the EMA generator (or the generator, where there is no EMA).
+            kwargs: passed to the generator, where it has them: truncation_psi=1, truncation_cutoff=None,
+                noise_mode="random" | "const" | "none".
+
+        Returns:
+            [n, ...] on the GAN's device, in `image_range`.
+        """
+        parts = list(self.batches(n, seed, batch_size, generator, **kwargs))
+        return torch.cat(parts) if parts else torch.empty(0, *self.sample_shape, device=self.device)
+
+    # --- training passes
+
+    def fake(self, z: Tensor, c: Tensor | None, mixing_probability: float = 0.0) -> Tensor:
+        """Generator pass of training. Style mixing (StyleGAN only) takes a second latent from a random layer on."""
+        if self.is_stylegan and mixing_probability > 0:
+            return self.generator.synthesis(self.mixed_ws(z, c, mixing_probability))
+        return self.generator(z) if c is None else self.generator(z, c)
+
+    def mixed_ws(self, z: Tensor, c: Tensor | None, mixing_probability: float) -> Tensor:
+        """ws [N, num_ws, w_dim] with style mixing (Karras et al., arXiv 1812.04948, section 3.1)."""
+        ws = self.generator.mapping(z, c)
+        num_ws = ws.shape[1]
+        draw, cut = torch.rand([]).item(), int(torch.randint(1, max(num_ws, 2), ()))
+        if draw < mixing_probability and num_ws > 1:
+            other = self.generator.mapping(torch.randn_like(z), c)
+            ws = torch.cat([ws[:, :cut], other[:, cut:]], dim=1)
+        return ws
+
+    def logits(self, x: Tensor, c: Tensor | None = None, discriminator: nn.Module | None = None) -> Tensor:
+        """Discriminator logits [N] of x, whatever the discriminator's own output is.
+
+        Raises:
+            ValueError: when there is no discriminator, or its output is not one number a sample.
+        """
+        module = self.discriminator if discriminator is None else discriminator
+        if module is None:
+            raise ValueError("discriminator: this GAN has none, and unlearning needs one")
+        seen: list[tuple[Tensor, Tensor]] = []
+        hooks = []
+        if self.discriminator_output == "auto":
+            hooks = [m.register_forward_hook(lambda _, args, y: seen.append((args[0], y))) for m in _sigmoids(module)]
+        try:
+            y = module(x) if c is None else module(x, c)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if self.discriminator_output == "probability":
+            p = y.clamp(1e-6, 1 - 1e-6)
+            y = p.log() - (-p).log1p()
+        elif seen and seen[-1][1].numel() == y.numel() and seen[-1][1].data_ptr() == y.data_ptr():
+            y = seen[-1][0]  # the logit itself: exact where the sigmoid has saturated
+        if y.numel() != x.shape[0]:
+            raise ValueError(
+                f"discriminator: expected one logit a sample, [{x.shape[0]}] or [{x.shape[0]}, 1], got {list(y.shape)}"
+            )
+        return y.reshape(-1)
+
+
+def _sigmoids(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, nn.Sigmoid)]
+
+
+def mix_seed(seed: int, index: int) -> int:
+    """A seed for part `index` of a run seeded with `seed`."""
+    return (seed * 1_000_003 + index * 7919 + 12345) % 2**63
+
+
+@contextmanager
+def fork_rng(device: torch.device):
+    """Leave the CPU's (and the device's) random state as it was found."""
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        yield
+
+
+@contextmanager
+def eval_mode(*modules: nn.Module):
+    """Put modules into eval mode and back, each submodule as it was."""
+    before = [(m, m.training) for module in modules for m in module.modules()]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for m, training in before:
+            m.training = training
+
+
+def ema_beta(batch_size: int, half_life_images: float) -> float:
+    """EMA decay of one step, from a half life in images."""
+    return 0.5 ** (batch_size / half_life_images) if half_life_images > 0 else 0.0
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, module: nn.Module, beta: float) -> None:
+    """Move ema's parameters towards module's; copy its buffers."""
+    for mine, theirs in zip(ema.parameters(), module.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - beta)
+    for mine, theirs in zip(ema.buffers(), module.buffers(), strict=True):
+        mine.copy_(theirs)

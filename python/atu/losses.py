@@ -1,0 +1,50 @@
+"""Losses of GAN training.
+
+Sources: non-saturating logistic loss (Goodfellow et al., arXiv 1406.2661), R1 (Mescheder et al., arXiv 1801.04406),
+path length and lazy regularisation (Karras et al., arXiv 1912.04958).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """Non-saturating: -log sigmoid(D(G(z))), mean over [N]."""
+    return F.softplus(-fake_logits).mean()
+
+
+def real_loss(real_logits: Tensor) -> Tensor:
+    """-log sigmoid(D(x)), mean over [N]."""
+    return F.softplus(-real_logits).mean()
+
+
+def fake_loss(fake_logits: Tensor) -> Tensor:
+    """-log(1 - sigmoid(D(G(z)))), mean over [N]."""
+    return F.softplus(fake_logits).mean()
+
+
+def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:
+    """1/2 E ||d D(x) / d x||^2 at real samples; `real` must require grad."""
+    (grad,) = torch.autograd.grad(real_logits.sum(), real, create_graph=True)
+    return 0.5 * grad.square().flatten(1).sum(1).mean()
+
+
+class PathLength:
+    """Path length penalty E (||J_w^T y|| - a)^2 with the running mean a, y ~ N(0, 1/(H W))."""
+
+    def __init__(self, decay: float = 0.01):
+        self.decay = decay
+        self.mean = torch.zeros([])
+
+    def __call__(self, images: Tensor, ws: Tensor) -> Tensor:
+        """Penalty of images [N, C, H, W] made from ws [N, num_ws, w_dim]."""
+        noise = torch.randn_like(images) / math.sqrt(images.shape[2] * images.shape[3])
+        (grad,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+        lengths = grad.square().sum(2).mean(1).sqrt()
+        self.mean = self.mean.to(lengths.device).lerp(lengths.detach().mean(), self.decay)
+        return (lengths - self.mean).square().mean()

@@ -1,0 +1,71 @@
+"""Train a GAN from scratch: the bundled MNIST StyleGAN2 is made by this file."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from . import progress
+from .adversarial import Adversarial, AdversarialTrainer, Samples
+from .checkpoint import load_tensors, save_tensors
+from .data import TensorSamples, mnist
+from .gan import GAN, fork_rng
+from .networks.stylegan2 import Discriminator, Generator
+
+MNIST_CHANNELS = dict(channel_base=768, channel_max=64)
+MNIST_CONFIG = Adversarial(batch_size=32, style_mixing=0.5, augment="translation", ema_half_life=10_000)
+MNIST_STEPS = 12_000
+
+
+def mnist_stylegan2() -> GAN:
+    """An untrained StyleGAN2 for 32 x 32 grey images: 64-d latents, 480,000 weights in G and D together."""
+    generator = Generator(64, 0, 64, 32, 1, dict(num_layers=4), dict(MNIST_CHANNELS))
+    return GAN(generator, Discriminator(0, 32, 1, **MNIST_CHANNELS))
+
+
+def train(
+    gan: GAN, real: Samples, config: Adversarial, steps: int, out: str | Path, seed: int = 0, save_every: int = 500
+) -> GAN:
+    """Train `gan` in place for `steps` steps; returns it.
+
+    out: folder for log.jsonl and state.safetensors, from which an interrupted training goes on.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    state_path, log_path = out / "state.safetensors", out / "log.jsonl"
+    with fork_rng(gan.device):
+        torch.manual_seed(seed)
+        trainer = AdversarialTrainer(gan, real, config)
+        seconds = 0.0
+        if state_path.exists():
+            tensors, metadata = load_tensors(state_path)
+            data = json.loads(metadata["data"])
+            trainer.load_state(tensors, data)
+            seconds = data["seconds"]
+        start = time.monotonic() - seconds
+        with progress.bar("pretrain", steps, trainer.step_count) as bar, open(log_path, "a", encoding="utf-8") as log:
+            while trainer.step_count < steps:
+                metrics = trainer.step()
+                bar.update(metrics)
+                if trainer.step_count % 100 == 0:
+                    row = dict(step=trainer.step_count, seconds=round(time.monotonic() - start, 1), **metrics)
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
+                if trainer.step_count % save_every == 0 or trainer.step_count == steps:
+                    tensors, data = trainer.state()
+                    data["seconds"] = time.monotonic() - start
+                    save_tensors(state_path, tensors, {"data": json.dumps(data)})
+    return gan
+
+
+def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0) -> Path:
+    """Train the bundled MNIST GAN on all 5,000 images; returns the checkpoint's path, OUT/mnist-gan.safetensors."""
+    with fork_rng(torch.device("cpu")):
+        torch.manual_seed(seed)
+        gan = mnist_stylegan2()
+    images, _ = mnist()
+    train(gan, TensorSamples(images), MNIST_CONFIG, steps, out, seed)
+    return gan.save(Path(out) / "mnist-gan.safetensors")
