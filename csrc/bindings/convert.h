@@ -18,3 +18,24 @@ inline int64_t item(const pybind11::tuple& values, int i) {
 }
 
 }  // namespace atu
+
+// Runs atu::NAME_cpu(params), or atu::NAME_cuda(params, stream) where stream >= 0 (-1 stands for the CPU), without the
+// GIL.
+#if ATU_HAS_CUDA
+#define ATU_CALL(NAME, PARAMS, STREAM)                          \
+  do {                                                          \
+    pybind11::gil_scoped_release release;                       \
+    if ((STREAM) >= 0) {                                        \
+      atu::NAME##_cuda(PARAMS, atu::pointer(uint64_t(STREAM))); \
+    } else {                                                    \
+      atu::NAME##_cpu(PARAMS);                                  \
+    }                                                           \
+  } while (false)
+#else
+#define ATU_CALL(NAME, PARAMS, STREAM)    \
+  do {                                    \
+    pybind11::gil_scoped_release release; \
+    (void)(STREAM);                       \
+    atu::NAME##_cpu(PARAMS);              \
+  } while (false)
+#endif

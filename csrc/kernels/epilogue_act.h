@@ -1,4 +1,4 @@
-// The activations of bias_act and of the modulated layer's epilogue: act(v), act'(v), act''(v), on the CPU.
+// The activations in the modulated layer's epilogue: act(v), act'(v), act''(v), on the CPU, one element at a time.
 //
 // exp, expm1 and log1p are written out, branch-free, so that the loops round them vectorise (the C library's do not
 // without -ffast-math). All are called with arguments that cannot overflow: exp and expm1 for x <= 0, log1p in [0, 1].
