@@ -14,9 +14,9 @@ void square_sum(uint64_t w, uint64_t q, uint64_t dq, uint64_t dw, int dtype, int
       atu::DType(dtype), rows, inner, taps, channels_last, atu::pointer(w), atu::pointer(q), atu::pointer(dq),
       atu::pointer(dw)};
   if (q) {
-    ATU_LAUNCH(square_sum, p, stream);
+    ATU_CALL(square_sum, p, stream);
   } else {
-    ATU_LAUNCH(square_sum_grad, p, stream);
+    ATU_CALL(square_sum_grad, p, stream);
   }
 }
 
@@ -32,7 +32,7 @@ void modulate(uint64_t x, uint64_t styles, uint64_t out, int dtype, const py::tu
               bool out_channels_last, int64_t stream) {
   atu::ModulateParams p;
   fill(p, x, styles, out, dtype, size, channels_last, out_channels_last);
-  ATU_LAUNCH(modulate, p, stream);
+  ATU_CALL(modulate, p, stream);
 }
 
 void modulate_grad(uint64_t grad_out, uint64_t x, uint64_t styles, uint64_t grad_x, uint64_t grad_styles, int dtype,
@@ -44,7 +44,7 @@ void modulate_grad(uint64_t grad_out, uint64_t x, uint64_t styles, uint64_t grad
   p.grad_styles = atu::pointer(grad_styles);
   p.pixel_block = pixel_block;
   p.partials = static_cast<double*>(atu::pointer(partials));
-  ATU_LAUNCH(modulate_grad, p, stream);
+  ATU_CALL(modulate_grad, p, stream);
 }
 
 // inputs is (u, d, noise, bias), output is (act, alpha, gain, clamp).
@@ -65,7 +65,7 @@ void epilogue(const py::tuple& inputs, const py::tuple& output, uint64_t y, int 
   atu::EpilogueForwardParams p;
   fill(p, inputs, output, dtype, size, channels_last, noise_stride_n);
   p.y = atu::pointer(y);
-  ATU_LAUNCH(epilogue, p, stream);
+  ATU_CALL(epilogue, p, stream);
 }
 
 // grads is (du, dd, db, dnoise).
@@ -79,7 +79,7 @@ void epilogue_grad(const py::tuple& inputs, const py::tuple& output, uint64_t dy
   p.du = grad(0), p.dd = grad(1), p.db = grad(2), p.dnoise = grad(3);
   p.pixel_block = pixel_block;
   p.partials = static_cast<double*>(atu::pointer(partials));
-  ATU_LAUNCH(epilogue_grad, p, stream);
+  ATU_CALL(epilogue_grad, p, stream);
 }
 
 // incoming is (gu, gd, gb, gn), grads is (d_dy, d_u, d_d, d_b, d_noise).
@@ -95,7 +95,7 @@ void epilogue_grad2(const py::tuple& inputs, const py::tuple& output, uint64_t d
   p.d_dy = grad(0), p.d_u = grad(1), p.d_d = grad(2), p.d_b = grad(3), p.d_noise = grad(4);
   p.pixel_block = pixel_block;
   p.partials = static_cast<double*>(atu::pointer(partials));
-  ATU_LAUNCH(epilogue_grad2, p, stream);
+  ATU_CALL(epilogue_grad2, p, stream);
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ void value(int dtype, const py::tuple& layout, const py::tuple& tables, uint64_t
   p.partials = typed<double*>(partials);
   p.values = typed<double*>(values);
   p.total = typed<double*>(total);
-  ATU_LAUNCH(param_penalty_value, p, stream);
+  ATU_CALL(param_penalty_value, p, stream);
 }
 
 void grad(int dtype, const py::tuple& layout, const py::tuple& tables, uint64_t scale, uint64_t weights,
@@ -66,7 +66,7 @@ void grad(int dtype, const py::tuple& layout, const py::tuple& tables, uint64_t 
   atu::ParamPenaltyParams p;
   fill(p, dtype, layout_of(layout), tables_of(tables), scale);
   p.weights = typed<const double*>(weights);
-  ATU_LAUNCH(param_penalty_grad, p, stream);
+  ATU_CALL(param_penalty_grad, p, stream);
 }
 
 void adam(int dtype, const py::tuple& layout, const py::tuple& tables, uint64_t scale, uint64_t weights,
@@ -79,7 +79,7 @@ void adam(int dtype, const py::tuple& layout, const py::tuple& tables, uint64_t 
   p.exp_avg_sq = typed<void* const*>(exp_avg_sq);
   p.beta1 = beta1, p.beta2 = beta2, p.eps = eps;
   p.step_size = step_size, p.bias_correction2_sqrt = bias_correction2_sqrt;
-  ATU_LAUNCH(param_penalty_adam, p, stream);
+  ATU_CALL(param_penalty_adam, p, stream);
 }
 
 }  // namespace
