@@ -63,6 +63,14 @@ class ParamPenalty:
             distance = float((self._distances(self.params) * torch.tensor(self._weights(), dtype=torch.float64)).sum())
         return ewc, distance
 
+    def distance_grad_norm(self) -> float:
+        """Euclidean norm of d distance / d params: 2 sqrt(sum_t w_t^2 ||theta_t - theta_bar_t||^2)."""
+        if self.theta_bar is None:
+            return 0.0
+        d2 = self._distances(self.params) - self._constant
+        weights = torch.tensor(self._weights(), dtype=torch.float64)
+        return 2 * float((weights.square() * d2).sum().sqrt())
+
     @torch.no_grad()
     def add_grad_(self, ewc_weight: float = 0.0, distance_weight: float = 0.0) -> None:
         """param.grad += ewc_weight * d ewc/d param + distance_weight * d distance/d param."""

@@ -4,47 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import AfterValidator, ConfigDict, Field
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
 from . import losses
-from .augment import augment, check_policy
+from .augment import augment
+from .config import Adversarial
 from .gan import GAN, ema_beta, update_ema
-
-STRICT = ConfigDict(extra="forbid", validate_assignment=True)
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-@dataclass(config=STRICT)
-class Adversarial:
-    """Settings of the adversarial game.
-
-    lr, beta1, beta2: Adam; None takes 0.002, 0 and 0.99 for StyleGAN kinds (equalised learning rates), and 0.0002,
-    0.5 and 0.999 otherwise. With lazy regularisation of interval k they become lr c, beta^c, c = k / (k + 1).
-    r1_gamma: weight of R1, every r1_interval steps. pl_weight: of path length (StyleGAN kinds), every pl_interval.
-    ema_half_life: in images. augment: see `atu.augment`.
-    """
-
-    batch_size: PositiveCount = 32
-    lr: Positive | None = None
-    beta1: Fraction | None = None
-    beta2: Fraction | None = None
-    d_lr_ratio: Positive = 1.0
-    r1_gamma: NonNegative = 1.0
-    r1_interval: PositiveCount = 16
-    pl_weight: NonNegative = 0.0
-    pl_interval: PositiveCount = 4
-    style_mixing: Fraction = 0.0
-    ema_half_life: NonNegative = 1000.0
-    augment: Annotated[str, AfterValidator(check_policy)] = ""
 
 
 class Samples(Protocol):
@@ -60,8 +28,8 @@ class NonFiniteError(RuntimeError):
 
     def __init__(self, name: str, step: int, value: float):
         super().__init__(
-            f"{name} became {value} at step {step}: the training diverged. Lower adversarial.lr or the penalty's weight, "
-            "or raise adversarial.r1_gamma; the last good checkpoint is kept."
+            f"{name} became {value} at step {step}: the training diverged. Lower adversarial.lr or the penalty's "
+            "weight, or raise adversarial.r1_gamma; the last good checkpoint is kept."
         )
         self.step = step
 
@@ -101,7 +69,9 @@ class AdversarialTrainer:
         self.step_count = 0
         g_interval = config.pl_interval if self.path_length else 0
         self.optim_g = self._adam(self.generator, g_interval, 1.0)
-        self.optim_d = self._adam(self.discriminator, config.r1_interval if config.r1_gamma > 0 else 0, config.d_lr_ratio)
+        self.optim_d = self._adam(
+            self.discriminator, config.r1_interval if config.r1_gamma > 0 else 0, config.d_lr_ratio
+        )
 
     def _adam(self, module: nn.Module, lazy_interval: int, ratio: float) -> torch.optim.Adam:
         c = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
@@ -181,7 +151,8 @@ class AdversarialTrainer:
         assert self.path_length is not None
         z, c = self._latents(max(self.config.batch_size // 2, 1))
         ws = self.gan.mixed_ws(z, c, self.config.style_mixing)
-        loss = self.path_length(self.generator.synthesis(ws), ws)
+        synthesis: Any = self.generator.synthesis
+        loss = self.path_length(synthesis(ws), ws)
         (loss * (self.config.pl_weight * self.config.pl_interval)).backward()
         return float(loss.detach())
 

@@ -73,7 +73,8 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
@@ -109,9 +110,7 @@ def _build(name: str, entry: dict[str, Any], given: nn.Module | None, path: Path
     return NETWORKS[entry["network"]](**entry["kwargs"])
 
 
-def load(
-    path: str | Path, generator: nn.Module | None = None, discriminator: nn.Module | None = None
-) -> GAN:
+def load(path: str | Path, generator: nn.Module | None = None, discriminator: nn.Module | None = None) -> GAN:
     """Load a checkpoint.
 
     Args:

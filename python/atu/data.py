@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -59,3 +61,134 @@ def mnist_split(size: int = 32, held_out: int = 1000) -> tuple[tuple[Tensor, Ten
 
 def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+class DatasetSamples:
+    """Samples of a map-style Dataset; each item is a tensor, or a tuple that starts with one."""
+
+    def __init__(self, dataset, convert: Callable[[Tensor], Tensor]):
+        self.dataset, self.convert = dataset, convert
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, index: Tensor) -> Tensor:
+        items = [self.dataset[i] for i in index.tolist()]
+        tensors = [torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item) for item in items]
+        return self.convert(torch.stack(tensors))
+
+
+def _to_channels(image: Image.Image, channels: int, path: Path, name: str) -> np.ndarray:
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in modes:
+        raise ValueError(f"{name}: image files hold 1, 3 or 4 channels, and the GAN makes {channels}")
+    if channels == 1 and image.mode not in ("1", "L", "I;16"):
+        bands = np.asarray(image.convert("RGB"))
+        if (bands != bands[..., :1]).any():
+            raise ValueError(f"{name}: {path} is in colour, and the GAN makes images of 1 channel")
+    return np.asarray(image.convert(modes[channels]))
+
+
+def load_folder(folder: str | Path, sample_shape: tuple[int, ...], name: str = "negatives") -> Tensor:
+    """All images below a folder, in the order of their paths: uint8 [N, C, H, W].
+
+    Raises:
+        ValueError: the folder is missing or holds no image, an image cannot be read, or its size or channels do not
+            fit `sample_shape` (C, H, W); `name` names the argument.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{name}: expected a folder of images, but {folder} is not a folder")
+    if len(sample_shape) != 3:
+        raise ValueError(f"{name}: a folder of images was given, but the GAN's samples have shape {list(sample_shape)}")
+    paths = sorted(path for path in folder.rglob("*") if is_image(path))
+    if not paths:
+        raise ValueError(f"{name}: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    channels, height, width = sample_shape
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                image.load()
+                if image.size != (width, height):
+                    raise ValueError(
+                        f"{name}: {path} is {image.size[0]} x {image.size[1]}, "
+                        f"and the GAN's images are {width} x {height}"
+                    )
+                pixels = _to_channels(image, channels, path, name)
+        except OSError as error:
+            raise ValueError(f"{name}: {path} cannot be read as an image ({error})") from error
+        images.append(torch.from_numpy(pixels.copy()).reshape(height, width, channels).permute(2, 0, 1))
+    return torch.stack(images)
+
+
+def to_range(x: Tensor, image_range: tuple[float, float]) -> Tensor:
+    """uint8 to float32 in image_range; floats pass as float32."""
+    if x.dtype == torch.uint8:
+        low, high = image_range
+        return x.float() / 255 * (high - low) + low
+    return x.float()
+
+
+def to_uint8(x: Tensor, image_range: tuple[float, float]) -> Tensor:
+    """Floats in image_range to uint8, clamped and rounded."""
+    low, high = image_range
+    return ((x - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _check(x: Tensor, sample_shape: tuple[int, ...], image_range: tuple[float, float], name: str) -> None:
+    if tuple(x.shape[1:]) != sample_shape:
+        raise ValueError(f"{name}: expected samples of shape {list(sample_shape)}, got {list(x.shape[1:])}")
+    if x.dtype == torch.uint8:
+        if len(sample_shape) != 3:
+            raise ValueError(f"{name}: uint8 is for images; expected floats of shape {list(sample_shape)}")
+        return
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: expected uint8 or a floating dtype, got {x.dtype}")
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name}: holds values that are not finite")
+    low, high = image_range
+    span = high - low
+    # Generators without a squashing output overshoot their range somewhat; other units are far outside it.
+    if len(sample_shape) == 3 and (x.min() < low - span or x.max() > high + span):
+        raise ValueError(
+            f"{name}: expected values in [{low:g}, {high:g}], got [{x.min():.4g}, {x.max():.4g}]; "
+            "pass uint8 images, or scale them to the GAN's image_range"
+        )
+
+
+def as_samples(value, sample_shape: tuple[int, ...], image_range: tuple[float, float], name: str):
+    """Samples from what a user gives: a folder of images, a tensor, an ndarray or a map-style Dataset.
+
+    Args:
+        value: folder path; tensor or ndarray [N, *sample_shape], uint8 or floats in image_range; or a Dataset of such.
+        name: of the argument, for errors.
+
+    Raises:
+        TypeError, ValueError: naming `name`, what was expected and what came.
+    """
+    if isinstance(value, (str, Path)):
+        value = load_folder(value, sample_shape, name)
+    if isinstance(value, (np.ndarray, list, tuple)):
+        try:
+            value = torch.stack(list(value)) if isinstance(value, (list, tuple)) else torch.from_numpy(value.copy())
+        except (TypeError, RuntimeError) as error:
+            raise TypeError(f"{name}: cannot be made a tensor ({error})") from error
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or len(value) == 0:
+            raise ValueError(f"{name}: expected at least one sample, got shape {list(value.shape)}")
+        value = value.detach().cpu()
+        _check(value, sample_shape, image_range, name)
+        return TensorSamples(to_range(value, image_range))
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
+        if len(value) == 0:
+            raise ValueError(f"{name}: expected at least one sample, got an empty dataset")
+
+        def convert(x: Tensor) -> Tensor:
+            _check(x, sample_shape, image_range, name)
+            return to_range(x, image_range)
+
+        samples = DatasetSamples(value, convert)
+        samples.batch(torch.arange(min(len(value), 8)))
+        return samples
+    raise TypeError(f"{name}: expected a folder, tensor, ndarray or map-style Dataset, got {type(value).__name__}")

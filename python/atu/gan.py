@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,9 +62,7 @@ class GAN:
         if not low < high:
             raise ValueError(f"image_range: expected (low, high) with low < high, got {image_range!r}")
         if discriminator_output not in ("auto", "logit", "probability"):
-            raise ValueError(
-                f"discriminator_output: expected auto, logit or probability, got {discriminator_output!r}"
-            )
+            raise ValueError(f"discriminator_output: expected auto, logit or probability, got {discriminator_output!r}")
         self.generator, self.discriminator, self.generator_ema = generator, discriminator, generator_ema
         self.latent_dim, self.latent_sampler, self.label_sampler = latent_dim, latent_sampler, label_sampler
         self.image_range = (float(low), float(high))
@@ -106,9 +105,7 @@ class GAN:
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules that are there, by name."""
-        found = dict(
-            generator=self.generator, discriminator=self.discriminator, generator_ema=self.generator_ema
-        )
+        found = dict(generator=self.generator, discriminator=self.discriminator, generator_ema=self.generator_ema)
         return {name: module for name, module in found.items() if module is not None}
 
     @property
@@ -139,6 +136,7 @@ class GAN:
         """Latents [n, latent_dim] on the GAN's device, drawn on the CPU so that every device gets the same."""
         if self.latent_sampler is not None:
             return self.latent_sampler(n, rng).to(self.device)
+        assert self.latent_dim is not None
         return torch.randn(n, self.latent_dim, generator=rng).to(self.device)
 
     def labels(self, n: int, rng: torch.Generator) -> Tensor | None:
@@ -194,16 +192,18 @@ class GAN:
     def fake(self, z: Tensor, c: Tensor | None, mixing_probability: float = 0.0) -> Tensor:
         """Generator pass of training. Style mixing (StyleGAN only) takes a second latent from a random layer on."""
         if self.is_stylegan and mixing_probability > 0:
-            return self.generator.synthesis(self.mixed_ws(z, c, mixing_probability))
+            synthesis: Any = self.generator.synthesis
+            return synthesis(self.mixed_ws(z, c, mixing_probability))
         return self.generator(z) if c is None else self.generator(z, c)
 
     def mixed_ws(self, z: Tensor, c: Tensor | None, mixing_probability: float) -> Tensor:
         """ws [N, num_ws, w_dim] with style mixing (Karras et al., arXiv 1812.04948, section 3.1)."""
-        ws = self.generator.mapping(z, c)
+        mapping: Any = self.generator.mapping
+        ws = mapping(z, c)
         num_ws = ws.shape[1]
         draw, cut = torch.rand([]).item(), int(torch.randint(1, max(num_ws, 2), ()))
         if draw < mixing_probability and num_ws > 1:
-            other = self.generator.mapping(torch.randn_like(z), c)
+            other = mapping(torch.randn_like(z), c)
             ws = torch.cat([ws[:, :cut], other[:, cut:]], dim=1)
         return ws
 
@@ -275,7 +275,7 @@ def ema_beta(batch_size: int, half_life_images: float) -> float:
 @torch.no_grad()
 def update_ema(ema: nn.Module, module: nn.Module, beta: float) -> None:
     """Move ema's parameters towards module's; copy its buffers."""
-    for mine, theirs in zip(ema.parameters(), module.parameters(), strict=True):
-        mine.lerp_(theirs, 1 - beta)
+    for average, parameter in zip(ema.parameters(), module.parameters(), strict=True):
+        average.lerp_(parameter, 1 - beta)
     for mine, theirs in zip(ema.buffers(), module.buffers(), strict=True):
         mine.copy_(theirs)

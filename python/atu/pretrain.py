@@ -9,20 +9,21 @@ from pathlib import Path
 import torch
 
 from . import progress
-from .adversarial import Adversarial, AdversarialTrainer, Samples
+from .adversarial import AdversarialTrainer, Samples
 from .checkpoint import load_tensors, save_tensors
+from .config import Adversarial
 from .data import TensorSamples, mnist
 from .gan import GAN, fork_rng
 from .networks.stylegan2 import Discriminator, Generator
 
 MNIST_CHANNELS = dict(channel_base=768, channel_max=64)
-MNIST_CONFIG = Adversarial(batch_size=32, style_mixing=0.5, augment="translation", ema_half_life=10_000)
-MNIST_STEPS = 12_000
+MNIST_CONFIG = Adversarial(batch_size=32, r1_gamma=0.05, augment="translation", ema_half_life=10_000)
+MNIST_STEPS = 10_000
 
 
 def mnist_stylegan2() -> GAN:
     """An untrained StyleGAN2 for 32 x 32 grey images: 64-d latents, 480,000 weights in G and D together."""
-    generator = Generator(64, 0, 64, 32, 1, dict(num_layers=4), dict(MNIST_CHANNELS))
+    generator = Generator(64, 0, 64, 32, 1, dict(num_layers=2), dict(MNIST_CHANNELS))
     return GAN(generator, Discriminator(0, 32, 1, **MNIST_CHANNELS))
 
 

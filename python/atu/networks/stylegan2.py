@@ -1,9 +1,9 @@
 """StyleGAN2 generator and discriminator on the project's ops.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958) and "Training
-Generative Adversarial Networks with Limited Data" (arXiv 2006.06676). Parameter and buffer names follow the names
-found in the public checkpoints of those papers (`mapping.fc0.weight`, `synthesis.b8.conv0.affine.weight`, `b4.out.bias`),
-so that such files map one to one.
+Generative Adversarial Networks with Limited Data" (arXiv 2006.06676). Parameter and buffer names are those found in
+the public checkpoints of those papers (`mapping.fc0.weight`, `synthesis.b8.conv0.affine.weight`, `b4.out.bias`), so
+that such files map one to one.
 
 Shapes: z [N, z_dim], c [N, c_dim], w [N, w_dim], ws [N, num_ws, w_dim], images [N, img_channels, R, R] in [-1, 1].
 """
@@ -357,9 +357,7 @@ class Generator(nn.Module):
         ValueError: on a resolution that is no power of two, or an unknown noise mode.
     """
 
-    def __init__(
-        self, z_dim, c_dim, w_dim, img_resolution, img_channels, mapping_kwargs=None, synthesis_kwargs=None
-    ):
+    def __init__(self, z_dim, c_dim, w_dim, img_resolution, img_channels, mapping_kwargs=None, synthesis_kwargs=None):
         super().__init__()
         self.z_dim, self.c_dim, self.w_dim = z_dim, c_dim, w_dim
         self.img_resolution, self.img_channels = img_resolution, img_channels
@@ -434,9 +432,7 @@ class DiscriminatorBlock(nn.Module):
         self.conv0 = Conv2dLayer(tmp_channels, tmp_channels, 3, **common)
         self.conv1 = Conv2dLayer(tmp_channels, out_channels, 3, down=2, resample_filter=resample_filter, **common)
         if architecture == "resnet":
-            self.skip = Conv2dLayer(
-                tmp_channels, out_channels, 1, bias=False, down=2, resample_filter=resample_filter
-            )
+            self.skip = Conv2dLayer(tmp_channels, out_channels, 1, bias=False, down=2, resample_filter=resample_filter)
 
     def forward(self, x: Tensor | None, img: Tensor | None):
         device = img.device if x is None else x.device

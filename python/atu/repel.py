@@ -1,0 +1,179 @@
+"""Stage 2, unlearning: retrain the original GAN on positives, pushed away from the adapted weights.
+
+Source: Tiwary et al., "Adapt then Unlearn" (arXiv 2309.14054), section 3.3. Beyond the paper: the distance relative to
+the start's, a repulsion weight set from the gradients, the negatives shown to the discriminator as fakes, and stopping
+and keeping the best generator by a stated score.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atu_ext.ops import ParamPenalty
+
+from . import config, progress
+from .adversarial import AdversarialTrainer
+from .feedback import Feedback
+from .gan import GAN, fork_rng, mix_seed
+from .runs import Run, StageHooks, run_stage
+from .score import Score
+
+
+def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
+    """L_repulsion and its derivative with respect to the (reduced) distance d.
+
+    EL2 exp(-alpha d), NL2 -d, IL2 1 / (d + epsilon). NL2 has no lower bound: from `ceiling` on it is flat.
+    """
+    if cfg.loss == "el2":
+        value = math.exp(-cfg.alpha * distance)
+        return value, -cfg.alpha * value
+    if cfg.loss == "nl2":
+        return -min(distance, cfg.ceiling), (-1.0 if distance < cfg.ceiling else 0.0)
+    if cfg.loss == "il2":
+        value = 1 / (distance + cfg.epsilon)
+        return value, -value * value
+    return 0.0, 0.0
+
+
+def schedule(cfg: config.Repel, step: int) -> float:
+    """Factor of the repulsion's weight at a step: 1, or from 1 down to 0 over the stage."""
+    share = min(step / max(cfg.steps, 1), 1.0)
+    if cfg.schedule == "linear":
+        return 1 - share
+    if cfg.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * share))
+    return 1.0
+
+
+class Repulsion:
+    """Adds the repulsion's gradient to the generator's, with a fixed weight or one set from the gradients."""
+
+    def __init__(self, params: list[Tensor], adapted: list[list[Tensor]], start: list[Tensor], cfg: config.Repel):
+        self.params, self.cfg = params, cfg
+        self.penalty = ParamPenalty(params, anchor=start, repel_from=adapted, reduction=cfg.reduction)
+        self.step = 0
+        self.adversarial_norm = 0.0
+        _, distance = self.penalty.value()
+        self.start_norm = abs(repulsion(distance, cfg)[1]) * self.penalty.distance_grad_norm()
+
+    def add_grad(self) -> dict[str, float]:
+        """Add gamma d L / d theta to the gradients; returns distance, repulsion and gamma."""
+        _, distance = self.penalty.value()
+        value, slope = repulsion(distance, self.cfg)
+        gamma = self._balanced_gamma() if self.cfg.gamma is None else self.cfg.gamma
+        gamma *= schedule(self.cfg, self.step)
+        if gamma and slope:
+            self.penalty.add_grad_(0.0, gamma * slope)
+        self.step += 1
+        return {"distance": distance, "repulsion": gamma * value, "gamma": gamma}
+
+    def _balanced_gamma(self) -> float:
+        """gamma at which the repulsion's gradient at the start has `strength` times the adversarial one's (smoothed)
+        norm. Later it fades or grows with the distance as the loss says."""
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        decay = 0.9 if self.adversarial_norm else 0.0
+        self.adversarial_norm = decay * self.adversarial_norm + (1 - decay) * norm
+        return self.cfg.strength * self.adversarial_norm / self.start_norm if self.start_norm > 0 else 0.0
+
+
+class Controller(StageHooks):
+    """Scores the EMA generator every so often, keeps the best, and stops when it gets no better."""
+
+    def __init__(self, trainer: AdversarialTrainer, repel: Repulsion, score: Score, cfg: config.Repel, run: Run):
+        self.trainer, self.repel, self.score, self.cfg, self.run = trainer, repel, score, cfg, run
+        self.best: dict[str, Any] = {"score": math.inf, "step": 0}
+        self.best_state: dict[str, Tensor] = {}
+        self.waited = 0
+        self.stopped = ""
+
+    def after_step(self, step: int, metrics: dict[str, float]) -> bool:
+        if step % self.cfg.check_every and step != self.cfg.steps:
+            return False
+        found = self.score(self.trainer.ema)
+        metrics.update(found)
+        if found["score"] < self.best["score"]:
+            self.best = {"step": step, **found}
+            self.best_state = copy.deepcopy(self.trainer.ema.state_dict())
+            self.waited = 0
+        else:
+            self.waited += 1
+        seed = self.score.seed
+        self.run.picture(
+            f"repel-{step:06d}",
+            self.score.gan.sample(100, seed, generator=self.trainer.ema),
+            self.score.gan.image_range,
+        )
+        if self.waited >= self.cfg.patience:
+            self.stopped = f"no better score in {self.waited} checks"
+        return bool(self.stopped)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        best = {k: v if math.isfinite(v) else None for k, v in self.best.items()}
+        data = dict(best=best, waited=self.waited, stopped=self.stopped)
+        data.update(repel_step=self.repel.step, adversarial_norm=self.repel.adversarial_norm)
+        return {f"best.{k}": v for k, v in self.best_state.items()}, data
+
+    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
+        self.best = {k: math.inf if v is None else v for k, v in data["best"].items()}
+        self.best_state = {k.removeprefix("best."): v for k, v in tensors.items()}
+        self.waited, self.stopped = data["waited"], data["stopped"]
+        self.repel.step, self.repel.adversarial_norm = data["repel_step"], data["adversarial_norm"]
+
+
+def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
+    """Set the generator to theta_G - warm_start (mean theta_N - theta_G); theta_G is the EMA generator's."""
+    if gan.generator_ema is not None:
+        gan.generator.load_state_dict(gan.generator_ema.state_dict())
+    if warm_start:
+        with torch.no_grad():
+            for p, *theirs in zip(gan.generator.parameters(), *adapted, strict=True):
+                p.sub_(torch.stack(theirs).mean(0) - p, alpha=warm_start)
+            if gan.generator_ema is not None:
+                gan.generator_ema.load_state_dict(gan.generator.state_dict())
+
+
+def repel_gan(
+    gan: GAN, feedback: Feedback, adapted: list[dict[str, Tensor]], cfg: config.Repel, run: Run, seed: int
+) -> tuple[GAN, dict[str, Any]]:
+    """Stage 2 on a copy of `gan`; returns the unlearned GAN and what the controller decided.
+
+    adapted: state dicts of generators from stage 1.
+    """
+    twin = gan.copy()
+    names = [name for name, _ in gan.generator.named_parameters()]
+    anchors = [[state[name].to(gan.device) for name in names] for state in adapted]
+    _start(twin, anchors, cfg.warm_start)
+    params: list[Tensor] = list(twin.generator.parameters())
+    push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg)
+    with fork_rng(gan.device):
+        torch.manual_seed(mix_seed(seed, 200))
+        negatives = feedback.negatives
+        trainer = AdversarialTrainer(
+            twin,
+            feedback.positives,
+            cfg.adversarial,
+            extra_fakes=lambda n: negatives.batch(torch.randint(len(negatives), (n,))),
+            add_penalty_grad=push.add_grad,
+        )
+        trainer.extra_weight = cfg.negatives_weight
+        control = Controller(trainer, push, Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed), cfg, run)
+        run_stage(run, "repel", trainer, cfg.steps, control)
+    if control.best_state:
+        trainer.ema.load_state_dict(control.best_state)
+    decisions = dict(
+        kept_step=control.best["step"],
+        steps_run=trainer.step_count,
+        stopped=control.stopped or "all steps done",
+        score=control.best.get("score"),
+        negative_rate=control.best.get("negative_rate"),
+        drift=control.best.get("drift"),
+        **feedback.notes,
+    )
+    progress.log.info("repel: kept step %s (%s)", decisions["kept_step"], decisions["stopped"])
+    return twin, decisions

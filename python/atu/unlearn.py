@@ -1,0 +1,266 @@
+"""The door: `unlearn(gan, negatives)`, its two stages on their own, and the closed-form baseline."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import feedback as feedback_
+from .adapt import adapt_all
+from .config import Config
+from .data import as_samples
+from .feedback import Feedback, Oracle
+from .gan import GAN
+from .repel import repel_gan
+from .runs import Run, gan_digest, samples_digest
+
+
+@dataclass
+class Result:
+    """What unlearning gives.
+
+    gan: the unlearned pair; its `generator_ema` is the kept one. adapted: state dicts of the stage-1 generators.
+    history: one dict a logged step (stage, step, seconds, losses, distance, negative_rate ...). decisions: what the run
+    chose and why. seconds: of training. out: the run folder, if there is one.
+    """
+
+    gan: GAN
+    adapted: list[dict[str, Tensor]]
+    history: list[dict[str, Any]]
+    decisions: dict[str, Any]
+    seconds: float
+    config: Config = field(default_factory=Config)
+    out: Path | None = None
+
+    @property
+    def generator(self) -> nn.Module:
+        """The unlearned EMA generator in eval mode, of the class that was given."""
+        return self.gan.sampling_generator.eval()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the unlearned GAN as a checkpoint; see `GAN.save`."""
+        return self.gan.save(path)
+
+
+def _check_gan(gan: Any) -> GAN:
+    if not isinstance(gan, GAN):
+        raise TypeError(
+            f"gan: expected an atu_ext.GAN, got {type(gan).__name__}; wrap the pair: GAN(generator=..., ...)"
+        )
+    if gan.discriminator is None:
+        raise ValueError(
+            "gan: it has no discriminator, and both stages train against one; load a checkpoint that holds it, or fit "
+            "one on generated samples first"
+        )
+    for name, module in gan.modules().items():
+        for key, value in module.state_dict().items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise ValueError(f"gan: {name}.{key} holds values that are not finite")
+    x = gan.sample(2)
+    if len(x) != 2 or not torch.isfinite(x).all():
+        raise ValueError(f"gan: its generator gave {list(x.shape)} for 2 latents, or values that are not finite")
+    with torch.no_grad():
+        gan.logits(x, gan.labels(2, torch.Generator().manual_seed(0)))
+    return gan
+
+
+def _device(device: str | torch.device | None, gan: GAN) -> torch.device:
+    wanted = gan.device if device is None else torch.device(device)
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected one that is there, got {str(wanted)!r}, but torch sees no CUDA device")
+    return wanted
+
+
+def _config(config: Config | Mapping | str | Path | None) -> Config:
+    if config is None:
+        return Config()
+    if isinstance(config, Config):
+        return copy.deepcopy(config)
+    if isinstance(config, Mapping):
+        return Config.from_dict(dict(config))
+    if isinstance(config, (str, Path)):
+        return Config.load(config)
+    raise TypeError(f"config: expected a Config, dict or path of a TOML file, got {type(config).__name__}")
+
+
+@dataclass
+class _Job:
+    """Checked inputs of a run."""
+
+    gan: GAN
+    feedback: Feedback
+    config: Config
+    run: Run
+    seed: int
+    start: float
+
+    @classmethod
+    def prepare(
+        cls,
+        gan: GAN,
+        negatives: Any,
+        positives: Any,
+        is_negative: Callable[[Tensor], Tensor] | None,
+        config: Config | Mapping | str | Path | None,
+        out: str | Path | None,
+        seed: int,
+        device: str | torch.device | None,
+    ) -> _Job:
+        start = time.monotonic()
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise ValueError(f"seed: expected a non-negative int, got {seed!r}")
+        cfg = _config(config)
+        where = _device(device, gan) if isinstance(gan, GAN) else None
+        gan = _check_gan(gan)
+        if where is not None and where != gan.device:
+            gan = gan.copy().to(where)
+        shape, image_range = gan.sample_shape, gan.image_range
+        marked = as_samples(negatives, shape, image_range, "negatives")
+        given = None if positives is None else as_samples(positives, shape, image_range, "positives")
+        oracle = None if is_negative is None else Oracle(is_negative)
+        if oracle is not None:
+            oracle(gan.sample(4))
+        if given is not None:
+            feedback_.check_distinct(marked, given)
+        identity = {"seed": seed, "gan": gan_digest(gan), "negatives": samples_digest(marked)}
+        identity["positives"] = None if given is None else samples_digest(given)
+        identity["oracle"] = oracle is not None
+        weights = sum(t.numel() * t.element_size() for m in gan.modules().values() for t in m.state_dict().values())
+        run = Run(out, cfg, identity, needed_bytes=weights * (5 + cfg.adapt.models))
+        return cls(gan, feedback_.build(gan, marked, given, oracle, cfg.feedback, seed), cfg, run, seed, start)
+
+    def result(self, gan: GAN, adapted: list[dict[str, Tensor]], decisions: dict[str, Any]) -> Result:
+        seconds = time.monotonic() - self.start
+        return Result(gan, adapted, self.run.history, decisions, seconds, self.config, self.run.out)
+
+
+def unlearn(
+    gan: GAN,
+    negatives: Any,
+    positives: Any = None,
+    is_negative: Callable[[Tensor], Tensor] | None = None,
+    config: Config | Mapping | str | Path | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Result:
+    """Make a GAN forget what the negatives show: adapt to them, then retrain away from the adapted weights.
+
+    Source: Tiwary et al., "Adapt then Unlearn" (arXiv 2309.14054). `gan` itself is not changed.
+
+    Args:
+        gan: pretrained pair.
+        negatives: samples that show what is unwanted: a folder of images, a tensor or ndarray [N, ...] (floats in
+            gan.image_range, or uint8 images), or a map-style Dataset. A dozen work; a hundred work better.
+        positives: samples that are wanted, likewise. Generated and filtered when not given.
+        is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
+            generated positives and scores the run; a probe on the discriminator's features stands in when not given.
+        config: `Config`, dict of its fields, or path of a TOML file.
+        out: run folder; a killed run is taken up again by the same call.
+        seed: of everything random. On the CPU the result is the same bit for bit for the same number of threads.
+        device: where to train; the GAN's own device when not given.
+
+    Returns:
+        `Result`.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came, before any training.
+        NonFiniteError: the training diverged.
+    """
+    job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device)
+    try:
+        adapted = adapt_all(job.gan, job.feedback, job.config.adapt, job.run, seed)
+        return _finish(job, adapted)
+    finally:
+        job.run.close()
+
+
+def _finish(job: _Job, adapted: list[dict[str, Tensor]]) -> Result:
+    unlearned, decisions = repel_gan(job.gan, job.feedback, adapted, job.config.repel, job.run, job.seed)
+    result = job.result(unlearned, adapted, decisions)
+    path = job.run.path("result.safetensors")
+    if path is not None:
+        result.save(path)
+        from .files import write_json
+
+        write_json(path.with_name("decisions.json"), decisions)
+    return result
+
+
+def adapt(
+    gan: GAN,
+    negatives: Any,
+    is_negative: Callable[[Tensor], Tensor] | None = None,
+    config: Config | Mapping | str | Path | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> list[dict[str, Tensor]]:
+    """Stage 1 on its own: the state dicts of `config.adapt.models` generators adapted to the negatives.
+
+    Arguments and errors as of `unlearn`.
+    """
+    job = _Job.prepare(gan, negatives, None, is_negative, config, out, seed, device)
+    try:
+        return adapt_all(job.gan, job.feedback, job.config.adapt, job.run, seed)
+    finally:
+        job.run.close()
+
+
+def repel(
+    gan: GAN,
+    adapted: Sequence[Mapping[str, Tensor]],
+    negatives: Any,
+    positives: Any = None,
+    is_negative: Callable[[Tensor], Tensor] | None = None,
+    config: Config | Mapping | str | Path | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+) -> Result:
+    """Stage 2 on its own, away from `adapted` (state dicts of generators, as `adapt` gives them).
+
+    Arguments and errors otherwise as of `unlearn`.
+    """
+    states = _check_adapted(gan, adapted)
+    job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device)
+    try:
+        return _finish(job, states)
+    finally:
+        job.run.close()
+
+
+def _check_adapted(gan: GAN, adapted: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    if isinstance(adapted, Mapping) or len(adapted) == 0:
+        raise ValueError("adapted: expected a list of at least one generator state dict")
+    own = gan.generator.state_dict()
+    for state in adapted:
+        wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
+        if wrong:
+            raise ValueError(
+                f"adapted: expected state dicts of gan.generator, but {wrong[0]} is missing or of another shape"
+            )
+    return [dict(state) for state in adapted]
+
+
+@torch.no_grad()
+def extrapolate(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float = 1.0) -> GAN:
+    """The closed-form baseline: a copy of `gan` with theta_G - s (theta_N - theta_G), theta_N the adapted ones' mean.
+
+    s = -1 is the adapted generator itself, 0 the pretrained one. Buffers stay as in `gan`.
+    """
+    states = _check_adapted(gan, adapted)
+    twin = gan.copy()
+    for module in {id(m): m for m in (twin.generator, twin.sampling_generator)}.values():
+        base = dict(gan.sampling_generator.named_parameters())
+        for name, p in module.named_parameters():
+            mean = torch.stack([state[name].to(p.device) for state in states]).mean(0)
+            p.copy_(base[name] - s * (mean - base[name]))
+    return twin
