@@ -92,9 +92,9 @@ class Repel:
     """Stage 2: retrain the original on positives, away from the adapted weights.
 
     loss: "el2" exp(-alpha d), "nl2" -d (up to `ceiling`), "il2" 1 / (d + epsilon), or "none". reduction of d: "sum",
-    "tensor_mean" or "relative" (d2 / d2(theta_G), 1 at the start). gamma: weight of the loss; unset, it is set each
-    step so that the repulsion at the start would have `strength` times the adversarial gradient's norm. schedule: of either over the steps.
-    negatives_weight: weight of the negatives shown to the discriminator as fakes. warm_start: start at
+    "tensor_mean" or "relative" (d2 / d2(theta_G), 1 at the start). gamma: weight of the loss; unset, the one at which
+    the repulsion's gradient at the start has `strength` times the norm of the adversarial one. schedule: of gamma over
+    the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. warm_start: start at
     theta_G - warm_start (theta_N - theta_G). check_every, check_samples: how often the run is scored, and on how many
     samples. patience: checks without a better score before stopping; drift_weight: see `atu.score`.
     """
