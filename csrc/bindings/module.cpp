@@ -12,6 +12,7 @@
 
 namespace py = pybind11;
 
+void bind_bias_act(py::module_& m);
 void bind_modulated_conv2d(py::module_& m);
 void bind_param_penalty(py::module_& m);
 void bind_upfirdn2d(py::module_& m);
@@ -63,6 +64,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_isa", [](const std::string& name) {
     if (!atu::set_cpu_isa(isa_from_name(name))) throw std::invalid_argument("isa: this CPU lacks " + name);
   });
+  bind_bias_act(m);
   bind_modulated_conv2d(m);
   bind_param_penalty(m);
   bind_upfirdn2d(m);

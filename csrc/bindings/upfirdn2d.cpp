@@ -31,13 +31,7 @@ void upfirdn2d(uint64_t x, uint64_t f, uint64_t y, int dtype, bool channels_last
   p.filter_w = item(f_size, p.separable ? 0 : 1);
   p.up_x = up_x, p.up_y = up_y, p.down_x = down_x, p.down_y = down_y;
   p.pad_x0 = pad_x0, p.pad_y0 = pad_y0;
-  py::gil_scoped_release release;
-#if ATU_HAS_CUDA
-  if (stream >= 0) return atu::upfirdn2d_cuda(p, atu::pointer(uint64_t(stream)));
-#else
-  (void)stream;
-#endif
-  atu::upfirdn2d_cpu(p);
+  ATU_CALL(upfirdn2d, p, stream);
 }
 
 }  // namespace

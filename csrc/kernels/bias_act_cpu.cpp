@@ -1,0 +1,313 @@
+// The tensors are swept once, in memory order, in rows over which the bias is one number (inner >= kScalarRow) or a
+// vector that is read beside the row (channels-last and small planes; there the bias is laid out once as it repeats).
+#include "bias_act.h"
+
+#include "activation_simd.h"
+#include "cpu_isa.h"
+#include "parallel.h"
+
+namespace atu::ATU_ISA {
+namespace {
+
+constexpr int64_t kScalarRow = 64;
+constexpr int64_t kVectorRow = 256;  // a shorter repeating bias is repeated up to this length
+constexpr int64_t kGrain = 16384;    // elements a thread is worth waking for
+constexpr int64_t kBlock = 64;       // threads' parts begin at multiples of this
+constexpr int64_t kFlushRows = 256;  // float partial sums of this many elements go to double precision
+constexpr int64_t kFlushElements = 4096;
+
+struct Full {};  // a whole vector
+
+template <typename T>
+inline Vec<T> get(const T* p, Full) {
+  return load(p);
+}
+template <typename T>
+inline Vec<T> get(const T* p, int count) {
+  return load_partial(p, count);
+}
+
+// Output array; `streaming` when its vectors go past the caches.
+template <typename T>
+struct Output {
+  T* data;
+  bool streaming;
+  void put(int64_t i, Vec<T> v, Full) const {
+    if (streaming) {
+      stream(data + i, v);
+    } else {
+      store(data + i, v);
+    }
+  }
+  void put(int64_t i, Vec<T> v, int count) const { store_partial(data + i, v, count); }
+};
+
+// body(i, Full) or body(i, count) over [begin, end), whole vectors aligned in `out` where it streams.
+template <typename T, typename Body>
+inline void sweep(int64_t begin, int64_t end, const Output<T>& out, const Body& body) {
+  int64_t i = begin;
+  if (out.streaming) {
+    if (const int64_t head = min64(to_aligned(out.data + i), end - i)) {
+      body(i, int(head));
+      i += head;
+    }
+  }
+  for (; i + kLanes<T> <= end; i += kLanes<T>) body(i, Full{});
+  if (i < end) body(i, int(end - i));
+}
+
+// How the flat arrays fall into rows, and the bias of each.
+template <typename T>
+class Rows {
+ public:
+  Rows(const BiasActParams& p, bool per_channel)
+      : vector(per_channel && p.inner < kScalarRow),
+        length(!per_channel ? p.numel
+               : vector     ? p.inner * p.channels
+                            : p.inner),
+        channels_(p.channels),
+        inner_(p.inner),
+        bias_(static_cast<const T*>(p.bias)),
+        laid_out_(vector ? (length *= ceil_div(kVectorRow, length), length) : 0) {
+    for (int64_t j = 0; vector && j < length; ++j) laid_out_.data()[j] = bias_ == nullptr ? T(0) : bias_[channel(j)];
+  }
+  bool vector;
+  int64_t length;
+  int64_t channel(int64_t i) const { return i / inner_ % channels_; }
+  T scalar(int64_t i) const { return bias_ == nullptr ? T(0) : bias_[channel(i)]; }
+  const T* laid_out() const { return laid_out_.data(); }
+
+ private:
+  int64_t channels_, inner_;
+  const T* bias_;
+  Scratch<T> laid_out_;
+};
+
+// row(begin, end, offset of begin in its row), over the rows and parts of rows in [begin, end).
+template <typename Row>
+inline void each_row(int64_t begin, int64_t end, int64_t length, const Row& row) {
+  for (int64_t i = begin; i < end;) {
+    const int64_t offset = i % length, stop = min64(end, i + length - offset);
+    row(i, stop, offset);
+    i = stop;
+  }
+}
+
+template <typename Body>
+inline void parts(int64_t numel, int threads, const Body& body) {
+  parallel_for(ceil_div(numel, kBlock), threads, [&](int64_t begin, int64_t end, int thread) {
+    body(begin * kBlock, min64(end * kBlock, numel), thread);
+    stream_fence();
+  });
+}
+
+template <typename T>
+inline Output<T> output(void* data, int64_t numel) {
+  // The outputs of one sweep are aligned alike: all start at a multiple of the vector where they stream.
+  T* p = static_cast<T*>(data);
+  return {p, numel * int64_t(sizeof(T)) >= kStreamBytes && to_aligned(p) == 0};
+}
+
+template <Act A, typename T>
+void forward(const BiasActForwardParams& p) {
+  const T* x = static_cast<const T*>(p.x);
+  const Output<T> y = output<T>(p.y, p.numel);
+  const T alpha = T(p.alpha), gain = T(p.gain), bound = T(p.clamp);
+  const bool clamped = p.clamp >= 0;
+  const Rows<T> rows(p, p.bias != nullptr);
+  const auto finish = [=](Vec<T> v) {
+    v = activate<A, T>(v, alpha) * gain;
+    return clamped ? clamp<T>(v, -bound, bound) : v;
+  };
+  parts(p.numel, threads_for(p.numel, kGrain), [&](int64_t begin, int64_t end, int) {
+    each_row(begin, end, rows.length, [&](int64_t i0, int64_t i1, int64_t offset) {
+      if (rows.vector) {
+        const T* bias = rows.laid_out() + offset - i0;
+        sweep(i0, i1, y, [&](int64_t i, auto n) { y.put(i, finish(get(x + i, n) + get(bias + i, n)), n); });
+      } else {
+        const T bias = rows.scalar(i0);
+        sweep(i0, i1, y, [&](int64_t i, auto n) { y.put(i, finish(get(x + i, n) + bias), n); });
+      }
+    });
+  });
+}
+
+// gain * act' * inside and gain * act'' * inside from the saved tensor r; `bias` is added when it is x.
+template <Act A, Reference K, typename T>
+struct Derivative {
+  T alpha, gain, inverse_gain, bound;
+  bool clamped;
+  explicit Derivative(const BiasActParams& p)
+      : alpha(T(p.alpha)), gain(T(p.gain)), inverse_gain(T(1.0 / p.gain)), bound(T(p.clamp)), clamped(p.clamp >= 0) {}
+  Slopes<T> operator()(Vec<T> r, Vec<T> bias) const {
+    if constexpr (K == Reference::none) return {splat(gain), Vec<T>{}};
+    Slopes<T> s;
+    Vec<T> y = r;
+    if constexpr (K == Reference::y) {
+      s = slopes_from_value<A, T>(r * inverse_gain, alpha);
+    } else {
+      s = slopes_from_input<A, T>(r + bias, alpha);
+      if (clamped) y = activate<A, T>(r + bias, alpha) * gain;
+    }
+    s.first *= gain, s.second *= gain;
+    if (clamped) {
+      const auto inside = abs<T>(y) < bound;
+      s.first = inside ? s.first : Vec<T>{}, s.second = inside ? s.second : Vec<T>{};
+    }
+    return s;
+  }
+};
+
+// Sums of dx for each channel, in double precision: for each thread one total a channel (rows with a scalar bias) or
+// one for each element of the repeating row, folded at the end in a fixed order.
+template <typename T>
+class ChannelSums {
+ public:
+  ChannelSums(const Rows<T>& rows, int64_t channels, int threads, bool wanted)
+      : rows_(rows),
+        channels_(channels),
+        threads_(threads),
+        width_(!wanted       ? 0
+               : rows.vector ? rows.length
+                             : channels),
+        totals_(width_ * threads),
+        partial_(rows.vector ? width_ * threads : 0) {
+    for (int64_t i = 0; i < width_ * threads; ++i) totals_.data()[i] = 0;
+    for (int64_t i = 0; rows.vector && i < width_ * threads; ++i) partial_.data()[i] = 0;
+  }
+  double& total(int64_t channel, int thread) const { return totals_.data()[thread * width_ + channel]; }
+  T* partial(int thread) const { return partial_.data() + thread * width_; }
+  void flush(int thread) const {
+    T* partial = this->partial(thread);
+    double* totals = totals_.data() + thread * width_;
+    for (int64_t j = 0; j < width_; ++j) totals[j] += partial[j], partial[j] = 0;
+  }
+  void fold(T* db) const {
+    Scratch<double> sums(channels_);
+    for (int64_t c = 0; c < channels_; ++c) sums.data()[c] = 0;
+    for (int t = 0; t < threads_; ++t) {
+      for (int64_t j = 0; j < width_; ++j) {
+        sums.data()[rows_.vector ? rows_.channel(j) : j] += totals_.data()[t * width_ + j];
+      }
+    }
+    for (int64_t c = 0; c < channels_; ++c) db[c] = T(sums.data()[c]);
+  }
+
+ private:
+  const Rows<T>& rows_;
+  int64_t channels_;
+  int threads_;
+  int64_t width_;
+  Scratch<double> totals_;
+  Scratch<T> partial_;
+};
+
+template <Act A, Reference K, typename T>
+void grad(const BiasActGradParams& p) {
+  const T* dy = static_cast<const T*>(p.dy);
+  const T* r = K == Reference::none ? dy : static_cast<const T*>(p.reference);
+  const Output<T> dx = output<T>(p.dx, p.numel);
+  T* db = static_cast<T*>(p.db);
+  const Derivative<A, K, T> derivative(p);
+  const Rows<T> rows(p, db != nullptr || (K == Reference::x && p.bias != nullptr));
+  const int threads = threads_for(p.numel, kGrain);
+  const ChannelSums<T> sums(rows, p.channels, threads, db != nullptr);
+  parts(p.numel, threads, [&](int64_t begin, int64_t end, int thread) {
+    int64_t rows_done = 0;
+    each_row(begin, end, rows.length, [&](int64_t i0, int64_t i1, int64_t offset) {
+      if (rows.vector) {
+        const T* bias = rows.laid_out() + offset - i0;
+        T* sum = sums.partial(thread) + offset - i0;
+        sweep(i0, i1, dx, [&](int64_t i, auto n) {
+          const Vec<T> d = get(dy + i, n) * derivative(get(r + i, n), get(bias + i, n)).first;
+          dx.put(i, d, n);
+          if (db != nullptr) Output<T>{sum, false}.put(i, get(sum + i, n) + d, n);
+        });
+        if (db != nullptr && ++rows_done % kFlushRows == 0) sums.flush(thread);
+        return;
+      }
+      const Vec<T> bias = splat(rows.scalar(i0));
+      // In pieces, so that no float sum grows long.
+      for (int64_t j = i0; j < i1; j += kFlushElements) {
+        Vec<T> acc{};
+        sweep(j, min64(i1, j + kFlushElements), dx, [&](int64_t i, auto n) {
+          const Vec<T> d = get(dy + i, n) * derivative(get(r + i, n), bias).first;
+          dx.put(i, d, n);
+          acc += d;
+        });
+        if (db != nullptr) sums.total(rows.channel(i0), thread) += sum<T>(acc);
+      }
+    });
+    if (db != nullptr && rows.vector) sums.flush(thread);
+  });
+  if (db != nullptr) sums.fold(db);
+}
+
+template <Act A, Reference K, typename T>
+void grad2(const BiasActGrad2Params& p) {
+  const T* dy = static_cast<const T*>(p.dy);
+  const T* g = static_cast<const T*>(p.g);
+  const T* r = K == Reference::none ? g : static_cast<const T*>(p.reference);
+  const Output<T> d_dy = output<T>(p.d_dy, p.numel), d_x = output<T>(p.d_x, p.numel);
+  const Derivative<A, K, T> derivative(p);
+  const Rows<T> rows(p, K == Reference::x && p.bias != nullptr);
+  parts(p.numel, threads_for(p.numel, kGrain), [&](int64_t begin, int64_t end, int) {
+    each_row(begin, end, rows.length, [&](int64_t i0, int64_t i1, int64_t offset) {
+      const T* laid_out = rows.laid_out() + offset - i0;
+      const Vec<T> scalar = rows.vector ? Vec<T>{} : splat(rows.scalar(i0));
+      sweep(i0, i1, d_dy.data != nullptr ? d_dy : d_x, [&](int64_t i, auto n) {
+        const Slopes<T> s = derivative(get(r + i, n), rows.vector ? get(laid_out + i, n) : scalar);
+        const Vec<T> arriving = get(g + i, n);
+        if (d_dy.data != nullptr) d_dy.put(i, arriving * s.first, n);
+        if (d_x.data != nullptr) d_x.put(i, arriving * get(dy + i, n) * s.second, n);
+      });
+    });
+  });
+}
+
+template <typename T, typename Params, typename Run>
+void with_kind(const Params& p, const Run& run) {
+  with_act(p.act, [&]<Act A>() {
+    if (p.kind == Reference::none) return run.template operator()<Act::linear, Reference::none>();
+    if (p.kind == Reference::x) return run.template operator()<A, Reference::x>();
+    if constexpr (A != Act::swish) run.template operator()<A, Reference::y>();
+  });
+}
+
+template <typename F>
+void with_type(DType dtype, const F& f) {
+  if (dtype == DType::f64) return f(double{});
+  f(float{});
+}
+
+}  // namespace
+
+void bias_act_cpu(const BiasActForwardParams& p) {
+  if (p.numel == 0) return;
+  with_type(p.dtype, [&](auto type) { with_act(p.act, [&]<Act A>() { forward<A, decltype(type)>(p); }); });
+}
+
+void bias_act_grad_cpu(const BiasActGradParams& p) {
+  with_type(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    if (p.numel == 0) {
+      for (int64_t c = 0; p.db != nullptr && c < p.channels; ++c) static_cast<T*>(p.db)[c] = 0;
+      return;
+    }
+    with_kind<T>(p, [&]<Act A, Reference K>() { grad<A, K, T>(p); });
+  });
+}
+
+void bias_act_grad2_cpu(const BiasActGrad2Params& p) {
+  if (p.numel == 0) return;
+  with_type(p.dtype, [&](auto type) {
+    using T = decltype(type);
+    with_kind<T>(p, [&]<Act A, Reference K>() { grad2<A, K, T>(p); });
+  });
+}
+
+}  // namespace atu::ATU_ISA
+
+ATU_CPU_ENTRY(bias_act_cpu, BiasActForwardParams)
+ATU_CPU_ENTRY(bias_act_grad_cpu, BiasActGradParams)
+ATU_CPU_ENTRY(bias_act_grad2_cpu, BiasActGrad2Params)

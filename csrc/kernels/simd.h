@@ -1,0 +1,163 @@
+// SIMD vectors by the compilers' vector extension (GCC, Clang): as wide as the instruction set this file is compiled
+// for. Included by *_cpu.cpp only. Everything is in that set's namespace, see cpu_isa.h.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#include "common.h"
+
+#if defined(__AVX512F__)
+#define ATU_VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define ATU_VECTOR_BYTES 32
+#else
+#define ATU_VECTOR_BYTES 16
+#endif
+
+namespace atu::ATU_ISA {
+
+typedef float VecF __attribute__((vector_size(ATU_VECTOR_BYTES)));
+typedef double VecD __attribute__((vector_size(ATU_VECTOR_BYTES)));
+typedef int32_t VecI32 __attribute__((vector_size(ATU_VECTOR_BYTES)));
+typedef int64_t VecI64 __attribute__((vector_size(ATU_VECTOR_BYTES)));
+
+template <typename T>
+struct Simd;
+template <>
+struct Simd<float> {
+  using V = VecF;
+  using I = VecI32;
+  using Int = int32_t;
+};
+template <>
+struct Simd<double> {
+  using V = VecD;
+  using I = VecI64;
+  using Int = int64_t;
+};
+template <typename T>
+using Vec = typename Simd<T>::V;
+template <typename T>
+constexpr int kLanes = ATU_VECTOR_BYTES / sizeof(T);
+
+template <typename T>
+static inline Vec<T> splat(T value) {
+  return Vec<T>{} + value;
+}
+
+template <typename T>
+static inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+template <typename T>
+static inline void store(T* p, Vec<T> v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+// The first `count` < kLanes elements; the others read as 0.
+template <typename T>
+static inline Vec<T> load_partial(const T* p, int count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return Vec<T>(_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p));
+  } else {
+    return Vec<T>(_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p));
+  }
+#else
+  Vec<T> v{};
+  for (int i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
+template <typename T>
+static inline void store_partial(T* p, Vec<T> v, int count) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), __m512(v));
+  } else {
+    _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), __m512d(v));
+  }
+#else
+  for (int i = 0; i < count; ++i) p[i] = v[i];
+#endif
+}
+
+// Store past the caches to p, aligned to the vector: for outputs too large to be read back from a cache, it saves
+// reading each line before it is written. stream_fence() before other threads may read.
+template <typename T>
+static inline void stream(T* p, Vec<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    _mm512_stream_ps(p, __m512(v));
+  } else {
+    _mm512_stream_pd(p, __m512d(v));
+  }
+#elif defined(__AVX__)
+  if constexpr (sizeof(T) == 4) {
+    _mm256_stream_ps(p, __m256(v));
+  } else {
+    _mm256_stream_pd(p, __m256d(v));
+  }
+#elif defined(__SSE2__)
+  if constexpr (sizeof(T) == 4) {
+    _mm_stream_ps(p, __m128(v));
+  } else {
+    _mm_stream_pd(p, __m128d(v));
+  }
+#else
+  store(p, v);
+#endif
+}
+
+static inline void stream_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// Elements from p to the next address aligned to the vector.
+template <typename T>
+static inline int64_t to_aligned(const T* p) {
+  const uintptr_t past = reinterpret_cast<uintptr_t>(p) % ATU_VECTOR_BYTES;
+  return past == 0 ? 0 : int64_t((ATU_VECTOR_BYTES - past) / sizeof(T));
+}
+
+template <typename T>
+static inline double sum(Vec<T> v) {
+  double total = 0;
+  for (int i = 0; i < kLanes<T>; ++i) total += v[i];
+  return total;
+}
+
+// Outputs of at least this many bytes are written past the caches.
+constexpr int64_t kStreamBytes = int64_t{8} << 20;
+
+// Uninitialised memory, aligned to a cache line. Allocate before a parallel region: it may throw std::bad_alloc.
+template <typename T>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) : data_(nullptr) {
+    if (count <= 0) return;
+    data_ = static_cast<T*>(std::aligned_alloc(64, size_t(ceil_div(count * int64_t(sizeof(T)), 64) * 64)));
+    if (data_ == nullptr) throw std::bad_alloc();
+  }
+  ~Scratch() { std::free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* data() const { return data_; }
+
+ private:
+  T* data_;
+};
+
+}  // namespace atu::ATU_ISA
