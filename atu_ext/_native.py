@@ -9,7 +9,7 @@ import torch  # noqa: F401  - first, so that its OpenMP runtime is the one this 
 _C: Any
 error: str | None
 try:
-    from . import _C  # type: ignore[attr-defined, no-redef]
+    from . import _C  # type: ignore[no-redef]
 
     error = None
 except ImportError as exc:

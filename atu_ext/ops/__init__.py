@@ -3,6 +3,16 @@
 from .bias_act import bias_act
 from .modulated_conv2d import modulated_conv2d
 from .param_penalty import ParamPenalty, param_penalty
-from .upfirdn2d import setup_filter, upfirdn2d
+from .upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
-__all__ = ["ParamPenalty", "bias_act", "modulated_conv2d", "param_penalty", "setup_filter", "upfirdn2d"]
+__all__ = [
+    "ParamPenalty",
+    "bias_act",
+    "downsample2d",
+    "filter2d",
+    "modulated_conv2d",
+    "param_penalty",
+    "setup_filter",
+    "upfirdn2d",
+    "upsample2d",
+]

@@ -1,4 +1,4 @@
-"""Upsample, FIR-filter and downsample batches of images: upfirdn2d and its filter helper.
+"""Upsample, FIR-filter and downsample batches of images: upfirdn2d, its filter helper and its common uses.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958), appendix B.
 """
@@ -6,10 +6,15 @@ Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from atu_ext._native import _C
+
+from ._common import DTYPE_CODES, launch, register, use_native
 
 
 def setup_filter(
@@ -51,36 +56,74 @@ def setup_filter(
 
 
 def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if isinstance(value, int):
+        pair: tuple[int, ...] = (value, value)
+    else:
+        pair = tuple(value)
     if len(pair) != 2 or any(not isinstance(v, int) or v < 1 for v in pair):
         raise ValueError(f"{name}: expected a positive int or [x, y] of them, got {value!r}")
     return pair
 
 
 def _padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
-    pad = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
+    if isinstance(padding, (int, torch.SymInt)):
+        return (padding, padding, padding, padding)
+    pad = tuple(padding)
     if len(pad) == 2:
         pad = (pad[0], pad[0], pad[1], pad[1])
-    if len(pad) != 4 or any(not isinstance(v, int) for v in pad):
+    if len(pad) != 4 or any(not isinstance(v, (int, torch.SymInt)) for v in pad):
         raise ValueError(f"padding: expected int, [x, y] or [x0, x1, y0, y1], got {padding!r}")
     return pad
 
 
-def _upfirdn2d_reference(x, f, up, down, padding, flip_filter, gain):
+def _taps(f: Tensor) -> tuple[int, int]:
+    """(height, width) of a filter; a 1-d one is separable and as high as wide."""
+    return f.shape[0], f.shape[-1]
+
+
+def _out_size(x: Tensor, f: Tensor, up: tuple, down: tuple, padding: tuple) -> tuple[int, int]:
+    fh, fw = _taps(f)
+    h = x.shape[2] * up[1] + padding[2] + padding[3] - fh
+    w = x.shape[3] * up[0] + padding[0] + padding[1] - fw
+    return h // down[1] + 1, w // down[0] + 1
+
+
+def _reference(
+    x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple, flip_filter: bool, gain: float
+) -> Tensor:
     (upx, upy), (downx, downy) = up, down
     n, c, h, w = x.shape
+    if x.numel() == 0:
+        return x.new_zeros(n, c, *_out_size(x, f, up, down, padding)) + x.sum()
     if upx > 1 or upy > 1:
         stuffed = x.new_zeros(n, c, h, upy, w, upx)
         stuffed[:, :, :, 0, :, 0] = x
         x = stuffed.reshape(n, c, h * upy, w * upx)
     x = F.pad(x, padding)
-    f = (f * gain ** (f.ndim / 2)).to(x.dtype)
+    f = f.to(x.dtype) * gain ** (f.ndim / 2)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
     kernels = [f[None, None]] if f.ndim == 2 else [f[None, None, None, :], f[None, None, :, None]]
     for kernel in kernels:
         x = F.conv2d(x, kernel.expand(c, 1, *kernel.shape[2:]), groups=c)
     return x[:, :, ::downy, ::downx]
+
+
+def _check(x: Tensor, f: Tensor, up: tuple, down: tuple, padding: tuple) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"x: expected [N, C, H, W], got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"f: expected a non-empty filter [kh, kw] or [taps], got shape {tuple(f.shape)}")
+    if not f.is_floating_point() or f.device != x.device:
+        raise TypeError(f"f: expected a floating-point tensor on {x.device} as x, got {f.dtype} on {f.device}")
+    oh, ow = _out_size(x, f, up, down, padding)
+    if oh < 1 or ow < 1:
+        raise ValueError(
+            f"padding: the image {x.shape[3]} x {x.shape[2]}, upsampled by {up} and padded by {padding}, is smaller "
+            f"than the filter {_taps(f)[1]} x {_taps(f)[0]}"
+        )
 
 
 def upfirdn2d(
@@ -95,17 +138,168 @@ def upfirdn2d(
 ) -> Tensor:
     """Zero-insert by `up`, pad (or crop, where negative), convolve with `f`, keep every `down`-th sample.
 
+    Differentiable in x any number of times. Gradients with respect to f exist in the reference only, which
+    impl="auto" takes when f requires them.
+
     Args:
-        x: [N, C, H, W].
+        x: [N, C, H, W], contiguous or channels_last, which the result keeps; slices that keep either axis dense are
+            read in place and anything else is copied first. float32 or float64, on CUDA also float16 and bfloat16.
         f: filter of `setup_filter`, [kh, kw] or [taps] (separable); None is the identity.
         up, down: int or [x, y].
         padding: int, [x, y] or [x0, x1, y0, y1], relative to the zero-inserted image.
         flip_filter: False convolves, True correlates.
         gain: magnification.
+        impl: auto, native (the kernel or an error) or reference (plain torch).
 
     Returns:
-        [N, C, H', W'] of x's dtype.
+        [N, C, H', W'] of x's dtype, H' = (H * up_y + pad_y0 + pad_y1 - kh) // down_y + 1.
+
+    Raises:
+        ValueError, TypeError: an argument is not as above, or the padded image is smaller than the filter.
+        RuntimeError: impl is "native" and the kernel cannot run on x.
     """
     if f is None:
         f = torch.ones(1, 1, dtype=torch.float32, device=x.device)
-    return _upfirdn2d_reference(x, f, _pair(up, "up"), _pair(down, "down"), _padding(padding), flip_filter, gain)
+    up, down, padding = _pair(up, "up"), _pair(down, "down"), _padding(padding)
+    _check(x, f, up, down, padding)
+    also = "the kernels have no gradient with respect to f" if f.requires_grad else None
+    if not use_native("upfirdn2d", impl, x, also):
+        return _reference(x, f, up, down, padding, flip_filter, gain)
+    return torch.ops.atu.upfirdn2d.default(x, f, *up, *down, *padding, flip_filter, gain)
+
+
+def _around(f: Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple) -> list[int]:
+    """`padding` (relative to the output of a filter that keeps the size) with the filter's own extent added."""
+    fh, fw = _taps(f)
+    sides = []
+    for taps, u, d, p0, p1 in ((fw, up[0], down[0], *padding[:2]), (fh, up[1], down[1], *padding[2:])):
+        if u > 1:
+            sides += [p0 + (taps + u - 1) // 2, p1 + (taps - u) // 2]
+        else:
+            sides += [p0 + (taps - d + 1) // 2, p1 + (taps - d) // 2]
+    return sides
+
+
+def filter2d(
+    x: Tensor,
+    f: Tensor,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "auto",
+) -> Tensor:
+    """Filter [N, C, H, W] with f, keeping its size; `padding` is added to that. Otherwise as `upfirdn2d`."""
+    pad = _around(f, (1, 1), (1, 1), _padding(padding))
+    return upfirdn2d(x, f, padding=pad, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+def upsample2d(
+    x: Tensor,
+    f: Tensor,
+    up: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "auto",
+) -> Tensor:
+    """Upsample [N, C, H, W] to [N, C, H * up_y, W * up_x] keeping the mean; `padding` is added to that size."""
+    ux, uy = _pair(up, "up")
+    pad = _around(f, (ux, uy), (1, 1), _padding(padding))
+    return upfirdn2d(x, f, up=(ux, uy), padding=pad, flip_filter=flip_filter, gain=gain * ux * uy, impl=impl)
+
+
+def downsample2d(
+    x: Tensor,
+    f: Tensor,
+    down: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
+    impl: str = "auto",
+) -> Tensor:
+    """Downsample [N, C, H, W] to [N, C, H / down_y, W / down_x]; `padding` is relative to the input."""
+    factors = _pair(down, "down")
+    pad = _around(f, (1, 1), factors, _padding(padding))
+    return upfirdn2d(x, f, down=factors, padding=pad, flip_filter=flip_filter, gain=gain, impl=impl)
+
+
+# ---- the kernel as a torch operator ---------------------------------------------------------------------------------
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether x is read along its channels, and the output laid out so."""
+    return x.stride(1) == 1 and x.stride(3) != 1 and x.shape[1] > 1
+
+
+def _empty_output(x: Tensor, f: Tensor, up: tuple, down: tuple, padding: tuple) -> Tensor:
+    layout = torch.channels_last if _channels_last(x) else torch.contiguous_format
+    size = (x.shape[0], x.shape[1], *_out_size(x, f, up, down, padding))
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _kernel(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain):
+    y = _empty_output(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1))
+    channels_last = _channels_last(x)
+    if not channels_last and x.stride(3) != 1 and x.shape[3] > 1:
+        x = x.contiguous()
+    # The filter comes in the type that is accumulated in.
+    f = f.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+    launch(
+        _C.upfirdn2d,
+        x,
+        x.data_ptr(),
+        f.data_ptr(),
+        y.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        channels_last,
+        x.shape,
+        x.stride(),
+        y.shape,
+        y.stride(),
+        f.shape,
+        upx,
+        upy,
+        downx,
+        downy,
+        padx0,
+        pady0,
+        flip_filter,
+        gain,
+    )
+    return y
+
+
+def _fake(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain):
+    return _empty_output(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1))
+
+
+def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, f, *ctx.args = inputs
+    ctx.sizes = (x.shape[2], x.shape[3], output.shape[2], output.shape[3])
+    ctx.save_for_backward(f)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple:
+    """The adjoint is the same operation with up and down exchanged and the filter flipped."""
+    (f,) = ctx.saved_tensors
+    h, w, out_h, out_w = ctx.sizes
+    upx, upy, downx, downy, padx0, _, pady0, _, flip_filter, gain = ctx.args
+    fh, fw = _taps(f)
+    padding = (
+        fw - padx0 - 1,
+        w * upx - out_w * downx + padx0 - upx + 1,
+        fh - pady0 - 1,
+        h * upy - out_h * downy + pady0 - upy + 1,
+    )
+    dx = torch.ops.atu.upfirdn2d.default(dy, f, downx, downy, upx, upy, *padding, not flip_filter, gain)
+    return dx, *(None,) * 11
+
+
+register(
+    "upfirdn2d",
+    "(Tensor x, Tensor f, int upx, int upy, int downx, int downy, SymInt padx0, SymInt padx1, SymInt pady0, "
+    "SymInt pady1, bool flip_filter, float gain) -> Tensor",
+    _kernel,
+    _fake,
+)
+torch.library.register_autograd("atu::upfirdn2d", _backward, setup_context=_setup)

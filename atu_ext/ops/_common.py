@@ -1,0 +1,93 @@
+"""What the ops share: the torch.library namespace, the choice of implementation, the call into the kernels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atu_ext import _native
+
+LIB = torch.library.Library("atu", "FRAGMENT")
+
+# The kernels' codes of the element types.
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+CPU_DTYPES = (torch.float32, torch.float64)
+
+_CUDA_REMEDY = "rebuild with nvcc on PATH: ATU_CUDA=on pip install --force-reinstall --no-deps . (see atu doctor)"
+_warned: set[str] = set()
+
+
+def _cuda_reason() -> str | None:
+    assert _native._C is not None
+    info = _native._C.build_info()
+    return None if info["cuda"] else f"this build of atu_ext has no CUDA kernels: {info['cuda_reason']}; {_CUDA_REMEDY}"
+
+
+# Fixed for the life of the process, and asked at every call.
+_NO_CUDA = _native.error or _cuda_reason()
+
+
+def why_not_native(x: Tensor) -> str | None:
+    """Why the compiled kernels cannot take x, or None where they can."""
+    if x.is_cpu:
+        if _native.error is not None:
+            return _native.error
+        if x.dtype not in CPU_DTYPES:
+            return f"expected float32 or float64 on the CPU, got {x.dtype}"
+        return None
+    if x.is_cuda:
+        if _NO_CUDA is not None:
+            return _NO_CUDA
+        return None if x.dtype in DTYPE_CODES else f"expected a floating-point tensor, got {x.dtype}"
+    return f"no kernels for device {x.device.type}"
+
+
+def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
+    """Whether `op` runs its kernel on x (and whatever `also` objects to).
+
+    "auto" warns once where a kernel is missing from the build. For types and devices that no build covers it takes the
+    reference without a word.
+
+    Raises:
+        ValueError: impl is not one of auto, native, reference.
+        RuntimeError: impl is "native" and the kernel cannot run.
+    """
+    if impl == "reference":
+        return False
+    if impl not in ("auto", "native"):
+        raise ValueError(f"impl: expected 'auto', 'native' or 'reference', got {impl!r}")
+    reason = why_not_native(x) or also
+    if reason is None:
+        return True
+    if impl == "native":
+        raise RuntimeError(f"{op}: impl='native' is impossible: {reason}")
+    missing = _NO_CUDA if x.is_cuda else _native.error
+    if missing is not None and reason == missing and reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"{op} runs its slower plain-torch reference: {reason}", RuntimeWarning, stacklevel=3)
+    return False
+
+
+def launch(function: Callable[..., None], x: Tensor, *args: Any) -> None:
+    """function(*args, stream) on x's device: the current stream of a CUDA device, -1 for the CPU."""
+    if x.is_cpu:
+        function(*args, -1)
+        return
+    with torch.cuda.device(x.device):
+        function(*args, torch.cuda.current_stream(x.device).cuda_stream)
+
+
+def address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def register(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Define atu::name with the same kernel for CPU and CUDA tensors."""
+    LIB.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIB.impl(name, kernel, "CPU")
+    LIB.impl(name, kernel, "CUDA")
+    torch.library.register_fake(f"atu::{name}", fake, lib=LIB)
