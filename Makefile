@@ -1,0 +1,44 @@
+# make demo   unlearn the digit 8 from the bundled MNIST GAN and write out/demo/report.html
+# make test   the whole test suite           make lint   ruff, mypy, clang-format
+# Each sets up .venv on a fresh machine, and uses it again the next time.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out/demo
+DIGIT ?= 8
+PYTEST_ARGS ?= -n auto
+BIN := $(VENV)/bin
+
+# In a checkout, CUDA code is built for the GPU that is there; without one, for the default list (cmake/cuda.cmake).
+GPU_ARCH := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | paste -sd ';' -)
+export ATU_CUDA ?= auto
+export ATU_CUDA_ARCHITECTURES ?= $(GPU_ARCH)
+
+BUILD_INPUTS := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard cmake/*) $(wildcard csrc/*/*)
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/installed
+	$(BIN)/atu demo mnist --digit $(DIGIT) --out $(OUT)
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format --dry-run -Werror
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format -i
+
+$(VENV)/installed: $(BUILD_INPUTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build out

@@ -1,0 +1,393 @@
+"""The `atu` command. Heavy imports happen inside the commands, so that `atu --help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+LAZY = {
+    "bench": ("benchmarks.cli:main", "Time the ops, a training step and a whole unlearning."),
+    "doctor": ("atu.doctor:main", "Say what is installed, built and usable, and why what is off is off."),
+    "export": ("atu.interop.cli:export", "Convert a checkpoint to another format."),
+    "inspect": ("atu.interop.cli:inspect", "Say what a checkpoint holds, without executing anything in it."),
+}
+
+
+class Commands(click.Group):
+    """A group whose commands in LAZY are imported only when they are run; those not installed are not listed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *(name for name in LAZY if _find(name))])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in LAZY or not _find(cmd_name):
+            return super().get_command(ctx, cmd_name)
+        target, text = LAZY[cmd_name]
+        return _Lazy(cmd_name, target, text)
+
+
+def _find(name: str) -> bool:
+    """Whether the module of a lazy command is there; looks at files only, as importing would be slow."""
+    module = LAZY[name][0].partition(":")[0].split(".")
+    root = Path(__file__).parent.parent if module[0] == "atu" else None
+    if root is None:
+        import importlib.util
+
+        try:
+            return importlib.util.find_spec(".".join(module)) is not None
+        except ModuleNotFoundError:
+            return False
+    return root.joinpath(*module).with_suffix(".py").exists()
+
+
+class _Lazy(click.Command):
+    """Stands for a command (or a plain function) of another module until it is run."""
+
+    def __init__(self, name: str, target: str, text: str):
+        super().__init__(name, help=text, short_help=text, add_help_option=False)
+        self.target = target
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.args = list(args)
+        return []
+
+    def invoke(self, ctx: click.Context) -> Any:
+        module, _, attribute = self.target.partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+        if isinstance(found, click.Command):
+            with found.make_context(ctx.command_path, list(ctx.args), parent=ctx.parent) as sub:
+                return found.invoke(sub)
+        code = found(list(ctx.args))
+        return ctx.exit(code) if isinstance(code, int) and code else None
+
+
+@click.group(cls=Commands, context_settings=dict(help_option_names=["-h", "--help"]))
+@click.version_option(None, "--version", package_name="atu-ext", prog_name="atu")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Make a GAN forget what some of its samples show.
+
+    CKPT is a checkpoint file, or "mnist" for the GAN that comes with the package; a CLASSIFIER likewise.
+    """
+    ctx.ensure_object(dict)["debug"] = debug
+
+
+def common(out_help: str) -> Callable:
+    """The options of every command that trains: --seed, --device, --quiet, --out."""
+
+    def add(function: Callable) -> Callable:
+        for option in (
+            click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help=out_help),
+            click.option("--quiet", is_flag=True, help="No progress output."),
+            click.option("--device", help='Where to compute, as torch names it: "cpu", "cuda", "cuda:1".'),
+            click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of everything random."),
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
+CONFIG = click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
+SAMPLES = click.option(
+    "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
+)
+
+
+def _begin(quiet: bool = False, device: str | None = None) -> None:
+    import torch
+
+    from . import progress
+
+    progress.set_quiet(quiet)
+    if device is None:
+        return
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: expected one as torch names it (cpu, cuda, cuda:1), got {device!r}") from None
+    if wanted.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device: {device} was asked for, but torch sees no CUDA device; leave --device out for the CPU"
+        )
+
+
+def _load_gan(name: str, device: str | None = None):
+    from .assets import asset
+    from .gan import GAN
+
+    path = asset("mnist-gan.safetensors") if name == "mnist" and not Path(name).exists() else Path(name)
+    if not path.exists():
+        raise ValueError(f"CKPT: {name}: no such file")
+    gan = GAN.load(path)
+    return gan if device is None else gan.to(device)
+
+
+def _load_classifier(name: str, device: str | None = None):
+    from .assets import asset
+    from .classifier import Classifier
+
+    path = asset("mnist-classifier.safetensors") if name == "mnist" and not Path(name).exists() else Path(name)
+    classifier = Classifier.load(path)
+    return classifier if device is None else classifier.to(device)
+
+
+def _oracle_options(function: Callable) -> Callable:
+    function = click.option("--class", "classes", multiple=True, help="A class the oracle knows; may be repeated.")(
+        function
+    )
+    text = "A classifier file, or mnist: says which samples are negative."
+    return click.option("--oracle", metavar="CLASSIFIER", help=text)(function)
+
+
+def _oracle(oracle: str | None, classes: tuple[str, ...], device: str | None = None):
+    """(classifier, is_negative), or two Nones."""
+    if oracle is None:
+        if classes:
+            raise click.UsageError("--class needs --oracle CLASSIFIER")
+        return None, None
+    if not classes:
+        raise click.UsageError("--oracle needs at least one --class")
+    classifier = _load_classifier(oracle, device)
+    return classifier, classifier.oracle(classes)
+
+
+def _show(data: dict[str, Any], out: Path, quiet: bool) -> None:
+    from . import report
+
+    if not quiet:
+        report.print_table(data)
+    for name in ("report.html", "report.json", "result.safetensors"):
+        if (out / name).exists():
+            click.echo(str(out / name))
+
+
+# --- commands
+
+
+@cli.command("unlearn")
+@click.argument("ckpt")
+@click.option(
+    "--negatives", required=True, type=click.Path(path_type=Path), help="Folder of images that must not be made."
+)
+@click.option("--positives", type=click.Path(path_type=Path), help="Folder of images that may be made.")
+@_oracle_options
+@CONFIG
+@SAMPLES
+@common("Run folder; the same command goes on from a run that was stopped.")
+def unlearn_command(ckpt, negatives, positives, oracle, classes, config, samples, seed, device, quiet, out) -> None:
+    """Unlearn what the images in a folder show, and report on it."""
+    from .jobs import unlearn_job
+
+    _begin(quiet, device)
+    classifier, is_negative = _oracle(oracle, classes, device)
+    gan = _load_gan(ckpt, device)
+    command = shlex.join(["atu", *sys.argv[1:]])
+    data = unlearn_job(
+        gan, negatives, positives, classifier, classes, is_negative, config, out, seed, device, samples, command
+    )
+    _show(data, out, quiet)
+
+
+@cli.command("sample")
+@click.argument("ckpt")
+@click.option("--n", default=64, show_default=True, type=click.IntRange(1), help="How many images.")
+@click.option("--truncation", default=1.0, show_default=True, help="Truncation psi (StyleGAN kinds).")
+@click.option("--noise", type=click.Choice(["random", "const", "none"]), help="Noise mode (StyleGAN kinds).")
+@click.option("--grid", is_flag=True, help="One picture OUT/grid.png instead of one file an image.")
+@_oracle_options
+@common("Folder for the images.")
+def sample_command(ckpt, n, truncation, noise, grid, oracle, classes, seed, device, quiet, out) -> None:
+    """Write samples as PNG files; with --oracle, only those it calls one of the classes."""
+    from . import images
+    from .demo import mark_negatives
+
+    _begin(quiet, device)
+    gan = _load_gan(ckpt, device)
+    _, wanted = _oracle(oracle, classes, device)
+    options: dict[str, Any] = {} if truncation == 1 else {"truncation_psi": truncation}
+    if noise is not None:
+        options["noise_mode"] = noise
+    if wanted is None:
+        x = gan.sample(n, seed=seed, **options)
+    elif options:
+        raise click.UsageError("--oracle cannot be combined with --truncation or --noise")
+    else:
+        x, looked = mark_negatives(gan, wanted, n, seed)
+        click.echo(f"{len(x)} of {looked} samples", err=True)
+    if grid:
+        click.echo(str(images.save_grid(x, gan.image_range, out / "grid.png")))
+    else:
+        click.echo(str(images.save_folder(x, gan.image_range, out)))
+
+
+@cli.command("eval")
+@click.argument("before")
+@click.argument("after")
+@_oracle_options
+@click.option("--real", help="Folder of real images without the class, or mnist, for FID_cls.")
+@SAMPLES
+@common("Folder for report.json and report.html.")
+def eval_command(before, after, oracle, classes, real, samples, seed, device, quiet, out) -> None:
+    """Compare two checkpoints of one GAN, BEFORE and AFTER unlearning, on the same latents."""
+    from .jobs import eval_job
+
+    _begin(quiet, device)
+    if oracle is None:
+        raise click.UsageError("--oracle CLASSIFIER and --class K are needed, to say which samples are negative")
+    classifier, _ = _oracle(oracle, classes, device)
+    gans = _load_gan(before, device), _load_gan(after, device)
+    command = shlex.join(["atu", *sys.argv[1:]])
+    _show(eval_job(*gans, classifier, classes, real, out, seed, samples, command), out, quiet)
+
+
+@cli.group("demo")
+def demo_group() -> None:
+    """See it work: on the bundled MNIST GAN, and on eight Gaussians."""
+
+
+@demo_group.command("mnist")
+@click.option(
+    "--digit", "digits", multiple=True, default=("8",), show_default=True, help="Digit to unlearn; may be repeated."
+)
+@click.option("--negatives", default=200, show_default=True, type=click.IntRange(1), help="Negatives marked, a digit.")
+@click.option("--no-oracle", is_flag=True, help="Give the negatives only; the classifier answers nothing else.")
+@CONFIG
+@SAMPLES
+@common("Run folder.")
+def demo_mnist_command(digits, negatives, no_oracle, config, samples, seed, device, quiet, out) -> None:
+    """Unlearn a digit from the bundled MNIST StyleGAN2."""
+    from .demo import demo_mnist
+
+    _begin(quiet, device)
+    data = demo_mnist(digits, out, negatives, samples, seed, device, config, oracle=not no_oracle)
+    _show(data, out, quiet)
+
+
+@demo_group.command("mog")
+@CONFIG
+@SAMPLES
+@common("Run folder.")
+def demo_mog_command(config, samples, seed, device, quiet, out) -> None:
+    """Train an MLP GAN on eight Gaussians and erase two of them."""
+    from .demo import demo_mog
+
+    _begin(quiet, device)
+    data = demo_mog(out, samples=samples, seed=seed, device=device, config=config)
+    _show(data, out, quiet)
+    if not quiet:
+        _print_centres(data)
+    click.echo(str(out / "mog.png"))
+
+
+def _print_centres(data: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .report import LABELS
+
+    names = list(data["negatives"])
+    grid = Table(title="% of samples at each centre", title_justify="left")
+    for title in ("centre", *(LABELS[name] for name in names)):
+        grid.add_column(title, justify="right")
+    for centre in data["class_histogram_before"]:
+        shares = [data[f"class_histogram_{name}"][centre]["share"] for name in names]
+        grid.add_row(centre, *(f"{100 * share:.1f}" for share in shares))
+    Console().print(grid)
+
+
+@cli.group("pretrain")
+def pretrain_group() -> None:
+    """Train a GAN from scratch."""
+
+
+@pretrain_group.command("mnist")
+@click.option("--steps", type=click.IntRange(1), help="Training steps; the bundled GAN's number when not given.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--quiet", is_flag=True, help="No progress output.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False))
+def pretrain_mnist_command(steps, seed, quiet, out) -> None:
+    """The command that made the bundled MNIST StyleGAN2. A stopped training goes on when called again."""
+    from . import pretrain
+
+    _begin(quiet)
+    click.echo(str(pretrain.pretrain_mnist(out, pretrain.MNIST_STEPS if steps is None else steps, seed)))
+
+
+@cli.group("train-classifier")
+def classifier_group() -> None:
+    """Train a classifier to judge samples with."""
+
+
+@classifier_group.command("mnist")
+@click.option("--epochs", default=40, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+@click.option("--quiet", is_flag=True, help="No progress output.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False))
+def classifier_mnist_command(epochs, seed, quiet, out) -> None:
+    """The command that made the bundled MNIST classifier."""
+    from .classifier import train_mnist
+
+    _begin(quiet)
+    path, accuracy = train_mnist(out, epochs, seed)
+    click.echo(f"{100 * accuracy:.1f} % of the held-out images right", err=True)
+    click.echo(str(path))
+
+
+# --- errors
+
+
+def _fail(text: str, code: int = 2) -> NoReturn:
+    click.echo(f"atu: error: {text}", err=True)
+    sys.exit(code)
+
+
+def _resume_hint(arguments: list[str]) -> str:
+    resumable = bool(arguments) and arguments[0] in ("unlearn", "demo", "pretrain")
+    if not resumable:
+        return "stopped"
+    return f"stopped; the same command goes on from here:\n  atu {shlex.join(arguments)}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; errors become one line on stderr and exit code 2 (130 after Ctrl-C)."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    try:
+        sys.exit(cli.main(arguments, prog_name="atu", standalone_mode=False) or 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (KeyboardInterrupt, click.Abort):
+        if debug:
+            raise
+        click.echo(f"\natu: {_resume_hint(arguments)}", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        # Bad input and what the machine lacks have a message of their own; anything else is a fault of ours.
+        expected = isinstance(error, (ValueError, TypeError, OSError, ImportError)) or _is_expected(error)
+        text = " ".join(str(error).split()) or type(error).__name__
+        _fail(text if expected else f"{type(error).__name__}: {text} (atu --debug ... shows the traceback)")
+
+
+def _is_expected(error: Exception) -> bool:
+    import torch
+
+    from .adversarial import NonFiniteError
+
+    return isinstance(error, (NonFiniteError, torch.OutOfMemoryError))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Demonstrations: `atu demo mnist` on the bundled GAN, `atu demo mog` on eight Gaussians."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import data, images, plots, pretrain, report
+from .adversarial import Adversarial
+from .assets import asset
+from .classifier import Classifier
+from .config import Config
+from .evaluate import Evaluation, evaluate
+from .gan import GAN, fork_rng, mix_seed
+from .networks.mlp import MLPDiscriminator, MLPGenerator
+from .unlearn import Result, unlearn
+
+
+def mark_negatives(
+    gan: GAN, is_negative: Callable[[Tensor], Tensor], wanted: int, seed: int, most: int = 100_000
+) -> tuple[Tensor, int]:
+    """Sample the GAN until `wanted` samples are called negative: what a user who marks them does.
+
+    Returns:
+        (negatives [wanted or fewer, ...], samples looked at). Fewer when `most` samples hold no more.
+
+    Raises:
+        ValueError: none was found.
+    """
+    found: list[Tensor] = []
+    count = looked = 0
+    for part in range(-(-most // 500)):
+        x = gan.sample(500, seed=mix_seed(seed, part))
+        chosen = x[is_negative(x)].cpu()
+        found.append(chosen)
+        count, looked = count + len(chosen), looked + len(x)
+        if count >= wanted:
+            break
+    if not count:
+        raise ValueError(f"negatives: expected some among {looked:,} generated samples, found none")
+    return torch.cat(found)[:wanted], looked
+
+
+def stage_seconds(result: Result) -> dict[str, float]:
+    """Seconds of each stage, from the history, so that a resumed run counts in full."""
+    seconds: dict[str, float] = {}
+    for row in result.history:
+        seconds[row["stage"]] = max(seconds.get(row["stage"], 0.0), row["seconds"])
+    return {"prepare": max(result.seconds - sum(seconds.values()), 0.0), **seconds}
+
+
+def adapted_generator(gan: GAN, result: Result) -> torch.nn.Module:
+    """The first adapted generator."""
+    twin = gan.copy().generator
+    twin.load_state_dict(result.adapted[0])
+    return twin
+
+
+def _named(digits: Sequence[str]) -> str:
+    if len(digits) == 1:
+        return f"the digit {digits[0]}"
+    return f"the digits {', '.join(digits[:-1])} and {digits[-1]}"
+
+
+def demo_mnist(
+    digits: Iterable[int | str],
+    out: str | Path,
+    negatives: int = 200,
+    samples: int = 10_000,
+    seed: int = 0,
+    device: str | None = None,
+    config: Config | Mapping | str | Path | None = None,
+    oracle: bool = True,
+) -> dict[str, Any]:
+    """Unlearn digits from the bundled MNIST GAN; writes the run folder and its report.
+
+    The bundled classifier plays the user: it marks `negatives` samples of each digit and, with `oracle`, answers for
+    generated samples during the run too. It also judges the outcome, on other latents.
+
+    Returns:
+        The content of OUT/report.json.
+    """
+    gan = GAN.load(asset("mnist-gan.safetensors"))
+    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
+    names = [classifier.classes[index] for index in classifier.class_indices(digits)]
+    if device is not None:
+        gan, classifier = gan.to(device), classifier.to(device)
+    start = time.monotonic()
+    marked, looked = [], 0
+    for name in names:
+        chosen, seen = mark_negatives(gan, classifier.oracle([name]), negatives, mix_seed(seed, 77))
+        images.save_folder(chosen, gan.image_range, Path(out) / "negatives" / name)
+        marked.append(chosen)
+        looked = max(looked, seen)
+    marking = time.monotonic() - start
+    judge = classifier.oracle(names) if oracle else None
+    result = unlearn(gan, torch.cat(marked), is_negative=judge, config=config, out=out, seed=seed, device=device)
+    start = time.monotonic()
+    evaluation = evaluate(
+        gan,
+        result.gan,
+        classifier,
+        names,
+        data.mnist(),
+        others={"adapted": adapted_generator(gan, result)},
+        n=samples,
+        seed=mix_seed(seed, 999),
+    )
+    seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
+    options = " ".join(f"--digit {name}" for name in names) + ("" if oracle else " --no-oracle")
+    note = f"{sum(map(len, marked))} negatives, marked by the bundled classifier among {looked:,} samples. "
+    note += "It also answered for generated samples during the run, and judges the outcome on other latents."
+    alone = "It was not asked again during the run; it judges the outcome on other latents."
+    context = report.Context(
+        subject=_named(names),
+        seconds=seconds,
+        command=f"atu demo mnist {options} --negatives {negatives} --seed {seed} --out DIR"
+        + ("" if oracle else " --no-oracle"),
+        config=result.config.to_dict(),
+        seed=seed,
+        device=str(gan.device),
+        history=result.history,
+        decisions=result.decisions,
+        notes=[note if oracle else note.partition("It also")[0] + alone],
+    )
+    return report.write(out, evaluation, context)
+
+
+# --- eight Gaussians
+
+MOG_RADIUS, MOG_STD, MOG_NEAR = 2.0, 0.1, 0.4
+MOG_STEPS = 4000
+MOG_CONFIG = Adversarial(
+    batch_size=256, lr=1e-3, beta1=0.0, beta2=0.9, r1_gamma=0.1, r1_interval=4, ema_half_life=25_000
+)
+
+
+def mog_centres() -> Tensor:
+    """The eight centres [8, 2], counter-clockwise from the right."""
+    angle = torch.arange(8) * (2 * math.pi / 8)
+    return MOG_RADIUS * torch.stack([angle.cos(), angle.sin()], 1)
+
+
+def mog_data(n: int, seed: int = 0) -> Tensor:
+    """n points [n, 2] of the mixture, all centres equally likely."""
+    rng = torch.Generator().manual_seed(seed)
+    centres = mog_centres()[torch.randint(8, (n,), generator=rng)]
+    return centres + MOG_STD * torch.randn(n, 2, generator=rng)
+
+
+class CentreJudge:
+    """Assigns points [N, 2] to the centre less than MOG_NEAR (four standard deviations) away, or to "elsewhere"."""
+
+    def __init__(self) -> None:
+        self.classes = [*map(str, range(8)), "elsewhere"]
+        self.image_range = (-1.0, 1.0)
+
+    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(scores [N, 9]: ten times the distance to spare, points [N, 2] themselves as features)."""
+        distance = torch.cdist(x.cpu(), mog_centres())
+        elsewhere = torch.full((len(x), 1), MOG_NEAR)
+        return -10 * torch.cat([distance, elsewhere], 1), x.cpu()
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Index into `classes`, int64 [N]."""
+        return self.judge(x)[0].argmax(1)
+
+    def class_indices(self, classes: Iterable[int | str]) -> list[int]:
+        return [self.classes.index(str(one)) for one in classes]
+
+
+def mog_gan(out: Path, seed: int, device: str | None, steps: int = MOG_STEPS) -> GAN:
+    """The MLP GAN, trained from scratch (or taken from OUT, where an earlier run left it)."""
+    with fork_rng(torch.device("cpu")):
+        torch.manual_seed(seed)
+        gan = GAN(MLPGenerator(16, [2]), MLPDiscriminator([2]), image_range=(-4.0, 4.0)).to(device or "cpu")
+    path = out / "pretrained" / "gan.safetensors"
+    if path.exists():
+        return GAN.load(path).to(device or "cpu")
+    samples = data.TensorSamples(mog_data(50_000, seed))
+    pretrain.train(gan, samples, MOG_CONFIG, steps, path.parent, seed, save_every=steps)
+    gan.save(path)
+    return gan
+
+
+def demo_mog(
+    out: str | Path,
+    erase: Sequence[int] = (0, 1),
+    negatives: int = 200,
+    samples: int = 10_000,
+    seed: int = 0,
+    device: str | None = None,
+    config: Config | Mapping | str | Path | None = None,
+) -> dict[str, Any]:
+    """The paper's figure of eight Gaussians: train an MLP GAN, then erase the centres `erase`.
+
+    Returns:
+        The content of OUT/report.json; `centres` holds the share of samples at each centre, by model.
+    """
+    out, judge = Path(out), CentreJudge()
+    start = time.monotonic()
+    gan = mog_gan(out, seed, device)
+    training = time.monotonic() - start
+    wanted = torch.tensor(judge.class_indices(erase))
+
+    def is_negative(x: Tensor) -> Tensor:
+        return torch.isin(judge.predict(x), wanted).to(x.device)
+
+    marked, _ = mark_negatives(gan, is_negative, negatives, mix_seed(seed, 77))
+    result = unlearn(gan, marked, is_negative=is_negative, config=config, out=out, seed=seed, device=device)
+    start = time.monotonic()
+    evaluation = evaluate(
+        gan,
+        result.gan,
+        judge,
+        erase,
+        mog_data(10_000, seed + 1),
+        others={"adapted": adapted_generator(gan, result)},
+        n=samples,
+        seed=mix_seed(seed, 999),
+        keep=2000,
+    )
+    seconds = {"pretrain": training, **stage_seconds(result), "evaluate": time.monotonic() - start}
+    context = report.Context(
+        subject=f"{len(erase)} of eight Gaussians",
+        seconds=seconds,
+        command=f"atu demo mog --seed {seed} --out DIR",
+        config=result.config.to_dict(),
+        seed=seed,
+        device=str(gan.device),
+        history=result.history,
+        decisions=result.decisions,
+        notes=[
+            f"Eight Gaussians on a circle of radius {MOG_RADIUS:g}; centres {', '.join(map(str, erase))} are erased."
+        ],
+        figures=mog_figures(evaluation),
+    )
+    plots.save_scatters(
+        out / "mog.png", [(report.LABELS[k], m.first, m.negative) for k, m in evaluation.models.items()]
+    )
+    return report.write(out, evaluation, context)
+
+
+def mog_figures(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """One scatter plot a model: (label, caption, SVG)."""
+    figures = []
+    for name, judged in evaluation.models.items():
+        shown = judged.negative[: len(judged.first)]
+        svg = plots.scatter(name, judged.first, shown, limit=1.6 * MOG_RADIUS)
+        figures.append(
+            (report.LABELS.get(name, name), f"{100 * float(judged.negative.float().mean()):.1f} % negative", svg)
+        )
+    return figures

@@ -1,0 +1,114 @@
+"""What `atu unlearn` and `atu eval` do: load, run, evaluate, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import report
+from .classifier import Classifier
+from .data import as_samples, mnist
+from .demo import adapted_generator, stage_seconds
+from .evaluate import Evaluation, Real, evaluate
+from .feedback import fit_probe
+from .gan import GAN, mix_seed
+from .unlearn import unlearn
+
+
+def _subject(classes: Sequence[str]) -> str:
+    return ("class " if len(classes) == 1 else "classes ") + ", ".join(classes)
+
+
+def unlearn_job(
+    gan: GAN,
+    negatives: Path,
+    positives: Path | None,
+    classifier: Classifier | None,
+    classes: Sequence[str],
+    is_negative: Callable[[Tensor], Tensor] | None,
+    config: Path | None,
+    out: Path,
+    seed: int,
+    device: str | None,
+    samples: int,
+    command: str,
+) -> dict[str, Any]:
+    """Unlearn, evaluate by the classifier (or by the probe fitted on the negatives) and write the report."""
+    result = unlearn(gan, negatives, positives, is_negative, config, out, seed, device)
+    start = time.monotonic()
+    others = {"adapted": adapted_generator(gan, result)}
+    options: dict[str, Any] = dict(others=others, n=samples, seed=mix_seed(seed, 999))
+    if classifier is not None:
+        evaluation = evaluate(gan, result.gan, classifier, classes, **options)
+        notes = ["The oracle that answered during the run also judges the outcome, on other latents."]
+    else:
+        evaluation = _probe_evaluation(gan, result.gan, negatives, result.config.feedback.recall, seed, options)
+        notes = [
+            "No oracle was given: a probe fitted on your negatives and the original discriminator's features says what "
+            "is negative. Its figures are estimates; look at the grids."
+        ]
+    seconds = {**stage_seconds(result), "evaluate": time.monotonic() - start}
+    context = report.Context(
+        subject=_subject(classes) if classes else f"what {negatives.name} shows",
+        seconds=seconds,
+        command=command,
+        config=result.config.to_dict(),
+        seed=seed,
+        device=str(gan.device),
+        history=result.history,
+        decisions=result.decisions,
+        notes=notes,
+    )
+    return report.write(out, evaluation, context)
+
+
+def _probe_evaluation(
+    gan: GAN, after: GAN, negatives: Path, recall: float, seed: int, options: dict[str, Any]
+) -> Evaluation:
+    marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives")
+    pool = gan.sample(2000, seed=mix_seed(seed, 5)).cpu()
+    return evaluate(gan, after, is_negative=fit_probe(gan, marked, pool, recall), **options)
+
+
+def eval_job(
+    before: GAN,
+    after: GAN,
+    classifier: Classifier,
+    classes: Sequence[str],
+    real: str | None,
+    out: Path,
+    seed: int,
+    samples: int,
+    command: str,
+) -> dict[str, Any]:
+    """Evaluate two checkpoints and write the report."""
+    if before.sample_shape != after.sample_shape or before.latent_dim != after.latent_dim:
+        raise ValueError(
+            f"AFTER: expected a GAN of latents {before.latent_dim} and samples {list(before.sample_shape)}, as BEFORE, "
+            f"got {after.latent_dim} and {list(after.sample_shape)}"
+        )
+    start = time.monotonic()
+    evaluation = evaluate(before, after, classifier, classes, _real(real, before), n=samples, seed=seed)
+    context = report.Context(
+        subject=_subject(classes),
+        seconds={"evaluate": time.monotonic() - start},
+        command=command,
+        config={},
+        seed=seed,
+        device=str(before.device),
+    )
+    return report.write(out, evaluation, context)
+
+
+def _real(real: str | None, gan: GAN) -> Real | None:
+    if real is None:
+        return None
+    if real == "mnist" and not Path(real).exists():
+        return mnist(gan.sample_shape[-1])
+    samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
+    return samples.batch(torch.arange(len(samples)))

@@ -1,0 +1,62 @@
+"""Small convolutional image classifier with batch normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def _block(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+    return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
+
+
+class ConvClassifier(nn.Module):
+    """Images [N, img_channels, R, R] to logits [N, num_classes]; R is halved three times.
+
+    Args:
+        img_resolution: R, a multiple of 8. widths: channels of the five convolutions. num_features: of the
+            penultimate layer.
+
+    Raises:
+        ValueError: on a resolution that is no multiple of 8.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        img_resolution: int = 32,
+        img_channels: int = 1,
+        widths: Sequence[int] = (24, 48, 48, 96, 64),
+        num_features: int = 64,
+    ):
+        super().__init__()
+        if img_resolution < 8 or img_resolution % 8:
+            raise ValueError(f"img_resolution: expected a multiple of 8, got {img_resolution}")
+        self.init_kwargs = dict(
+            num_classes=num_classes,
+            img_resolution=img_resolution,
+            img_channels=img_channels,
+            widths=list(widths),
+            num_features=num_features,
+        )
+        self.img_resolution, self.img_channels, self.num_features = img_resolution, img_channels, num_features
+        strides = (1, 2, 1, 2, 2)
+        layers: list[nn.Module] = []
+        for before, after, stride in zip([img_channels, *widths[:-1]], widths, strides, strict=True):
+            layers += _block(before, after, stride)
+        self.body = nn.Sequential(*layers, nn.Flatten())
+        self.neck = nn.Sequential(
+            nn.Linear(widths[-1] * (img_resolution // 8) ** 2, num_features, bias=False),
+            nn.BatchNorm1d(num_features),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(num_features, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate layer, [N, num_features]."""
+        return self.neck(self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
