@@ -14,7 +14,7 @@ from . import config
 from .adversarial import AdversarialTrainer
 from .feedback import Feedback
 from .fisher import diagonal_fisher
-from .gan import GAN, fork_rng, mix_seed
+from .gan import GAN, eval_mode, fork_rng, mix_seed
 from .runs import Run, StageHooks, run_stage
 
 
@@ -22,10 +22,9 @@ def fisher_of(gan: GAN, feedback: Feedback, cfg: config.Fisher, seed: int) -> li
     """Fisher information of `gan`'s generator at samples chosen as `cfg` says, one tensor a parameter."""
     rng = torch.Generator().manual_seed(mix_seed(seed, 2))
     z, c = gan.latents(cfg.n, rng), gan.labels(cfg.n, rng)
-    if cfg.samples == "negatives":
-        z, c = _negative_latents(gan, feedback, cfg.n, rng)
-    with fork_rng(gan.device):
-        torch.manual_seed(mix_seed(seed, 3))
+    with fork_rng(gan.device, mix_seed(seed, 3)):
+        if cfg.samples == "negatives":
+            z, c = _negative_latents(gan, feedback, cfg.n, rng)
         return diagonal_fisher(gan, z, c, cfg.of, cfg.parameters)
 
 
@@ -35,7 +34,9 @@ def _negative_latents(gan: GAN, feedback: Feedback, n: int, rng: torch.Generator
     found_c: list[Tensor] = []
     for _ in range(100):
         z, c = gan.latents(100, rng), gan.labels(100, rng)
-        flags = feedback.judge(gan.fake(z, c)).to(z.device)
+        with eval_mode(gan.generator):
+            x = gan.fake(z, c)
+        flags = feedback.judge(x).to(z.device)
         found_z.append(z[flags])
         if c is not None:
             found_c.append(c[flags])
@@ -76,8 +77,7 @@ def adapt_one(
     if done is not None:
         return done[0]
     twin = gan.copy()
-    with fork_rng(gan.device):
-        torch.manual_seed(mix_seed(seed, 100 + index))
+    with fork_rng(gan.device, mix_seed(seed, 100 + index)):
         anchor = [p.detach().clone() for p in gan.generator.parameters()]
         ewc = _Ewc(twin, anchor, fisher, cfg)
         trainer = AdversarialTrainer(twin, feedback.negatives, cfg.adversarial, add_penalty_grad=ewc.add_grad)

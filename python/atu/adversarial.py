@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from . import losses
 from .augment import augment
@@ -29,9 +31,16 @@ class NonFiniteError(RuntimeError):
     def __init__(self, name: str, step: int, value: float):
         super().__init__(
             f"{name} became {value} at step {step}: the training diverged. Lower adversarial.lr or the penalty's "
-            "weight, or raise adversarial.r1_gamma; the last good checkpoint is kept."
+            "weight, or raise adversarial.r1_gamma; a run folder keeps its last good checkpoint."
         )
         self.step = step
+
+
+def _trainable(module: nn.Module) -> list[Tensor]:
+    """The parameters that require grad; all of them (made to) where none does, as in networks kept for sampling."""
+    if not any(p.requires_grad for p in module.parameters()):
+        module.requires_grad_(True)
+    return [p for p in module.parameters() if p.requires_grad]
 
 
 class AdversarialTrainer:
@@ -78,7 +87,7 @@ class AdversarialTrainer:
         default = (0.002, 0.0, 0.99) if self.gan.is_stylegan else (0.0002, 0.5, 0.999)
         given = (self.config.lr, self.config.beta1, self.config.beta2)
         lr, beta1, beta2 = (d if g is None else g for g, d in zip(given, default, strict=True))
-        params = [p for p in module.parameters() if p.requires_grad]
+        params = _trainable(module)
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
         return torch.optim.Adam(params, lr=lr * ratio * c, betas=(beta1**c, beta2**c), eps=1e-8, fused=fused)
 
@@ -91,8 +100,13 @@ class AdversarialTrainer:
         beta = ema_beta(self.config.batch_size, self.config.ema_half_life)
         update_ema(self.ema, self.generator, beta)
         self.step_count += 1
-        for name, value in metrics.items():
-            if not value == value or value in (float("inf"), float("-inf")):
+        # The weights too: a step may spoil them after its losses were taken, and they are what gets saved.
+        norms = {
+            f"norm of the {name}'s weights": float(get_total_norm([p.detach() for p in module.parameters()]))
+            for name, module in (("generator", self.generator), ("discriminator", self.discriminator))
+        }
+        for name, value in {**metrics, **norms}.items():
+            if not math.isfinite(value):
                 raise NonFiniteError(name, self.step_count, value)
         return metrics
 
@@ -133,7 +147,7 @@ class AdversarialTrainer:
 
     def _generator_step(self) -> dict[str, float]:
         cfg = self.config
-        self.discriminator.requires_grad_(False)
+        self._hold_discriminator(True)
         self.optim_g.zero_grad(set_to_none=True)
         z, c = self._latents(cfg.batch_size)
         loss = losses.generator_loss(self._judge(self.gan.fake(z, c, cfg.style_mixing), c))
@@ -144,8 +158,14 @@ class AdversarialTrainer:
         if self.add_penalty_grad is not None:
             metrics.update(self.add_penalty_grad())
         self.optim_g.step()
-        self.discriminator.requires_grad_(True)
+        self._hold_discriminator(False)
         return metrics
+
+    def _hold_discriminator(self, hold: bool) -> None:
+        """Keep the generator's backward pass from computing gradients of the discriminator's weights."""
+        for group in self.optim_d.param_groups:
+            for p in group["params"]:
+                p.requires_grad_(not hold)
 
     def _path_length_step(self) -> float:
         assert self.path_length is not None

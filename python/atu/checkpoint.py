@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .files import write_atomic
-from .gan import GAN
+from .gan import GAN, LatentSampler
 from .networks import mlp, stylegan2
 
 FORMAT = "atu-gan"
@@ -107,15 +107,26 @@ def _build(name: str, entry: dict[str, Any], given: nn.Module | None, path: Path
         raise CheckpointError(
             f"{path}: unknown network {entry['network']!r} for {name}, expected one of {', '.join(NETWORKS)}"
         )
-    return NETWORKS[entry["network"]](**entry["kwargs"])
+    try:
+        return NETWORKS[entry["network"]](**entry["kwargs"])
+    except Exception as error:  # whatever a constructor makes of arguments that are not its own
+        raise CheckpointError(f"{path}: its {name} cannot be built from its config ({error})") from error
 
 
-def load(path: str | Path, generator: nn.Module | None = None, discriminator: nn.Module | None = None) -> GAN:
+def load(
+    path: str | Path,
+    generator: nn.Module | None = None,
+    discriminator: nn.Module | None = None,
+    *,
+    latent_sampler: LatentSampler | None = None,
+    label_sampler: LatentSampler | None = None,
+) -> GAN:
     """Load a checkpoint.
 
     Args:
         generator, discriminator: modules to fill, for networks that atu does not build itself. They are filled in
             place.
+        latent_sampler, label_sampler: as of `GAN`; a file holds no functions.
 
     Raises:
         CheckpointError: naming the file and what is wrong with it.
@@ -129,9 +140,17 @@ def load(path: str | Path, generator: nn.Module | None = None, discriminator: nn
         config = json.loads(metadata["config"])
         entries = config["modules"]
         latent_dim, image_range = config["latent_dim"], tuple(config["image_range"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
+        names = [name for name, entry in entries.items() if isinstance(entry, dict)]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its config cannot be read ({error!r})") from error
     given = {"generator": generator, "discriminator": discriminator, "generator_ema": None}
+    if "generator" not in names or not set(names) == set(entries) <= set(given):
+        raise CheckpointError(
+            f"{path}: expected a generator among {', '.join(given)}, got {', '.join(entries) or 'none'}"
+        )
+    stray = sorted(key for key in tensors if key.partition(".")[0] not in entries)
+    if stray:
+        raise CheckpointError(f"{path}: holds {stray[0]}, which belongs to none of its {', '.join(entries)}")
     modules: dict[str, nn.Module] = {}
     for name, entry in entries.items():
         template = given[name]
@@ -140,11 +159,16 @@ def load(path: str | Path, generator: nn.Module | None = None, discriminator: nn
         modules[name] = _build(name, entry, template, path)
         state = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
         fill(modules[name], state, f"{path}: {name}")
-    if "generator" not in modules:
-        raise CheckpointError(f"{path}: holds no generator, only {', '.join(modules) or 'nothing'}")
-    return GAN(
-        **modules,
-        latent_dim=latent_dim,
-        image_range=image_range,
-        discriminator_output=config.get("discriminator_output", "auto"),
-    )
+    if latent_dim is None and latent_sampler is None:
+        raise CheckpointError(f"{path}: its GAN drew latents by a function of its own; pass latent_sampler=")
+    try:
+        return GAN(
+            **modules,
+            latent_dim=latent_dim,
+            latent_sampler=latent_sampler,
+            label_sampler=label_sampler,
+            image_range=image_range,
+            discriminator_output=config.get("discriminator_output", "auto"),
+        )
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its config does not fit a GAN ({error})") from error

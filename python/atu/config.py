@@ -6,7 +6,9 @@ Every default is meant to work on a GAN that nobody tuned on: weights are relati
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +30,15 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _check_expression(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"expected a regular expression ({error})") from None
+    return pattern
 
 
 @dataclass(config=STRICT)
@@ -42,8 +53,8 @@ class Adversarial:
 
     batch_size: PositiveCount = 32
     lr: Positive | None = None
-    beta1: Fraction | None = None
-    beta2: Fraction | None = None
+    beta1: Beta | None = None
+    beta2: Beta | None = None
     d_lr_ratio: Positive = 1.0
     r1_gamma: NonNegative = 1.0
     r1_interval: PositiveCount = 16
@@ -66,7 +77,7 @@ class Fisher:
     of: Literal["logit", "log_likelihood"] = "logit"
     samples: Literal["generated", "negatives"] = "generated"
     n: PositiveCount = 64
-    parameters: list[str] = field(default_factory=list)
+    parameters: list[Annotated[str, AfterValidator(_check_expression)]] = field(default_factory=list)
 
 
 @dataclass(config=STRICT)
@@ -147,7 +158,8 @@ class Config:
             ValueError: naming each field that is unknown or has a wrong value.
         """
         try:
-            return TypeAdapter(cls).validate_python(data)
+            # Merged here, as a stage's own defaults differ from those of the class its settings are held in.
+            return TypeAdapter(cls).validate_python(_merged(cls().to_dict(), data))
         except ValidationError as error:
             lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
             raise ValueError("config: " + "; ".join(lines)) from None
@@ -157,8 +169,8 @@ class Config:
         """Read a TOML file."""
         try:
             data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"config: {path} cannot be read ({error.strerror})") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"config: {path} cannot be read ({error})") from error
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"config: {path} is not valid TOML ({error})") from error
         return cls.from_dict(data)
@@ -175,6 +187,13 @@ class Config:
         from .files import write_text
 
         return write_text(path, self.to_toml())
+
+
+def _merged(defaults: Any, data: Any) -> Any:
+    """`data` over `defaults`, section by section."""
+    if not isinstance(defaults, dict) or not isinstance(data, Mapping):
+        return data
+    return {**defaults, **{key: _merged(defaults.get(key), value) for key, value in data.items()}}
 
 
 def _without_none(data: dict[str, Any]) -> dict[str, Any]:

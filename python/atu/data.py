@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -66,27 +66,51 @@ def is_image(path: Path) -> bool:
 class DatasetSamples:
     """Samples of a map-style Dataset; each item is a tensor, or a tuple that starts with one."""
 
-    def __init__(self, dataset, convert: Callable[[Tensor], Tensor]):
-        self.dataset, self.convert = dataset, convert
+    def __init__(self, dataset, convert: Callable[[Tensor], Tensor], name: str = "dataset"):
+        self.dataset, self.convert, self.name = dataset, convert, name
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def batch(self, index: Tensor) -> Tensor:
         items = [self.dataset[i] for i in index.tolist()]
-        tensors = [torch.as_tensor(item[0] if isinstance(item, (tuple, list)) else item) for item in items]
-        return self.convert(torch.stack(tensors))
+        firsts = [item[0] if isinstance(item, (tuple, list)) else item for item in items]
+        try:
+            batch = torch.stack([torch.as_tensor(first) for first in firsts])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{self.name}: expected items that are tensors of one shape, or tuples that start with one, got "
+                f"{type(firsts[0]).__name__} ({error})"
+            ) from error
+        return self.convert(batch)
 
 
 def _to_channels(image: Image.Image, channels: int, path: Path, name: str) -> np.ndarray:
     modes = {1: "L", 3: "RGB", 4: "RGBA"}
     if channels not in modes:
         raise ValueError(f"{name}: image files hold 1, 3 or 4 channels, and the GAN makes {channels}")
-    if channels == 1 and image.mode not in ("1", "L", "I;16"):
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if channels == 1 and image.mode not in ("1", "L"):
         bands = np.asarray(image.convert("RGB"))
         if (bands != bands[..., :1]).any():
             raise ValueError(f"{name}: {path} is in colour, and the GAN makes images of 1 channel")
     return np.asarray(image.convert(modes[channels]))
+
+
+def _read_image(path: Path, channels: int, height: int, width: int, name: str) -> Tensor:
+    """uint8 [C, H, W] of an image file."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: {path} cannot be read as an image ({error})") from error
+    if image.size != (width, height):
+        raise ValueError(
+            f"{name}: {path} is {image.size[0]} x {image.size[1]}, and the GAN's images are {width} x {height}"
+        )
+    pixels = _to_channels(image, channels, path, name)
+    return torch.from_numpy(pixels.copy()).reshape(height, width, channels).permute(2, 0, 1)
 
 
 def load_folder(folder: str | Path, sample_shape: tuple[int, ...], name: str = "negatives") -> Tensor:
@@ -105,21 +129,7 @@ def load_folder(folder: str | Path, sample_shape: tuple[int, ...], name: str = "
     if not paths:
         raise ValueError(f"{name}: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
     channels, height, width = sample_shape
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                image.load()
-                if image.size != (width, height):
-                    raise ValueError(
-                        f"{name}: {path} is {image.size[0]} x {image.size[1]}, "
-                        f"and the GAN's images are {width} x {height}"
-                    )
-                pixels = _to_channels(image, channels, path, name)
-        except OSError as error:
-            raise ValueError(f"{name}: {path} cannot be read as an image ({error})") from error
-        images.append(torch.from_numpy(pixels.copy()).reshape(height, width, channels).permute(2, 0, 1))
-    return torch.stack(images)
+    return torch.stack([_read_image(path, channels, height, width, name) for path in paths])
 
 
 def to_range(x: Tensor, image_range: tuple[float, float]) -> Tensor:
@@ -170,9 +180,12 @@ def as_samples(value, sample_shape: tuple[int, ...], image_range: tuple[float, f
     if isinstance(value, (str, Path)):
         value = load_folder(value, sample_shape, name)
     if isinstance(value, (np.ndarray, list, tuple)):
+        if isinstance(value, (list, tuple)) and len(value) == 0:
+            raise ValueError(f"{name}: expected at least one sample, got none")
         try:
-            value = torch.stack(list(value)) if isinstance(value, (list, tuple)) else torch.from_numpy(value.copy())
-        except (TypeError, RuntimeError) as error:
+            array = isinstance(value, np.ndarray)
+            value = torch.from_numpy(np.array(value)) if array else torch.stack([torch.as_tensor(v) for v in value])
+        except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name}: cannot be made a tensor ({error})") from error
     if isinstance(value, Tensor):
         if value.ndim == 0 or len(value) == 0:
@@ -180,7 +193,7 @@ def as_samples(value, sample_shape: tuple[int, ...], image_range: tuple[float, f
         value = value.detach().cpu()
         _check(value, sample_shape, image_range, name)
         return TensorSamples(to_range(value, image_range))
-    if hasattr(value, "__len__") and hasattr(value, "__getitem__"):
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, Mapping):
         if len(value) == 0:
             raise ValueError(f"{name}: expected at least one sample, got an empty dataset")
 
@@ -188,7 +201,7 @@ def as_samples(value, sample_shape: tuple[int, ...], image_range: tuple[float, f
             _check(x, sample_shape, image_range, name)
             return to_range(x, image_range)
 
-        samples = DatasetSamples(value, convert)
+        samples = DatasetSamples(value, convert, name)
         samples.batch(torch.arange(min(len(value), 8)))
         return samples
     raise TypeError(f"{name}: expected a folder, tensor, ndarray or map-style Dataset, got {type(value).__name__}")

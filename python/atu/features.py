@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .gan import GAN, eval_mode
 
@@ -29,7 +30,12 @@ def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: in
     def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         last[:] = args[:1]
 
-    layers = [m for m in discriminator.modules() if list(m.parameters(recurse=False))]
+    # A parametrized layer (spectral norm, say) keeps its weights in a submodule, which takes in weights, not samples.
+    layers = [
+        m
+        for name, m in discriminator.named_modules()
+        if "parametrizations" not in name.split(".") and (list(m.parameters(recurse=False)) or is_parametrized(m))
+    ]
     hooks = [m.register_forward_pre_hook(remember) for m in layers]
     features = []
     try:
@@ -49,9 +55,10 @@ def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: in
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [F] and covariance [F, F] of features [N, F], in float64."""
+    """Mean [F] and covariance [F, F] (0 for a single sample) of features [N, F], in float64."""
     features = features.double()
-    return features.mean(0), torch.cov(features.t()).reshape(features.shape[1], features.shape[1])
+    cov = torch.cov(features.t(), correction=min(len(features) - 1, 1))
+    return features.mean(0), cov.reshape(features.shape[1], features.shape[1])
 
 
 def frechet_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> float:

@@ -145,11 +145,11 @@ def build(
         ValueError: the oracle or the probe calls all of the generated samples negative.
     """
     size = pool_size(gan, cfg.pool)
-    pool = gan.sample(size, seed=mix_seed(seed, 1)).cpu()
+    pool = torch.cat([part.cpu() for part in gan.batches(size, seed=mix_seed(seed, 1))])
     notes: dict[str, object] = {"pool": size}
     if oracle is not None:
         judge: Judge = oracle
-        flags = torch.cat([oracle(part) for part in pool.to(gan.device).split(100)])
+        flags = torch.cat([oracle(part.to(gan.device)) for part in pool.split(100)])
     else:
         probe = fit_probe(gan, negatives, pool, cfg.recall)
         judge, flags = probe, probe(pool)

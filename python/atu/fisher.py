@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .gan import GAN, eval_mode
+
+
+@contextmanager
+def _requiring_grad(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Let tensors require grad (a generator that was only sampled from may be frozen), and back."""
+    before = [t.requires_grad for t in tensors]
+    for t in tensors:
+        t.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for t, required in zip(tensors, before, strict=True):
+            t.requires_grad_(required)
 
 
 def diagonal_fisher(
@@ -43,7 +57,7 @@ def diagonal_fisher(
     wanted = [p for (_, p), take in zip(named, chosen, strict=True) if take]
     totals = [f for f, take in zip(fisher, chosen, strict=True) if take]
     assert gan.discriminator is not None
-    with eval_mode(gan.generator, gan.discriminator):
+    with eval_mode(gan.generator, gan.discriminator), _requiring_grad(wanted):
         for i in range(len(z)):
             label = None if c is None else c[i : i + 1]
             logit = gan.logits(gan.fake(z[i : i + 1], label), label).sum()

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +57,19 @@ class GAN:
             latent_dim = getattr(generator, "z_dim", getattr(generator, "latent_dim", None))
         if latent_dim is None and latent_sampler is None:
             raise ValueError("latent_dim: expected an int, as the generator has no z_dim or latent_dim attribute")
-        if latent_dim is not None and (not isinstance(latent_dim, int) or latent_dim < 1):
+        if latent_dim is not None and (not isinstance(latent_dim, Integral) or latent_dim < 1):
             raise ValueError(f"latent_dim: expected a positive int, got {latent_dim!r}")
+        for name, sampler in (("latent_sampler", latent_sampler), ("label_sampler", label_sampler)):
+            if sampler is not None and not callable(sampler):
+                raise TypeError(f"{name}: expected a callable (n, torch.Generator) -> tensor, got {sampler!r}")
         low, high = image_range
         if not low < high:
             raise ValueError(f"image_range: expected (low, high) with low < high, got {image_range!r}")
         if discriminator_output not in ("auto", "logit", "probability"):
             raise ValueError(f"discriminator_output: expected auto, logit or probability, got {discriminator_output!r}")
         self.generator, self.discriminator, self.generator_ema = generator, discriminator, generator_ema
-        self.latent_dim, self.latent_sampler, self.label_sampler = latent_dim, latent_sampler, label_sampler
+        self.latent_dim = None if latent_dim is None else int(latent_dim)
+        self.latent_sampler, self.label_sampler = latent_sampler, label_sampler
         self.image_range = (float(low), float(high))
         self.discriminator_output = discriminator_output
         self.c_dim = int(getattr(generator, "c_dim", 0) or 0)
@@ -155,19 +160,25 @@ class GAN:
         """Yield n samples in batches; see `sample`."""
         if n < 0:
             raise ValueError(f"n: expected a non-negative int, got {n}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size: expected a positive int, got {batch_size}")
         module = self.sampling_generator if generator is None else generator
-        if not kwargs.keys() <= inspect.signature(module.forward).parameters.keys():
-            unknown = sorted(kwargs.keys() - inspect.signature(module.forward).parameters.keys())
+        options = inspect.signature(module.forward).parameters
+        unknown = sorted(kwargs.keys() - options.keys())
+        if unknown and not any(option.kind is option.VAR_KEYWORD for option in options.values()):
             raise ValueError(f"{unknown[0]}: {type(module).__name__} has no such option")
         rng = torch.Generator().manual_seed(seed)
         z, c = self.latents(n, rng), self.labels(n, rng)
-        with eval_mode(module):
-            for start in range(0, n, batch_size):
-                part = slice(start, start + batch_size)
-                with fork_rng(self.device):
-                    torch.manual_seed(mix_seed(seed, start))
-                    args = (z[part],) if c is None else (z[part], c[part])
-                    yield module(*args, **kwargs)
+        for start in range(0, n, batch_size):
+            part = slice(start, start + batch_size)
+            args = (z[part],) if c is None else (z[part], c[part])
+            # Nothing of this may be in force at the yield, where the caller's code runs.
+            with eval_mode(module), fork_rng(self.device, mix_seed(seed, start)):
+                x = module(*args, **kwargs)
+            if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != len(args[0]):
+                got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(f"generator: expected a tensor of {len(args[0])} samples, got {got}")
+            yield x
 
     def sample(
         self, n: int, seed: int = 0, batch_size: int = 100, generator: nn.Module | None = None, **kwargs
@@ -225,6 +236,8 @@ class GAN:
         finally:
             for hook in hooks:
                 hook.remove()
+        if not isinstance(y, Tensor):
+            raise ValueError(f"discriminator: expected a tensor of logits, got {type(y).__name__}")
         if self.discriminator_output == "probability":
             p = y.clamp(1e-6, 1 - 1e-6)
             y = p.log() - (-p).log1p()
@@ -247,10 +260,14 @@ def mix_seed(seed: int, index: int) -> int:
 
 
 @contextmanager
-def fork_rng(device: torch.device):
-    """Leave the CPU's (and the device's) random state as it was found."""
-    cuda = [device.index or 0] if device.type == "cuda" else []
+def fork_rng(device: torch.device, seed: int | None = None):
+    """Leave the CPU's (and the device's) random state as it was found; `seed` both inside."""
+    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
+        if seed is not None:  # not torch.manual_seed: it would seed every other device for good
+            torch.default_generator.manual_seed(seed)
+            for index in cuda:
+                torch.cuda.default_generators[index].manual_seed(seed)
         yield
 
 

@@ -38,8 +38,7 @@ def train(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     state_path, log_path = out / "state.safetensors", out / "log.jsonl"
-    with fork_rng(gan.device):
-        torch.manual_seed(seed)
+    with fork_rng(gan.device, seed):
         trainer = AdversarialTrainer(gan, real, config)
         seconds = 0.0
         if state_path.exists():
@@ -65,8 +64,7 @@ def train(
 
 def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0) -> Path:
     """Train the bundled MNIST GAN on all 5,000 images; returns the checkpoint's path, OUT/mnist-gan.safetensors."""
-    with fork_rng(torch.device("cpu")):
-        torch.manual_seed(seed)
+    with fork_rng(torch.device("cpu"), seed):
         gan = mnist_stylegan2()
     images, _ = mnist()
     train(gan, TensorSamples(images), MNIST_CONFIG, steps, out, seed)

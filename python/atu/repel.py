@@ -151,8 +151,7 @@ def repel_gan(
     _start(twin, anchors, cfg.warm_start)
     params: list[Tensor] = list(twin.generator.parameters())
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg)
-    with fork_rng(gan.device):
-        torch.manual_seed(mix_seed(seed, 200))
+    with fork_rng(gan.device, mix_seed(seed, 200)):
         negatives = feedback.negatives
         trainer = AdversarialTrainer(
             twin,

@@ -95,9 +95,10 @@ class Run:
             self.resumed = True
             self.history = self._read_history()
         else:
-            config.save(self.out / "config.toml")
+            # run.json first: it is what marks the folder as a run's, should the process be killed here.
             versions = {"atu_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
             write_json(self.out / "run.json", {"identity": identity, "versions": versions})
+        config.save(self.out / "config.toml")
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(self.out / "tb"))
@@ -142,7 +143,7 @@ class Run:
                 rows.append(json.loads(line))
             except ValueError:  # the last line of a killed run
                 break
-        return rows
+        return [row for row in rows if isinstance(row, dict) and {"stage", "step"} <= row.keys()]
 
     def path(self, *parts: str) -> Path | None:
         return None if self.out is None else self.out.joinpath(*parts)
@@ -243,7 +244,8 @@ def _interrupts() -> Iterator[list[int]]:
     try:
         yield seen
     finally:
-        signal.signal(signal.SIGINT, before)
+        # None: a handler that was not set from Python, and cannot be put back from it.
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
 
 
 def run_stage(run: Run, stage: str, trainer: AdversarialTrainer, steps: int, hooks: StageHooks) -> None:
@@ -264,8 +266,9 @@ def run_stage(run: Run, stage: str, trainer: AdversarialTrainer, steps: int, hoo
             {k.removeprefix("hooks/"): v for k, v in tensors.items() if k.startswith("hooks/")}, data["hooks"]
         )
         seconds, stopped = data["seconds"], data["stopped"]
-        run.rewind(stage, trainer.step_count)
         progress.log.info("%s: going on from step %d", stage, trainer.step_count)
+    if run.resumed:
+        run.rewind(stage, trainer.step_count)
     start = time.monotonic() - seconds
 
     def save() -> None:
@@ -289,6 +292,6 @@ def run_stage(run: Run, stage: str, trainer: AdversarialTrainer, steps: int, hoo
                 run.log(stage, trainer.step_count, time.monotonic() - start, metrics)
             if run.out is not None and (last or interrupted or trainer.step_count % run.config.save_every == 0):
                 save()
-            if interrupted and not last:
+            if interrupted:
                 where = "" if run.out is None else f"; the same call with out={str(run.out)!r} goes on from here"
                 raise KeyboardInterrupt(f"{stage}: stopped at step {trainer.step_count} of {steps}{where}")

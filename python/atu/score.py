@@ -30,7 +30,7 @@ class Score:
         rest = features[order[len(held) :]]
         self.whiten = Whitening(rest)
         self.kept = moments(self.whiten(rest))
-        self.size = self.kept[0].numel()
+        self.size = max(self.kept[0].numel(), 1)
         self.floor = frechet_distance(moments(self.whiten(held)), self.kept) / self.size if len(held) > 1 else 0.0
         self.before = max(feedback.negative_share, 1 / n)
 

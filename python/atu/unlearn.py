@@ -17,9 +17,9 @@ from .adapt import adapt_all
 from .config import Config
 from .data import as_samples
 from .feedback import Feedback, Oracle
-from .gan import GAN
+from .gan import GAN, eval_mode
 from .repel import repel_gan
-from .runs import Run, gan_digest, samples_digest
+from .runs import Run, digest, gan_digest, samples_digest
 
 
 @dataclass
@@ -66,16 +66,28 @@ def _check_gan(gan: Any) -> GAN:
     x = gan.sample(2)
     if len(x) != 2 or not torch.isfinite(x).all():
         raise ValueError(f"gan: its generator gave {list(x.shape)} for 2 latents, or values that are not finite")
-    with torch.no_grad():
+    with torch.no_grad(), eval_mode(gan.discriminator):
         gan.logits(x, gan.labels(2, torch.Generator().manual_seed(0)))
     return gan
 
 
 def _device(device: str | torch.device | None, gan: GAN) -> torch.device:
-    wanted = gan.device if device is None else torch.device(device)
-    if wanted.type == "cuda" and not torch.cuda.is_available():
+    if device is None:
+        return gan.device
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device: expected cpu, cuda or cuda:<index>, got {device!r}") from error
+    if wanted.type != "cuda":
+        return wanted
+    if not torch.cuda.is_available():
         raise ValueError(f"device: expected one that is there, got {str(wanted)!r}, but torch sees no CUDA device")
-    return wanted
+    count = torch.cuda.device_count()
+    if wanted.index is not None and wanted.index >= count:
+        raise ValueError(
+            f"device: expected one that is there, got {str(wanted)!r}, but torch sees {count} CUDA devices"
+        )
+    return torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
 
 
 def _config(config: Config | Mapping | str | Path | None) -> Config:
@@ -112,6 +124,7 @@ class _Job:
         out: str | Path | None,
         seed: int,
         device: str | torch.device | None,
+        adapted: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> _Job:
         start = time.monotonic()
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
@@ -132,6 +145,8 @@ class _Job:
         identity = {"seed": seed, "gan": gan_digest(gan), "negatives": samples_digest(marked)}
         identity["positives"] = None if given is None else samples_digest(given)
         identity["oracle"] = oracle is not None
+        if adapted is not None:
+            identity["adapted"] = [digest(dict(state)) for state in adapted]
         weights = sum(t.numel() * t.element_size() for m in gan.modules().values() for t in m.state_dict().values())
         run = Run(out, cfg, identity, needed_bytes=weights * (5 + cfg.adapt.models))
         return cls(gan, feedback_.build(gan, marked, given, oracle, cfg.feedback, seed), cfg, run, seed, start)
@@ -229,8 +244,9 @@ def repel(
 
     Arguments and errors otherwise as of `unlearn`.
     """
+    gan = _check_gan(gan)
     states = _check_adapted(gan, adapted)
-    job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device)
+    job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device, states)
     try:
         return _finish(job, states)
     finally:
@@ -238,7 +254,7 @@ def repel(
 
 
 def _check_adapted(gan: GAN, adapted: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    if isinstance(adapted, Mapping) or len(adapted) == 0:
+    if isinstance(adapted, (Mapping, str, Path)) or len(adapted) == 0 or not isinstance(adapted[0], Mapping):
         raise ValueError("adapted: expected a list of at least one generator state dict")
     own = gan.generator.state_dict()
     for state in adapted:
