@@ -406,7 +406,7 @@ def conv2d_resample(
         impl: of the resampling.
 
     Returns:
-        [N, C_out, H', W'], H' = (H up + pads - kh) // down + 1.
+        [N, C_out, H', W'].
     """
     kh, kw = w.shape[2:]
     fh, fw = (1, 1) if f is None else (f.shape[0], f.shape[-1])
