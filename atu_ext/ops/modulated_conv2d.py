@@ -95,12 +95,19 @@ def _square_sum_grad(grad, w):
     return out
 
 
+# The gradients below may be None: no gradient arrives at an output that nothing used.
+
+
 def _square_sum_backward(ctx, grad):
+    if grad is None:
+        return None
     (w,) = ctx.saved_tensors
     return torch.ops.atu_ext.square_sum_grad(grad, w)
 
 
 def _square_sum_grad_backward(ctx, gg):
+    if gg is None:
+        return None, None
     grad, w = ctx.saved_tensors
     return 2 * (gg * w).sum([2, 3]), torch.ops.atu_ext.square_sum_grad(grad, gg)
 
@@ -137,6 +144,8 @@ def _modulate_grad(grad, x, styles):
 
 
 def _modulate_backward(ctx, grad):
+    if grad is None:
+        return None, None, None
     x, styles = ctx.saved_tensors
     if not ctx.needs_input_grad[1]:
         return torch.ops.atu_ext.modulate(grad, styles, _is_channels_last(grad)), None, None
@@ -384,6 +393,16 @@ def _upsample_conv(x, w, f, up, padding, flip_weight, impl):
     return upfirdn2d(x, f, padding=padding, gain=up**2, impl=impl)
 
 
+def _conv_of_nothing(x, w, filter_size, up, down, padding):
+    """What a convolution of images without pixels gives, which torch's refuses: zeros, or nothing."""
+    px0, px1, py0, py1 = padding
+    (fh, fw), (kh, kw) = filter_size, w.shape[2:]
+    height = x.shape[2] * up + py0 + py1 - (fh - 1) - (kh - 1)
+    width = x.shape[3] * up + px0 + px1 - (fw - 1) - (kw - 1)
+    zeros = x.new_zeros(x.shape[0], w.shape[0], max(0, -(-height // down)), max(0, -(-width // down)))
+    return zeros + 0 * (x.sum() + w.sum())
+
+
 def conv2d_resample(
     x: Tensor,
     w: Tensor,
@@ -418,6 +437,8 @@ def conv2d_resample(
         px0, px1 = px0 + (fw - down + 1) // 2, px1 + (fw - down) // 2
         py0, py1 = py0 + (fh - down + 1) // 2, py1 + (fh - down) // 2
     pads = [px0, px1, py0, py1]
+    if x.shape[2] == 0 or x.shape[3] == 0:
+        return _conv_of_nothing(x, w, (fh, fw), up, down, pads)
     if up > 1:
         x = _upsample_conv(x, w, f, up, pads, flip_weight, impl)
         return x if down == 1 else upfirdn2d(x, None, down=down, impl=impl)

@@ -14,6 +14,8 @@ from atu_ext.ops import ParamPenalty, param_penalty
 
 pytestmark = pytest.mark.skipif(_native._C is None, reason=str(_native.error))
 
+# Without the (slow) tracing of forward and backward.
+QUICK = ("test_schema", "test_autograd_registration", "test_faketensor")
 # Empty ones first, in the middle and last; one element; past a chunk of 16384; no dimension at all.
 SHAPES = [(0, 3), (3, 4), (), (1,), (5, 0), (16384 * 2 + 7,), (8, 4, 3, 3), (2, 0)]
 
@@ -211,10 +213,10 @@ def test_functional_gradcheck_and_opcheck():
     assert gradcheck(loss, params, fast_mode=True)
     args = (params, anchor, fisher, repel, scale)
     torch.library.opcheck(torch.ops.atu_ext.param_penalty, args)
-    torch.library.opcheck(torch.ops.atu_ext.param_penalty, (params, [], [], repel, scale))
+    torch.library.opcheck(torch.ops.atu_ext.param_penalty, (params, [], [], repel, scale), test_utils=QUICK)
     weights = torch.tensor(2.0, dtype=torch.float64), torch.tensor(3.0, dtype=torch.float64)
     detached = [p.detach() for p in params]
-    torch.library.opcheck(torch.ops.atu_ext.param_penalty_grad, (*weights, detached, *args[1:]))
+    torch.library.opcheck(torch.ops.atu_ext.param_penalty_grad, (*weights, detached, *args[1:]), test_utils=QUICK)
 
 
 def test_functional_matches_reference_and_class():
