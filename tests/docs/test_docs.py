@@ -1,0 +1,108 @@
+"""Runs what the docs tell people to run, file by file, in the order of the page.
+
+Training is cut short by settings added to the commands; installing and `make` are what runs these tests.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from atu import assets, cli
+
+ROOT = Path(__file__).parents[2]
+SET_UP = ("pip install", "make ")
+QUICK = """
+[feedback]
+pool = 400
+[adapt]
+steps = 5
+fisher.n = 8
+[repel]
+steps = 6
+check_every = 3
+check_samples = 100
+"""
+
+needs_gan = pytest.mark.skipif(
+    not Path(assets.__file__).with_name("mnist-gan.safetensors").exists(), reason="the bundled GAN is not in this tree"
+)
+
+
+def blocks(path: Path) -> list[tuple[str, str]]:
+    """(language, text) of the fenced blocks of a page."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / path).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def shortened(arguments: list[str], quick: Path) -> list[str]:
+    """The command with short training and few samples for its evaluation."""
+    if arguments[0] == "unlearn" or arguments[:2] == ["demo", "mnist"]:
+        return [*arguments, "--config", str(quick), "--samples", "200"]
+    if arguments[:2] == ["demo", "mog"]:
+        return [*arguments, "--samples", "500"]
+    return [*arguments, "--samples", "200"] if arguments[0] == "eval" else arguments
+
+
+def run_line(line: str, folder: Path) -> None:
+    import subprocess
+
+    words = shlex.split(line)
+    if words[0] != "atu":
+        subprocess.run(["bash", "-ec", line], cwd=folder, check=True)
+        return
+    with pytest.raises(SystemExit) as done:
+        cli.main(shortened(words[1:], folder / "quick.toml"))
+    assert done.value.code == 0, line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+@needs_gan
+def test_commands_of_the_page(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick.toml").write_text(QUICK)
+    lines = [line for kind, text in blocks(Path(page)) if kind == "bash" for line in text.splitlines()]
+    assert len(lines) >= 5
+    for line in lines:
+        if not line.startswith(SET_UP):
+            run_line(line, tmp_path)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_python_of_the_page(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scope: dict = {"__name__": "docs"}
+    found = [text for kind, text in blocks(Path(page)) if kind == "python"]
+    assert found
+    for text in found:
+        exec(compile(text, page, "exec"), scope)
+    assert scope["result"].generator is not None
+
+
+def commands(group: click.Group, prefix: str = "") -> list[tuple[str, click.Command]]:
+    found = []
+    for name in group.commands:
+        command = group.commands[name]
+        inner = commands(command, f"{prefix}{name} ") if isinstance(command, click.Group) else []
+        found += inner or [(prefix + name, command)]
+    return found
+
+
+def test_cli_page_names_every_command_and_option():
+    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    for name, command in commands(cli.cli):
+        assert f"atu {name}" in page
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert f"`{option.opts[0]}" in page or f" {option.opts[0]} " in page, (name, option.opts[0])
+
+
+@pytest.mark.parametrize("page", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert ((ROOT / page).parent / target).exists(), target
