@@ -52,6 +52,7 @@ class AdversarialTrainer:
         config: settings of the game.
         extra_fakes: n -> n further samples shown to the discriminator as fakes, weighted by `extra_weight`.
         add_penalty_grad: called after the generator's backward pass; adds to the gradients, returns values to log.
+        fake_penalty: differentiable loss of generated samples (and their labels), added to the generator's.
 
     All randomness is drawn from torch's global generators, so that saving their states makes a run resumable.
     """
@@ -63,11 +64,12 @@ class AdversarialTrainer:
         config: Adversarial,
         extra_fakes: Callable[[int], Tensor] | None = None,
         add_penalty_grad: Callable[[], dict[str, float]] | None = None,
+        fake_penalty: Callable[[Tensor, Tensor | None], Tensor] | None = None,
     ):
         if gan.discriminator is None:
             raise ValueError("discriminator: this GAN has none, and training needs one")
         self.gan, self.real, self.config = gan, real, config
-        self.extra_fakes, self.add_penalty_grad = extra_fakes, add_penalty_grad
+        self.extra_fakes, self.add_penalty_grad, self.fake_penalty = extra_fakes, add_penalty_grad, fake_penalty
         self.extra_weight = 1.0
         if gan.generator_ema is None:
             gan.generator_ema = copy.deepcopy(gan.generator)
@@ -150,9 +152,14 @@ class AdversarialTrainer:
         self._hold_discriminator(True)
         self.optim_g.zero_grad(set_to_none=True)
         z, c = self._latents(cfg.batch_size)
-        loss = losses.generator_loss(self._judge(self.gan.fake(z, c, cfg.style_mixing), c))
-        loss.backward()
+        fake = self.gan.fake(z, c, cfg.style_mixing)
+        loss = losses.generator_loss(self._judge(fake, c))
         metrics = {"loss_g": float(loss.detach())}
+        if self.fake_penalty is not None:
+            penalty = self.fake_penalty(fake, c)
+            metrics["guide"] = float(penalty.detach())
+            loss = loss + penalty
+        loss.backward()
         if self.path_length is not None and self.step_count % cfg.pl_interval == 0:
             metrics["path_length"] = self._path_length_step()
         if self.add_penalty_grad is not None:

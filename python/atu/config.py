@@ -105,7 +105,8 @@ class Repel:
     loss: "el2" exp(-alpha d), "nl2" -d (up to `ceiling`), "il2" 1 / (d + epsilon), or "none". reduction of d: "sum",
     "tensor_mean" or "relative" (d2 / d2(theta_G), 1 at the start). gamma: weight of the loss; unset, the one at which
     the repulsion's gradient at the start has `strength` times the norm of the adversarial one. schedule: of gamma over
-    the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. warm_start: start at
+    the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. guide_weight: of the
+    guide's loss (`atu.guide`), which is trained for guide_steps steps; 0 for none. warm_start: start at
     theta_G - warm_start (theta_N - theta_G). check_every, check_samples: how often the run is scored, and on how many
     samples. patience: checks without a better score before stopping; drift_weight: see `atu.score`.
     """
@@ -119,13 +120,15 @@ class Repel:
     alpha: Positive = 1.0
     ceiling: Positive = 4.0
     epsilon: Positive = 1e-3
-    negatives_weight: NonNegative = 2.0
+    negatives_weight: NonNegative = 0.05
+    guide_weight: NonNegative = 0.5
+    guide_steps: Count = 200
     warm_start: NonNegative = 0.0
     check_every: PositiveCount = 50
     check_samples: PositiveCount = 1000
     patience: PositiveCount = 6
     drift_weight: NonNegative = 1.0
-    adversarial: Adversarial = field(default_factory=lambda: Adversarial(ema_half_life=1000.0))
+    adversarial: Adversarial = field(default_factory=lambda: Adversarial(ema_half_life=5000.0))
 
 
 @dataclass(config=STRICT)

@@ -1,14 +1,15 @@
 """Stage 2, unlearning: retrain the original GAN on positives, pushed away from the adapted weights.
 
 Source: Tiwary et al., "Adapt then Unlearn" (arXiv 2309.14054), section 3.3. Beyond the paper: the distance relative to
-the start's, a repulsion weight set from the gradients, the negatives shown to the discriminator as fakes, and stopping
-and keeping the best generator by a stated score.
+the start's, a repulsion weight set from the gradients, the negatives shown to the discriminator as fakes, the guide,
+and stopping and keeping the best generator by a stated score.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from . import config, progress
 from .adversarial import AdversarialTrainer
 from .feedback import Feedback
 from .gan import GAN, fork_rng, mix_seed
+from .guide import Guide
 from .runs import Run, StageHooks, run_stage
 from .score import Score
+
+GuideLoss = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
@@ -138,6 +142,13 @@ def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
                 gan.generator_ema.load_state_dict(gan.generator.state_dict())
 
 
+def _guidance(gan: GAN, feedback: Feedback, cfg: config.Repel, seed: int) -> GuideLoss | None:
+    if cfg.guide_weight == 0 or cfg.guide_steps == 0:
+        return None
+    guide = Guide(gan, feedback.negatives, feedback.positives, cfg.guide_steps, seed=mix_seed(seed, 201))
+    return lambda x, c: cfg.guide_weight * guide(x, c)
+
+
 def repel_gan(
     gan: GAN, feedback: Feedback, adapted: list[dict[str, Tensor]], cfg: config.Repel, run: Run, seed: int
 ) -> tuple[GAN, dict[str, Any]]:
@@ -159,6 +170,7 @@ def repel_gan(
             cfg.adversarial,
             extra_fakes=lambda n: negatives.batch(torch.randint(len(negatives), (n,))),
             add_penalty_grad=push.add_grad,
+            fake_penalty=_guidance(gan, feedback, cfg, seed),
         )
         trainer.extra_weight = cfg.negatives_weight
         control = Controller(trainer, push, Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed), cfg, run)

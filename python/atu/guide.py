@@ -1,0 +1,67 @@
+"""A classifier of negatives grown from the pretrained discriminator: the rejection signal of stage 2.
+
+Beyond the paper. The adversarial game alone is slow to notice a few remaining negatives; the guide tells the generator
+about each of them, and says nothing (a gradient near 0) about samples that are clearly not negative.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .adversarial import Samples
+from .augment import augment
+from .gan import GAN, fork_rng
+
+
+class Guide:
+    """Binary classifier with the discriminator's architecture, started from its weights.
+
+    Args:
+        gan: pretrained pair. negatives, positives: samples of the two classes, drawn equally often.
+        steps, batch_size: of Adam on the logistic loss. policy: augmentation while training (see `atu.augment`); unset,
+            translations when there are fewer than 100 negatives. With more it only blurs the boundary.
+        seed: of the batches; the same seed gives the same guide.
+    """
+
+    def __init__(
+        self,
+        gan: GAN,
+        negatives: Samples,
+        positives: Samples,
+        steps: int,
+        batch_size: int = 64,
+        policy: str | None = None,
+        seed: int = 0,
+    ):
+        self.gan = gan
+        self.discriminator = copy.deepcopy(gan.discriminator).train().requires_grad_(True)  # type: ignore[union-attr]
+        lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
+        optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
+        half = max(batch_size // 2, 1)
+        if policy is None:
+            policy = "translation" if len(negatives) < 100 else ""
+        labels = torch.cat([torch.ones(half), torch.zeros(half)]).to(gan.device)
+        with fork_rng(gan.device, seed):
+            for _ in range(steps):
+                pairs = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
+                # Shuffled, so that minibatch statistics give nothing away.
+                order = torch.randperm(2 * half)
+                x = torch.cat(pairs)[order].to(gan.device)
+                loss = F.binary_cross_entropy_with_logits(self._logits(augment(x, policy)), labels[order])
+                optim.zero_grad(set_to_none=True)
+                loss.backward()
+                optim.step()
+        self.discriminator.eval().requires_grad_(False)
+
+    def _logits(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        if c is None:
+            c = self.gan.labels(len(x), torch.default_generator)
+        return self.gan.logits(x, c, self.discriminator)
+
+    def __call__(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Loss of generated samples [N, ...]: mean of -log(1 - P(negative)), differentiable in x."""
+        return F.softplus(self._logits(x, c)).mean()
