@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import progress
 from .adversarial import AdversarialTrainer, Samples
+from .assets import asset
 from .checkpoint import load_tensors, save_tensors
+from .classifier import Classifier
 from .config import Adversarial
 from .data import TensorSamples, mnist
+from .environment import machine, versions
+from .files import write_json
 from .gan import GAN, fork_rng
 from .networks.stylegan2 import Discriminator, Generator
 
@@ -63,9 +69,33 @@ def train(
 
 
 def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0) -> Path:
-    """Train the bundled MNIST GAN on all 5,000 images; returns the checkpoint's path, OUT/mnist-gan.safetensors."""
+    """Train the bundled MNIST GAN on all 5,000 images; a killed training goes on from OUT.
+
+    Writes OUT/mnist-gan.safetensors and OUT/mnist-gan.json: seed, settings, machine, the log, and what the bundled
+    classifier says of 10,000 samples.
+
+    Returns:
+        The checkpoint's path.
+    """
     with fork_rng(torch.device("cpu"), seed):
         gan = mnist_stylegan2()
     images, _ = mnist()
     train(gan, TensorSamples(images), MNIST_CONFIG, steps, out, seed)
-    return gan.save(Path(out) / "mnist-gan.safetensors")
+    path = gan.save(Path(out) / "mnist-gan.safetensors")
+    log = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    settings = dataclasses.asdict(MNIST_CONFIG)
+    about = dict(command="atu pretrain mnist", seed=seed, steps=steps, config=settings, samples=describe(gan))
+    write_json(path.with_suffix(".json"), about | dict(machine=machine(), versions=versions(), log=log))
+    return path
+
+
+def describe(gan: GAN, n: int = 10_000) -> dict[str, Any]:
+    """Share of each digit among n samples, and of samples that the bundled classifier is >= 0.9 sure of."""
+    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
+    sure, counts = 0, torch.zeros(len(classifier.classes), dtype=torch.long)
+    for x in gan.batches(n, seed=0):
+        probability, index = classifier.logits(x).softmax(1).max(1)
+        sure += int((probability >= 0.9).sum())
+        counts += index.bincount(minlength=len(counts))
+    shares = {name: round(int(count) / n, 4) for name, count in zip(classifier.classes, counts, strict=True)}
+    return dict(n=n, shares=shares, confident=round(sure / n, 4))
