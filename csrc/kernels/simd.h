@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -137,6 +138,46 @@ static inline double sum(Vec<T> v) {
   double total = 0;
   for (int i = 0; i < kLanes<T>; ++i) total += v[i];
   return total;
+}
+
+// The even, and the odd, elements of the 2 kLanes in (a, b); and their inverse, a0 b0 a1 b1 ... in two vectors.
+template <typename T>
+struct Pair {
+  Vec<T> first, second;
+};
+
+#if defined(__clang__) || __GNUC__ >= 12
+template <typename T, size_t... I>
+static inline Pair<T> deinterleave(Vec<T> a, Vec<T> b, std::index_sequence<I...>) {
+  return {__builtin_shufflevector(a, b, (2 * I)...), __builtin_shufflevector(a, b, (2 * I + 1)...)};
+}
+template <typename T, size_t... I>
+static inline Pair<T> interleave(Vec<T> a, Vec<T> b, std::index_sequence<I...>) {
+  constexpr size_t n = sizeof...(I);
+  return {__builtin_shufflevector(a, b, (I / 2 + I % 2 * n)...),
+          __builtin_shufflevector(a, b, (n / 2 + I / 2 + I % 2 * n)...)};
+}
+#else
+template <typename T, size_t... I>
+static inline Pair<T> deinterleave(Vec<T> a, Vec<T> b, std::index_sequence<I...>) {
+  using M = typename Simd<T>::I;
+  return {__builtin_shuffle(a, b, M{(2 * I)...}), __builtin_shuffle(a, b, M{(2 * I + 1)...})};
+}
+template <typename T, size_t... I>
+static inline Pair<T> interleave(Vec<T> a, Vec<T> b, std::index_sequence<I...>) {
+  using M = typename Simd<T>::I;
+  constexpr size_t n = sizeof...(I);
+  return {__builtin_shuffle(a, b, M{(I / 2 + I % 2 * n)...}),
+          __builtin_shuffle(a, b, M{(n / 2 + I / 2 + I % 2 * n)...})};
+}
+#endif
+template <typename T>
+static inline Pair<T> deinterleave(Vec<T> a, Vec<T> b) {
+  return deinterleave<T>(a, b, std::make_index_sequence<kLanes<T>>{});
+}
+template <typename T>
+static inline Pair<T> interleave(Vec<T> a, Vec<T> b) {
+  return interleave<T>(a, b, std::make_index_sequence<kLanes<T>>{});
 }
 
 // Outputs of at least this many bytes are written past the caches.

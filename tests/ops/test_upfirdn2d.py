@@ -1,0 +1,202 @@
+"""upfirdn2d against its definition written as loops over output samples, in float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from atu_ext import _native
+from atu_ext.ops import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
+
+pytestmark = pytest.mark.skipif(_native._C is None, reason=str(_native.error))
+
+LAYOUTS = ["contiguous", "channels_last", "slice", "transposed"]
+
+
+def make(shape, dtype=torch.float64, layout="contiguous", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    n, c, h, w = shape
+    if layout == "slice":
+        return torch.randn(n, c + 1, h + 2, w + 3, dtype=dtype, generator=generator)[:, 1:, 1:-1, 2:-1]
+    if layout == "transposed":
+        return torch.randn(n, c, w, h, dtype=dtype, generator=generator).transpose(2, 3)
+    x = torch.randn(shape, dtype=dtype, generator=generator)
+    return x.to(memory_format=torch.channels_last) if layout == "channels_last" else x
+
+
+def naive(x, f, up, down, padding, flip_filter, gain):
+    """The sum in the head of csrc/kernels/upfirdn2d.h, tap by tap."""
+    x = x.double()
+    f = f.double()
+    g = f.outer(f) if f.ndim == 1 else f
+    if not flip_filter:
+        g = g.flip([0, 1])
+    (ux, uy), (dx, dy), (px0, px1, py0, py1) = up, down, padding
+    n, c, h, w = x.shape
+    oh, ow = (h * uy + py0 + py1 - g.shape[0]) // dy + 1, (w * ux + px0 + px1 - g.shape[1]) // dx + 1
+    y = torch.zeros(n, c, oh, ow, dtype=torch.float64)
+    for oy, ox in itertools.product(range(oh), range(ow)):
+        for ky, kx in itertools.product(range(g.shape[0]), range(g.shape[1])):
+            iy, ry = divmod(oy * dy + ky - py0, uy)
+            ix, rx = divmod(ox * dx + kx - px0, ux)
+            if ry == 0 and rx == 0 and 0 <= iy < h and 0 <= ix < w:
+                y[:, :, oy, ox] += gain * g[ky, kx] * x[:, :, iy, ix]
+    return y
+
+
+CASES = [
+    # f, up, down, padding
+    ("sep4", (2, 2), (1, 1), (2, 1, 2, 1)),
+    ("sep4", (1, 1), (2, 2), (1, 1, 1, 1)),
+    ("full", (1, 1), (1, 1), (1, 2, 2, 0)),
+    ("full", (2, 1), (1, 2), (3, 2, -1, 4)),
+    ("sep8", (3, 2), (2, 3), (4, 5, 6, 3)),
+    ("one", (4, 1), (1, 1), (0, 0, 0, 0)),
+    ("one", (1, 1), (3, 2), (0, 0, 0, 0)),
+    ("full", (3, 4), (5, 1), (-1, 6, 3, -2)),
+]
+FILTERS = {
+    "sep4": setup_filter([1, 3, 3, 1], separable=True),
+    "sep8": setup_filter([1, 2, 5, 9, 7, 3, 2, 1]),
+    "full": torch.tensor([[1.0, 2, -3], [0.5, 4, 1], [2, 1, 1], [-1, 0, 3]]) / 8,
+    "one": torch.full((1, 1), 1.5),
+}
+
+
+def tolerance(dtype):
+    # Up to 64 products of size about 1 are summed: 64 roundings of half a unit in the last place, and some room.
+    return 100 * torch.finfo(dtype).eps
+
+
+@pytest.fixture(params=_native._C.cpu_isas() if _native._C is not None else [])
+def isa(request):
+    before = _native._C.cpu_isa()
+    _native._C.set_cpu_isa(request.param)
+    yield request.param
+    _native._C.set_cpu_isa(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("name", "up", "down", "padding"), CASES)
+def test_against_definition(isa, name, up, down, padding, layout, dtype):
+    x = make((2, 3, 5, 7), dtype, layout)
+    for flip in (False, True):
+        expected = naive(x, FILTERS[name], up, down, padding, flip, 1.7)
+        for impl in ("native", "reference"):
+            y = upfirdn2d(x, FILTERS[name], up, down, padding, flip, 1.7, impl=impl)
+            torch.testing.assert_close(y.double(), expected, atol=tolerance(dtype), rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 2, 3, 37), (1, 20, 4, 5), (1, 1, 2, 2100), (2, 150, 3, 3)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (3, 2)])
+@pytest.mark.parametrize("name", ["sep4", "full"])
+def test_sizes_around_vectors_and_chunks(isa, shape, layout, up, down, name):
+    x = make(shape, torch.float32, layout)
+    kw = {"up": up, "down": down, "padding": [2, 3, 3, 2], "gain": 0.5}
+    expected = upfirdn2d(x.double().contiguous(), FILTERS[name], **kw, impl="reference")
+    y = upfirdn2d(x, FILTERS[name], **kw, impl="native")
+    torch.testing.assert_close(y.double(), expected, atol=tolerance(torch.float32), rtol=0)
+
+
+def test_threads_do_not_change_a_bit():
+    x = make((2, 8, 64, 64), torch.float32)
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(upfirdn2d(x, FILTERS["full"], up=2, padding=[2, 1, 2, 1], impl="native"))
+    torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_large_output_written_past_the_caches(isa):
+    x = make((1, 40, 256, 256), torch.float32)  # 10 MB
+    y = upfirdn2d(x, FILTERS["sep4"], padding=[2, 1, 2, 1], impl="native")
+    expected = upfirdn2d(x, FILTERS["sep4"], padding=[2, 1, 2, 1], impl="reference")
+    torch.testing.assert_close(y, expected, atol=tolerance(torch.float32), rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)])
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_empty(shape, impl):
+    x = torch.ones(shape, requires_grad=True)
+    y = upfirdn2d(x, setup_filter([1, 3, 3, 1]), up=2, padding=[4, 4, 4, 4], impl=impl)
+    assert y.shape == (shape[0], shape[1], shape[2] * 2 + 5, shape[3] * 2 + 5)
+    assert y.abs().sum() == 0
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+@pytest.mark.parametrize(("name", "up", "down", "padding"), CASES[:5])
+def test_gradients(name, up, down, padding, layout):
+    x = make((1, 2, 4, 5), layout=layout).requires_grad_()
+
+    def op(t):
+        return upfirdn2d(t, FILTERS[name], up, down, padding, gain=1.3, impl="native")
+
+    assert torch.autograd.gradcheck(op, x)
+    assert torch.autograd.gradgradcheck(op, x)
+
+
+def test_gradient_of_a_learned_filter_comes_from_the_reference():
+    x, f = make((1, 2, 4, 5)), torch.rand(3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: upfirdn2d(x, t, up=2, padding=2), f)
+    with pytest.raises(RuntimeError, match="gradient with respect to f"):
+        upfirdn2d(x, f, impl="native")
+
+
+def test_opcheck():
+    for layout in ("contiguous", "channels_last"):
+        x = make((1, 2, 4, 5), layout=layout).requires_grad_()
+        torch.library.opcheck(torch.ops.atu.upfirdn2d.default, (x, FILTERS["full"], 2, 1, 1, 2, 1, 2, 1, 2, False, 2.0))
+
+
+def test_layout_is_kept():
+    x = make((2, 3, 4, 5), layout="channels_last")
+    y = upfirdn2d(x, FILTERS["full"], padding=2, impl="native")
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert upfirdn2d(x.contiguous(), FILTERS["full"], padding=2, impl="native").is_contiguous()
+
+
+def test_constant_images_stay_constant_through_the_helpers():
+    x, f = torch.ones(1, 2, 16, 16, dtype=torch.float64), setup_filter([1, 3, 3, 1])
+    for y, size in ((upsample2d(x, f), 32), (downsample2d(x, f), 8), (filter2d(x, setup_filter([1, 2, 1])), 16)):
+        assert y.shape[2:] == (size, size)
+        inner = y[:, :, 3:-3, 3:-3]
+        torch.testing.assert_close(inner, torch.ones_like(inner))
+
+
+def test_setup_filter():
+    assert setup_filter([1, 3, 3, 1]).shape == (4, 4)
+    assert setup_filter(range(1, 9)).shape == (8,)
+    assert setup_filter([1, 3, 3, 1], gain=4).sum() == pytest.approx(4)
+    assert setup_filter(None).tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"up": 0}, "up: expected a positive int"),
+        ({"down": [1, 2, 3]}, "down: expected"),
+        ({"padding": [1, 2, 3]}, "padding: expected int"),
+        ({"padding": -3}, "smaller than the filter"),
+        ({"f": torch.ones(2, 2, 2)}, "f: expected a non-empty filter"),
+        ({"x": torch.ones(3, 4, 5)}, r"x: expected \[N, C, H, W\]"),
+        ({"impl": "fast"}, "impl: expected"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    arguments = {"x": torch.ones(1, 2, 4, 4), "f": torch.ones(2, 2)} | kwargs
+    with pytest.raises(ValueError, match=message):
+        upfirdn2d(**arguments)
+
+
+def test_native_says_why_it_cannot():
+    with pytest.raises(RuntimeError, match=r"expected float32 or float64 on the CPU, got torch\.float16"):
+        upfirdn2d(torch.ones(1, 1, 4, 4, dtype=torch.float16), torch.ones(2, 2), impl="native")
