@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,6 +47,20 @@ def why_not_native(x: Tensor) -> str | None:
     return f"no kernels for device {x.device.type}"
 
 
+plain_only = False
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Within it, impl="auto" takes the plain-torch reference: for tracers that know torch's operators only (ONNX)."""
+    global plain_only
+    before, plain_only = plain_only, True
+    try:
+        yield
+    finally:
+        plain_only = before
+
+
 def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
     """Whether `op` runs its kernel on x (and whatever `also` objects to).
 
@@ -56,7 +71,7 @@ def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
         ValueError: impl is not one of auto, native, reference.
         RuntimeError: impl is "native" and the kernel cannot run.
     """
-    if impl == "reference":
+    if impl == "reference" or (plain_only and impl == "auto"):
         return False
     if impl not in ("auto", "native"):
         raise ValueError(f"impl: expected 'auto', 'native' or 'reference', got {impl!r}")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _native
+from . import _common
 from .bias_act import activations, bias_act
 from .upfirdn2d import _padding, upfirdn2d
 
@@ -556,7 +557,7 @@ def modulated_conv2d(
         RuntimeError: impl "native" where there is no kernel for x's device and dtype.
     """
     _check(x, weight, styles, noise, up, down, bias, act, clamp, impl)
-    native = _has_native(x)
+    native = _has_native(x) and not (impl == "auto" and _common.plain_only)
     if impl == "native" and not native:
         raise RuntimeError(
             f"impl: 'native' is not available: {_native.error or f'no kernel for {x.dtype} on {x.device}'}"

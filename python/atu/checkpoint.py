@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from .files import write_atomic
 from .gan import GAN, LatentSampler
-from .networks import mlp, stylegan2
+from .networks import mlp, stylegan2, stylegan3
 
 FORMAT = "atu-gan"
 NETWORKS: dict[str, type[nn.Module]] = {
     "stylegan2.Generator": stylegan2.Generator,
     "stylegan2.Discriminator": stylegan2.Discriminator,
+    "stylegan3.Generator": stylegan3.Generator,
     "mlp.MLPGenerator": mlp.MLPGenerator,
     "mlp.MLPDiscriminator": mlp.MLPDiscriminator,
 }
@@ -54,6 +55,7 @@ def save(gan: GAN, path: str | Path) -> Path:
     """Write `gan` atomically; returns the path."""
     config: dict[str, Any] = {"latent_dim": gan.latent_dim, "image_range": list(gan.image_range), "modules": {}}
     config["discriminator_output"] = gan.discriminator_output
+    config["origin"] = gan.origin
     tensors: dict[str, Tensor] = {}
     for name, module in gan.modules().items():
         config["modules"][name] = _describe(module)
@@ -96,21 +98,25 @@ def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
     module.load_state_dict(state)
 
 
-def _build(name: str, entry: dict[str, Any], given: nn.Module | None, path: Path) -> nn.Module:
+def _build(entry: dict[str, Any], given: nn.Module | None, state: dict[str, Tensor], what: str, size: int) -> nn.Module:
+    """The module of one entry, filled: the given one, or one of ours."""
+    from .interop.assemble import assemble
+
     if given is not None:
+        fill(given, state, what)
         return given
     if entry.get("network") is None:
+        argument = what.rsplit(" ", 1)[-1]
         raise CheckpointError(
-            f"{path}: its {name} is a {entry.get('class')}, which atu does not build itself; pass {name}=<an instance>"
+            f"{what} is a {entry.get('class')}, which atu does not build itself; pass {argument}=<an instance>"
         )
     if entry["network"] not in NETWORKS:
-        raise CheckpointError(
-            f"{path}: unknown network {entry['network']!r} for {name}, expected one of {', '.join(NETWORKS)}"
-        )
+        raise CheckpointError(f"{what}: unknown network {entry['network']!r}, expected one of {', '.join(NETWORKS)}")
     try:
-        return NETWORKS[entry["network"]](**entry["kwargs"])
-    except Exception as error:  # whatever a constructor makes of arguments that are not its own
-        raise CheckpointError(f"{path}: its {name} cannot be built from its config ({error})") from error
+        # The tensors lie in a mapped file: the network gets copies, so that the file may change.
+        return assemble(NETWORKS[entry["network"]], entry["kwargs"], state, lambda name: state[name].clone(), size)
+    except CheckpointError as error:
+        raise CheckpointError(f"{what}: {error}") from error
 
 
 def load(
@@ -121,7 +127,7 @@ def load(
     latent_sampler: LatentSampler | None = None,
     label_sampler: LatentSampler | None = None,
 ) -> GAN:
-    """Load a checkpoint.
+    """Load a checkpoint: the project's own, or another project's (see `atu.interop`), recognised by content.
 
     Args:
         generator, discriminator: modules to fill, for networks that atu does not build itself. They are filled in
@@ -131,7 +137,15 @@ def load(
     Raises:
         CheckpointError: naming the file and what is wrong with it.
     """
+    from .interop import load_foreign, recognise
+
     path = Path(path)
+    if recognise(path) != "safetensors":
+        if generator is not None or discriminator is not None:
+            raise CheckpointError(f"{path}: generator and discriminator can be given for atu's own format only")
+        foreign = load_foreign(path)
+        foreign.latent_sampler, foreign.label_sampler = latent_sampler, label_sampler
+        return foreign
     tensors, metadata = load_tensors(path)
     if metadata.get("format") != FORMAT:
         found = ", ".join(sorted(tensors)[:5])
@@ -156,13 +170,12 @@ def load(
         template = given[name]
         if name == "generator_ema" and generator is not None:
             template = copy.deepcopy(generator)
-        modules[name] = _build(name, entry, template, path)
         state = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
-        fill(modules[name], state, f"{path}: {name}")
+        modules[name] = _build(entry, template, state, f"{path}: {name}", path.stat().st_size)
     if latent_dim is None and latent_sampler is None:
         raise CheckpointError(f"{path}: its GAN drew latents by a function of its own; pass latent_sampler=")
     try:
-        return GAN(
+        gan = GAN(
             **modules,
             latent_dim=latent_dim,
             latent_sampler=latent_sampler,
@@ -172,3 +185,5 @@ def load(
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its config does not fit a GAN ({error})") from error
+    gan.origin = config.get("origin")
+    return gan

@@ -73,6 +73,7 @@ class GAN:
         self.image_range = (float(low), float(high))
         self.discriminator_output = discriminator_output
         self.c_dim = int(getattr(generator, "c_dim", 0) or 0)
+        self.origin: dict[str, str] | None = None  # format and path of a foreign file that it was loaded from
         self._sample_shape: tuple[int, ...] | None = None
 
     # --- loading, saving, copying
@@ -89,10 +90,15 @@ class GAN:
         return load(path, **kwargs)
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors checkpoint (weights and JSON config) atomically; returns its path."""
-        from .checkpoint import save
+        """Write a checkpoint atomically; returns its path.
 
-        return save(self, path)
+        The suffix chooses: .pkl an NVIDIA pickle (the file it was loaded from, with new tensors), .pt a
+        rosinality-style checkpoint, .onnx the generator; anything else safetensors (weights and JSON config). See
+        `atu.interop.export`.
+        """
+        from .interop import export
+
+        return export(self, path)
 
     def copy(self) -> GAN:
         """Deep copy; training it leaves this one as it is."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,19 @@ from atu_ext.ops.bias_act import activations
 from atu_ext.ops.modulated_conv2d import conv2d_resample
 
 NOISE_MODES = ("random", "const", "none")
+# Ends of the names of tensors that are no parameters, in both StyleGAN2 and 3.
+BUFFERS = ("w_avg", "noise_const", "_filter", "magnitude_ema", "transform", "freqs", "phases")
 
 
 def normalize_2nd_moment(x: Tensor) -> Tensor:
     """Scale each row of [N, C] to unit mean square."""
     return x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+
+
+def _filter(taps: Sequence[float]) -> Tensor:
+    """Resampling filter, with its values even where a network is built on the meta device."""
+    with torch.device("cpu"):
+        return setup_filter(list(taps))
 
 
 class FullyConnectedLayer(nn.Module):
@@ -52,6 +61,10 @@ class FullyConnectedLayer(nn.Module):
 class Conv2dLayer(nn.Module):
     """Equalised convolution with FIR resampling, bias, activation and clamp."""
 
+    weight: Tensor
+    bias: Tensor | None
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels,
@@ -63,13 +76,18 @@ class Conv2dLayer(nn.Module):
         down=1,
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         conv_clamp=None,
+        trainable=True,
     ):
         super().__init__()
         self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
         self.padding = kernel_size // 2
-        self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.register_buffer("resample_filter", _filter(resample_filter))
+        weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
+        for name, value in (("weight", weight), ("bias", torch.zeros(out_channels) if bias else None)):
+            if trainable:
+                self.register_parameter(name, None if value is None else nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)  # frozen for good: no optimiser sees it
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
         self.act_gain = activations[activation].gain
 
@@ -87,6 +105,8 @@ class MappingNetwork(nn.Module):
 
     num_ws None returns w itself (the discriminator's label mapping); z_dim 0 takes no latent.
     """
+
+    w_avg: Tensor
 
     def __init__(
         self,
@@ -116,14 +136,14 @@ class MappingNetwork(nn.Module):
             self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(self, z, c=None, truncation_psi=1.0, truncation_cutoff=None, update_w_avg=None) -> Tensor:
-        x = None
+        parts = []
         if self.z_dim > 0:
-            x = normalize_2nd_moment(z.to(torch.float32))
+            parts.append(normalize_2nd_moment(z.to(torch.float32)))
         if self.c_dim > 0:
             if c is None:
                 raise ValueError(f"c: this GAN is conditional, expected labels [N, {self.c_dim}], got None")
-            y = normalize_2nd_moment(self.embed(c.to(torch.float32)))
-            x = y if x is None else torch.cat([x, y], dim=1)
+            parts.append(normalize_2nd_moment(self.embed(c.to(torch.float32))))
+        x = torch.cat(parts, dim=1)
         for i in range(self.num_layers):
             x = getattr(self, f"fc{i}")(x)
         update = self.training if update_w_avg is None else update_w_avg
@@ -134,6 +154,8 @@ class MappingNetwork(nn.Module):
             return x
         x = x.unsqueeze(1).repeat(1, self.num_ws, 1)
         if truncation_psi != 1:
+            if self.w_avg_beta is None:
+                raise ValueError(f"truncation_psi: this network keeps no w_avg to truncate to, got {truncation_psi}")
             cut = self.num_ws if truncation_cutoff is None else truncation_cutoff
             x = torch.cat([self.w_avg.lerp(x[:, :cut], truncation_psi), x[:, cut:]], dim=1)
         return x
@@ -141,6 +163,9 @@ class MappingNetwork(nn.Module):
 
 class SynthesisLayer(nn.Module):
     """Modulated convolution, noise, bias and activation."""
+
+    resample_filter: Tensor
+    noise_const: Tensor
 
     def __init__(
         self,
@@ -160,7 +185,7 @@ class SynthesisLayer(nn.Module):
         self.activation, self.conv_clamp = activation, conv_clamp
         self.act_gain = activations[activation].gain
         self.padding = kernel_size // 2
-        self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
+        self.register_buffer("resample_filter", _filter(resample_filter))
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
         if use_noise:
@@ -178,10 +203,17 @@ class SynthesisLayer(nn.Module):
         return (torch.randn(shape, device=x.device) * self.noise_strength).to(x.dtype)
 
     def forward(self, x: Tensor, w: Tensor, noise_mode: str = "random", gain: float = 1.0) -> Tensor:
+        weight: Tensor = self.weight
+        styles: Tensor = self.affine(w)
+        if x.dtype == torch.float16:
+            # Demodulation cancels both scales; without them the products overflow half precision.
+            peak = weight.abs().amax(dim=[1, 2, 3], keepdim=True)
+            weight = weight / (peak * math.sqrt(weight[0].numel()))
+            styles = styles / styles.abs().amax(dim=1, keepdim=True)
         return modulated_conv2d(
             x,
-            self.weight.to(x.dtype),
-            self.affine(w).to(x.dtype),
+            weight.to(x.dtype),
+            styles.to(x.dtype),
             noise=self._noise(x, noise_mode),
             up=self.up,
             padding=self.padding,
@@ -214,6 +246,8 @@ class ToRGBLayer(nn.Module):
 class SynthesisBlock(nn.Module):
     """One resolution: constant or upsampling layer, a second layer, and the image output."""
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels,
@@ -230,7 +264,7 @@ class SynthesisBlock(nn.Module):
     ):
         super().__init__()
         self.architecture, self.is_last, self.use_fp16 = architecture, is_last, use_fp16
-        self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
+        self.register_buffer("resample_filter", _filter(resample_filter))
         self.num_conv = 1 if in_channels == 0 else 2
         self.num_torgb = int(is_last or architecture == "skip")
         common = dict(w_dim=w_dim, resolution=resolution, conv_clamp=conv_clamp, **layer_kwargs)
@@ -238,7 +272,7 @@ class SynthesisBlock(nn.Module):
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
             self.conv0 = SynthesisLayer(in_channels, out_channels, up=2, resample_filter=resample_filter, **common)
-        self.conv1 = SynthesisLayer(out_channels, out_channels, resample_filter=resample_filter, **common)
+        self.conv1 = SynthesisLayer(out_channels, out_channels, **common)  # does not resample
         if self.num_torgb:
             self.torgb = ToRGBLayer(out_channels, img_channels, w_dim, conv_clamp=conv_clamp)
         if in_channels != 0 and architecture == "resnet":
@@ -334,12 +368,14 @@ class SynthesisNetwork(nn.Module):
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws: expected [N, {self.num_ws}, {self.w_dim}], got {list(ws.shape)}")
         ws = ws.to(torch.float32)
-        x = img = None
+        x: Tensor | None = None
+        img: Tensor | None = None
         first = 0
         for res in self.block_resolutions:
             block = getattr(self, f"b{res}")
             x, img = block(x, img, ws.narrow(1, first, block.num_conv + block.num_torgb), noise_mode)
             first += block.num_conv
+        assert img is not None
         return img
 
 
@@ -410,6 +446,8 @@ class MinibatchStdLayer(nn.Module):
 class DiscriminatorBlock(nn.Module):
     """One resolution of the discriminator, halving it."""
 
+    resample_filter: Tensor
+
     def __init__(
         self,
         in_channels,
@@ -421,24 +459,29 @@ class DiscriminatorBlock(nn.Module):
         resample_filter: Sequence[float] = (1, 3, 3, 1),
         conv_clamp=None,
         use_fp16=False,
+        first_layer=0,
+        freeze_layers=0,
     ):
         super().__init__()
         self.architecture, self.use_fp16 = architecture, use_fp16
-        self.register_buffer("resample_filter", setup_filter(list(resample_filter)))
+        self.register_buffer("resample_filter", _filter(resample_filter))
         common = dict(activation=activation, conv_clamp=conv_clamp)
         self.has_fromrgb = in_channels == 0 or architecture == "skip"
+        self.num_layers = 2 + int(self.has_fromrgb) + int(architecture == "resnet")
+        trainable = iter([first_layer + i >= freeze_layers for i in range(self.num_layers)])
         if self.has_fromrgb:
-            self.fromrgb = Conv2dLayer(img_channels, tmp_channels, 1, **common)
-        self.conv0 = Conv2dLayer(tmp_channels, tmp_channels, 3, **common)
-        self.conv1 = Conv2dLayer(tmp_channels, out_channels, 3, down=2, resample_filter=resample_filter, **common)
+            self.fromrgb = Conv2dLayer(img_channels, tmp_channels, 1, trainable=next(trainable), **common)
+        self.conv0 = Conv2dLayer(tmp_channels, tmp_channels, 3, trainable=next(trainable), **common)
+        resampling: dict[str, Any] = dict(down=2, resample_filter=resample_filter)
+        self.conv1 = Conv2dLayer(tmp_channels, out_channels, 3, trainable=next(trainable), **resampling, **common)
         if architecture == "resnet":
-            self.skip = Conv2dLayer(tmp_channels, out_channels, 1, bias=False, down=2, resample_filter=resample_filter)
+            self.skip = Conv2dLayer(tmp_channels, out_channels, 1, bias=False, trainable=next(trainable), **resampling)
 
     def forward(self, x: Tensor | None, img: Tensor | None):
-        device = img.device if x is None else x.device
-        dtype = torch.float16 if self.use_fp16 and device.type == "cuda" else torch.float32
+        dtype = torch.float16 if self.use_fp16 and self.conv0.weight.is_cuda else torch.float32
         x = None if x is None else x.to(dtype)
         if self.has_fromrgb:
+            assert img is not None
             y = self.fromrgb(img.to(dtype))
             x = y if x is None else x + y
             img = downsample2d(img, self.resample_filter) if self.architecture == "skip" else None
@@ -479,11 +522,13 @@ class DiscriminatorEpilogue(nn.Module):
     def forward(self, x: Tensor, img: Tensor | None, cmap: Tensor | None) -> Tensor:
         x = x.to(torch.float32)
         if self.architecture == "skip":
+            assert img is not None
             x = x + self.fromrgb(img.to(torch.float32))
         if self.mbstd is not None:
             x = self.mbstd(x)
         x = self.out(self.fc(self.conv(x).flatten(1)))
         if self.cmap_dim > 0:
+            assert cmap is not None
             x = (x * cmap).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
         return x
 
@@ -492,8 +537,9 @@ class Discriminator(nn.Module):
     """StyleGAN2 discriminator: images [N, img_channels, R, R] (and labels) to logits [N, 1].
 
     Args:
-        block_kwargs, mapping_kwargs, epilogue_kwargs: of `DiscriminatorBlock` (resample_filter), `MappingNetwork` and
-            `DiscriminatorEpilogue` (mbstd_group_size, mbstd_num_channels).
+        block_kwargs, mapping_kwargs, epilogue_kwargs: of `DiscriminatorBlock` (resample_filter, freeze_layers),
+            `MappingNetwork` and `DiscriminatorEpilogue` (mbstd_group_size, mbstd_num_channels). freeze_layers: so many
+            layers, from the image on, are buffers and never train (Mo et al., "Freeze the Discriminator").
     """
 
     def __init__(
@@ -535,6 +581,7 @@ class Discriminator(nn.Module):
         self.block_resolutions = [res for res in reversed(_resolutions(img_resolution)) if res > 4]
         channels4 = channels_at(4, channel_base, channel_max)
         cmap_dim = 0 if c_dim == 0 else (channels4 if cmap_dim is None else cmap_dim)
+        first_layer = 0
         for res in self.block_resolutions:
             channels = channels_at(res, channel_base, channel_max)
             block = DiscriminatorBlock(
@@ -542,15 +589,19 @@ class Discriminator(nn.Module):
                 channels,
                 channels_at(res // 2, channel_base, channel_max),
                 use_fp16=num_fp16_res > 0 and res >= _fp16_from(img_resolution, num_fp16_res),
-                **common,
-                **(block_kwargs or {}),
+                first_layer=first_layer,
+                **{**common, **(block_kwargs or {})},
             )
             setattr(self, f"b{res}", block)
+            first_layer += block.num_layers
         if c_dim > 0:
             self.mapping = MappingNetwork(0, c_dim, cmap_dim, None, w_avg_beta=None, **(mapping_kwargs or {}))
-        self.b4 = DiscriminatorEpilogue(channels4, cmap_dim, 4, **common, **(epilogue_kwargs or {}))
+        self.b4 = DiscriminatorEpilogue(channels4, cmap_dim, 4, **{**common, **(epilogue_kwargs or {})})
 
     def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
+        shape = (self.img_channels, self.img_resolution, self.img_resolution)
+        if img.ndim != 4 or tuple(img.shape[1:]) != shape:
+            raise ValueError(f"img: expected [N, {shape[0]}, {shape[1]}, {shape[2]}], got {list(img.shape)}")
         x: Tensor | None = None
         rest: Tensor | None = img
         for res in self.block_resolutions:
