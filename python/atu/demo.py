@@ -134,6 +134,7 @@ def demo_mnist(
 
 # --- eight Gaussians
 
+_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 MOG_RADIUS, MOG_STD, MOG_NEAR = 2.0, 0.1, 0.4
 MOG_STEPS = 4000
 MOG_ADAM: dict[str, Any] = dict(lr=1e-3, beta1=0.0, beta2=0.9)
@@ -181,7 +182,7 @@ class CentreJudge:
         return [self.classes.index(str(one)) for one in classes]
 
 
-def mog_gan(out: Path, seed: int, device: str | None, steps: int = MOG_STEPS) -> GAN:
+def mog_gan(out: Path, seed: int, device: str | None, steps: int) -> GAN:
     """The MLP GAN, trained from scratch (or taken from OUT, where an earlier run left it)."""
     with fork_rng(torch.device("cpu")):
         torch.manual_seed(seed)
@@ -203,18 +204,18 @@ def demo_mog(
     seed: int = 0,
     device: str | None = None,
     config: Config | Mapping | str | Path | None = None,
-    pretrain_steps: int = MOG_STEPS,
+    pretrain_steps: int | None = None,
 ) -> dict[str, Any]:
     """The paper's figure of eight Gaussians: train an MLP GAN, then erase the centres `erase`.
 
-    config: of the unlearning; MOG_UNLEARN when not given.
+    config: of the unlearning; MOG_UNLEARN when not given. pretrain_steps: MOG_STEPS when not given.
 
     Returns:
         The content of OUT/report.json; `centres` holds the share of samples at each centre, by model.
     """
     out, judge = Path(out), CentreJudge()
     start = time.monotonic()
-    gan = mog_gan(out, seed, device, pretrain_steps)
+    gan = mog_gan(out, seed, device, MOG_STEPS if pretrain_steps is None else pretrain_steps)
     training = time.monotonic() - start
     wanted = torch.tensor(judge.class_indices(erase))
 
@@ -238,7 +239,7 @@ def demo_mog(
     )
     seconds = {"pretrain": training, **stage_seconds(result), "evaluate": time.monotonic() - start}
     context = report.Context(
-        subject=f"{len(erase)} of eight Gaussians",
+        subject=f"{_NUMBERS[len(erase)]} of eight Gaussians",
         seconds=seconds,
         command=f"atu demo mog --seed {seed} --out DIR",
         config=result.config.to_dict(),

@@ -134,7 +134,7 @@ def headline(data: Mapping[str, Any]) -> list[dict[str, str]]:
         note = "of the kept samples changed class share (total variation)"
         cards.append(dict(name="Kept classes", value=f"{100 * data['tv_kept']:.1f} %", note=note))
     machine = data["machine"]
-    where = machine.get("gpu") or f"{machine['cores']} CPU cores"
+    where = machine.get("gpu") or f"{machine['threads']} CPU thread{'s' * (machine['threads'] > 1)}"
     if data["seconds"]:
         cards.append(dict(name="Time", value=duration(data["seconds"]), note=f"on {where}, without the evaluation"))
     return cards

@@ -84,6 +84,13 @@ def test_version(capsys):
     assert "0." in capsys.readouterr().out
 
 
+def test_lazy_commands_pass_their_arguments_on(capsys):
+    assert run("doctor", "--help") == 0
+    assert "--json" in capsys.readouterr().out
+    assert "doctor" in cli.cli.list_commands(None)
+    assert run("doctor", "--nonsense") == 2
+
+
 def test_sample_writes_images(folder, tmp_path, capsys):
     assert run("sample", folder / "gan.safetensors", "--n", 7, "--out", tmp_path / "a") == 0
     assert [path.name for path in sorted((tmp_path / "a").iterdir())] == [f"{i:06d}.png" for i in range(7)]

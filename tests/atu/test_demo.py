@@ -115,11 +115,3 @@ def test_mnist_demo_writes_everything(tmp_path, oracle):
     assert data["decisions"]["judge"] == ("oracle" if oracle else "probe")
     page = (tmp_path / "report.html").read_text()
     assert ("not asked again" in page) is not oracle
-
-
-@needs_gan
-@pytest.mark.slow
-def test_mnist_demo_unlearns_with_its_defaults(tmp_path):
-    data = demo.demo_mnist([8], tmp_path, samples=3000)
-    assert data["pul"] >= 95
-    assert data["fid_cls_after"] <= 2 * data["fid_cls_before"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from atu import assets, cli
+from atu import assets, cli, demo
 
 ROOT = Path(__file__).parents[2]
 SET_UP = ("pip install", "make ")
@@ -40,10 +40,8 @@ def blocks(path: Path) -> list[tuple[str, str]]:
 
 def shortened(arguments: list[str], quick: Path) -> list[str]:
     """The command with short training and few samples for its evaluation."""
-    if arguments[0] == "unlearn" or arguments[:2] == ["demo", "mnist"]:
+    if arguments[0] in ("unlearn", "demo"):
         return [*arguments, "--config", str(quick), "--samples", "200"]
-    if arguments[:2] == ["demo", "mog"]:
-        return [*arguments, "--samples", "500"]
     return [*arguments, "--samples", "200"] if arguments[0] == "eval" else arguments
 
 
@@ -64,6 +62,7 @@ def run_line(line: str, folder: Path) -> None:
 @needs_gan
 def test_commands_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "MOG_STEPS", 50)
     (tmp_path / "quick.toml").write_text(QUICK)
     lines = [line for kind, text in blocks(Path(page)) if kind == "bash" for line in text.splitlines()]
     assert len(lines) >= 5
