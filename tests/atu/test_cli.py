@@ -26,6 +26,7 @@ adversarial.augment = ""
 steps = 6
 check_every = 3
 check_samples = 100
+guide_steps = 2
 """
 
 

@@ -17,7 +17,7 @@ from atu.networks.mlp import MLPGenerator
 QUICK = {
     "feedback": {"pool": 400},
     "adapt": {"steps": 4, "fisher": {"n": 8}},
-    "repel": {"steps": 6, "check_every": 3, "check_samples": 100},
+    "repel": {"steps": 6, "check_every": 3, "check_samples": 100, "guide_steps": 2},
 }
 
 

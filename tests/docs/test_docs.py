@@ -26,6 +26,7 @@ fisher.n = 8
 steps = 6
 check_every = 3
 check_samples = 100
+guide_steps = 2
 """
 
 needs_gan = pytest.mark.skipif(
