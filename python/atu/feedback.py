@@ -66,13 +66,14 @@ class Probe:
         """Score below which 1 - recall of the negatives fall, when the probe has not seen them."""
         folds = min(folds, len(marked))
         if folds < 2:
-            weight = _fit_logistic(marked, unknown)
-            return float(_logit(marked, weight).min())
+            return 0.0
         scores = torch.empty(len(marked))
         for fold in range(folds):
             held = torch.arange(len(marked)) % folds == fold
             scores[held] = _logit(marked[held], _fit_logistic(marked[~held], unknown))
-        return float(torch.quantile(scores, 1 - recall))
+        threshold = float(torch.quantile(scores, 1 - recall))
+        # Too few for a quantile: unseen negatives often score below all of them. At 0 both classes are equally likely.
+        return min(threshold, 0.0) if len(marked) < 20 else threshold
 
     def _score(self, whitened: Tensor) -> Tensor:
         return _logit(whitened, self.weight)

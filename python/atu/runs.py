@@ -128,7 +128,7 @@ class Run:
         path = self.out / "run.json"
         try:
             before = json.loads(path.read_text(encoding="utf-8"))["identity"]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"out: {path} cannot be read ({error}); give another folder") from error
         differs = _differences(before, json.loads(json.dumps(identity)))
         if differs:

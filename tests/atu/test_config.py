@@ -74,7 +74,7 @@ def test_a_section_in_part_keeps_the_rest_of_its_defaults():
     ],
 )
 def test_mistakes_are_named(data, words):
-    with pytest.raises(ValueError, match="^config: ") as error:
+    with pytest.raises(ValueError, match=r"^config: ") as error:
         Config.from_dict(data)
     for word in words:
         assert word in str(error.value)
@@ -89,7 +89,7 @@ def test_all_mistakes_are_told_at_once():
 def test_unreadable_files(tmp_path):
     with pytest.raises(ValueError, match=r"config: .*none\.toml cannot be read"):
         Config.load(tmp_path / "none.toml")
-    with pytest.raises(ValueError, match="config: .* cannot be read"):
+    with pytest.raises(ValueError, match=r"config: .* cannot be read"):
         Config.load(tmp_path)
     (tmp_path / "bad.toml").write_text("steps = = 3")
     with pytest.raises(ValueError, match=r"bad\.toml is not valid TOML"):

@@ -1,0 +1,197 @@
+"""The pair: checks of its arguments, sampling, and what it does with a discriminator's output."""
+
+import pytest
+import torch
+from torch import nn
+
+from atu.gan import GAN, ema_beta, eval_mode, fork_rng, mix_seed, update_ema
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+
+G = MLPGenerator(4, [2], hidden=(8,))
+D = MLPDiscriminator([2], hidden=(8,))
+
+
+@pytest.mark.parametrize(
+    "kwargs, error, words",
+    [
+        (dict(generator="x"), TypeError, "generator: expected a torch.nn.Module, got str"),
+        (dict(generator=G, discriminator=3), TypeError, "discriminator: .* got int"),
+        (dict(generator=G, generator_ema=3), TypeError, "generator_ema: .* got int"),
+        (dict(generator=nn.Linear(2, 2)), ValueError, "latent_dim: expected an int"),
+        (dict(generator=G, latent_dim=0), ValueError, "latent_dim: expected a positive int, got 0"),
+        (dict(generator=G, latent_dim=1.5), ValueError, "latent_dim: .* got 1.5"),
+        (dict(generator=G, latent_sampler=3), TypeError, "latent_sampler: expected a callable"),
+        (dict(generator=G, label_sampler=3), TypeError, "label_sampler: expected a callable"),
+        (dict(generator=G, image_range=(1, 1)), ValueError, "image_range: .* low < high"),
+        (dict(generator=G, discriminator_output="score"), ValueError, "discriminator_output: .* 'score'"),
+    ],
+)
+def test_bad_arguments_are_named(kwargs, error, words):
+    with pytest.raises(error, match=words):
+        GAN(**kwargs)
+
+
+def test_sampling_repeats_and_leaves_the_random_state_alone(conv_gan, snapshot, unchanged):
+    before, state = snapshot(conv_gan), torch.get_rng_state()
+    a = conv_gan.sample(7, seed=3, batch_size=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert a.shape == (7, 3, 8, 8) and not a.requires_grad
+    torch.rand(5)
+    assert torch.equal(a, conv_gan.sample(7, seed=3, batch_size=4))
+    assert not torch.equal(a, conv_gan.sample(7, seed=4, batch_size=4))
+    # in eval mode neither batch norm nor dropout couples samples: only rounding may depend on the batch size
+    torch.testing.assert_close(a, conv_gan.sample(7, seed=3, batch_size=1), rtol=1e-5, atol=1e-6)
+    unchanged(before, snapshot(conv_gan))
+    assert conv_gan.generator.training
+
+
+def test_code_between_batches_runs_in_the_callers_random_state(vector_gan):
+    """What a consumer draws between two batches is what it would have drawn without them."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    drawn = []
+    for _ in vector_gan.batches(3, batch_size=1):
+        assert vector_gan.generator.training and torch.is_grad_enabled()
+        drawn.append(torch.rand(1))
+    assert torch.equal(torch.cat(drawn), expected)
+
+
+def test_labels_of_a_conditional_gan(conv_gan):
+    c = conv_gan.labels(400, torch.Generator().manual_seed(0))
+    if conv_gan.c_dim == 0:
+        assert c is None
+        return
+    assert c.shape == (400, 3) and torch.equal(c.sum(1), torch.ones(400)) and (c.mean(0) > 0.2).all()
+    fixed = GAN(conv_gan.generator, label_sampler=lambda n, rng: torch.eye(3)[torch.full((n,), 2)])
+    assert torch.equal(fixed.labels(2, torch.Generator()), torch.tensor([[0.0, 0, 1], [0, 0, 1]]))
+
+
+def test_latents_given_by_a_sampler():
+    gan = GAN(nn.Linear(3, 2), latent_sampler=lambda n, rng: torch.rand(n, 3, generator=rng))
+    z = gan.latents(5, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(gan.sample(5, seed=1), gan.generator(z).detach())
+
+
+def test_empty_and_wrong_requests(vector_gan):
+    assert vector_gan.sample(0).shape == (0, 2)
+    with pytest.raises(ValueError, match=r"n: .* -1"):
+        vector_gan.sample(-1)
+    with pytest.raises(ValueError, match=r"batch_size: .* 0"):
+        vector_gan.sample(2, batch_size=0)
+    with pytest.raises(ValueError, match="truncation_psi: MLPGenerator has no such option"):
+        vector_gan.sample(2, truncation_psi=0.5)
+
+
+def test_options_reach_a_generator_that_takes_any():
+    class Any_(nn.Module):
+        def forward(self, z, **options):
+            return z * options.get("scale", 1)
+
+    gan = GAN(Any_(), latent_dim=2)
+    torch.testing.assert_close(gan.sample(3, scale=2), 2 * gan.sample(3))
+
+
+@pytest.mark.parametrize("output", [lambda z: (z, z), lambda z: z.sum(), lambda z: z[:1]])
+def test_generator_with_a_wrong_output_is_named(output):
+    class Wrong(nn.Module):
+        def forward(self, z):
+            return output(z)
+
+    with pytest.raises(ValueError, match="generator: expected a tensor of 3 samples"):
+        GAN(Wrong(), latent_dim=2).sample(3)
+
+
+def test_copy_is_deep(conv_gan, snapshot, unchanged):
+    before = snapshot(conv_gan)
+    twin = conv_gan.copy()
+    with torch.no_grad():
+        for module in twin.modules().values():
+            for tensor in module.parameters():
+                tensor.add_(1)
+    twin.generator.eval()
+    unchanged(before, snapshot(conv_gan))
+
+
+def test_ema_generator_is_the_one_sampled():
+    ema = MLPGenerator(4, [2], hidden=(8,))
+    gan = GAN(G, D, generator_ema=ema)
+    assert torch.equal(gan.sample(3), gan.sample(3, generator=ema))
+    assert not torch.equal(gan.sample(3), gan.sample(3, generator=G))
+
+
+class Raw(nn.Module):
+    """A discriminator that hands its input through `last`."""
+
+    def __init__(self, last, shape=(-1,)):
+        super().__init__()
+        self.last, self.shape = last, shape
+
+    def forward(self, x):
+        return self.last(x).reshape(self.shape)
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1), (-1, 1, 1, 1)])
+def test_logits_of_every_kind_of_discriminator(shape):
+    x = torch.tensor([[-60.0], [-3.0], [0.0], [0.5], [60.0]])
+    for gan in (GAN(G, Raw(nn.Identity(), shape)), GAN(G, Raw(nn.Sigmoid(), shape))):
+        y = gan.logits(x)
+        assert torch.equal(y, x[:, 0]), "a logit in front of a saturated sigmoid must not be lost"
+    y = GAN(G, Raw(nn.Sigmoid(), shape), discriminator_output="probability").logits(x)
+    torch.testing.assert_close(y[1:4], x[1:4, 0], rtol=1e-4, atol=1e-5)
+    assert torch.isfinite(y).all()
+    y = GAN(G, Raw(nn.Sigmoid(), shape), discriminator_output="logit").logits(x)
+    torch.testing.assert_close(y, torch.sigmoid(x[:, 0]))
+
+
+def test_a_sigmoid_inside_is_no_output():
+    d = nn.Sequential(nn.Sigmoid(), nn.Linear(1, 1))
+    x = torch.randn(4, 1)
+    torch.testing.assert_close(GAN(G, d).logits(x), d(x)[:, 0])
+
+
+def test_logits_errors():
+    with pytest.raises(ValueError, match="discriminator: this GAN has none"):
+        GAN(G).logits(torch.zeros(2, 2))
+    with pytest.raises(
+        ValueError, match=r"discriminator: expected one logit a sample, \[2\] or \[2, 1\], got \[2, 3\]"
+    ):
+        GAN(G, nn.Linear(2, 3)).logits(torch.zeros(2, 2))
+
+
+def test_ema_half_life():
+    """After `half life` images the weights have covered half the way to a constant target."""
+    ema, target = nn.Linear(2, 2).double(), nn.Linear(2, 2).double()
+    start = ema.weight.detach().clone()
+    beta = ema_beta(batch_size=16, half_life_images=160)
+    for _ in range(10):
+        update_ema(ema, target, beta)
+    torch.testing.assert_close(ema.weight, (start + target.weight) / 2, rtol=1e-12, atol=0)
+    update_ema(ema, target, ema_beta(16, 0))
+    assert torch.equal(ema.weight, target.weight)
+
+
+def test_ema_copies_buffers():
+    ema, bn = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    bn(torch.randn(8, 3))
+    update_ema(ema, bn, 0.9)
+    assert torch.equal(ema.running_mean, bn.running_mean) and int(ema.num_batches_tracked) == 1
+
+
+def test_eval_mode_gives_every_module_its_mode_back():
+    net = nn.Sequential(nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2).eval()))
+    with pytest.raises(RuntimeError), eval_mode(net):
+        assert not any(m.training for m in net.modules())
+        raise RuntimeError
+    assert net.training and net[0].training and not net[1][0].training
+
+
+def test_fork_rng_seeds_inside_only():
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    with fork_rng(torch.device("cpu"), 7):
+        a = torch.rand(2)
+    assert torch.equal(a, torch.rand(2, generator=torch.Generator().manual_seed(7)))
+    assert torch.equal(torch.rand(2), expected)
+    assert len({mix_seed(seed, index) for seed in range(50) for index in range(300)}) == 50 * 300

@@ -1,0 +1,270 @@
+"""The adversarial step, the EWC penalty and the repulsion, against the written formulas."""
+
+import math
+
+import pytest
+import torch
+
+from atu import config
+from atu.adapt import _Ewc, fisher_of
+from atu.adversarial import AdversarialTrainer, NonFiniteError
+from atu.config import Adversarial
+from atu.data import TensorSamples
+from atu.feedback import Feedback
+from atu.repel import Repulsion, _start, repulsion, schedule
+
+REAL = TensorSamples(torch.randn(3, 2, generator=torch.Generator().manual_seed(9)))
+
+
+def trainer(gan, real=REAL, **settings):
+    return AdversarialTrainer(gan, real, Adversarial(**{"batch_size": 8, **settings}))
+
+
+def weights(gan):
+    return {f"{n}.{k}": v.clone() for n, m in gan.modules().items() for k, v in m.state_dict().items()}
+
+
+@pytest.mark.parametrize("extra", [{}, dict(r1_interval=1), dict(augment="color,translation,cutout")])
+def test_any_gan_trains(conv_gan, extra):
+    """Batch norm, dropout, labels, a sigmoid; and three real samples for a batch of eight."""
+    real = TensorSamples(torch.rand(3, 3, 8, 8) * 2 - 1)
+    before = weights(conv_gan)
+    t = trainer(conv_gan, real, **extra)
+    for _ in range(2):
+        metrics = t.step()
+    assert all(math.isfinite(v) for v in metrics.values()) and t.step_count == 2
+    after = weights(conv_gan)
+    assert all(not torch.equal(before[k], after[k]) for k in before if k.endswith(("fc.weight", "last.weight")))
+    assert all(p.requires_grad for p in conv_gan.discriminator.parameters())
+
+
+def test_step_is_the_written_one(vector_gan):
+    """One step of plain Adam (r1 off) equals a few lines of torch with the same draws."""
+    twin = vector_gan.copy()
+    torch.manual_seed(4)
+    t = trainer(vector_gan, r1_gamma=0.0, lr=0.01, beta1=0.5, beta2=0.9, ema_half_life=80.0)
+    t.step()
+
+    torch.manual_seed(4)
+    g, d = twin.generator, twin.discriminator
+    start = [p.detach().clone() for p in g.parameters()]
+    optim_d = torch.optim.Adam(d.parameters(), 0.01, (0.5, 0.9))
+    optim_g = torch.optim.Adam(g.parameters(), 0.01, (0.5, 0.9))
+    fake = g(torch.randn(8, 4)).detach()
+    real = REAL.tensor[torch.randint(3, (8,))]
+    (-(torch.sigmoid(d(real))).log().mean() - (1 - torch.sigmoid(d(fake))).log().mean()).backward()
+    optim_d.step()
+    optim_g.zero_grad()
+    (-torch.sigmoid(d(g(torch.randn(8, 4)))).log().mean()).backward()
+    optim_g.step()
+    for a, b in ((vector_gan.generator, g), (vector_gan.discriminator, d)):
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+    beta = 0.5 ** (8 / 80)
+    for average, s, p in zip(vector_gan.generator_ema.parameters(), start, g.parameters(), strict=True):
+        torch.testing.assert_close(average, beta * s + (1 - beta) * p, rtol=1e-4, atol=1e-5)
+
+
+def test_lazy_regularisation_rescales_adam(vector_gan):
+    t = trainer(vector_gan, lr=0.01, beta1=0.5, beta2=0.99, r1_gamma=1.0, r1_interval=16, d_lr_ratio=2.0)
+    g, d = t.optim_g.param_groups[0], t.optim_d.param_groups[0]
+    c = 16 / 17
+    assert (g["lr"], *g["betas"]) == pytest.approx((0.01, 0.5, 0.99))
+    assert (d["lr"], *d["betas"]) == pytest.approx((0.02 * c, 0.5**c, 0.99**c))
+
+
+def test_extra_fakes_are_shown_as_fakes(vector_gan):
+    """The discriminator's logit of a constant extra fake falls, and more so with a higher weight."""
+    x = torch.full((8, 2), 4.0)
+    logits = []
+    for weight in (0.0, 5.0):
+        gan = vector_gan.copy()
+        torch.manual_seed(0)
+        t = AdversarialTrainer(gan, REAL, Adversarial(batch_size=8, lr=0.01), extra_fakes=lambda n: x[:n])
+        t.extra_weight = weight
+        for _ in range(10):
+            t.step()
+        logits.append(gan.logits(x).mean().item())
+    assert logits[1] < logits[0] - 0.2
+
+
+def test_frozen_networks_are_trained_and_part_frozen_ones_stay_so(vector_gan):
+    vector_gan.generator.requires_grad_(False)
+    vector_gan.discriminator.net[1].weight.requires_grad_(False)
+    before = weights(vector_gan)
+    t = trainer(vector_gan)
+    t.step()
+    after = weights(vector_gan)
+    assert not torch.equal(before["generator.net.0.weight"], after["generator.net.0.weight"])
+    assert torch.equal(before["discriminator.net.1.weight"], after["discriminator.net.1.weight"])
+    assert not torch.equal(before["discriminator.net.3.weight"], after["discriminator.net.3.weight"])
+    assert not vector_gan.discriminator.net[1].weight.requires_grad
+
+
+def test_state_goes_on_bit_for_bit(conv_gan):
+    real = TensorSamples(torch.rand(5, 3, 8, 8) * 2 - 1)
+    other = conv_gan.copy()
+    a = trainer(conv_gan, real, r1_interval=2)
+    for _ in range(3):
+        a.step()
+    tensors, data = a.state()
+    for _ in range(2):
+        a.step()
+    b = trainer(other, real, r1_interval=2)
+    torch.manual_seed(99)
+    b.load_state(tensors, data)
+    for _ in range(2):
+        b.step()
+    mine, theirs = weights(conv_gan), weights(other)
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+@pytest.mark.parametrize("where", ["real", "weights"])
+def test_what_is_not_finite_stops_the_training(vector_gan, where):
+    def spoil():
+        vector_gan.generator.net[0].bias.grad.fill_(float("inf"))
+        return {}
+
+    real = TensorSamples(torch.full((3, 2), float("nan"))) if where == "real" else REAL
+    t = AdversarialTrainer(
+        vector_gan,
+        real,
+        Adversarial(batch_size=4),
+        add_penalty_grad=spoil if where == "weights" else None,
+    )
+    with pytest.raises(NonFiniteError, match=r"(loss_d|logit_real|weights) .*at step 1.*adversarial\.lr") as error:
+        t.step()
+    assert error.value.step == 1
+
+
+def test_no_discriminator(vector_gan):
+    vector_gan.discriminator = None
+    with pytest.raises(ValueError, match="discriminator: this GAN has none"):
+        trainer(vector_gan)
+
+
+# --- stage 1: EWC
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_ewc_gradient_is_that_of_the_formula(vector_gan, relative):
+    params = list(vector_gan.generator.parameters())
+    anchor, fisher = [torch.randn_like(p) for p in params], [torch.rand_like(p) for p in params]
+    ewc = _Ewc(vector_gan, anchor, fisher, config.Adapt(ewc_weight=3.0, ewc_relative=relative))
+    weight = 3.0
+    if relative:
+        weight /= 0.5 * sum(float((f * a.square()).sum()) for f, a in zip(fisher, anchor, strict=True))
+    value = sum((f * (p - a).square()).sum() for p, a, f in zip(params, anchor, fisher, strict=True)) * weight / 2
+    expected = torch.autograd.grad(value, params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    logged = ewc.add_grad()
+    assert logged["ewc"] == pytest.approx(value.item(), rel=1e-5)
+    for p, e in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.grad - 1, e, rtol=1e-4, atol=1e-5)
+    assert not any("anchor" in k or "fisher" in k for k in vector_gan.generator.state_dict())
+
+
+def test_fisher_at_negatives(vector_gan, snapshot, unchanged):
+    feedback = Feedback(REAL, REAL, lambda x: x[:, 0] > 0, True, 0.5, {})
+    before, state = snapshot(vector_gan), torch.get_rng_state()
+    cfg = config.Fisher(n=6, samples="negatives")
+    a = fisher_of(vector_gan, feedback, cfg, seed=1)
+    assert all(torch.equal(x, y) for x, y in zip(a, fisher_of(vector_gan, feedback, cfg, seed=1), strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    unchanged(before, snapshot(vector_gan))
+    feedback.judge = lambda x: x[:, 0] > 1e9
+    with pytest.raises(ValueError, match=r"fisher\.samples: expected some .* to be negative, none is"):
+        fisher_of(vector_gan, feedback, cfg, seed=1)
+
+
+# --- stage 2: repulsion
+
+
+@pytest.mark.parametrize("loss", ["el2", "nl2", "il2", "none"])
+@pytest.mark.parametrize("d", [0.0, 0.3, 1.0, 3.9, 7.0])
+def test_repulsion_is_the_formula_and_its_derivative(loss, d):
+    cfg = config.Repel(loss=loss, alpha=1.7, ceiling=4.0, epsilon=0.01)
+    x = torch.tensor(d, dtype=torch.float64, requires_grad=True)
+    value = {
+        "el2": (-1.7 * x).exp(),
+        "nl2": -x.clamp(max=4.0),
+        "il2": 1 / (x + 0.01),
+        "none": x * 0,
+    }[loss]
+    value.backward()
+    assert repulsion(d, cfg) == pytest.approx((value.item(), x.grad.item()), rel=1e-12)
+
+
+def test_schedules():
+    for name, middle, end in (("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)):
+        cfg = config.Repel(schedule=name, steps=100)
+        values = [schedule(cfg, step) for step in range(121)]
+        assert values[0] == 1 and values[50] == pytest.approx(middle) and values[100:] == pytest.approx([end] * 21)
+        assert values == sorted(values, reverse=True)
+    assert schedule(config.Repel(steps=0, schedule="linear"), 0) == 1
+
+
+@pytest.mark.parametrize("loss", ["el2", "nl2", "il2"])
+@pytest.mark.parametrize("reduction", ["sum", "tensor_mean", "relative"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_repulsion_gradient_is_that_of_the_formula(loss, reduction, n):
+    """The ensemble folded into one anchor against the mean over its members."""
+    shapes = [(3, 2), (4,), ()]
+    params = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    start = [p.detach() + 0.1 * torch.randn_like(p) for p in params]
+    adapted = [[torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(n)]
+    cfg = config.Repel(
+        loss=loss, reduction=reduction, gamma=2.5, schedule="constant", alpha=0.3, ceiling=1e9, epsilon=0.1
+    )
+    push = Repulsion(params, adapted, start, cfg)
+
+    def d2(theta):
+        members = [[(p - a).square() for p, a in zip(theta, model, strict=True)] for model in adapted]
+        if reduction == "tensor_mean":
+            return sum(sum(s.mean() for s in model) / len(shapes) for model in members) / n
+        return sum(sum(s.sum() for s in model) for model in members) / n
+
+    d = d2(params) / (d2(start) if reduction == "relative" else 1)
+    value = {"el2": (-0.3 * d).exp(), "nl2": -d, "il2": 1 / (d + 0.1)}[loss]
+    expected = torch.autograd.grad(2.5 * value, params)
+    logged = push.add_grad()
+    assert logged["distance"] == pytest.approx(d.item(), rel=1e-9)
+    assert logged["repulsion"] == pytest.approx(2.5 * value.item(), rel=1e-9)
+    for p, e in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.grad, e, rtol=1e-8, atol=1e-12)
+
+
+def test_gamma_is_set_from_the_gradients():
+    params = [torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    start = [p.detach().clone() for p in params]
+    cfg = config.Repel(gamma=None, strength=0.25, schedule="constant", loss="el2")
+    push = Repulsion(params, [[torch.zeros(4, dtype=torch.float64)] * 2], start, cfg)
+    adversarial = [torch.randn_like(p) for p in params]
+    for p, a in zip(params, adversarial, strict=True):
+        p.grad = a.clone()
+    push.add_grad()
+    added = torch.cat([p.grad - a for p, a in zip(params, adversarial, strict=True)])
+    assert added.norm().item() == pytest.approx(0.25 * torch.cat(adversarial).norm().item(), rel=1e-6)
+    # away from the adapted weights (0): against the gradient step's sign, the parameters grow
+    torch.testing.assert_close(-added / added.norm(), torch.cat(start) / torch.cat(start).norm())
+
+
+def test_adapted_weights_that_are_the_start_are_refused():
+    params = [torch.randn(3, requires_grad=True)]
+    with pytest.raises(ValueError, match="repel_from"):
+        Repulsion(params, [[params[0].detach().clone()]], [params[0].detach().clone()], config.Repel())
+
+
+def test_start_is_the_ema_generator_moved_away(vector_gan):
+    twin = vector_gan.copy()
+    twin.generator_ema = vector_gan.copy().generator
+    with torch.no_grad():
+        for p in twin.generator.parameters():
+            p.add_(5)
+    ema = [p.clone() for p in twin.generator_ema.parameters()]
+    models = [[torch.randn_like(p) for p in ema] for _ in range(2)]
+    _start(twin, models, 0.3)
+    for p, q, e, a, b in zip(twin.generator.parameters(), twin.generator_ema.parameters(), ema, *models, strict=True):
+        torch.testing.assert_close(p, e - 0.3 * ((a + b) / 2 - e))
+        assert torch.equal(p, q)
