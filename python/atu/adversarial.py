@@ -83,6 +83,7 @@ class AdversarialTrainer:
         self.optim_d = self._adam(
             self.discriminator, config.r1_interval if config.r1_gamma > 0 else 0, config.d_lr_ratio
         )
+        self.base_lr = [group["lr"] for optim in (self.optim_g, self.optim_d) for group in optim.param_groups]
 
     def _adam(self, module: nn.Module, lazy_interval: int, ratio: float) -> torch.optim.Adam:
         c = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
@@ -92,6 +93,12 @@ class AdversarialTrainer:
         params = _trainable(module)
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
         return torch.optim.Adam(params, lr=lr * ratio * c, betas=(beta1**c, beta2**c), eps=1e-8, fused=fused)
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Scale both learning rates."""
+        groups = [group for optim in (self.optim_g, self.optim_d) for group in optim.param_groups]
+        for group, lr in zip(groups, self.base_lr, strict=True):
+            group["lr"] = lr * factor
 
     # --- one step
 

@@ -25,7 +25,8 @@ from .networks.stylegan2 import Discriminator, Generator
 MNIST_CHANNELS = dict(channel_base=768, channel_max=64)
 # No augmentation: random translations of a collapsed generator look diverse to the minibatch deviation.
 MNIST_CONFIG = Adversarial(batch_size=32, r1_gamma=0.5, ema_half_life=10_000)
-MNIST_STEPS = 10_000
+MNIST_STEPS = 11_000
+DECAY = 0.25  # last share of the steps, over which the learning rates fall to 0
 
 
 def mnist_stylegan2() -> GAN:
@@ -37,7 +38,7 @@ def mnist_stylegan2() -> GAN:
 def train(
     gan: GAN, real: Samples, config: Adversarial, steps: int, out: str | Path, seed: int = 0, save_every: int = 500
 ) -> GAN:
-    """Train `gan` in place for `steps` steps; returns it.
+    """Train `gan` in place for `steps` steps, the learning rates falling to 0 over the last DECAY of them; returns it.
 
     out: folder for log.jsonl and state.safetensors, from which an interrupted training goes on.
     """
@@ -55,6 +56,7 @@ def train(
         start = time.monotonic() - seconds
         with progress.bar("pretrain", steps, trainer.step_count) as bar, open(log_path, "a", encoding="utf-8") as log:
             while trainer.step_count < steps:
+                trainer.set_lr_factor(min((steps - trainer.step_count) / (DECAY * steps), 1.0))
                 metrics = trainer.step()
                 bar.update(metrics)
                 if trainer.step_count % 100 == 0:
