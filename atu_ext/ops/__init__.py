@@ -1,5 +1,6 @@
 """The kernels' Python face: one file an op."""
 
+from ._common import default_impl
 from .bias_act import bias_act
 from .modulated_conv2d import modulated_conv2d
 from .param_penalty import ParamPenalty, param_penalty
@@ -8,6 +9,7 @@ from .upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample
 __all__ = [
     "ParamPenalty",
     "bias_act",
+    "default_impl",
     "downsample2d",
     "filter2d",
     "modulated_conv2d",

@@ -20,6 +20,25 @@ CPU_DTYPES = (torch.float32, torch.float64)
 
 _CUDA_REMEDY = "rebuild with nvcc on PATH: ATU_CUDA=on pip install --force-reinstall --no-deps . (see atu doctor)"
 _warned: set[str] = set()
+_IMPLS = ("auto", "native", "reference")
+_default_impl = "auto"
+
+
+@contextmanager
+def default_impl(impl: str) -> Iterator[None]:
+    """What impl="auto" means inside the block, process-wide: to compare a whole network's implementations.
+
+    Raises:
+        ValueError: impl is not one of auto, native, reference.
+    """
+    global _default_impl
+    if impl not in _IMPLS:
+        raise ValueError(f"impl: expected 'auto', 'native' or 'reference', got {impl!r}")
+    before, _default_impl = _default_impl, impl
+    try:
+        yield
+    finally:
+        _default_impl = before
 
 
 def _cuda_reason() -> str | None:
@@ -64,16 +83,18 @@ def plain_torch() -> Iterator[None]:
 def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
     """Whether `op` runs its kernel on x (and whatever `also` objects to).
 
-    "auto" warns once where a kernel is missing from the build. For types and devices that no build covers it takes the
-    reference without a word.
+    "auto" is what `default_impl` says; else it warns once where a kernel is missing from the build, and for types and
+    devices that no build covers it takes the reference without a word.
 
     Raises:
         ValueError: impl is not one of auto, native, reference.
         RuntimeError: impl is "native" and the kernel cannot run.
     """
+    if impl == "auto":
+        impl = _default_impl
     if impl == "reference" or (plain_only and impl == "auto"):
         return False
-    if impl not in ("auto", "native"):
+    if impl not in _IMPLS:
         raise ValueError(f"impl: expected 'auto', 'native' or 'reference', got {impl!r}")
     reason = why_not_native(x) or also
     if reason is None:
