@@ -26,7 +26,8 @@ _default_impl = "auto"
 
 @contextmanager
 def default_impl(impl: str) -> Iterator[None]:
-    """What impl="auto" means inside the block, process-wide: to compare a whole network's implementations.
+    """What impl="auto" means inside the block, process-wide: "reference" to compare a whole network's implementations,
+    and for tracers that know torch's own operators only (ONNX).
 
     Raises:
         ValueError: impl is not one of auto, native, reference.
@@ -66,20 +67,6 @@ def why_not_native(x: Tensor) -> str | None:
     return f"no kernels for device {x.device.type}"
 
 
-plain_only = False
-
-
-@contextmanager
-def plain_torch() -> Iterator[None]:
-    """Within it, impl="auto" takes the plain-torch reference: for tracers that know torch's operators only (ONNX)."""
-    global plain_only
-    before, plain_only = plain_only, True
-    try:
-        yield
-    finally:
-        plain_only = before
-
-
 def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
     """Whether `op` runs its kernel on x (and whatever `also` objects to).
 
@@ -92,7 +79,7 @@ def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
     """
     if impl == "auto":
         impl = _default_impl
-    if impl == "reference" or (plain_only and impl == "auto"):
+    if impl == "reference":
         return False
     if impl not in _IMPLS:
         raise ValueError(f"impl: expected 'auto', 'native' or 'reference', got {impl!r}")

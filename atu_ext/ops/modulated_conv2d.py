@@ -557,7 +557,7 @@ def modulated_conv2d(
         RuntimeError: impl "native" where there is no kernel for x's device and dtype.
     """
     _check(x, weight, styles, noise, up, down, bias, act, clamp, impl)
-    native = _has_native(x) and not (impl == "auto" and _common.plain_only)
+    native = _has_native(x) and not (impl == "auto" and _common._default_impl == "reference")
     if impl == "native" and not native:
         raise RuntimeError(
             f"impl: 'native' is not available: {_native.error or f'no kernel for {x.dtype} on {x.device}'}"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atu_ext.ops._common import plain_torch
+from atu_ext.ops import default_impl
 
 from ..checkpoint import CheckpointError
 from ..files import write_atomic
@@ -71,7 +71,7 @@ def _inputs(gan: GAN, n: int, rng: torch.Generator) -> dict[str, Tensor]:
 
 def _trace(model: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:
     batch = torch.export.Dim("batch", min=1)
-    with warnings.catch_warnings(), plain_torch():
+    with warnings.catch_warnings(), default_impl("reference"):
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
