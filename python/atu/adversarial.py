@@ -119,10 +119,15 @@ class AdversarialTrainer:
                 raise NonFiniteError(name, self.step_count, value)
         return metrics
 
-    def real_batch(self) -> Tensor:
-        """A batch of real samples, drawn with replacement: fewer of them than a batch is fine."""
+    def real_batch(self) -> tuple[Tensor, Tensor | None]:
+        """A batch of real samples, drawn with replacement: fewer of them than a batch is fine.
+
+        With the labels they came with; for a conditional GAN's samples without any, labels are drawn.
+        """
         index = torch.randint(len(self.real), (self.config.batch_size,))
-        return self.real.batch(index).to(self.gan.device)
+        known: Tensor | None = getattr(self.real, "labels", None)
+        c = self.gan.labels(len(index), torch.default_generator) if known is None else known[index].to(self.gan.device)
+        return self.real.batch(index).to(self.gan.device), c
 
     def _latents(self, n: int) -> tuple[Tensor, Tensor | None]:
         rng = torch.default_generator
@@ -136,9 +141,9 @@ class AdversarialTrainer:
         z, c = self._latents(cfg.batch_size)
         with torch.no_grad():
             fake = self.gan.fake(z, c, cfg.style_mixing)
-        real = self.real_batch()
+        real, real_c = self.real_batch()
         self.optim_d.zero_grad(set_to_none=True)
-        fake_logits, real_logits = self._judge(fake, c), self._judge(real, c)
+        fake_logits, real_logits = self._judge(fake, c), self._judge(real, real_c)
         loss = losses.fake_loss(fake_logits) + losses.real_loss(real_logits)
         metrics = {"loss_d": loss, "logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
         if self.extra_fakes is not None and self.extra_weight > 0:
@@ -148,7 +153,7 @@ class AdversarialTrainer:
         loss.backward()
         if cfg.r1_gamma > 0 and self.step_count % cfg.r1_interval == 0:
             real = real.detach().requires_grad_(True)
-            r1 = losses.r1_penalty(self.gan.logits(real, c), real)
+            r1 = losses.r1_penalty(self.gan.logits(real, real_c), real)
             (r1 * (cfg.r1_gamma * cfg.r1_interval)).backward()
             metrics["r1"] = r1
         self.optim_d.step()

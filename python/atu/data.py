@@ -15,10 +15,10 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class TensorSamples:
-    """Samples held in one tensor [N, ...]."""
+    """Samples held in one tensor [N, ...], with their labels [N, c_dim] where a conditional GAN made them."""
 
-    def __init__(self, tensor: Tensor):
-        self.tensor = tensor
+    def __init__(self, tensor: Tensor, labels: Tensor | None = None):
+        self.tensor, self.labels = tensor, labels
 
     def __len__(self) -> int:
         return self.tensor.shape[0]

@@ -163,7 +163,8 @@ def build(
                 f"positives: the {notes['judge']} calls {int(flags.sum())} of {size} generated samples negative, so "
                 "none is left to learn from; give positives, or an is_negative that accepts some samples"
             )
-        positives = TensorSamples(pool[~flags])
+        _, labels = gan.inputs(size, mix_seed(seed, 1))
+        positives = TensorSamples(pool[~flags], None if labels is None else labels.cpu()[~flags])
         notes["positives"] = f"{len(positives)} generated samples, {int(flags.sum())} dropped as negative"
         found = pool[flags]
         if oracle is not None and len(found) and isinstance(negatives, TensorSamples):

@@ -159,6 +159,11 @@ class GAN:
         index = torch.randint(self.c_dim, (n,), generator=rng)
         return nn.functional.one_hot(index, self.c_dim).float().to(self.device)
 
+    def inputs(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor | None]:
+        """The latents [n, latent_dim] and labels [n, c_dim] (or None) that `sample(n, seed)` uses."""
+        rng = torch.Generator().manual_seed(seed)
+        return self.latents(n, rng), self.labels(n, rng)
+
     @torch.no_grad()
     def batches(
         self, n: int, seed: int = 0, batch_size: int = 100, generator: nn.Module | None = None, **kwargs
@@ -173,8 +178,7 @@ class GAN:
         unknown = sorted(kwargs.keys() - options.keys())
         if unknown and not any(option.kind is option.VAR_KEYWORD for option in options.values()):
             raise ValueError(f"{unknown[0]}: {type(module).__name__} has no such option")
-        rng = torch.Generator().manual_seed(seed)
-        z, c = self.latents(n, rng), self.labels(n, rng)
+        z, c = self.inputs(n, seed)
         for start in range(0, n, batch_size):
             part = slice(start, start + batch_size)
             args = (z[part],) if c is None else (z[part], c[part])

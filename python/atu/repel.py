@@ -59,7 +59,8 @@ class Repulsion:
 
     def __init__(self, params: list[Tensor], adapted: list[list[Tensor]], start: list[Tensor], cfg: config.Repel):
         self.params, self.cfg = params, cfg
-        self.penalty = ParamPenalty(params, anchor=start, repel_from=adapted, reduction=cfg.reduction)
+        reduction = "sum" if cfg.loss == "none" else cfg.reduction
+        self.penalty = ParamPenalty(params, anchor=start, repel_from=adapted, reduction=reduction)
         self.step = 0
         self.adversarial_norm = 0.0
         _, distance = self.penalty.value()
