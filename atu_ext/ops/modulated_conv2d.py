@@ -8,7 +8,8 @@ csrc/kernels/modulated_conv2d.h, here registered as ops with first and second gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -300,7 +301,7 @@ def _epilogue_grad_backward(ctx, gu, gd, gb, gn):
 
 
 def _register() -> None:
-    kernels = {
+    kernels: dict[str, Callable[..., Any]] = {
         "square_sum": _square_sum,
         "square_sum_grad": _square_sum_grad,
         "modulate": _modulate,
@@ -320,7 +321,7 @@ def _register() -> None:
     def image_sums(u, dtype_of):
         return dtype_of.new_empty(u.shape[:2])
 
-    fakes = {
+    fakes: dict[str, Callable[..., Any]] = {
         "square_sum": same,
         "square_sum_grad": lambda grad, w: _like(w),
         "modulate": lambda x, styles, channels_last: torch.empty_like(

@@ -47,7 +47,9 @@ class _Layout:
 
 @functools.lru_cache(maxsize=64)
 def _layout(numels: tuple[int, ...], device: torch.device) -> _Layout:
-    chunk_tensor, chunk_begin, first_chunk = [], [], [0]
+    chunk_tensor: list[int] = []
+    chunk_begin: list[int] = []
+    first_chunk = [0]
     for t, numel in enumerate(numels):
         begins = range(0, numel, _CHUNK)
         chunk_tensor += [t] * len(begins)
@@ -283,7 +285,7 @@ def param_penalty(
         _check_params(params)
     if _check_impl(impl, params[0].device, params[0].dtype):
         return torch.ops.atu_ext.param_penalty(params, *lists, factors)
-    return _param_penalty_reference(params, *lists, factors)
+    return _param_penalty_reference(params, lists[0], lists[1], lists[2], factors)
 
 
 def _param_penalty_reference(params, anchor, fisher, repel, scale):

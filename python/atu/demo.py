@@ -167,6 +167,7 @@ class CentreJudge:
     def __init__(self) -> None:
         self.classes = [*map(str, range(8)), "elsewhere"]
         self.image_range = (-1.0, 1.0)
+        self.feature_source = "samples"
 
     def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(scores [N, 9]: ten times the distance to spare, points [N, 2] themselves as features)."""

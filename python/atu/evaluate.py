@@ -155,6 +155,11 @@ def unlearning(before: Tensor, after: Tensor) -> dict[str, Any]:
     return numbers
 
 
+def _feature_source(classifier: Judge | None) -> str:
+    """Where the features come from: "classifier", "discriminator", or what the judge itself says."""
+    return "discriminator" if classifier is None else getattr(classifier, "feature_source", "classifier")
+
+
 def _real_features(real: Real, classifier: Judge, negative: Sequence[int], image_range) -> Tensor:
     """Features of the real images that do not show a negative class: by their labels, or the classifier's."""
     images, labels = real if isinstance(real, tuple) else (real, None)
@@ -225,6 +230,6 @@ def evaluate(
         for name, judged in models.items():
             numbers[f"fid_cls_{name}"] = frechet(reference, judged.features)
         numbers["real_images"] = len(reference)
-    numbers.update(n=n, seed=seed, features="classifier" if classifier is not None else "discriminator")
+    numbers.update(n=n, seed=seed, features=_feature_source(classifier))
     classes = list(classifier.classes) if classifier is not None else []
     return Evaluation(numbers, models, before.image_range, classes, negative)
