@@ -1,7 +1,15 @@
-"""Shared by all tests: what needs a CUDA device is skipped where there is none."""
+"""Shared by all tests: what needs a CUDA device is skipped where there is none; the backends of the op tests."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+from atu_ext import _native
+from tests.backends import BACKENDS, Backend, EmulatedModule, emulated_library, load_lazily, run_emulated
 
 
 def pytest_collection_modifyitems(items):
@@ -10,3 +18,32 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "cuda" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def emulated_module() -> EmulatedModule:
+    """The CUDA kernels and bindings, compiled for the CPU."""
+    path = emulated_library()
+    return EmulatedModule(load_lazily(path), ctypes.CDLL(str(path)))
+
+
+@pytest.fixture
+def emulated(emulated_module: EmulatedModule) -> Iterator[EmulatedModule]:
+    """The emulated module with its watch on: addresses of CPU tensors may be handed to its functions."""
+    with emulated_module.watch():
+        yield emulated_module
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each backend in turn. Tensors go to backend.device; in the test the ops run that backend's kernels."""
+    name = request.param
+    if name == "native-cpu":
+        yield BACKENDS[name]
+    elif name == "cuda":
+        if not torch.cuda.is_available() or _native._C is None or not _native._C.build_info()["cuda"]:
+            pytest.skip("needs a CUDA device and a CUDA build")
+        yield BACKENDS[name]
+    else:
+        with run_emulated(request.getfixturevalue("emulated_module")):
+            yield BACKENDS[name]

@@ -153,6 +153,11 @@ def _kind(act: int, y: Tensor | None, clamp: float) -> int:
     return 1 if y is None else 2
 
 
+def _sums_bias(x: Tensor) -> bool:
+    """Whether the gradient kernel makes db too; on CUDA torch's sum does."""
+    return x.is_cpu
+
+
 def _grad_kernel(
     dy: Tensor,
     x: Tensor | None,
@@ -172,7 +177,7 @@ def _grad_kernel(
     reference = None if reference is None else _like(reference, dx)
     b = None if b is None else b.contiguous()
     db = dx.new_empty(b.shape if want_db and b is not None else (0,))
-    fused_db = want_db and dx.is_cpu
+    fused_db = want_db and _sums_bias(dx)
     launch(
         _C.bias_act_grad,
         dx,

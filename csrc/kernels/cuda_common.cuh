@@ -28,7 +28,7 @@ namespace atu::cuda {
 
 #define ATU_LOCATION , emu::Loc loc = emu::Loc::current()
 #define ATU_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  emu::launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__)
+  ((void)(stream), emu::launch(#kernel, kernel, grid, block, shared_bytes, __VA_ARGS__))
 #define ATU_SHARED(type, name, dims)                                   \
   static const char name##_key = 0;                                    \
   typedef type name##_array dims;                                      \

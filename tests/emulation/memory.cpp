@@ -307,6 +307,10 @@ void __tsan_write_range(void* p, std::size_t bytes) {
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}
+// The guard of a static variable of the host code.
+std::uint8_t __tsan_atomic8_load(const std::uint8_t* p, int) {
+  return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
 void __tsan_vptr_update(void*, void*) {}
 
 // -fsanitize=bounds: an index past the end of an array of known size, inner dimensions included.

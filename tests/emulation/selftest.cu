@@ -1,6 +1,4 @@
 // Kernels for tests/emulation/test_emulation.py. Each `faulty_*` case plants one fault that must be reported.
-#include "selftest.h"
-
 #include "kernels/cuda_common.cuh"
 
 namespace {
@@ -35,6 +33,18 @@ __global__ void reverse_tile(const float* x, float* y, int n) {
   tile[t] = base + t < n ? x[base + t] : 0.0f;
   if (Barrier) __syncthreads();
   if (base + t < n) y[base + t] = tile[min(64, n - base) - 1 - t];
+}
+
+// Without the second barrier a fast warp overwrites the tile while a slow one still reads it.
+__global__ void reverse_twice(const float* x, float* y, int n) {
+  ATU_SHARED(float, tile, [64]);
+  const int t = static_cast<int>(threadIdx.x);
+  tile[t] = x[t];
+  __syncthreads();
+  const float v = tile[63 - t];
+  tile[t] = 2.0f * v;
+  __syncthreads();
+  if (t < n) y[t] = tile[63 - t];
 }
 
 __global__ void shared_beyond(const float* x, float* y, int) {
@@ -152,9 +162,7 @@ __global__ void matrix_product_tf32(const float* x, float* y, int) {
   for (int i = 0; i < 4; ++i) y[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = acc[i];
 }
 
-}  // namespace
-
-void selftest(const std::string& name, float* x, float* y, std::int64_t count) {
+void run_case(const std::string& name, const float* x, float* y, std::int64_t count) {
   const int n = static_cast<int>(count);
   const unsigned blocks = static_cast<unsigned>((n + 63) / 64);
   void* stream = nullptr;
@@ -167,6 +175,7 @@ void selftest(const std::string& name, float* x, float* y, std::int64_t count) {
   CASE("faulty_misaligned", scale_vectors<1>, 1, 2, 0);
   CASE("reverse", reverse_tile<true>, blocks, 64, 0);
   CASE("faulty_no_barrier", reverse_tile<false>, blocks, 64, 0);
+  CASE("faulty_lost_barrier", reverse_twice, 1, 64, 0);
   CASE("faulty_shared_row", shared_beyond, 1, 64, 0);
   CASE("faulty_dynamic_shared", dynamic_beyond, 1, 64, 64 * sizeof(float));
   CASE("faulty_shared_uninitialised", shared_uninitialised, 1, 64, 0);
@@ -187,4 +196,19 @@ void selftest(const std::string& name, float* x, float* y, std::int64_t count) {
   CASE("faulty_shared_size", scale, 1, 32, 49 * 1024);
 #undef CASE
   throw std::invalid_argument("selftest: no case " + name);
+}
+
+}  // namespace
+
+// Runs the named case; returns what went wrong, or null.
+extern "C" __attribute__((visibility("default"))) const char* selftest(const char* name, const float* x, float* y,
+                                                                       std::int64_t n) {
+  static std::string message;
+  try {
+    run_case(name, x, y, n);
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
 }

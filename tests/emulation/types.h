@@ -1,6 +1,8 @@
 // CUDA's vector types, half and bfloat16 for the CPU. Conversions round to nearest even, as the device's do.
 #pragma once
 
+#include <math.h>  // not <cmath> alone: exp(float) must be found outside std, as in CUDA
+
 #include <algorithm>
 #include <bit>
 #include <cmath>

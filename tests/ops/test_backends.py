@@ -1,0 +1,125 @@
+"""The public ops over every backend: values against float64 references, gradients by gradcheck, dtypes, layouts.
+
+Tolerances: the reference runs in float64 on the inputs as rounded to the dtype; outputs are rounded to it once, and a
+gradient twice (2^-11 a rounding for float16, 2^-8 for bfloat16, of values of order 1).
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from atu_ext.ops import ParamPenalty, bias_act, setup_filter, upfirdn2d
+from atu_ext.ops.bias_act import activations
+from tests.backends import BACKENDS
+
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12, torch.float16: 2**-9, torch.bfloat16: 2**-6}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def randn(*shape: int, backend, dtype=torch.float64, seed: int = 0) -> torch.Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return values.to(backend.device, dtype)
+
+
+def check(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    tolerance = TOLERANCE[actual.dtype]
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_every_kernel_of_these_ops_ran(emulated_module):
+    """The emulated backend runs the CUDA kernels, and nothing else in their place."""
+    from tests.backends import run_emulated
+
+    emulated_module.calls.clear()
+    backend = BACKENDS["emulated"]
+    with run_emulated(emulated_module):
+        x = randn(1, 2, 4, 4, backend=backend, dtype=torch.float32).requires_grad_()
+        y = upfirdn2d(bias_act(x, act="swish", impl="native"), setup_filter([1, 3, 3, 1]), padding=2, impl="native")
+        (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        dx.square().sum().backward()
+        penalty = ParamPenalty([x], fisher=[torch.ones_like(x)], repel_from=[torch.zeros_like(x)], impl="native")
+        penalty.value()
+        penalty.add_grad_(1.0, 1.0)
+    expected = {"upfirdn2d", "bias_act", "bias_act_grad", "bias_act_grad2", "param_penalty_value", "param_penalty_grad"}
+    assert set(emulated_module.calls) == expected
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("up", "down", "padding"), [(1, 1, 2), (2, 1, [2, 1, 2, 1]), (1, 2, [1, 1, 1, 1])])
+def test_upfirdn2d(backend, up, down, padding, layout):
+    f = setup_filter([1, 3, 3, 1], device=backend.device)
+    for dtype in backend.dtypes:
+        x = randn(2, 4, 8, 6, backend=backend, dtype=dtype).to(memory_format=LAYOUTS[layout]).requires_grad_()
+        y = upfirdn2d(x, f, up, down, padding, gain=up**2, impl="native")
+        wide = x.detach().double().requires_grad_()
+        expected = upfirdn2d(wide, f.double(), up, down, padding, gain=up**2, impl="reference")
+        check(y, expected)
+        assert y.is_contiguous(memory_format=LAYOUTS[layout])
+        weight = randn(*y.shape, backend=backend, dtype=dtype, seed=1)
+        y.backward(weight)
+        expected.backward(weight.double())
+        check(x.grad, wide.grad)
+
+
+def test_upfirdn2d_gradients(backend):
+    x = randn(1, 2, 4, 5, backend=backend).requires_grad_()
+    f = randn(3, 4, backend=backend, seed=1)
+
+    def op(t):
+        return upfirdn2d(t, f, up=2, down=1, padding=[2, 1, 1, 2], impl="native")
+
+    assert torch.autograd.gradcheck(op, x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(op, x, fast_mode=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("act", activations)
+def test_bias_act(backend, act, layout):
+    for dtype in backend.dtypes:
+        x = randn(2, 5, 3, 7, backend=backend, dtype=dtype).to(memory_format=LAYOUTS[layout])
+        b = randn(5, backend=backend, dtype=dtype, seed=1)
+        y = bias_act(x, b, act=act, clamp=1.25, impl="native")
+        check(y, bias_act(x.double(), b.double(), act=act, clamp=1.25, impl="reference"))
+
+
+@pytest.mark.parametrize("act", activations)
+def test_bias_act_gradients(backend, act):
+    x = randn(2, 3, 5, backend=backend).requires_grad_()
+    b = randn(3, backend=backend, seed=1).requires_grad_()
+
+    def op(t, bias):
+        return bias_act(t, bias, act=act, gain=1.3, clamp=1.5, impl="native")
+
+    assert torch.autograd.gradcheck(op, (x, b), fast_mode=True)
+    assert torch.autograd.gradgradcheck(op, (x, b), fast_mode=True)
+
+
+def test_param_penalty(backend):
+    sizes = [(3, 4), (0,), (), (2, 3, 5), (37,)]
+    for dtype in backend.dtypes:
+        lists = [
+            [randn(*s, backend=backend, dtype=dtype, seed=10 * k + i) for i, s in enumerate(sizes)] for k in range(4)
+        ]
+        params, anchor, fisher, repel = lists
+        fisher = [f.abs() for f in fisher]
+        kernel = ParamPenalty(params, anchor, fisher, repel, reduction="tensor_mean", impl="native")
+        wide = [[t.double() for t in ts] for ts in (params, anchor, fisher, repel)]
+        reference = ParamPenalty(*wide, reduction="tensor_mean", impl="reference")
+        assert kernel.value() == pytest.approx(reference.value(), rel=1e-12)
+        for p, w in zip(params, wide[0], strict=True):
+            p.grad, w.grad = torch.ones_like(p), torch.ones_like(w)
+        kernel.add_grad_(0.5, 3.0)
+        reference.add_grad_(0.5, 3.0)
+        for p, w in zip(params, wide[0], strict=True):
+            check(p.grad, w.grad)
+
+
+def test_empty_tensors(backend):
+    f = setup_filter([1, 2, 1], device=backend.device)
+    for dtype in backend.dtypes:
+        x = torch.zeros(0, 3, 4, 4, device=backend.device, dtype=dtype)
+        assert upfirdn2d(x, f, padding=1, impl="native").shape == (0, 3, 4, 4)
+        assert (
+            bias_act(x, torch.zeros(3, device=backend.device, dtype=dtype), act="tanh", impl="native").shape == x.shape
+        )
