@@ -178,17 +178,29 @@ def _show(data: dict[str, Any], out: Path, quiet: bool) -> None:
     "--negatives", required=True, type=click.Path(path_type=Path), help="Folder of images that must not be made."
 )
 @click.option("--positives", type=click.Path(path_type=Path), help="Folder of images that may be made.")
+@click.option(
+    "--train-discriminator",
+    type=click.IntRange(1),
+    metavar="STEPS",
+    help="For a checkpoint without a discriminator: first fit one on generated samples.",
+)
 @_oracle_options
 @CONFIG
 @SAMPLES
 @common("Run folder; the same command goes on from a run that was stopped.")
-def unlearn_command(ckpt, negatives, positives, oracle, classes, config, samples, seed, device, quiet, out) -> None:
+def unlearn_command(
+    ckpt, negatives, positives, train_discriminator, oracle, classes, config, samples, seed, device, quiet, out
+) -> None:
     """Unlearn what the images in a folder show, and report on it."""
     from .jobs import unlearn_job
 
     _begin(quiet, device)
     classifier, is_negative = _oracle(oracle, classes, device)
     gan = _load_gan(ckpt, device)
+    if train_discriminator is not None and gan.discriminator is None:
+        from .interop import fit_discriminator
+
+        gan = fit_discriminator(gan, train_discriminator, seed=seed)
     command = shlex.join(["atu", *sys.argv[1:]])
     data = unlearn_job(
         gan, negatives, positives, classifier, classes, is_negative, config, out, seed, device, samples, command

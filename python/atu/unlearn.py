@@ -57,7 +57,8 @@ def _check_gan(gan: Any) -> GAN:
     if gan.discriminator is None:
         raise ValueError(
             "gan: it has no discriminator, and both stages train against one; load a checkpoint that holds it, or fit "
-            "one on generated samples first"
+            "one on generated samples first: atu.interop.fit_discriminator(gan, steps), or atu unlearn with "
+            "--train-discriminator STEPS"
         )
     for name, module in gan.modules().items():
         for key, value in module.state_dict().items():

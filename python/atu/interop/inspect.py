@@ -162,7 +162,7 @@ def print_inspection(found: dict[str, Any], console: Console | None = None) -> N
     )
     table = Table()
     for column in ("", "kind", "pixels", "channels", "latent", "labels", "parameters", "dtype"):
-        table.add_column(column, justify="right" if column in ("pixels", "parameters") else "left")
+        table.add_column(column, justify="right" if column in ("pixels", "parameters") else "left", overflow="fold")
     for name, net in found["networks"].items():
         cells = [net[key] for key in ("kind", "resolution", "channels", "latent", "labels")]
         table.add_row(
@@ -172,8 +172,10 @@ def print_inspection(found: dict[str, Any], console: Console | None = None) -> N
         console.print(table)
     for name, net in found["networks"].items():
         parts = ", ".join(f"{part} {count:,}" for part, count in net["parts"].items())
-        console.print(f"{name}: {parts}", highlight=False, markup=False)
+        console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
     if found["options"]:
-        console.print(f"options: {json.dumps(found['options'], default=str)}", highlight=False, markup=False)
+        console.print(
+            f"options: {json.dumps(found['options'], default=str)}", highlight=False, markup=False, soft_wrap=True
+        )
     for note in found["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

@@ -35,7 +35,15 @@ _SYNTHESIS = {"channel_base", "channel_max", "num_fp16_res", "architecture", "re
     "kernel_size",
 }
 _MAPPING = {"num_layers", "embed_features", "layer_features", "activation", "lr_multiplier", "w_avg_beta"}
-_DISCRIMINATOR = {"architecture", "channel_base", "channel_max", "num_fp16_res", "conv_clamp", "cmap_dim"} | {
+_DISCRIMINATOR = {
+    "activation",
+    "architecture",
+    "channel_base",
+    "channel_max",
+    "num_fp16_res",
+    "conv_clamp",
+    "cmap_dim",
+} | {
     "block_kwargs",
     "mapping_kwargs",
     "epilogue_kwargs",

@@ -76,7 +76,8 @@ class StoredTensor:
 
     def read(self, stream: BinaryIO) -> Tensor:
         """Return the tensor, in memory of its own."""
-        return self._window(stream).clone(memory_format=torch.preserve_format)
+        window = self._window(stream)
+        return window if self._range()[1] == self.numel else window.clone()
 
     def write(self, stream: BinaryIO, value: Tensor) -> None:
         """Replace the tensor's bytes in a file opened for update; `value` is cast to the file's dtype."""

@@ -127,6 +127,8 @@ def _read_zip(stream: BinaryIO, size: int) -> Any:
 
 def _data_start(stream: BinaryIO, record: zipfile.ZipInfo, size: int) -> int:
     """Where a stored record's bytes begin: behind its local header of 30 bytes, name and extra field."""
+    if not 0 <= record.header_offset <= size:
+        raise RefusedPickle(f"zip record {record.filename[:60]} lies outside the file")
     stream.seek(record.header_offset)
     header = stream.read(30)
     if len(header) != 30 or header[:4] != b"PK\x03\x04":
