@@ -14,6 +14,7 @@ namespace py = pybind11;
 
 void bind_bias_act(py::module_& m);
 void bind_modulated_conv2d(py::module_& m);
+void bind_modulated_conv2d_cuda(py::module_& m);
 void bind_param_penalty(py::module_& m);
 void bind_upfirdn2d(py::module_& m);
 
@@ -66,6 +67,7 @@ PYBIND11_MODULE(_C, m) {
   });
   bind_bias_act(m);
   bind_modulated_conv2d(m);
+  bind_modulated_conv2d_cuda(m);
   bind_param_penalty(m);
   bind_upfirdn2d(m);
 }

@@ -33,6 +33,7 @@
 namespace atu {
 
 constexpr int64_t kMaxPixelBlock = 1024;
+constexpr int64_t kCudaPixelBlock = 256;  // at most on CUDA
 
 // dtype of every tensor is `dtype`; on CUDA with f16/bf16 styles, d, bias, noise and the per-channel sums have it too.
 struct SquareSumParams {
@@ -46,6 +47,16 @@ struct SquareSumParams {
   void* q;         // [O, C]; forward
   const void* dq;  // [O, C]; grad
   void* dw;        // like w; grad
+};
+
+// CUDA only: the demodulation coefficients in one launch, q kept in float32. For where no gradient is wanted.
+struct DemodulateParams {
+  DType dtype;
+  int64_t n, o, c, taps;
+  bool channels_last;  // of w, as above
+  const void* w;       // [O, C, K]
+  const void* styles;  // [N, C]
+  void* d;             // [N, O]
 };
 
 struct ModulateParams {
@@ -120,6 +131,7 @@ void epilogue_grad2_cpu(const EpilogueGrad2Params& p);
 
 void square_sum_cuda(const SquareSumParams& p, void* stream);
 void square_sum_grad_cuda(const SquareSumParams& p, void* stream);
+void demodulate_cuda(const DemodulateParams& p, void* stream);
 void modulate_cuda(const ModulateParams& p, void* stream);
 void modulate_grad_cuda(const ModulateGradParams& p, void* stream);
 void epilogue_cuda(const EpilogueForwardParams& p, void* stream);
