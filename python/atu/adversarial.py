@@ -81,7 +81,7 @@ class AdversarialTrainer:
         g_interval = config.pl_interval if self.path_length else 0
         self.optim_g = self._adam(self.generator, g_interval, 1.0)
         self.optim_d = self._adam(
-            self.discriminator, config.r1_interval if config.r1_gamma > 0 else 0, config.d_lr_ratio
+            self.discriminator, config.r1_interval if config.r1_gamma + config.r2_gamma > 0 else 0, config.d_lr_ratio
         )
         self.base_lr = [group["lr"] for optim in (self.optim_g, self.optim_d) for group in optim.param_groups]
 
@@ -144,20 +144,36 @@ class AdversarialTrainer:
         real, real_c = self.real_batch()
         self.optim_d.zero_grad(set_to_none=True)
         fake_logits, real_logits = self._judge(fake, c), self._judge(real, real_c)
-        loss = losses.fake_loss(fake_logits) + losses.real_loss(real_logits)
+        if cfg.loss == "relativistic":
+            loss = losses.relativistic_loss(real_logits, fake_logits)
+        else:
+            loss = losses.fake_loss(fake_logits) + losses.real_loss(real_logits)
         metrics = {"loss_d": loss, "logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
         if self.extra_fakes is not None and self.extra_weight > 0:
             extra_logits = self._judge(self.extra_fakes(cfg.batch_size).to(fake.device), c)
             loss = loss + self.extra_weight * losses.fake_loss(extra_logits)
             metrics["logit_negative"] = extra_logits.mean()
         loss.backward()
-        if cfg.r1_gamma > 0 and self.step_count % cfg.r1_interval == 0:
-            real = real.detach().requires_grad_(True)
-            r1 = losses.r1_penalty(self.gan.logits(real, real_c), real)
-            (r1 * (cfg.r1_gamma * cfg.r1_interval)).backward()
-            metrics["r1"] = r1
+        if self.step_count % cfg.r1_interval == 0:
+            for name, gamma, x, labels in (("r1", cfg.r1_gamma, real, real_c), ("r2", cfg.r2_gamma, fake, c)):
+                if gamma > 0:
+                    metrics[name] = self._gradient_penalty(x, labels, gamma * cfg.r1_interval)
         self.optim_d.step()
         return {name: float(value.detach()) for name, value in metrics.items()}
+
+    def _gradient_penalty(self, x: Tensor, c: Tensor | None, weight: float) -> Tensor:
+        x = x.detach().requires_grad_(True)
+        penalty = losses.r1_penalty(self.gan.logits(x, c), x)
+        (penalty * weight).backward()
+        return penalty
+
+    def _generator_loss(self, fake: Tensor, c: Tensor | None) -> Tensor:
+        if self.config.loss == "logistic":
+            return losses.generator_loss(self._judge(fake, c))
+        real, real_c = self.real_batch()
+        with torch.no_grad():
+            real_logits = self._judge(real, real_c)
+        return losses.relativistic_loss(self._judge(fake, c), real_logits)
 
     def _generator_step(self) -> dict[str, float]:
         cfg = self.config
@@ -165,7 +181,7 @@ class AdversarialTrainer:
         self.optim_g.zero_grad(set_to_none=True)
         z, c = self._latents(cfg.batch_size)
         fake = self.gan.fake(z, c, cfg.style_mixing)
-        loss = losses.generator_loss(self._judge(fake, c))
+        loss = self._generator_loss(fake, c)
         metrics = {"loss_g": float(loss.detach())}
         if self.fake_penalty is not None:
             penalty = self.fake_penalty(fake, c)

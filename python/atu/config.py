@@ -47,7 +47,9 @@ class Adversarial:
 
     lr, beta1, beta2: Adam; unset takes 0.002, 0 and 0.99 for StyleGAN kinds (equalised learning rates), and 0.0002,
     0.5 and 0.999 otherwise. With lazy regularisation of interval k they become lr c, beta^c, c = k / (k + 1).
-    r1_gamma: weight of R1, every r1_interval steps. pl_weight: of path length (StyleGAN kinds), every pl_interval.
+    loss: "logistic" (non-saturating), or "relativistic" (pairs of real and generated samples; covers modes better when
+    training from scratch). r1_gamma: weight of R1, every r1_interval steps; r2_gamma: of the same at generated samples.
+    pl_weight: of path length (StyleGAN kinds), every pl_interval.
     ema_half_life: in images. augment: names of `atu.augment`, joined by commas.
     """
 
@@ -56,7 +58,9 @@ class Adversarial:
     beta1: Beta | None = None
     beta2: Beta | None = None
     d_lr_ratio: Positive = 1.0
+    loss: Literal["logistic", "relativistic"] = "logistic"
     r1_gamma: NonNegative = 1.0
+    r2_gamma: NonNegative = 0.0
     r1_interval: PositiveCount = 16
     pl_weight: NonNegative = 0.0
     pl_interval: PositiveCount = 4

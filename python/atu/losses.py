@@ -1,7 +1,8 @@
 """Losses of GAN training.
 
-Sources: non-saturating logistic loss (Goodfellow et al., arXiv 1406.2661), R1 (Mescheder et al., arXiv 1801.04406),
-path length and lazy regularisation (Karras et al., arXiv 1912.04958).
+Sources: non-saturating logistic loss (Goodfellow et al., arXiv 1406.2661), relativistic pairing with R1 and R2
+(Jolicoeur-Martineau, arXiv 1807.00734; Huang et al., arXiv 2501.05441), R1 (Mescheder et al., arXiv 1801.04406), path
+length and lazy regularisation (Karras et al., arXiv 1912.04958).
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ def real_loss(real_logits: Tensor) -> Tensor:
 def fake_loss(fake_logits: Tensor) -> Tensor:
     """-log(1 - sigmoid(D(G(z)))), mean over [N]."""
     return F.softplus(fake_logits).mean()
+
+
+def relativistic_loss(wanted: Tensor, other: Tensor) -> Tensor:
+    """-log sigmoid(wanted - other), mean over pairs of logits [N]: real before fake for D, fake before real for G."""
+    return F.softplus(other - wanted).mean()
 
 
 def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from atu import losses
-from atu.losses import PathLength, fake_loss, generator_loss, r1_penalty, real_loss
+from atu.losses import PathLength, fake_loss, generator_loss, r1_penalty, real_loss, relativistic_loss
 
 
 @pytest.mark.parametrize("loss, sign", [(generator_loss, -1), (real_loss, -1), (fake_loss, 1)])
@@ -25,6 +25,13 @@ def test_logistic_losses_stay_finite_and_have_the_closed_form_gradient(loss, sig
     assert torch.isfinite(value)
     value.backward()
     torch.testing.assert_close(logits.grad, sign * torch.sigmoid(sign * logits.detach()) / 5, rtol=1e-12, atol=1e-300)
+
+
+def test_relativistic_loss_is_the_written_formula():
+    real, fake = torch.randn(2, 64, dtype=torch.float64) * 3
+    expected = (1 + torch.exp(fake - real)).log().mean()
+    torch.testing.assert_close(relativistic_loss(real, fake), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(relativistic_loss(real + 7, fake + 7), expected, rtol=1e-12, atol=0)
 
 
 def test_r1_is_half_the_squared_input_jacobian():

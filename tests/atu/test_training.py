@@ -65,6 +65,35 @@ def test_step_is_the_written_one(vector_gan):
         torch.testing.assert_close(average, beta * s + (1 - beta) * p, rtol=1e-4, atol=1e-5)
 
 
+def test_relativistic_step_is_the_written_one(vector_gan):
+    """With R1 and R2 at every step; the penalties' gradients by hand."""
+    twin = vector_gan.copy()
+    torch.manual_seed(4)
+    plain = dict(lr=0.01, beta1=0.5, beta2=0.9)
+    trainer(vector_gan, loss="relativistic", r1_gamma=0.3, r2_gamma=0.7, r1_interval=1, **plain).step()
+
+    torch.manual_seed(4)
+    g, d = twin.generator, twin.discriminator
+    optim_d = torch.optim.Adam(d.parameters(), 0.01 / 2, (0.5**0.5, 0.9**0.5))
+    optim_g = torch.optim.Adam(g.parameters(), 0.01, (0.5, 0.9))
+    fake = g(torch.randn(8, 4)).detach().requires_grad_(True)
+    real = REAL.tensor[torch.randint(3, (8,))].requires_grad_(True)
+    loss = (1 + torch.exp(d(fake) - d(real))).log().mean()
+    for gamma, x in ((0.3, real), (0.7, fake)):
+        (grad,) = torch.autograd.grad(d(x).sum(), x, create_graph=True)
+        loss = loss + gamma / 2 * grad.square().sum(1).mean()
+    loss.backward()
+    optim_d.step()
+    optim_g.zero_grad()
+    made = g(torch.randn(8, 4))
+    other = REAL.tensor[torch.randint(3, (8,))]
+    (1 + torch.exp(d(other) - d(made))).log().mean().backward()
+    optim_g.step()
+    for a, b in ((vector_gan.generator, g), (vector_gan.discriminator, d)):
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
 def test_lazy_regularisation_rescales_adam(vector_gan):
     t = trainer(vector_gan, lr=0.01, beta1=0.5, beta2=0.99, r1_gamma=1.0, r1_interval=16, d_lr_ratio=2.0)
     g, d = t.optim_g.param_groups[0], t.optim_d.param_groups[0]
