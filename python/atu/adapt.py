@@ -48,18 +48,20 @@ def _negative_latents(gan: GAN, feedback: Feedback, n: int, rng: torch.Generator
     return z, torch.cat(found_c)[:n] if found_c else None
 
 
-class _Ewc(StageHooks):
-    """Adds the EWC penalty's gradient, and takes a picture at the end."""
+class Ewc:
+    """Adds the gradient of weight/2 sum F (theta - anchor)^2 to the generator's.
 
-    def __init__(self, gan: GAN, anchor: list[Tensor], fisher: list[Tensor], cfg: config.Adapt):
-        params = list(gan.generator.parameters())
-        self.penalty = ParamPenalty(params, anchor=anchor, fisher=fisher)
-        self.weight = cfg.ewc_weight
-        if cfg.ewc_relative:
+    relative: divide the penalty by 1/2 sum F anchor^2, so that one weight means the same for every network.
+    """
+
+    def __init__(self, gan: GAN, anchor: list[Tensor], fisher: list[Tensor], weight: float, relative: bool):
+        self.penalty = ParamPenalty(list(gan.generator.parameters()), anchor=anchor, fisher=fisher)
+        self.weight = weight
+        if relative:
             norm = 0.5 * sum(
                 float((f.double() * a.double().square()).sum()) for f, a in zip(fisher, anchor, strict=True)
             )
-            self.weight = cfg.ewc_weight / norm if norm > 0 else 0.0
+            self.weight = weight / norm if norm > 0 else 0.0
 
     def add_grad(self) -> dict[str, float]:
         ewc, _ = self.penalty.value()
@@ -79,9 +81,9 @@ def adapt_one(
     twin = gan.copy()
     with fork_rng(gan.device, mix_seed(seed, 100 + index)):
         anchor = [p.detach().clone() for p in gan.generator.parameters()]
-        ewc = _Ewc(twin, anchor, fisher, cfg)
+        ewc = Ewc(twin, anchor, fisher, cfg.ewc_weight, cfg.ewc_relative)
         trainer = AdversarialTrainer(twin, feedback.negatives, cfg.adversarial, add_penalty_grad=ewc.add_grad)
-        run_stage(run, stage, trainer, cfg.steps, ewc)
+        run_stage(run, stage, trainer, cfg.steps, StageHooks())
     state = {key: value.detach().clone() for key, value in twin.sampling_generator.state_dict().items()}
     run.picture(stage, twin.sample(100, seed=mix_seed(seed, 4)), gan.image_range)
     run.save(name, state)

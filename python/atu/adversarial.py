@@ -36,7 +36,7 @@ class NonFiniteError(RuntimeError):
         self.step = step
 
 
-def _trainable(module: nn.Module) -> list[Tensor]:
+def trainable(module: nn.Module) -> list[Tensor]:
     """The parameters that require grad; all of them (made to) where none does, as in networks kept for sampling."""
     if not any(p.requires_grad for p in module.parameters()):
         module.requires_grad_(True)
@@ -90,7 +90,7 @@ class AdversarialTrainer:
         default = (0.002, 0.0, 0.99) if self.gan.is_stylegan else (0.0002, 0.5, 0.999)
         given = (self.config.lr, self.config.beta1, self.config.beta2)
         lr, beta1, beta2 = (d if g is None else g for g, d in zip(given, default, strict=True))
-        params = _trainable(module)
+        params = trainable(module)
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
         return torch.optim.Adam(params, lr=lr * ratio * c, betas=(beta1**c, beta2**c), eps=1e-8, fused=fused)
 

@@ -17,6 +17,7 @@ import tomli_w
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from . import presets
 from .augment import check_policy
 
 if sys.version_info >= (3, 11):
@@ -112,7 +113,8 @@ class Repel:
     the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. guide_weight: of the
     guide's loss (`atu.guide`), which is trained for guide_steps steps; 0 for none. warm_start: start at
     theta_G - warm_start (theta_N - theta_G). check_every, check_samples: how often the run is scored, and on how many
-    samples. patience: checks without a better score before stopping; drift_weight: see `atu.score`.
+    samples. keep: the "best" generator by that score, or the "final" one after all steps. patience: checks without a
+    better score before stopping ("best" only); drift_weight: see `atu.score`.
     """
 
     steps: Count = 600
@@ -130,6 +132,7 @@ class Repel:
     warm_start: NonNegative = 0.0
     check_every: PositiveCount = 50
     check_samples: PositiveCount = 1000
+    keep: Literal["best", "final"] = "best"
     patience: PositiveCount = 6
     drift_weight: NonNegative = 1.0
     adversarial: Adversarial = field(default_factory=lambda: Adversarial(ema_half_life=5000.0))
@@ -148,39 +151,170 @@ class Feedback:
 
 
 @dataclass(config=STRICT)
-class Config:
-    """Settings of `atu.unlearn`. `Config.load(path)`, `Config().save(path)`."""
+class Extrapolate:
+    """The closed form theta_G - s (theta_N - theta_G) after stage 1. check_samples, drift_weight: of its score."""
 
+    s: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    check_samples: PositiveCount = 1000
+    drift_weight: NonNegative = 1.0
+
+
+@dataclass(config=STRICT)
+class Finetune:
+    """What the methods share that train on the positives alone, without stage 1.
+
+    check_every, check_samples, drift_weight: when and how the run is scored, as in `Repel`. keep: the "final"
+    generator, or the "best" by that score.
+    """
+
+    steps: Count = 600
+    check_every: PositiveCount = 50
+    check_samples: PositiveCount = 1000
+    drift_weight: NonNegative = 1.0
+    keep: Literal["final", "best"] = "final"
+    adversarial: Adversarial = field(default_factory=lambda: Adversarial(ema_half_life=5000.0))
+
+
+@dataclass(config=STRICT)
+class Ewc(Finetune):
+    """Positives and an EWC penalty that holds the generator at theta_G; weight, relative, fisher as in `Adapt`."""
+
+    weight: NonNegative = 50.0
+    relative: bool = True
+    fisher: Fisher = field(default_factory=Fisher)
+
+
+@dataclass(config=STRICT)
+class LastLayers(Finetune):
+    """CF-k and EU-k: only the generator's last k layers are trained, half of them (rounded up) when k is unset."""
+
+    k: PositiveCount | None = None
+
+
+@dataclass(config=STRICT)
+class L1Sparse(Finetune):
+    """Positives and weight * sum |theta| over the generator. schedule: of the weight over the steps."""
+
+    weight: NonNegative = 5e-5
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+
+@dataclass(config=STRICT)
+class Cdc(Finetune):
+    """Cross-domain correspondence. weight: of the loss. batch: latents compared in one step. layers: regular
+    expressions of the modules whose inputs are compared; when empty all that take in feature maps (hidden
+    activations, where the generator has no maps)."""
+
+    weight: NonNegative = 1000.0
+    batch: Annotated[int, Field(ge=3)] = 4
+    layers: list[Annotated[str, AfterValidator(_check_expression)]] = field(default_factory=list)
+
+
+@dataclass(config=STRICT)
+class Rssa(Finetune):
+    """Spatial structural alignment. self_weight, disturbance_weight: of the two losses. disturbance: share of fresh
+    noise in the latents compared with each other. max_size: larger maps are averaged down to it. batch, layers: as in
+    `Cdc`, feature maps only."""
+
+    self_weight: NonNegative = 0.8
+    disturbance_weight: NonNegative = 0.4
+    disturbance: Fraction = 0.15
+    max_size: Annotated[int, Field(ge=2)] = 16
+    batch: Annotated[int, Field(ge=2)] = 4
+    layers: list[Annotated[str, AfterValidator(_check_expression)]] = field(default_factory=list)
+
+
+@dataclass(config=STRICT)
+class Retrain(Finetune):
+    """From scratch on positives. decay: last share of the steps, over which the learning rates fall to 0."""
+
+    steps: Count = 10_000
+    check_every: PositiveCount = 500
+    decay: Fraction = 0.25
+
+
+@dataclass(config=STRICT)
+class Methods:
+    """Settings of the methods other than the repulsion ones, which are in `Config.repel`."""
+
+    extrapolate: Extrapolate = field(default_factory=Extrapolate)
+    ewc: Ewc = field(default_factory=Ewc)
+    cf_k: LastLayers = field(default_factory=LastLayers)
+    # A short half life: the average must forget the random weights that the last layers start from.
+    eu_k: LastLayers = field(default_factory=lambda: LastLayers(adversarial=Adversarial(ema_half_life=1000.0)))
+    l1_sparse: L1Sparse = field(default_factory=L1Sparse)
+    cdc: Cdc = field(default_factory=Cdc)
+    rssa: Rssa = field(default_factory=Rssa)
+    retrain: Retrain = field(default_factory=Retrain)
+
+
+@dataclass(config=STRICT)
+class Config:
+    """Settings of `atu.unlearn`. `Config.of(method)`, `Config.load(path)`, `Config().save(path)`.
+
+    method: one of `atu.presets.METHODS`; a Config made for one method is not one for another.
+    """
+
+    method: Annotated[str, AfterValidator(presets.check_method)] = presets.DEFAULT
     feedback: Feedback = field(default_factory=Feedback)
     adapt: Adapt = field(default_factory=Adapt)
     repel: Repel = field(default_factory=Repel)
+    methods: Methods = field(default_factory=Methods)
     log_every: PositiveCount = 10
     save_every: PositiveCount = 100
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Config:
-        """Build from nested dicts; anything left out keeps its default.
+    def of(cls, method: str | None = None, compat: str | None = None, data: Mapping[str, Any] | None = None) -> Config:
+        """Settings of a method: the defaults, then what the method sets, then what `compat` does, then `data`.
+
+        Args:
+            method: one of `atu.presets.METHODS`; unset, data's own `method`, or else the default method.
+            compat: "reference" for the constants and the schedule of the paper's reference implementation.
+            data: nested dicts of fields.
+
+        Raises:
+            ValueError: naming each field that is unknown or has a wrong value; `data` is for another method.
+        """
+        data = dict(data or {})
+        given = data.get("method")
+        if method is not None and given is not None and method != given:
+            raise ValueError(f"method: expected {given!r}, which the config is for, got {method!r}")
+        method = method if method is not None else given if isinstance(given, str) else presets.DEFAULT
+        merged = _merged(cls().to_dict(), presets.METHODS[presets.check_method(method)])
+        if presets.check_compat(compat) is not None:
+            adapt = data.get("adapt")
+            models = adapt.get("models") if isinstance(adapt, Mapping) else None
+            merged = _merged(merged, presets.reference(method, *([models] if isinstance(models, int) else [])))
+        return cls._validated(_merged(merged, {"method": method, **data}))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """Build from nested dicts; anything left out keeps its default for the method that `data` names.
 
         Raises:
             ValueError: naming each field that is unknown or has a wrong value.
         """
+        return cls.of(data=data)
+
+    @classmethod
+    def _validated(cls, data: dict[str, Any]) -> Config:
         try:
-            # Merged here, as a stage's own defaults differ from those of the class its settings are held in.
-            return TypeAdapter(cls).validate_python(_merged(cls().to_dict(), data))
+            # Merged before, as a stage's own defaults differ from those of the class its settings are held in.
+            return TypeAdapter(cls).validate_python(data)
         except ValidationError as error:
             lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
             raise ValueError("config: " + "; ".join(lines)) from None
 
     @classmethod
-    def load(cls, path: str | Path) -> Config:
-        """Read a TOML file."""
+    def load(cls, path: str | Path, method: str | None = None, compat: str | None = None) -> Config:
+        """Read a TOML file; `method` and `compat` as of `Config.of`."""
         try:
             data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"config: {path} cannot be read ({error})") from error
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"config: {path} is not valid TOML ({error})") from error
-        return cls.from_dict(data)
+        return cls.of(method, compat, data)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain data; fields that are unset are left out, as TOML has no null."""

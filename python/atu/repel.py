@@ -102,9 +102,10 @@ class Controller(StageHooks):
             return False
         found = self.score(self.trainer.ema)
         metrics.update(found)
-        if found["score"] < self.best["score"]:
+        final = self.cfg.keep == "final"
+        if final or found["score"] < self.best["score"]:
             self.best = {"step": step, **found}
-            self.best_state = copy.deepcopy(self.trainer.ema.state_dict())
+            self.best_state = {} if final else copy.deepcopy(self.trainer.ema.state_dict())
             self.waited = 0
         else:
             self.waited += 1

@@ -13,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from . import feedback as feedback_
+from . import presets
 from .adapt import adapt_all
 from .config import Config
 from .data import as_samples
 from .feedback import Feedback, Oracle
 from .gan import GAN, eval_mode
+from .methods import REGISTRY
+from .methods.extrapolate import away
+from .methods.finetune import Outcome
 from .repel import repel_gan
 from .runs import Run, digest, gan_digest, samples_digest
 
@@ -91,16 +95,29 @@ def _device(device: str | torch.device | None, gan: GAN) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
 
 
-def _config(config: Config | Mapping | str | Path | None) -> Config:
-    if config is None:
-        return Config()
+def _config(config: Config | Mapping | str | Path | None, method: str | None, compat: str | None) -> Config:
+    if method is not None:
+        presets.check_method(method)
+    presets.check_compat(compat)
     if isinstance(config, Config):
-        return copy.deepcopy(config)
-    if isinstance(config, Mapping):
-        return Config.from_dict(dict(config))
-    if isinstance(config, (str, Path)):
-        return Config.load(config)
-    raise TypeError(f"config: expected a Config, dict or path of a TOML file, got {type(config).__name__}")
+        if compat is not None:
+            raise ValueError(
+                "compat: a Config holds every setting already; make it with Config.of(method, compat, {...}), or give "
+                "a dict or TOML file of what differs"
+            )
+        if method is not None and method != config.method:
+            raise ValueError(f"method: expected {config.method!r}, which the config is for, got {method!r}")
+        cfg = copy.deepcopy(config)
+    elif config is None or isinstance(config, Mapping):
+        cfg = Config.of(method, compat, config)
+    elif isinstance(config, (str, Path)):
+        cfg = Config.load(config, method, compat)
+    else:
+        raise TypeError(f"config: expected a Config, dict or path of a TOML file, got {type(config).__name__}")
+    loss = presets.METHODS[cfg.method].get("repel", {}).get("loss", cfg.repel.loss)
+    if cfg.repel.loss != loss:
+        raise ValueError(f"config: expected repel.loss {loss!r} for the method {cfg.method!r}, got {cfg.repel.loss!r}")
+    return cfg
 
 
 @dataclass
@@ -126,15 +143,25 @@ class _Job:
         seed: int,
         device: str | torch.device | None,
         adapted: Sequence[Mapping[str, Tensor]] | None = None,
+        method: str | None = None,
+        compat: str | None = None,
     ) -> _Job:
         start = time.monotonic()
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ValueError(f"seed: expected a non-negative int, got {seed!r}")
-        cfg = _config(config)
+        cfg = _config(config, method, compat)
         where = _device(device, gan) if isinstance(gan, GAN) else None
         gan = _check_gan(gan)
         if where is not None and where != gan.device:
             gan = gan.copy().to(where)
+        if compat is not None and not gan.is_stylegan:
+            raise ValueError(
+                f"compat: the reference's settings are those of a StyleGAN2, and {type(gan.generator).__name__} has no "
+                "mapping and synthesis networks"
+            )
+        if adapted is not None and cfg.method not in presets.REPULSION:
+            raise ValueError(f"method: expected one of {', '.join(presets.REPULSION)} for stage 2, got {cfg.method!r}")
+        REGISTRY[cfg.method].check(gan, cfg)
         shape, image_range = gan.sample_shape, gan.image_range
         marked = as_samples(negatives, shape, image_range, "negatives")
         given = None if positives is None else as_samples(positives, shape, image_range, "positives")
@@ -166,6 +193,8 @@ def unlearn(
     out: str | Path | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    method: str | None = None,
+    compat: str | None = None,
 ) -> Result:
     """Make a GAN forget what the negatives show: adapt to them, then retrain away from the adapted weights.
 
@@ -182,6 +211,10 @@ def unlearn(
         out: run folder; a killed run is taken up again by the same call.
         seed: of everything random. On the CPU the result is the same bit for bit for the same number of threads.
         device: where to train; the GAN's own device when not given.
+        method: one of `atu.presets.METHODS`; docs/method.md says what each does. None is the config's, and without
+            one the default method.
+        compat: "reference" for the reduction, constants and schedule of the paper's reference implementation
+            (StyleGAN kinds); what `config` says goes before them.
 
     Returns:
         `Result`.
@@ -190,17 +223,19 @@ def unlearn(
         TypeError, ValueError: naming the argument, what was expected and what came, before any training.
         NonFiniteError: the training diverged.
     """
-    job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device)
+    job = _Job.prepare(
+        gan, negatives, positives, is_negative, config, out, seed, device, method=method, compat=compat
+    )
     try:
-        adapted = adapt_all(job.gan, job.feedback, job.config.adapt, job.run, seed)
-        return _finish(job, adapted)
+        outcome = REGISTRY[job.config.method].run(job.gan, job.feedback, job.config, job.run, seed)
+        return _finish(job, outcome)
     finally:
         job.run.close()
 
 
-def _finish(job: _Job, adapted: list[dict[str, Tensor]]) -> Result:
-    unlearned, decisions = repel_gan(job.gan, job.feedback, adapted, job.config.repel, job.run, job.seed)
-    result = job.result(unlearned, adapted, decisions)
+def _finish(job: _Job, outcome: Outcome) -> Result:
+    decisions = {"method": job.config.method, **outcome.decisions}
+    result = job.result(outcome.gan, outcome.adapted, decisions)
     path = job.run.path("result.safetensors")
     if path is not None:
         result.save(path)
@@ -243,13 +278,14 @@ def repel(
 ) -> Result:
     """Stage 2 on its own, away from `adapted` (state dicts of generators, as `adapt` gives them).
 
-    Arguments and errors otherwise as of `unlearn`.
+    Arguments and errors otherwise as of `unlearn`; the config's method must be one with this stage.
     """
     gan = _check_gan(gan)
     states = _check_adapted(gan, adapted)
     job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device, states)
     try:
-        return _finish(job, states)
+        unlearned, decisions = repel_gan(job.gan, job.feedback, states, job.config.repel, job.run, job.seed)
+        return _finish(job, Outcome(unlearned, decisions, states))
     finally:
         job.run.close()
 
@@ -267,17 +303,9 @@ def _check_adapted(gan: GAN, adapted: Sequence[Mapping[str, Tensor]]) -> list[di
     return [dict(state) for state in adapted]
 
 
-@torch.no_grad()
 def extrapolate(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float = 1.0) -> GAN:
     """The closed-form baseline: a copy of `gan` with theta_G - s (theta_N - theta_G), theta_N the adapted ones' mean.
 
     s = -1 is the adapted generator itself, 0 the pretrained one. Buffers stay as in `gan`.
     """
-    states = _check_adapted(gan, adapted)
-    twin = gan.copy()
-    for module in {id(m): m for m in (twin.generator, twin.sampling_generator)}.values():
-        base = dict(gan.sampling_generator.named_parameters())
-        for name, p in module.named_parameters():
-            mean = torch.stack([state[name].to(p.device) for state in states]).mean(0)
-            p.copy_(base[name] - s * (mean - base[name]))
-    return twin
+    return away(gan, _check_adapted(gan, adapted), s)

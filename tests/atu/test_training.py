@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from atu import config
-from atu.adapt import _Ewc, fisher_of
+from atu.adapt import Ewc, fisher_of
 from atu.adversarial import AdversarialTrainer, NonFiniteError
 from atu.config import Adversarial
 from atu.data import TensorSamples
@@ -179,7 +179,7 @@ def test_no_discriminator(vector_gan):
 def test_ewc_gradient_is_that_of_the_formula(vector_gan, relative):
     params = list(vector_gan.generator.parameters())
     anchor, fisher = [torch.randn_like(p) for p in params], [torch.rand_like(p) for p in params]
-    ewc = _Ewc(vector_gan, anchor, fisher, config.Adapt(ewc_weight=3.0, ewc_relative=relative))
+    ewc = Ewc(vector_gan, anchor, fisher, 3.0, relative)
     weight = 3.0
     if relative:
         weight /= 0.5 * sum(float((f * a.square()).sum()) for f, a in zip(fisher, anchor, strict=True))

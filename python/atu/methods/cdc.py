@@ -1,0 +1,60 @@
+"""Cross-domain correspondence: samples of different latents stay as like or unlike each other as they were.
+
+Source: Ojha et al., "Few-shot Image Generation via Cross-domain Correspondence" (arXiv 2104.06820), section 3.1. Its
+second part, a patch discriminator away from anchor latents, is against overfitting to ten images. The positives are
+thousands, and it is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import config
+from ..feedback import Feedback
+from ..gan import GAN
+from ..runs import Run
+from .finetune import Outcome, finetune, pretrained_copy
+from .taps import Taps, tapped_layers
+
+
+def log_similarities(features: Tensor) -> Tensor:
+    """Log softmax of each sample's cosine similarities to the others: [N, ...] to [N, N - 1]."""
+    x = F.normalize(features.flatten(1), dim=1)
+    n = len(x)
+    others = ~torch.eye(n, dtype=torch.bool, device=x.device)
+    return (x @ x.t())[others].reshape(n, n - 1).log_softmax(1)
+
+
+def correspondence_loss(before: Sequence[Tensor], after: Sequence[Tensor]) -> Tensor:
+    """Mean over layers and samples of KL(after || before) between the distributions of `log_similarities`.
+
+    before, after: features [N, ...] of each layer, of the pretrained and of the trained generator.
+    """
+    terms = []
+    for source, trained in zip(before, after, strict=True):
+        p, q = log_similarities(trained), log_similarities(source)
+        terms.append((p.exp() * (p - q)).sum(1).mean())
+    return torch.stack(terms).mean()
+
+
+def cdc(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+    """Fine-tune on the positives under the correspondence loss."""
+    own = cfg.methods.cdc
+    names = tapped_layers(gan, own.layers, "methods.cdc.layers")
+    twin = pretrained_copy(gan)
+    taps = Taps(twin, names)
+
+    def add_grad() -> dict[str, float]:
+        z = twin.latents(own.batch, torch.default_generator)
+        before, after = taps(z, twin.labels(own.batch, torch.default_generator))
+        loss = own.weight * correspondence_loss(before, after)
+        loss.backward()
+        return {"correspondence": float(loss.detach())}
+
+    outcome = finetune(twin, "cdc", gan, feedback, own, run, seed, add_grad=add_grad)
+    outcome.decisions["compared_layers"] = names
+    return outcome

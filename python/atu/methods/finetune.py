@@ -1,0 +1,136 @@
+"""Training on the positives alone, from the pretrained weights: what most of the published baselines share."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from .. import config, progress
+from ..adversarial import AdversarialTrainer, Samples
+from ..feedback import Feedback
+from ..gan import GAN, fork_rng, mix_seed
+from ..runs import Run, StageHooks, run_stage
+from ..score import Score
+
+AddGrad = Callable[[], dict[str, float]]
+
+
+@dataclass
+class Outcome:
+    """What a method gives: the unlearned GAN, what it decided, and the adapted generators' state dicts, if any."""
+
+    gan: GAN
+    decisions: dict[str, Any]
+    adapted: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+class Watch(StageHooks):
+    """Scores the EMA generator every so often; remembers the last score, and the best weights when asked to.
+
+    on_step: called with the trainer's step count at the start, after each step, and when a run is taken up again.
+    """
+
+    def __init__(
+        self,
+        trainer: AdversarialTrainer,
+        score: Score,
+        cfg: config.Finetune,
+        run: Run,
+        stage: str,
+        on_step: Callable[[int], None],
+    ):
+        self.trainer, self.score, self.cfg, self.run, self.stage = trainer, score, cfg, run, stage
+        self.kept: dict[str, Any] = {"score": math.inf, "step": 0}
+        self.kept_state: dict[str, Tensor] = {}
+        self.on_step = on_step
+        self.on_step(0)
+
+    def after_step(self, step: int, metrics: dict[str, float]) -> bool:
+        self.on_step(step)
+        if step % self.cfg.check_every and step != self.cfg.steps:
+            return False
+        found = self.score(self.trainer.ema)
+        metrics.update(found)
+        final = self.cfg.keep == "final"
+        if final or found["score"] < self.kept["score"]:
+            self.kept = {"step": step, **found}
+            self.kept_state = {} if final else copy.deepcopy(self.trainer.ema.state_dict())
+        gan = self.score.gan
+        x = gan.sample(100, self.score.seed, generator=self.trainer.ema)
+        self.run.picture(f"{self.stage}-{step:06d}", x, gan.image_range)
+        return False
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return dict(self.kept_state), {k: v if math.isfinite(v) else None for k, v in self.kept.items()}
+
+    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
+        self.kept_state = dict(tensors)
+        self.kept = {k: math.inf if v is None else v for k, v in data.items()}
+        self.on_step(self.trainer.step_count)
+
+    def decisions(self) -> dict[str, Any]:
+        return dict(
+            kept_step=self.kept["step"] if self.cfg.keep == "best" else self.trainer.step_count,
+            steps_run=self.trainer.step_count,
+            stopped="all steps done",
+            kept=f"the {self.cfg.keep} generator",
+            **{name: self.kept.get(name) for name in ("score", "negative_rate", "drift") if self.cfg.steps},
+        )
+
+
+def pretrained_copy(gan: GAN) -> GAN:
+    """A copy whose generator starts at theta_G, the weights that samples are made with."""
+    twin = gan.copy()
+    if twin.generator_ema is not None:
+        twin.generator.load_state_dict(twin.generator_ema.state_dict())
+    return twin
+
+
+def finetune(
+    twin: GAN,
+    stage: str,
+    gan: GAN,
+    feedback: Feedback,
+    cfg: config.Finetune,
+    run: Run,
+    seed: int,
+    add_grad: AddGrad | None = None,
+    real: Samples | None = None,
+    on_step: Callable[[int], None] | None = None,
+    schedule_lr: Callable[[float], float] | None = None,
+    prepare: Callable[[nn.Module], None] | None = None,
+) -> Outcome:
+    """Train `twin` in place on the positives (or `real`); the outcome holds it, with the kept EMA generator.
+
+    Args:
+        stage: its name in the history and the run folder. gan: the pretrained pair, which features are taken from.
+        add_grad: as `AdversarialTrainer`'s add_penalty_grad.
+        on_step: called with the steps done: at the start, after each step, and when a run is taken up again.
+        schedule_lr: share of the steps done -> factor of the learning rates.
+        prepare: called with the generator once it is in training mode.
+    """
+    with fork_rng(gan.device, mix_seed(seed, 300)):
+        trainer = AdversarialTrainer(
+            twin, feedback.positives if real is None else real, cfg.adversarial, add_penalty_grad=add_grad
+        )
+        if prepare is not None:
+            prepare(twin.generator)
+
+        def follow(step: int) -> None:
+            if on_step is not None:
+                on_step(step)
+            if schedule_lr is not None:
+                trainer.set_lr_factor(schedule_lr(step / max(cfg.steps, 1)))
+
+        score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
+        watch = Watch(trainer, score, cfg, run, stage, follow)
+        run_stage(run, stage, trainer, cfg.steps, watch)
+    if watch.kept_state:
+        trainer.ema.load_state_dict(watch.kept_state)
+    progress.log.info("%s: kept step %s", stage, watch.decisions()["kept_step"])
+    return Outcome(twin, {**watch.decisions(), **feedback.notes})

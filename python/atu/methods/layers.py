@@ -1,0 +1,130 @@
+"""The layers of any generator in the order in which they run, and new weights for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..checkpoint import NETWORKS
+from ..gan import GAN, eval_mode, fork_rng
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that holds parameters of its own: its name, and the names of these parameters."""
+
+    name: str
+    parameters: tuple[str, ...]
+
+
+def owner(parameter: str) -> str:
+    """Name of the module that a parameter belongs to; what a parametrization keeps belongs to the module it is on."""
+    path = parameter.split(".")[:-1]
+    return ".".join(path[: path.index("parametrizations")] if "parametrizations" in path else path)
+
+
+class _Uses(TorchFunctionMode):
+    """Notes at which call to torch each of some tensors was last used."""
+
+    def __init__(self, tensors: Iterable[Tensor]):
+        super().__init__()
+        self.known = {id(t) for t in tensors}
+        self.last: dict[int, int] = {}
+        self.calls = 0
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if getattr(func, "__name__", "") != "__get__":  # reading a shape or dtype is no use
+            for t in _tensors((args, kwargs)):
+                if id(t) in self.known:
+                    self.last[id(t)] = self.calls
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _tensors(one)
+    elif isinstance(value, dict):
+        for one in value.values():
+            yield from _tensors(one)
+
+
+@torch.no_grad()
+def layers_in_order(gan: GAN) -> list[Layer]:
+    """The generator's layers, first to last.
+
+    A layer is a module with parameters of its own, normalisations with weights included. The order is that in which
+    one pass of the generator uses them for the last time; so it is that of the computation, however the modules are
+    nested and wherever they were registered. A layer that the pass does not use is left out.
+
+    Raises:
+        ValueError: no use of a parameter can be seen (a scripted generator, say).
+    """
+    named = dict(gan.generator.named_parameters())
+    z, c = gan.inputs(2)
+    with eval_mode(gan.generator), fork_rng(gan.device, 0), _Uses(named.values()) as uses:
+        gan.fake(z, c)
+    members: dict[str, list[str]] = {}
+    for name in named:
+        members.setdefault(owner(name), []).append(name)
+    last = {layer: max(uses.last.get(id(named[n]), 0) for n in names) for layer, names in members.items()}
+    found = sorted((layer for layer in members if last[layer]), key=lambda layer: last[layer])
+    if not found:
+        raise ValueError(
+            f"generator: {type(gan.generator).__name__} does not show which parameters its pass uses, so its last "
+            "layers are not known; give it as a plain nn.Module"
+        )
+    return [Layer(layer, tuple(members[layer])) for layer in found]
+
+
+def last_layers(gan: GAN, k: int | None, name: str) -> list[Layer]:
+    """The last k of `layers_in_order`, half of them (rounded up) for None.
+
+    Raises:
+        ValueError: naming the setting `name`, when there are fewer.
+    """
+    layers = layers_in_order(gan)
+    wanted = -(-len(layers) // 2) if k is None else k
+    if wanted > len(layers):
+        raise ValueError(f"{name}: expected at most {len(layers)}, the layers of this generator, got {wanted}")
+    return layers[-wanted:]
+
+
+@torch.no_grad()
+def reinitialise(module: nn.Module, layers: set[str] | None = None) -> list[str]:
+    """Give the named layers of a network (all when None) new weights in place, from torch's global random state.
+
+    The networks of this package start as they do when they are built; in others each layer as its own
+    `reset_parameters` says. What has no such rule is drawn from a normal distribution with the mean and the deviation
+    of the trained tensor (a scalar stays).
+
+    Returns:
+        The names of the tensors without a rule.
+    """
+    mine = {n: p for n, p in module.named_parameters() if layers is None or owner(n) in layers}
+    if type(module) in NETWORKS.values():
+        fresh = type(module)(**module.init_kwargs)  # type: ignore[operator, arg-type]
+        state, own = fresh.state_dict(), module.state_dict()
+        for name, tensor in own.items():
+            if layers is None or owner(name) in layers:
+                tensor.copy_(state[name])
+        return []
+    before = {n: p.clone() for n, p in mine.items()}
+    for name in dict.fromkeys(owner(n) for n in mine):
+        reset = getattr(module.get_submodule(name), "reset_parameters", None)
+        if callable(reset):
+            reset()
+    # Weights behind a parametrization are recomputed from tensors that a reset does not reach.
+    left = [n for n, p in mine.items() if torch.equal(p, before[n]) and (p.numel() < 2 or p.std() > 0)]
+    for name in left:
+        p = mine[name]
+        p.copy_(p.mean() + p.std(correction=0) * torch.randn_like(p))
+    return left

@@ -1,0 +1,65 @@
+"""Retraining from scratch without the class: the row that the others are measured against."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import config
+from ..adversarial import Samples
+from ..feedback import Feedback
+from ..gan import GAN, fork_rng, mix_seed
+from ..runs import Run
+from .finetune import Outcome, finetune
+from .layers import reinitialise
+
+
+class Subset:
+    """The samples at `index` [M] of others."""
+
+    def __init__(self, samples: Samples, index: Tensor):
+        self.samples, self.index = samples, index
+        labels: Tensor | None = getattr(samples, "labels", None)
+        self.labels = None if labels is None else labels[index]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def batch(self, index: Tensor) -> Tensor:
+        return self.samples.batch(self.index[index])
+
+
+def without_negatives(gan: GAN, feedback: Feedback) -> tuple[Samples, int]:
+    """The positives less those that the user's oracle calls negative, and how many these are; all without an oracle.
+
+    Raises:
+        ValueError: fewer than two are left.
+    """
+    if not feedback.is_oracle:
+        return feedback.positives, 0
+    parts = torch.arange(len(feedback.positives)).split(100)
+    flags = torch.cat([feedback.judge(feedback.positives.batch(part).to(gan.device)) for part in parts])
+    kept = (~flags).nonzero().flatten()
+    if len(kept) < 2:
+        raise ValueError(f"positives: the oracle calls {int(flags.sum())} of {len(flags)} negative; nothing is left")
+    if len(kept) == len(flags):
+        return feedback.positives, 0
+    return Subset(feedback.positives, kept), int(flags.sum())
+
+
+def retrain(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+    """Train networks of the same kind from new weights on the positives: the user's real samples where there are."""
+    own = cfg.methods.retrain
+    real, dropped = without_negatives(gan, feedback)
+    twin = gan.copy()
+    with fork_rng(gan.device, mix_seed(seed, 302)):
+        assert twin.discriminator is not None
+        drawn = reinitialise(twin.generator) + reinitialise(twin.discriminator)
+    twin.generator_ema = None
+
+    def falling(share: float) -> float:
+        return min((1 - share) / own.decay, 1.0) if own.decay else 1.0
+
+    outcome = finetune(twin, "retrain", gan, feedback, own, run, seed, real=real, schedule_lr=falling)
+    outcome.decisions.update(trained_on=len(real), dropped_as_negative=dropped, drawn_without_a_rule=len(drawn))
+    return outcome

@@ -1,0 +1,77 @@
+"""Relaxed spatial structural alignment: the layout of each sample, and its layout against its neighbours', stay.
+
+Source: Xiao et al., "Few Shot Generative Model Adaption via Relaxed Spatial Structural Alignment" (arXiv 2203.04121),
+section 3.2. The relaxation, a projection of the latents towards those of ten target images, is left out: the positives
+are thousands, and their latents span the whole space. Large maps are averaged down instead of cut into windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import config
+from ..feedback import Feedback
+from ..gan import GAN
+from ..runs import Run
+from .finetune import Outcome, finetune, pretrained_copy
+from .taps import Taps, tapped_layers
+
+
+def places(features: Tensor, max_size: int) -> Tensor:
+    """Unit vectors [N, P, C] of the P places of maps [N, C, H, W], averaged down to at most max_size a side."""
+    h, w = (min(size, max_size) for size in features.shape[2:])
+    if (h, w) != tuple(features.shape[2:]):
+        features = F.adaptive_avg_pool2d(features, (h, w))
+    return F.normalize(features.flatten(2).transpose(1, 2), dim=2)
+
+
+def self_correlation_loss(before: Sequence[Tensor], after: Sequence[Tensor], max_size: int) -> Tensor:
+    """Sum over layers of the mean smooth l1 distance between the two P x P matrices of cosines between places."""
+    total = []
+    for source, trained in zip(before, after, strict=True):
+        a, b = places(source, max_size), places(trained, max_size)
+        total.append(F.smooth_l1_loss(b @ b.transpose(1, 2), a @ a.transpose(1, 2)))
+    return torch.stack(total).sum()
+
+
+def disturbance_loss(before: Sequence[Tensor], after: Sequence[Tensor], max_size: int) -> Tensor:
+    """Sum over layers of the mean, over pairs of samples and places of the first, of KL(before || after).
+
+    The distributions are the softmax, over the second sample's places, of the cosines between places.
+    """
+    total = []
+    for source, trained in zip(before, after, strict=True):
+        i, j = (list(side) for side in zip(*combinations(range(len(source)), 2), strict=True))
+        a, b = places(source, max_size), places(trained, max_size)
+        p = (a[i] @ a[j].transpose(1, 2)).log_softmax(2)
+        q = (b[i] @ b[j].transpose(1, 2)).log_softmax(2)
+        total.append((p.exp() * (p - q)).sum(2).mean())
+    return torch.stack(total).sum()
+
+
+def rssa(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+    """Fine-tune on the positives under both losses."""
+    own = cfg.methods.rssa
+    names = tapped_layers(gan, own.layers, "methods.rssa.layers", maps_only=True)
+    twin = pretrained_copy(gan)
+    taps = Taps(twin, names)
+    rng = torch.default_generator
+
+    def add_grad() -> dict[str, float]:
+        z, c = twin.latents(own.batch, rng), twin.labels(own.batch, rng)
+        structure = own.self_weight * self_correlation_loss(*taps(z, c), own.max_size)
+        # Neighbours: one latent, disturbed; with one label.
+        z = (1 - own.disturbance) * z[:1] + own.disturbance * twin.latents(own.batch, rng)
+        c = None if c is None else c[:1].expand_as(c)
+        relation = own.disturbance_weight * disturbance_loss(*taps(z, c), own.max_size)
+        (structure + relation).backward()
+        return {"self_correlation": float(structure.detach()), "disturbance": float(relation.detach())}
+
+    outcome = finetune(twin, "rssa", gan, feedback, own, run, seed, add_grad=add_grad)
+    outcome.decisions["compared_layers"] = names
+    return outcome

@@ -1,0 +1,96 @@
+"""What a generator's layers take in during a pass: its feature maps, or the hidden activations where it has no maps."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..gan import GAN, eval_mode, fork_rng
+from .layers import layers_in_order
+
+
+def _pass(module: nn.Module, z: Tensor, c: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
+    """First positional argument of the named modules, in the order in which they run."""
+    seen: dict[str, Tensor] = {}
+
+    def remember(name: str):
+        def hook(_: nn.Module, args: tuple) -> None:
+            if args and isinstance(args[0], Tensor):
+                seen.setdefault(name, args[0])
+
+        return hook
+
+    hooks = [module.get_submodule(name).register_forward_pre_hook(remember(name)) for name in names]
+    try:
+        module(z) if c is None else module(z, c)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+@torch.no_grad()
+def tapped_layers(gan: GAN, patterns: Sequence[str], setting: str, maps_only: bool = False) -> list[str]:
+    """Names of the generator's layers whose inputs are to be compared.
+
+    Those that take in feature maps [N, C, H, W] with more than one place, images in the making (a map with as many
+    channels as a sample) aside; if there is none, those that take in hidden activations [N, F]. Two layers that take
+    in the same tensor count once; the latents, and what does not depend on them, do not count.
+
+    Args:
+        patterns: regular expressions (searched); when given, only matching layers. setting: its name, for errors.
+        maps_only: refuse a generator without feature maps.
+
+    Raises:
+        ValueError: nothing is left to compare, or there are no maps and `maps_only`.
+    """
+    z, c = gan.inputs(2)
+    names = [layer.name for layer in layers_in_order(gan) if layer.name]
+    with eval_mode(gan.generator), fork_rng(gan.device, 0):
+        seen = _pass(gan.generator, z, c, names)
+    channels = gan.sample_shape[0] if len(gan.sample_shape) == 3 else 0
+    maps, hidden, known = [], [], [z]
+    for name, x in seen.items():
+        if any(x is other for other in known) or len(x) != len(z) or x.ndim < 2 or torch.equal(x[0], x[1]):
+            continue  # seen already, no batch, or the same for every latent
+        known.append(x)
+        if x.ndim == 4 and x.shape[2] * x.shape[3] > 1 and x.shape[1] != channels:
+            maps.append(name)
+        elif x.ndim == 2:
+            hidden.append(name)
+    if maps_only and not maps:
+        raise ValueError(
+            f"generator: {type(gan.generator).__name__} has no feature maps [N, C, H, W] whose spatial structure "
+            "could be aligned; choose another method, cdc for one"
+        )
+    found = maps or hidden
+    chosen = [name for name in found if not patterns or any(re.search(p, name) for p in patterns)]
+    if not chosen:
+        raise ValueError(f"{setting}: expected some of {', '.join(found) or 'the layers'} to match, got {patterns}")
+    return chosen
+
+
+class Taps:
+    """Runs a GAN's generator, and a copy of it made here, before training, on the same latents and noise.
+
+    names: layers whose inputs are returned, from `tapped_layers`. Both run in training mode.
+    """
+
+    def __init__(self, gan: GAN, names: Sequence[str]):
+        self.source = copy.deepcopy(gan.generator).requires_grad_(False).train()
+        self.gan, self.names = gan, names
+
+    def __call__(self, z: Tensor, c: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+        """(features of the copy, features of the generator), float32 or better, layer by layer."""
+        with torch.no_grad(), fork_rng(self.gan.device):
+            before = _pass(self.source, z, c, self.names)
+        after = _pass(self.gan.generator, z, c, self.names)
+        return [_at_least_float(before[n]) for n in self.names], [_at_least_float(after[n]) for n in self.names]
+
+
+def _at_least_float(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,86 @@
+"""The methods by name, and what each sets in the config beneath what the user gives. Plain data, no imports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# What `method=None` stands for: Adapt-then-Unlearn with this project's additions, as the defaults of `Config` say.
+DEFAULT = "atu"
+
+# The paper's stage 2 is the adversarial game on positives and the repulsion, for a fixed number of steps: no more.
+_PAPER = dict(negatives_weight=0.0, guide_weight=0.0, warm_start=0.0, schedule="constant", strength=0.3, keep="final")
+
+METHODS: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    "el2": {"repel": {**_PAPER, "loss": "el2"}},
+    "nl2": {"repel": {**_PAPER, "loss": "nl2"}},
+    "il2": {"repel": {**_PAPER, "loss": "il2"}},
+    "extrapolate": {},
+    "ewc": {},
+    "cf-k": {},
+    "eu-k": {},
+    "l1-sparse": {},
+    "cdc": {},
+    "rssa": {},
+    "retrain": {},
+}
+REPULSION = (DEFAULT, "el2", "nl2", "il2")  # methods whose second stage is `atu.repel`
+COMPAT = ("reference",)
+
+
+def check_method(method: str) -> str:
+    """Raise ValueError unless `method` is one of METHODS."""
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    return method
+
+
+def check_compat(compat: str | None) -> str | None:
+    """Raise ValueError unless `compat` is None or one of COMPAT."""
+    if compat is not None and compat not in COMPAT:
+        raise ValueError(f"compat: expected {' or '.join(COMPAT)}, got {compat!r}")
+    return compat
+
+
+def reference(method: str, models: int = 5) -> dict[str, Any]:
+    """Settings of the paper's public reference implementation (StyleGAN2 on MNIST), as a preset of the config.
+
+    With N adapted models and T tensors its distance is v = N/2 (1/T) sum_t sum_k MSE(theta_t, theta_k,t), N^2/2 times
+    this package's "tensor_mean". At its gamma of 1 its losses are 100 exp(-v), -v and 1 / v.
+
+    models: N, on which the constants depend.
+    """
+    # Its EMA decay is 0.5^(32 / 10,000) a step of 16 images: a half life of 5,000 images. Adam's settings and their
+    # rescaling for lazy regularisation are those of every StyleGAN kind here.
+    game = dict(
+        batch_size=16,
+        r1_gamma=10.0,
+        r1_interval=16,
+        pl_weight=2.0,
+        pl_interval=4,
+        style_mixing=0.9,
+        ema_half_life=5000.0,
+        augment="",
+    )
+    # Its `convs`: the styled convolutions above 4 x 4, with their affine layers, biases and noise strengths.
+    fisher = dict(of="logit", samples="generated", n=32, parameters=[r"^synthesis\.b(?!4\.)\d+\.conv\d\."])
+    factor = models**2 / 2
+    losses: dict[str, dict[str, Any]] = {
+        "el2": dict(loss="el2", gamma=100.0, alpha=factor),
+        "nl2": dict(loss="nl2", gamma=factor, ceiling=1e12),
+        "il2": dict(loss="il2", gamma=1 / factor, epsilon=1e-12),
+    }
+    plain = dict(steps=1000, adversarial=game)
+    return {
+        "feedback": dict(pool=5000),
+        "adapt": dict(
+            models=models, steps=2000, ewc_weight=5e8, ewc_relative=False, fisher=fisher, adversarial=game
+        ),
+        "repel": {**_PAPER, **plain, "reduction": "tensor_mean", **losses.get(method, losses["el2"])},
+        "methods": {
+            "ewc": {**plain, "weight": 5e8, "relative": False, "fisher": fisher},
+            "l1_sparse": {**plain, "weight": 5e-5, "schedule": "constant"},
+            "cdc": {**plain, "weight": 1000.0},
+            **{name: plain for name in ("cf_k", "eu_k", "rssa", "retrain")},
+        },
+    }
