@@ -54,7 +54,9 @@ def reference(method: str, models: int = 5) -> dict[str, Any]:
     # rescaling for lazy regularisation are those of every StyleGAN kind here.
     game = dict(
         batch_size=16,
+        loss="logistic",
         r1_gamma=10.0,
+        r2_gamma=0.0,
         r1_interval=16,
         pl_weight=2.0,
         pl_interval=4,
@@ -73,14 +75,12 @@ def reference(method: str, models: int = 5) -> dict[str, Any]:
     plain = dict(steps=1000, adversarial=game)
     return {
         "feedback": dict(pool=5000),
-        "adapt": dict(
-            models=models, steps=2000, ewc_weight=5e8, ewc_relative=False, fisher=fisher, adversarial=game
-        ),
+        "adapt": dict(models=models, steps=2000, ewc_weight=5e8, ewc_relative=False, fisher=fisher, adversarial=game),
         "repel": {**_PAPER, **plain, "reduction": "tensor_mean", **losses.get(method, losses["el2"])},
         "methods": {
             "ewc": {**plain, "weight": 5e8, "relative": False, "fisher": fisher},
             "l1_sparse": {**plain, "weight": 5e-5, "schedule": "constant"},
             "cdc": {**plain, "weight": 1000.0},
-            **{name: plain for name in ("cf_k", "eu_k", "rssa", "retrain")},
+            **dict.fromkeys(("cf_k", "eu_k", "rssa", "retrain"), plain),
         },
     }

@@ -44,7 +44,7 @@ def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def schedule(cfg: config.Repel, step: int) -> float:
+def schedule(cfg: config.Repel | config.L1Sparse, step: int) -> float:
     """Factor of the repulsion's weight at a step: 1, or from 1 down to 0 over the stage."""
     share = min(step / max(cfg.steps, 1), 1.0)
     if cfg.schedule == "linear":

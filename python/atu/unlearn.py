@@ -223,9 +223,7 @@ def unlearn(
         TypeError, ValueError: naming the argument, what was expected and what came, before any training.
         NonFiniteError: the training diverged.
     """
-    job = _Job.prepare(
-        gan, negatives, positives, is_negative, config, out, seed, device, method=method, compat=compat
-    )
+    job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device, method=method, compat=compat)
     try:
         outcome = REGISTRY[job.config.method].run(job.gan, job.feedback, job.config, job.run, seed)
         return _finish(job, outcome)

@@ -27,7 +27,6 @@ from .rssa import rssa
 from .taps import tapped_layers
 
 
-
 @dataclass(frozen=True)
 class Method:
     """run: does it. check: raises ValueError, before any work, where settings and GAN do not fit."""

@@ -111,7 +111,7 @@ def reinitialise(module: nn.Module, layers: set[str] | None = None) -> list[str]
     """
     mine = {n: p for n, p in module.named_parameters() if layers is None or owner(n) in layers}
     if type(module) in NETWORKS.values():
-        fresh = type(module)(**module.init_kwargs)  # type: ignore[operator, arg-type]
+        fresh = type(module)(**module.init_kwargs)  # type: ignore[arg-type]
         state, own = fresh.state_dict(), module.state_dict()
         for name, tensor in own.items():
             if layers is None or owner(name) in layers:
