@@ -209,6 +209,9 @@ def run_emulated(module: EmulatedModule) -> Iterator[None]:
         "CPU_DTYPES": BACKENDS["emulated"].dtypes,
         "_has_native": lambda *args: True,
         "_sums_bias": lambda x: False,  # as for CUDA tensors
+        "on_cuda": lambda x: True,
+        "_capability": lambda device: (9, 0),
+        "_device_name": lambda device: "emulated",
     }
     _clear_caches()
     with ExitStack() as stack:
@@ -223,11 +226,15 @@ def run_emulated(module: EmulatedModule) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Backend:
-    """name: native-cpu, emulated or cuda; device: where its tensors lie; dtypes: what its kernels take."""
+    """name: native-cpu, emulated or cuda; device: where its tensors lie; dtypes: what its kernels take.
+
+    calls: names of the kernels run, under emulation only.
+    """
 
     name: str
     device: str
     dtypes: tuple[torch.dtype, ...]
+    calls: list[str] | None = None
 
 
 _CUDA_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

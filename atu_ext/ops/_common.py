@@ -95,6 +95,11 @@ def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
     return False
 
 
+def on_cuda(x: Tensor) -> bool:
+    """Whether the CUDA kernels run on x. (The tests run them elsewhere, and say so here.)"""
+    return x.is_cuda
+
+
 def launch(function: Callable[..., None], x: Tensor, *args: Any) -> None:
     """function(*args, stream) on x's device: the current stream of a CUDA device, -1 for the CPU."""
     if x.is_cpu:

@@ -3,7 +3,8 @@
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (arXiv 1912.04958), section 2.2.
 Activations are scaled, not weights: y = d conv(s x, w), d = 1 / sqrt(sum_c s_c^2 sum_k w_ock^2 + 1e-8), so that one
 convolution serves the whole batch. The convolution is torch's; what surrounds it are the passes of
-csrc/kernels/modulated_conv2d.h, here registered as ops with first and second gradients.
+csrc/kernels/modulated_conv2d.h, here registered as ops with first and second gradients. On CUDA the whole layer may
+run as one kernel instead: see conv_engine.py for which, modulated_gemm.py for the op.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _native
-from . import _common
+from ._common import DTYPE_CODES as _DTYPES
+from ._common import address as _address
+from ._common import launch, on_cuda, use_native
 from .bias_act import activations, bias_act
+from .modulated_gemm import engine_of
 from .upfirdn2d import _padding, upfirdn2d
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _ACTS = {
     name: i for i, name in enumerate(("linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish"))
 }
@@ -28,14 +31,6 @@ _EPS = 1e-8
 
 
 # ---- what the kernels need to know of a tensor ----------------------------------------------------------------------
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def _stream(t: Tensor) -> int:
-    return torch.cuda.current_stream(t.device).cuda_stream if t.is_cuda else -1
 
 
 def _is_channels_last(t: Tensor) -> bool:
@@ -60,11 +55,13 @@ def _size(t: Tensor) -> tuple[int, int, int]:
     return t.shape[0], t.shape[1], t.shape[2] * t.shape[3]
 
 
-def _pixel_block(n: int, pixels: int, channels_last: bool) -> int:
-    """Pixels whose sums are taken together: few enough to give the threads blocks to share."""
+def _pixel_block(t: Tensor, channels_last: bool) -> int:
+    """Pixels whose sums are taken together: few enough to give the threads blocks to share (modulated_conv2d.h)."""
+    n, _, pixels = _size(t)
     if channels_last:
         return 64
-    return min(1024, max(64, -(-n * pixels // 16)))
+    most = 256 if on_cuda(t) else 1024  # kCudaPixelBlock, kMaxPixelBlock
+    return min(most, max(64, -(-n * pixels // 16)))
 
 
 def _partials(t: Tensor, block: int, count: int) -> Tensor:
@@ -80,20 +77,20 @@ torch.library.define("atu_ext::square_sum_grad", "(Tensor grad, Tensor w) -> Ten
 
 def _square_sum_args(w: Tensor) -> tuple:
     channels_last = _is_channels_last(w)
-    return _DTYPES[w.dtype], w.shape[0] * w.shape[1], w.shape[1], w.shape[2] * w.shape[3], channels_last, _stream(w)
+    return _DTYPES[w.dtype], w.shape[0] * w.shape[1], w.shape[1], w.shape[2] * w.shape[3], channels_last
 
 
 def _square_sum(w):
     w = _either(w)
     q = w.new_empty(w.shape[:2])
-    _native._C.square_sum(w.data_ptr(), q.data_ptr(), 0, 0, *_square_sum_args(w))
+    launch(_native._C.square_sum, w, w.data_ptr(), q.data_ptr(), 0, 0, *_square_sum_args(w))
     return q
 
 
 def _square_sum_grad(grad, w):
     w, grad = _either(w), grad.contiguous()
     out = _like(w)
-    _native._C.square_sum(w.data_ptr(), 0, grad.data_ptr(), out.data_ptr(), *_square_sum_args(w))
+    launch(_native._C.square_sum, w, w.data_ptr(), 0, grad.data_ptr(), out.data_ptr(), *_square_sum_args(w))
     return out
 
 
@@ -114,6 +111,32 @@ def _square_sum_grad_backward(ctx, gg):
     return 2 * (gg * w).sum([2, 3]), torch.ops.atu_ext.square_sum_grad(grad, gg)
 
 
+# ---- d = 1 / sqrt(sum_c s^2 q + eps) --------------------------------------------------------------------------------
+
+torch.library.define("atu_ext::demodulate", "(Tensor w, Tensor styles) -> Tensor")
+
+
+def _demodulate(w, styles):
+    w, styles = _either(w), styles.contiguous()
+    d = w.new_empty(styles.shape[0], w.shape[0])
+    size = (styles.shape[0], w.shape[0], w.shape[1], w.shape[2] * w.shape[3])
+    launch(
+        _native._C.demodulate, w, w.data_ptr(), styles.data_ptr(), d.data_ptr(), _DTYPES[w.dtype], size,
+        _is_channels_last(w),
+    )  # fmt: skip
+    return d
+
+
+def _coefficients(weight: Tensor, styles: Tensor) -> Tensor:
+    """d [N, C_out]: one kernel on CUDA where no gradient is wanted; differentiable else, in float32 or float64."""
+    wanted = torch.is_grad_enabled() and (weight.requires_grad or styles.requires_grad)
+    if on_cuda(weight) and not wanted:
+        return torch.ops.atu_ext.demodulate(weight, styles)
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        return _coefficients(weight.float(), styles.float()).to(weight.dtype)
+    return (styles.square() @ torch.ops.atu_ext.square_sum(weight).t()).add_(_EPS).rsqrt_()
+
+
 # ---- out = s x ------------------------------------------------------------------------------------------------------
 
 torch.library.define("atu_ext::modulate", "(Tensor x, Tensor styles, bool channels_last) -> Tensor")
@@ -123,9 +146,9 @@ torch.library.define("atu_ext::modulate_grad", "(Tensor grad, Tensor x, Tensor s
 def _modulate(x, styles, channels_last):
     x, styles = _either(x), styles.contiguous()
     out = torch.empty_like(x, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    _native._C.modulate(
-        x.data_ptr(), styles.data_ptr(), out.data_ptr(), _DTYPES[x.dtype], _size(x), _is_channels_last(x),
-        _is_channels_last(out), _stream(x),
+    launch(
+        _native._C.modulate, x, x.data_ptr(), styles.data_ptr(), out.data_ptr(), _DTYPES[x.dtype], _size(x),
+        _is_channels_last(x), _is_channels_last(out),
     )  # fmt: skip
     return out
 
@@ -135,12 +158,11 @@ def _modulate_grad(grad, x, styles):
     channels_last = _is_channels_last(grad)
     x = _packed(x, channels_last)
     grad_x, grad_styles = _like(grad), torch.empty_like(styles)
-    n, _, pixels = size = _size(grad)
-    block = _pixel_block(n, pixels, channels_last)
+    block = _pixel_block(grad, channels_last)
     partials = _partials(grad, block, 1)
-    _native._C.modulate_grad(
-        grad.data_ptr(), x.data_ptr(), styles.data_ptr(), grad_x.data_ptr(), grad_styles.data_ptr(), _DTYPES[x.dtype],
-        size, channels_last, block, partials.data_ptr(), _stream(x),
+    launch(
+        _native._C.modulate_grad, x, grad.data_ptr(), x.data_ptr(), styles.data_ptr(), grad_x.data_ptr(),
+        grad_styles.data_ptr(), _DTYPES[x.dtype], _size(grad), channels_last, block, partials.data_ptr(),
     )  # fmt: skip
     return grad_x, grad_styles
 
@@ -172,6 +194,8 @@ def _modulate_grad_backward(ctx, g_x, g_styles):
 _INPUTS = "Tensor u, Tensor? d, Tensor? noise, Tensor? bias, int act, float alpha, float gain, float clamp"
 torch.library.define("atu_ext::epilogue", f"({_INPUTS}) -> Tensor")
 torch.library.define("atu_ext::epilogue_", f"({_INPUTS.replace('Tensor u', 'Tensor(a!) u')}) -> ()")
+# (next y, y): the next layer's modulated input; y is empty where keep_y is False.
+torch.library.define("atu_ext::epilogue_scaled", f"(Tensor next, {_INPUTS}, bool keep_y) -> (Tensor, Tensor)")
 # du, and where asked for dd [N, C], db [N, C] (to be summed over N) and dnoise [N, 1, H, W]; else empty.
 torch.library.define(
     "atu_ext::epilogue_grad", f"(Tensor dy, {_INPUTS}, bool sums, bool noise_sum) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -193,8 +217,8 @@ def _epilogue_args(u, d, noise, bias) -> tuple[tuple[int, ...], list[Tensor], in
 
 def _run_epilogue(u, y, d, noise, bias, output):
     inputs, kept, stride = _epilogue_args(u, d, noise, bias)
-    _native._C.epilogue(
-        inputs, output, y.data_ptr(), _DTYPES[u.dtype], _size(u), _is_channels_last(u), stride, _stream(u)
+    launch(
+        _native._C.epilogue, u, inputs, output, y.data_ptr(), _DTYPES[u.dtype], _size(u), _is_channels_last(u), stride
     )
     del kept
 
@@ -213,22 +237,40 @@ def _epilogue_(u, d, noise, bias, act, alpha, gain, clamp):
         _run_epilogue(u, u, d, noise, bias, (act, alpha, gain, clamp))
 
 
+def _epilogue_scaled(next, u, d, noise, bias, act, alpha, gain, clamp, keep_y):
+    output = (act, alpha, gain, clamp)
+    if not on_cuda(u):
+        y = _epilogue(u, d, noise, bias, *output)
+        return _modulate(y, next, _is_channels_last(y)), y if keep_y else u.new_empty(0)
+    u, next = _either(u), next.contiguous()
+    scaled = _like(u)
+    y = _like(u) if keep_y else u.new_empty(0)
+    inputs, kept, stride = _epilogue_args(u, d, noise, bias)
+    launch(
+        _native._C.epilogue_scaled, u, (*inputs, next.data_ptr()), output, y.data_ptr() if keep_y else 0,
+        scaled.data_ptr(), _DTYPES[u.dtype], _size(u), _is_channels_last(u), stride,
+    )  # fmt: skip
+    del kept
+    return scaled, y
+
+
 def _epilogue_grad(dy, u, d, noise, bias, act, alpha, gain, clamp, sums, noise_sum):
     u = _either(u)
     channels_last = _is_channels_last(u)
     dy = _packed(dy, channels_last)
     du = _like(u)
-    n, c, pixels = size = _size(u)
+    n, c = u.shape[:2]
     shape = (n, c) if sums else (0,)
     dd, db = u.new_empty(shape), u.new_empty(shape)
     dnoise = u.new_empty((n, 1, *u.shape[2:]) if noise_sum else (0,))
-    block = _pixel_block(n, pixels, channels_last)
+    block = _pixel_block(u, channels_last)
     partials = _partials(u, block, 2) if sums else None
     inputs, kept, stride = _epilogue_args(u, d, noise, bias)
     pointers = (du.data_ptr(), *((dd.data_ptr(), db.data_ptr()) if sums else (0, 0)))
-    _native._C.epilogue_grad(
-        inputs, (act, alpha, gain, clamp), dy.data_ptr(), (*pointers, dnoise.data_ptr() if noise_sum else 0),
-        _DTYPES[u.dtype], size, channels_last, stride, block, _address(partials), _stream(u),
+    launch(
+        _native._C.epilogue_grad, u, inputs, (act, alpha, gain, clamp), dy.data_ptr(),
+        (*pointers, dnoise.data_ptr() if noise_sum else 0), _DTYPES[u.dtype], _size(u), channels_last, stride, block,
+        _address(partials),
     )  # fmt: skip
     del kept
     return du, dd, db, dnoise
@@ -240,16 +282,16 @@ def _epilogue_grad2(gu, gd, gb, gn, dy, u, d, noise, bias, act, alpha, gain, cla
     dy = _packed(dy, channels_last)
     gu = None if gu is None else _packed(gu, channels_last)
     gd, gb, gn = (None if t is None else t.contiguous() for t in (gd, gb, gn))
-    n, c, pixels = size = _size(u)
+    n, c = u.shape[:2]
     d_dy, d_u = _like(u), _like(u)
     d_d, d_b, d_noise = u.new_empty(n, c), u.new_empty(n, c), u.new_empty(n, 1, *u.shape[2:])
-    block = _pixel_block(n, pixels, channels_last)
+    block = _pixel_block(u, channels_last)
     partials = _partials(u, block, 2)
     inputs, kept, stride = _epilogue_args(u, d, noise, bias)
-    _native._C.epilogue_grad2(
-        inputs, (act, alpha, gain, clamp), dy.data_ptr(), tuple(_address(t) for t in (gu, gd, gb, gn)),
-        tuple(t.data_ptr() for t in (d_dy, d_u, d_d, d_b, d_noise)), _DTYPES[u.dtype], size, channels_last, stride,
-        block, partials.data_ptr(), _stream(u),
+    launch(
+        _native._C.epilogue_grad2, u, inputs, (act, alpha, gain, clamp), dy.data_ptr(),
+        tuple(_address(t) for t in (gu, gd, gb, gn)), tuple(t.data_ptr() for t in (d_dy, d_u, d_d, d_b, d_noise)),
+        _DTYPES[u.dtype], _size(u), channels_last, stride, block, partials.data_ptr(),
     )  # fmt: skip
     del kept
     return d_dy, d_u, d_d, d_b, d_noise
@@ -269,8 +311,14 @@ def _noise_grad(total: Tensor, noise: Tensor) -> Tensor:
 def _epilogue_backward(ctx, dy):
     if dy is None:
         return (None,) * 8
-    u, d, noise, bias = ctx.saved_tensors
-    _, needs_d, needs_noise, needs_bias = ctx.needs_input_grad[:4]
+    return _epilogue_grads(ctx, dy, *ctx.saved_tensors, ctx.needs_input_grad[:4])
+
+
+def _epilogue_grads(ctx, dy, u, d, noise, bias, needs):
+    """For the inputs of epilogue, of which `needs` tells the wanted among the first four."""
+    if dy is None:
+        return (None,) * 8
+    _, needs_d, needs_noise, needs_bias = needs
     du, dd, db, dnoise = torch.ops.atu_ext.epilogue_grad(
         dy, u, d, noise, bias, *ctx.output, needs_d or needs_bias, needs_noise
     )
@@ -281,6 +329,16 @@ def _epilogue_backward(ctx, dy):
         db.sum(0) if needs_bias else None,
         *(None,) * 4,
     )
+
+
+def _epilogue_scaled_backward(ctx, d_scaled, dy):
+    next, y, *rest = ctx.saved_tensors
+    d_next = None
+    if d_scaled is not None:
+        scaled, d_next = torch.ops.atu_ext.modulate_grad(d_scaled, y, next)
+        dy = scaled if dy is None else dy + scaled
+    needs = ctx.needs_input_grad
+    return d_next if needs[0] else None, *_epilogue_grads(ctx, dy, *rest, needs[1:5]), None
 
 
 def _epilogue_grad_backward(ctx, gu, gd, gb, gn):
@@ -304,10 +362,12 @@ def _register() -> None:
     kernels: dict[str, Callable[..., Any]] = {
         "square_sum": _square_sum,
         "square_sum_grad": _square_sum_grad,
+        "demodulate": _demodulate,
         "modulate": _modulate,
         "modulate_grad": _modulate_grad,
         "epilogue": _epilogue,
         "epilogue_": _epilogue_,
+        "epilogue_scaled": _epilogue_scaled,
         "epilogue_grad": _epilogue_grad,
         "epilogue_grad2": _epilogue_grad2,
     }
@@ -324,12 +384,14 @@ def _register() -> None:
     fakes: dict[str, Callable[..., Any]] = {
         "square_sum": same,
         "square_sum_grad": lambda grad, w: _like(w),
+        "demodulate": lambda w, styles: w.new_empty(styles.shape[0], w.shape[0]),
         "modulate": lambda x, styles, channels_last: torch.empty_like(
             x, memory_format=torch.channels_last if channels_last else torch.contiguous_format
         ),
         "modulate_grad": lambda grad, x, styles: (_like(grad), torch.empty_like(styles)),
         "epilogue": lambda u, *rest: _like(u),
         "epilogue_": lambda u, *rest: None,
+        "epilogue_scaled": lambda next, u, *rest: (_like(u), _like(u) if rest[-1] else u.new_empty(0)),
         "epilogue_grad": _fake_epilogue_grad,
         "epilogue_grad2": lambda gu, gd, gb, gn, dy, u, *rest: (
             _like(u), _like(u), image_sums(u, u), image_sums(u, u), u.new_empty(u.shape[0], 1, *u.shape[2:])
@@ -360,6 +422,12 @@ def _register_gradients() -> None:
     def save_epilogue(ctx, inputs, output):
         _save_epilogue(ctx, inputs[:4], inputs[4:8])
 
+    def save_epilogue_scaled(ctx, inputs, output):
+        next, u, d, noise, bias, *settings, keep_y = inputs
+        if not keep_y:
+            raise RuntimeError("atu_ext::epilogue_scaled: expected keep_y=True where gradients are wanted, got False")
+        _save_epilogue(ctx, (next, output[1], u, d, noise, bias), settings)
+
     def save_epilogue_grad(ctx, inputs, output):
         _save_epilogue(ctx, inputs[:5], inputs[5:9])
         ctx.sums = inputs[9:]
@@ -370,6 +438,7 @@ def _register_gradients() -> None:
         ("modulate", _modulate_backward, save_inputs(2)),
         ("modulate_grad", _modulate_grad_backward, save_inputs(3)),
         ("epilogue", _epilogue_backward, save_epilogue),
+        ("epilogue_scaled", _epilogue_scaled_backward, save_epilogue_scaled),
         ("epilogue_grad", _epilogue_grad_backward, save_epilogue_grad),
     ):
         torch.library.register_autograd(f"atu_ext::{name}", backward, setup_context=setup)
@@ -430,6 +499,31 @@ def conv2d_resample(
         [N, C_out, H', W'].
     """
     kh, kw = w.shape[2:]
+    pads = _resampling_pads(padding, f, up, down)
+    if x.shape[2] == 0 or x.shape[3] == 0:
+        fh, fw = (1, 1) if f is None else (f.shape[0], f.shape[-1])
+        return _conv_of_nothing(x, w, (fh, fw), up, down, pads)
+    if up > 1:
+        x = _upsample_conv(x, w, f, up, pads, flip_weight, impl)
+        return x if down == 1 else upfirdn2d(x, None, down=down, impl=impl)
+    x, stride, padding = _conv_input(x, (kh, kw), f, down, pads, impl)
+    return F.conv2d(x, w if flip_weight else w.flip([2, 3]), stride=stride, padding=padding)
+
+
+def _conv_input(x, kernel, f, down, pads, impl) -> tuple[Tensor, int, list[int]]:
+    """x filtered, padded and cropped as far as a convolution cannot do it, and that one's stride and padding [y, x]."""
+    px0, px1, py0, py1 = pads
+    if down > 1 and kernel == (1, 1):
+        return upfirdn2d(x, f, down=down, padding=pads, impl=impl), 1, [0, 0]
+    if down > 1 or (f is not None and f.numel() > 1):
+        return upfirdn2d(x, f, padding=pads, impl=impl), down, [0, 0]
+    if px0 == px1 and py0 == py1 and px0 >= 0 and py0 >= 0:
+        return x, 1, [py0, px0]
+    return F.pad(x, pads), 1, [0, 0]
+
+
+def _resampling_pads(padding, f, up, down) -> list[int]:
+    """[x0, x1, y0, y1] with the filter's own border."""
     fh, fw = (1, 1) if f is None else (f.shape[0], f.shape[-1])
     px0, px1, py0, py1 = _padding(padding)
     if up > 1:
@@ -438,33 +532,10 @@ def conv2d_resample(
     if down > 1:
         px0, px1 = px0 + (fw - down + 1) // 2, px1 + (fw - down) // 2
         py0, py1 = py0 + (fh - down + 1) // 2, py1 + (fh - down) // 2
-    pads = [px0, px1, py0, py1]
-    if x.shape[2] == 0 or x.shape[3] == 0:
-        return _conv_of_nothing(x, w, (fh, fw), up, down, pads)
-    if up > 1:
-        x = _upsample_conv(x, w, f, up, pads, flip_weight, impl)
-        return x if down == 1 else upfirdn2d(x, None, down=down, impl=impl)
-    w = w if flip_weight else w.flip([2, 3])
-    if down > 1:
-        if kh == kw == 1:
-            return F.conv2d(upfirdn2d(x, f, down=down, padding=pads, impl=impl), w)
-        return F.conv2d(upfirdn2d(x, f, padding=pads, impl=impl), w, stride=down)
-    if f is not None and f.numel() > 1:
-        return F.conv2d(upfirdn2d(x, f, padding=pads, impl=impl), w)
-    if px0 == px1 and py0 == py1 and px0 >= 0 and py0 >= 0:
-        return F.conv2d(x, w, padding=[py0, px0])
-    return F.conv2d(F.pad(x, pads), w)
+    return [px0, px1, py0, py1]
 
 
-def _has_native(x: Tensor) -> bool:
-    if _native._C is None:
-        return False
-    if x.device.type == "cpu":
-        return x.dtype in (torch.float32, torch.float64)
-    return x.is_cuda and x.dtype in _DTYPES and bool(_native._C.build_info()["cuda"])
-
-
-def _check(x, weight, styles, noise, up, down, bias, act, clamp, impl) -> None:
+def _check(x, weight, styles, noise, up, down, bias, act, clamp, next_styles) -> None:
     if x.ndim != 4:
         raise ValueError(f"x: expected [N, C_in, H, W], got shape {tuple(x.shape)}")
     if weight.ndim != 4 or weight.shape[1] != x.shape[1]:
@@ -473,7 +544,11 @@ def _check(x, weight, styles, noise, up, down, bias, act, clamp, impl) -> None:
         raise ValueError(f"styles: expected [N, C_in] = {tuple(x.shape[:2])}, got shape {tuple(styles.shape)}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: expected [C_out] = ({weight.shape[0]},), got shape {tuple(bias.shape)}")
-    for name, t in (("weight", weight), ("styles", styles), ("noise", noise), ("bias", bias)):
+    if next_styles is not None and next_styles.shape != (x.shape[0], weight.shape[0]):
+        expected = (x.shape[0], weight.shape[0])
+        raise ValueError(f"next_styles: expected [N, C_out] = {expected}, got shape {tuple(next_styles.shape)}")
+    others = dict(weight=weight, styles=styles, noise=noise, bias=bias, next_styles=next_styles)
+    for name, t in others.items():
         if t is not None and (t.dtype != x.dtype or t.device != x.device):
             raise ValueError(f"{name}: expected {x.dtype} on {x.device} as x, got {t.dtype} on {t.device}")
     for name, factor in (("up", up), ("down", down)):
@@ -483,8 +558,6 @@ def _check(x, weight, styles, noise, up, down, bias, act, clamp, impl) -> None:
         raise ValueError(f"act: expected one of {', '.join(_ACTS)}, got {act!r}")
     if clamp is not None and not clamp >= 0:
         raise ValueError(f"clamp: expected None or a number >= 0, got {clamp!r}")
-    if impl not in ("auto", "native", "reference"):
-        raise ValueError(f"impl: expected 'auto', 'native' or 'reference', got {impl!r}")
 
 
 def _check_noise(noise: Tensor | None, y: Tensor) -> None:
@@ -530,6 +603,9 @@ def modulated_conv2d(
     alpha: float | None = None,
     gain: float | None = None,
     clamp: float | None = None,
+    modulated: bool = False,
+    next_styles: Tensor | None = None,
+    engine: str = "auto",
     impl: str = "auto",
 ) -> Tensor:
     """Modulate, convolve, demodulate, add noise, then bias, activation, gain and clamp.
@@ -548,45 +624,77 @@ def modulated_conv2d(
         flip_weight: True is torch's convention (correlation), False convolves.
         bias: [C_out].
         act, alpha, gain, clamp: as in `bias_act`.
+        modulated: x is multiplied by `styles` already, by the layer before (its `next_styles`); styles then serve the
+            demodulation alone.
+        next_styles: [N, C_out], the styles of the layer that reads this one's output: the output is multiplied by them
+            in the same pass. For where no other layer reads it.
+        engine: "library" (torch's convolution between fused passes), "gemm" (CUDA: one kernel, see modulated_gemm.py)
+            or "auto": ATU_CONV_ENGINE, or else by measurements (see conv_engine.py).
         impl: "auto", "native" (the fused passes) or "reference" (torch operations alone).
 
     Returns:
-        [N, C_out, H', W'] of x's dtype; on the CPU possibly channels-last.
+        [N, C_out, H', W'] of x's dtype; on the CPU, or with the engine "gemm", possibly channels-last.
 
     Raises:
         ValueError: an argument that does not fit is named, with what was expected and what came.
-        RuntimeError: impl "native" where there is no kernel for x's device and dtype.
+        RuntimeError: impl "native" where there is no kernel for x's device and dtype; engine "gemm" where it cannot
+            run.
     """
-    _check(x, weight, styles, noise, up, down, bias, act, clamp, impl)
-    native = _has_native(x) and not (impl == "auto" and _common._default_impl == "reference")
-    if impl == "native" and not native:
-        raise RuntimeError(
-            f"impl: 'native' is not available: {_native.error or f'no kernel for {x.dtype} on {x.device}'}"
-        )
+    _check(x, weight, styles, noise, up, down, bias, act, clamp, next_styles)
+    also = "expected float32, float16 or bfloat16 on CUDA, got torch.float64"
+    native = use_native("modulated_conv2d", impl, x, also if on_cuda(x) and x.dtype == torch.float64 else None)
     spec = activations[act]
     alpha = spec.alpha if alpha is None else alpha
     gain = spec.gain if gain is None else gain
-    if not native or impl == "reference":
-        y = conv2d_resample(
-            x * styles[:, :, None, None], weight, resample_filter, up, down, padding, flip_weight, "reference"
-        )
-        return _reference_epilogue(y, weight, styles, noise, demodulate, bias, act, alpha, gain, clamp)
+    if not native:
+        if engine == "gemm":
+            raise RuntimeError("engine: 'gemm' is impossible: the plain-torch reference was asked for, or runs")
+        xs = x if modulated else x * styles[:, :, None, None]
+        y = conv2d_resample(xs, weight, resample_filter, up, down, padding, flip_weight, "reference")
+        y = _reference_epilogue(y, weight, styles, noise, demodulate, bias, act, alpha, gain, clamp)
+        return y if next_styles is None else y * next_styles[:, :, None, None]
+
+    def d():
+        return _coefficients(weight, styles) if demodulate else None
+
+    settings = (_ACTS[act], float(alpha), float(gain), -1.0 if clamp is None else float(clamp))
+    if (engine != "auto" or on_cuda(x)) and engine_of(x, weight, up, down, engine).engine == "gemm":
+        pads = _resampling_pads(padding, resample_filter, up, down)
+        xs, *window = _conv_input(x, tuple(weight.shape[2:]), resample_filter, down, pads, impl)
+        w = weight if flip_weight else weight.flip([2, 3])
+        y = _gemm_layer((xs, w, None if modulated else styles, d(), noise, bias), window, settings, engine)
+        return y if next_styles is None else torch.ops.atu_ext.modulate(y, next_styles, _is_channels_last(y))
     plain = act == "linear" and gain == 1 and clamp is None and noise is None and not demodulate
     pointwise = weight.shape[2:] == (1, 1) and up == down == 1 and resample_filter is None and padding == 0
+    plain = plain and not modulated and next_styles is None
     if plain and pointwise and weight.shape[0] <= _PIXELWISE_CHANNELS and x.numel() > 0:
         return _pixelwise(x, weight, styles, bias)
     channels_last = _is_channels_last(x) or (x.device.type == "cpu" and weight.shape[2:] != (1, 1))
-    u = torch.ops.atu_ext.modulate(x, styles, channels_last)
+    u = x if modulated else torch.ops.atu_ext.modulate(x, styles, channels_last)
     u = conv2d_resample(u, weight, resample_filter, up, down, padding, flip_weight, impl)
     _check_noise(noise, u)
-    d = None
-    if demodulate:
-        d = (styles.square() @ torch.ops.atu_ext.square_sum(weight).t()).add_(_EPS).rsqrt_()
-    args = (u, d, noise, bias, _ACTS[act], float(alpha), float(gain), -1.0 if clamp is None else float(clamp))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in args[:4]):
+    tensors = (u, d(), noise, bias)
+    args = (*tensors, *settings)
+    grads = _wants_gradients(*tensors, next_styles)
+    if next_styles is not None:
+        return torch.ops.atu_ext.epilogue_scaled(next_styles, *args, grads)[0]
+    if grads:
         return torch.ops.atu_ext.epilogue(*args)
     torch.ops.atu_ext.epilogue_(*args)
     return u
+
+
+def _wants_gradients(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _gemm_layer(tensors, window, settings, engine) -> Tensor:
+    """The layer on the implicit GEMM. tensors: x, w, styles, d, noise, bias; window: stride, [pad_y, pad_x]."""
+    (x, w, _, _, noise, _), (stride, pad) = tensors, window
+    if noise is not None:
+        size = [(x.shape[2 + i] + 2 * pad[i] - w.shape[2 + i]) // stride + 1 for i in (0, 1)]
+        _check_noise(noise, x.new_empty((x.shape[0], w.shape[0], *size), device="meta"))
+    return torch.ops.atu_ext.modulated_gemm(*tensors, stride, *pad, *settings, _wants_gradients(*tensors), engine)[0]
 
 
 def _reference_epilogue(y, weight, styles, noise, demodulate, bias, act, alpha, gain, clamp):

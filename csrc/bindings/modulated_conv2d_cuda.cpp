@@ -26,6 +26,24 @@ void demodulate(uint64_t w, uint64_t styles, uint64_t d, int dtype, const py::tu
   atu::demodulate_cuda(p, on);
 }
 
+// inputs is (u, d, noise, bias, next), output (act, alpha, gain, clamp), size (n, c, pixels); y may be 0.
+void epilogue_scaled(const py::tuple& inputs, const py::tuple& output, uint64_t y, uint64_t scaled, int dtype,
+                     const py::tuple& size, bool channels_last, int64_t noise_stride_n, int64_t stream) {
+  using atu::item;
+  const auto input = [&](int i) { return atu::pointer(uint64_t(item(inputs, i))); };
+  atu::EpilogueScaledParams p;
+  p.u = input(0), p.d = input(1), p.noise = input(2), p.bias = input(3), p.next = input(4);
+  p.act = atu::Act(item(output, 0));
+  p.alpha = output[1].cast<double>(), p.gain = output[2].cast<double>(), p.clamp = output[3].cast<double>();
+  p.dtype = atu::DType(dtype);
+  p.n = item(size, 0), p.c = item(size, 1), p.pixels = item(size, 2);
+  p.channels_last = channels_last, p.noise_stride_n = noise_stride_n;
+  p.y = atu::pointer(y), p.scaled = atu::pointer(scaled);
+  void* const on = cuda_stream(stream);
+  py::gil_scoped_release release;
+  atu::epilogue_scaled_cuda(p, on);
+}
+
 // tensors is (x, w, in_scale, out_scale, noise, bias, u, y), in_size (n, c, h, w), out_size (c, h, w),
 // kernel (kh, kw, stride, pad_y, pad_x), output (act, alpha, gain, clamp).
 void modulated_conv2d_gemm(const py::tuple& tensors, int dtype, int tile, const py::tuple& in_size,
@@ -55,6 +73,7 @@ void modulated_conv2d_gemm(const py::tuple& tensors, int dtype, int tile, const 
 void bind_modulated_conv2d_cuda(py::module_& m) {
 #if ATU_HAS_CUDA
   m.def("demodulate", &demodulate);
+  m.def("epilogue_scaled", &epilogue_scaled);
   m.def("modulated_conv2d_gemm", &modulated_conv2d_gemm);
 #else
   (void)m;

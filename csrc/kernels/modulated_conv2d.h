@@ -6,7 +6,7 @@
 //
 //   square_sum      q = sum_k w^2                                        grad: dw = 2 w dq
 //   modulate        out = s[n,c] x                                       grad: dx = s dout, ds[n,c] = sum_p x dout
-//   epilogue        y from u, d, noise, b
+//   epilogue        y from u, d, noise, b; on CUDA also next[n,c] y, the next layer's modulated input
 //   epilogue_grad   with f = act'(v) gain inside (inside: 1 where |gain act(v)| < clamp, else 0; clamp < 0: always 1)
 //                     dv = dy f;  du = dv d;  dd[n,c] = sum_p dv u;  db[n,c] = sum_p dv;  dnoise[n,p] = sum_c dv
 //   epilogue_grad2  the gradient of epilogue_grad. gu, gd, gn, gb arrive at du, dd, dnoise, db. With
@@ -23,7 +23,7 @@
 // (on CUDA with f16/bf16: float), go to `partials` in double and are added in block order. So they do not depend on the
 // number of threads, and an error grows with the block, not with the image.
 //
-// Bound: bytes. modulate 2 images, its grad 3; epilogue 2; epilogue_grad 3 (u, dy, du); epilogue_grad2 5 (u, dy, gu,
+// Bound: bytes. modulate 2 images, its grad 3; epilogue 2 (with next 3, or 2 without y); epilogue_grad 3 (u, dy, du); epilogue_grad2 5 (u, dy, gu,
 // d_dy, d_u); square_sum 1 weight, its grad 2. All are small beside the convolution's flops 2 N P O C K.
 #pragma once
 
@@ -93,7 +93,13 @@ struct EpilogueParams {
 };
 
 struct EpilogueForwardParams : EpilogueParams {
-  void* y;  // may be u
+  void* y;  // may be u; null where only `scaled` is wanted
+};
+
+// CUDA only: y, rounded to the dtype, times the next layer's styles.
+struct EpilogueScaledParams : EpilogueForwardParams {
+  const void* next;  // [N, C]; null: as EpilogueForwardParams
+  void* scaled;      // like u; may be u
 };
 
 struct EpilogueGradParams : EpilogueParams {
@@ -135,6 +141,7 @@ void demodulate_cuda(const DemodulateParams& p, void* stream);
 void modulate_cuda(const ModulateParams& p, void* stream);
 void modulate_grad_cuda(const ModulateGradParams& p, void* stream);
 void epilogue_cuda(const EpilogueForwardParams& p, void* stream);
+void epilogue_scaled_cuda(const EpilogueScaledParams& p, void* stream);
 void epilogue_grad_cuda(const EpilogueGradParams& p, void* stream);
 void epilogue_grad2_cuda(const EpilogueGrad2Params& p, void* stream);
 

@@ -23,7 +23,7 @@ unsigned blocks_for(int64_t threads) {
 
 template <class T, bool ChannelsLast>
 __global__ void __launch_bounds__(kThreads)
-    epilogue_kernel(const __grid_constant__ EpilogueForwardParams e, Finish f, bool wide) {
+    epilogue_kernel(const __grid_constant__ EpilogueScaledParams e, Finish f, bool wide) {
   constexpr int V = kVector<T>;
   const int64_t length = ChannelsLast ? e.c : e.pixels, lines = ChannelsLast ? e.pixels : e.c;
   const int64_t runs_per_line = (length + V - 1) / V, runs = lines * runs_per_line;
@@ -43,16 +43,24 @@ __global__ void __launch_bounds__(kThreads)
       run.template channel<T>(d, e.d, n, 1.f);
       pre_activation<T>(e, run, u, d, v);
       finish(f, v);
-      run.template write<T>(e.y, v);
+      if (e.y) run.template write<T>(e.y, v);
+      if (e.next) {
+        float next[V];
+        run.template channel<T>(next, e.next, n, 1.f);
+#pragma unroll
+        for (int j = 0; j < V; ++j) v[j] = to_float(from_float<T>(v[j])) * next[j];
+        run.template write<T>(e.scaled, v);
+      }
     }
   }
 }
 
 template <class T>
-void launch_epilogue(const EpilogueForwardParams& p, void* stream) {
+void launch_epilogue(const EpilogueScaledParams& p, void* stream) {
   const int64_t length = p.channels_last ? p.c : p.pixels, lines = p.channels_last ? p.pixels : p.c;
   const bool wide =
-      p.channels_last ? wide_accesses<T>(length, p.u, p.y, p.d, p.bias) : wide_accesses<T>(length, p.u, p.y, p.noise);
+      p.channels_last ? wide_accesses<T>(length, p.u, p.y, p.d, p.bias, p.next, p.scaled)
+                      : wide_accesses<T>(length, p.u, p.y, p.noise, p.scaled);
   const dim3 grid(blocks_for(lines * ceil_div(length, kVector<T>)), 1, sample_blocks(p.n));
   const Finish f = make_finish(p);
   if (p.channels_last) {
@@ -185,9 +193,13 @@ __global__ void __launch_bounds__(kThreads) demodulate_kernel(const __grid_const
 
 }  // namespace
 
-void epilogue_cuda(const EpilogueForwardParams& p, void* stream) {
+void epilogue_scaled_cuda(const EpilogueScaledParams& p, void* stream) {
   if (p.n * p.c * p.pixels == 0) return;
   for_dtype(p.dtype, "epilogue_cuda", [&](auto t) { launch_epilogue<decltype(t)>(p, stream); });
+}
+
+void epilogue_cuda(const EpilogueForwardParams& p, void* stream) {
+  epilogue_scaled_cuda({p, nullptr, nullptr}, stream);
 }
 
 void modulate_cuda(const ModulateParams& p, void* stream) {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atu_ext.ops import ParamPenalty, bias_act, setup_filter, upfirdn2d
+from atu_ext.ops import ParamPenalty, bias_act, modulated_conv2d, setup_filter, upfirdn2d
 from atu_ext.ops.bias_act import activations
 from tests.backends import BACKENDS
 
@@ -41,7 +41,15 @@ def test_every_kernel_of_these_ops_ran(emulated_module):
         penalty = ParamPenalty([x], fisher=[torch.ones_like(x)], repel_from=[torch.zeros_like(x)], impl="native")
         penalty.value()
         penalty.add_grad_(1.0, 1.0)
+        weight, styles = randn(3, 2, 3, 3, backend=backend, dtype=torch.float32).requires_grad_(), torch.ones(1, 2)
+        args = dict(styles=styles, padding=1, act="swish", impl="native")
+        out = modulated_conv2d(x, weight, next_styles=torch.ones(1, 3), **args)
+        (first,) = torch.autograd.grad(out.square().sum(), weight, create_graph=True)
+        first.square().sum().backward()
+        modulated_conv2d(x.detach(), weight.detach(), **args)
     expected = {"upfirdn2d", "bias_act", "bias_act_grad", "bias_act_grad2", "param_penalty_value", "param_penalty_grad"}
+    expected |= {"modulate", "modulate_grad", "square_sum", "epilogue", "epilogue_grad", "epilogue_grad2"}
+    expected |= {"epilogue_scaled", "demodulate"}
     assert set(emulated_module.calls) == expected
 
 
@@ -93,6 +101,67 @@ def test_bias_act_gradients(backend, act):
 
     assert torch.autograd.gradcheck(op, (x, b), fast_mode=True)
     assert torch.autograd.gradgradcheck(op, (x, b), fast_mode=True)
+
+
+def modulated_layer(tensors, impl, **options):
+    x, weight, styles, noise, bias, following = tensors
+    options = dict(padding=1, act="lrelu", clamp=3.0) | options
+    return modulated_conv2d(
+        x, weight, styles, noise, bias=bias, next_styles=following, engine="library" if impl == "native" else "auto",
+        impl=impl, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("variant", ["plain", "next layer", "modulated already", "up", "no demodulation"])
+def test_modulated_conv2d(backend, variant, layout):
+    """Values and first gradients; 16-bit floats within twice torch's own error at that dtype, plus a rounding."""
+    options = {
+        "up": dict(up=2, resample_filter=setup_filter([1, 3, 3, 1], device=backend.device)),
+        "modulated already": dict(modulated=True),
+        "no demodulation": dict(demodulate=False),
+    }.get(variant, {})
+    size = (10, 12) if variant == "up" else (5, 6)
+    for dtype in backend.dtypes:
+        if dtype == torch.float64 and backend.name != "native-cpu":
+            continue  # not on CUDA
+        x = randn(2, 6, 5, 6, backend=backend, dtype=dtype).to(memory_format=LAYOUTS[layout])
+        shapes = ((8, 6, 3, 3), (2, 6), (1, 1, *size), (8,), (2, 8))
+        tensors = [x, *(randn(*s, backend=backend, dtype=dtype, seed=i) for i, s in enumerate(shapes, start=1))]
+        tensors[5] = tensors[5] if variant == "next layer" else None
+        narrow = dtype if dtype.itemsize == 2 else torch.float64
+        results = []
+        for kind, impl in ((torch.float64, "reference"), (narrow, "reference"), (dtype, "native")):
+            leaves = [None if t is None else t.detach().to(kind).requires_grad_() for t in tensors]
+            y = modulated_layer(leaves, impl, **options)
+            dy = torch.linspace(-1, 1, y.numel(), dtype=torch.float64, device=backend.device).view_as(y).to(kind)
+            used = [t for t in leaves if t is not None]
+            results.append([y, *torch.autograd.grad(y, used, dy, allow_unused=True)])
+            with torch.no_grad():  # another path where no gradient is wanted
+                torch.testing.assert_close(modulated_layer(leaves, impl, **options), y, rtol=2e-2, atol=2e-2)
+        for exact, torchs, ours in zip(*results, strict=True):
+            if exact is None:
+                assert ours is None
+                continue
+            bound = 2 * (torchs.double() - exact).abs().max() + 4 * TOLERANCE[dtype] * exact.abs().max()
+            assert (ours.double() - exact).abs().max() <= bound
+
+
+def test_modulated_conv2d_second_gradients(backend):
+    """Of the library engine, with the next layer's styles folded in."""
+    shapes = ((1, 3, 3, 4), (4, 3, 3, 3), (1, 3), (1, 1, 3, 4), (4,), (1, 4))
+    dtype = torch.float64 if backend.name == "native-cpu" else torch.float32
+    results = []
+    for kind, impl in ((torch.float64, "reference"), (dtype, "native")):
+        leaves = [randn(*s, backend=backend, dtype=dtype, seed=i).to(kind) for i, s in enumerate(shapes)]
+        leaves = [t.requires_grad_() for t in leaves]
+        y = modulated_layer(leaves, impl, act="swish", clamp=None)
+        first = torch.autograd.grad((y * y).sum(), leaves[:3], create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for exact, ours in zip(*results, strict=True):
+        # float32: sums of a few hundred products that were themselves such sums
+        tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+        assert (ours.double() - exact).abs().max() <= tolerance * exact.abs().max()
 
 
 def test_param_penalty(backend):
