@@ -311,13 +311,14 @@ def _noise_grad(total: Tensor, noise: Tensor) -> Tensor:
 def _epilogue_backward(ctx, dy):
     if dy is None:
         return (None,) * 8
-    return _epilogue_grads(ctx, dy, *ctx.saved_tensors, ctx.needs_input_grad[:4])
+    return _epilogue_grads(ctx, dy, ctx.saved_tensors, ctx.needs_input_grad[:4])
 
 
-def _epilogue_grads(ctx, dy, u, d, noise, bias, needs):
-    """For the inputs of epilogue, of which `needs` tells the wanted among the first four."""
+def _epilogue_grads(ctx, dy, tensors, needs):
+    """For the inputs of epilogue, of which `tensors` are the first four and `needs` tells the wanted."""
     if dy is None:
         return (None,) * 8
+    u, d, noise, bias = tensors
     _, needs_d, needs_noise, needs_bias = needs
     du, dd, db, dnoise = torch.ops.atu_ext.epilogue_grad(
         dy, u, d, noise, bias, *ctx.output, needs_d or needs_bias, needs_noise
@@ -338,7 +339,7 @@ def _epilogue_scaled_backward(ctx, d_scaled, dy):
         scaled, d_next = torch.ops.atu_ext.modulate_grad(d_scaled, y, next)
         dy = scaled if dy is None else dy + scaled
     needs = ctx.needs_input_grad
-    return d_next if needs[0] else None, *_epilogue_grads(ctx, dy, *rest, needs[1:5]), None
+    return d_next if needs[0] else None, *_epilogue_grads(ctx, dy, rest, needs[1:5]), None
 
 
 def _epilogue_grad_backward(ctx, gu, gd, gb, gn):

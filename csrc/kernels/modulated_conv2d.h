@@ -23,8 +23,9 @@
 // (on CUDA with f16/bf16: float), go to `partials` in double and are added in block order. So they do not depend on the
 // number of threads, and an error grows with the block, not with the image.
 //
-// Bound: bytes. modulate 2 images, its grad 3; epilogue 2 (with next 3, or 2 without y); epilogue_grad 3 (u, dy, du); epilogue_grad2 5 (u, dy, gu,
-// d_dy, d_u); square_sum 1 weight, its grad 2. All are small beside the convolution's flops 2 N P O C K.
+// Bound: bytes. modulate 2 images, its grad 3; epilogue 2 (with next 3, or 2 without y); epilogue_grad 3 (u, dy, du);
+// epilogue_grad2 5 (u, dy, gu, d_dy, d_u); square_sum 1 weight, its grad 2. All are small beside the convolution's
+// flops 2 N P O C K.
 #pragma once
 
 #include "bias_act.h"

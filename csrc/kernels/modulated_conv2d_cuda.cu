@@ -58,9 +58,8 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 void launch_epilogue(const EpilogueScaledParams& p, void* stream) {
   const int64_t length = p.channels_last ? p.c : p.pixels, lines = p.channels_last ? p.pixels : p.c;
-  const bool wide =
-      p.channels_last ? wide_accesses<T>(length, p.u, p.y, p.d, p.bias, p.next, p.scaled)
-                      : wide_accesses<T>(length, p.u, p.y, p.noise, p.scaled);
+  const bool wide = p.channels_last ? wide_accesses<T>(length, p.u, p.y, p.d, p.bias, p.next, p.scaled)
+                                    : wide_accesses<T>(length, p.u, p.y, p.noise, p.scaled);
   const dim3 grid(blocks_for(lines * ceil_div(length, kVector<T>)), 1, sample_blocks(p.n));
   const Finish f = make_finish(p);
   if (p.channels_last) {
