@@ -14,7 +14,10 @@ from torch.nn.utils import get_total_norm
 from . import losses
 from .augment import augment
 from .config import Adversarial
-from .gan import GAN, ema_beta, update_ema
+from .gan import GAN, ema_beta, fork_rng, update_ema
+
+# (fake, labels, original) -> (loss, its parts to log)
+FakePenalty = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, dict[str, float]]]
 
 
 class Samples(Protocol):
@@ -52,7 +55,8 @@ class AdversarialTrainer:
         config: settings of the game.
         extra_fakes: n -> n further samples shown to the discriminator as fakes, weighted by `extra_weight`.
         add_penalty_grad: called after the generator's backward pass; adds to the gradients, returns values to log.
-        fake_penalty: differentiable loss of generated samples (and their labels), added to the generator's.
+        fake_penalty: differentiable loss of generated samples, added to the generator's. It takes (fake, labels,
+            original): original is what the generator `original` makes of the same latents and noise, if there is one.
 
     All randomness is drawn from torch's global generators, so that saving their states makes a run resumable.
     """
@@ -64,12 +68,14 @@ class AdversarialTrainer:
         config: Adversarial,
         extra_fakes: Callable[[int], Tensor] | None = None,
         add_penalty_grad: Callable[[], dict[str, float]] | None = None,
-        fake_penalty: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+        fake_penalty: FakePenalty | None = None,
+        original: nn.Module | None = None,
     ):
         if gan.discriminator is None:
             raise ValueError("discriminator: this GAN has none, and training needs one")
         self.gan, self.real, self.config = gan, real, config
         self.extra_fakes, self.add_penalty_grad, self.fake_penalty = extra_fakes, add_penalty_grad, fake_penalty
+        self.original = None if original is None else original.train()
         self.extra_weight = 1.0
         if gan.generator_ema is None:
             gan.generator_ema = copy.deepcopy(gan.generator)
@@ -175,17 +181,26 @@ class AdversarialTrainer:
             real_logits = self._judge(real, real_c)
         return losses.relativistic_loss(self._judge(fake, c), real_logits)
 
+    @torch.no_grad()
+    def _original_fake(self, z: Tensor, c: Tensor | None) -> Tensor | None:
+        """What the original makes of z. The random state is left as it was: the next pass has the same noise."""
+        if self.original is None:
+            return None
+        with fork_rng(self.gan.device):
+            return self.gan.fake(z, c, self.config.style_mixing, self.original)
+
     def _generator_step(self) -> dict[str, float]:
         cfg = self.config
         self._hold_discriminator(True)
         self.optim_g.zero_grad(set_to_none=True)
         z, c = self._latents(cfg.batch_size)
+        original = self._original_fake(z, c)
         fake = self.gan.fake(z, c, cfg.style_mixing)
         loss = self._generator_loss(fake, c)
         metrics = {"loss_g": float(loss.detach())}
         if self.fake_penalty is not None:
-            penalty = self.fake_penalty(fake, c)
-            metrics["guide"] = float(penalty.detach())
+            penalty, parts = self.fake_penalty(fake, c, original)
+            metrics.update(parts)
             loss = loss + penalty
         loss.backward()
         if self.path_length is not None and self.step_count % cfg.pl_interval == 0:

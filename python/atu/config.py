@@ -129,6 +129,7 @@ class Repel:
     negatives_weight: NonNegative = 0.05
     guide_weight: NonNegative = 0.5
     guide_steps: Count = 200
+    preserve_weight: NonNegative = 1.0
     warm_start: NonNegative = 0.0
     check_every: PositiveCount = 50
     check_samples: PositiveCount = 1000

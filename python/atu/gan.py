@@ -210,16 +210,22 @@ class GAN:
 
     # --- training passes
 
-    def fake(self, z: Tensor, c: Tensor | None, mixing_probability: float = 0.0) -> Tensor:
-        """Generator pass of training. Style mixing (StyleGAN only) takes a second latent from a random layer on."""
+    def fake(
+        self, z: Tensor, c: Tensor | None, mixing_probability: float = 0.0, generator: nn.Module | None = None
+    ) -> Tensor:
+        """Generator pass of training (of `generator`, where given). Style mixing (StyleGAN only) takes a second latent
+        from a random layer on."""
+        module: Any = self.generator if generator is None else generator
         if self.is_stylegan and mixing_probability > 0:
-            synthesis: Any = self.generator.synthesis
-            return synthesis(self.mixed_ws(z, c, mixing_probability))
-        return self.generator(z) if c is None else self.generator(z, c)
+            return module.synthesis(self.mixed_ws(z, c, mixing_probability, module))
+        return module(z) if c is None else module(z, c)
 
-    def mixed_ws(self, z: Tensor, c: Tensor | None, mixing_probability: float) -> Tensor:
+    def mixed_ws(
+        self, z: Tensor, c: Tensor | None, mixing_probability: float, generator: nn.Module | None = None
+    ) -> Tensor:
         """ws [N, num_ws, w_dim] with style mixing (Karras et al., arXiv 1812.04948, section 3.1)."""
-        mapping: Any = self.generator.mapping
+        module: Any = self.generator if generator is None else generator
+        mapping: Any = module.mapping
         ws = mapping(z, c)
         num_ws = ws.shape[1]
         draw, cut = torch.rand([]).item(), int(torch.randint(1, max(num_ws, 2), ()))

@@ -65,3 +65,8 @@ class Guide:
     def __call__(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Loss of generated samples [N, ...]: mean of -log(1 - P(negative)), differentiable in x."""
         return F.softplus(self._logits(x, c)).mean()
+
+    @torch.no_grad()
+    def probability(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """P(negative) [N] of samples."""
+        return torch.sigmoid(self._logits(x, c))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +23,6 @@ from .gan import GAN, fork_rng, mix_seed
 from .guide import Guide
 from .runs import Run, StageHooks, run_stage
 from .score import Score
-
-GuideLoss = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
@@ -144,11 +141,27 @@ def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
                 gan.generator_ema.load_state_dict(gan.generator.state_dict())
 
 
-def _guidance(gan: GAN, feedback: Feedback, cfg: config.Repel, seed: int) -> GuideLoss | None:
-    if cfg.guide_weight == 0 or cfg.guide_steps == 0:
-        return None
-    guide = Guide(gan, feedback.negatives, feedback.positives, cfg.guide_steps, seed=mix_seed(seed, 201))
-    return lambda x, c: cfg.guide_weight * guide(x, c)
+class Steering:
+    """The generator's loss beside the game: the guide's on each sample that looks negative, and the squared distance to
+    the original's sample of the same latent on those that never did."""
+
+    def __init__(self, gan: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
+        self.cfg = cfg
+        self.guide = Guide(gan, feedback.negatives, feedback.positives, cfg.guide_steps, seed=mix_seed(seed, 201))
+        index = torch.arange(min(len(feedback.positives), 500))
+        self.variance = float(feedback.positives.batch(index).var(0).mean())
+
+    def __call__(self, fake: Tensor, c: Tensor | None, original: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+        loss = self.guide(fake, c)
+        parts = {"guide": float(loss.detach())}
+        loss = self.cfg.guide_weight * loss
+        if original is not None:
+            wanted = 1 - self.guide.probability(original, c)
+            moved = (fake - original).square().flatten(1).mean(1) / self.variance
+            moved = (wanted * moved).mean()
+            parts["moved"] = float(moved.detach())
+            loss = loss + self.cfg.preserve_weight * moved
+        return loss, parts
 
 
 def repel_gan(
@@ -172,7 +185,8 @@ def repel_gan(
             cfg.adversarial,
             extra_fakes=lambda n: negatives.batch(torch.randint(len(negatives), (n,))),
             add_penalty_grad=push.add_grad,
-            fake_penalty=_guidance(gan, feedback, cfg, seed),
+            fake_penalty=Steering(gan, feedback, cfg, seed) if cfg.guide_steps else None,
+            original=copy.deepcopy(twin.generator) if cfg.guide_steps and cfg.preserve_weight else None,
         )
         trainer.extra_weight = cfg.negatives_weight
         control = Controller(trainer, push, Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed), cfg, run)

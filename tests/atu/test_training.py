@@ -1,5 +1,6 @@
 """The adversarial step, the EWC penalty and the repulsion, against the written formulas."""
 
+import copy
 import math
 
 import pytest
@@ -11,7 +12,10 @@ from atu.adversarial import AdversarialTrainer, NonFiniteError
 from atu.config import Adversarial
 from atu.data import TensorSamples
 from atu.feedback import Feedback
-from atu.repel import Repulsion, _start, repulsion, schedule
+from atu.gan import GAN
+from atu.networks.mlp import MLPDiscriminator
+from atu.networks.stylegan2 import Generator
+from atu.repel import Repulsion, Steering, _start, repulsion, schedule
 
 REAL = TensorSamples(torch.randn(3, 2, generator=torch.Generator().manual_seed(9)))
 
@@ -115,6 +119,50 @@ def test_extra_fakes_are_shown_as_fakes(vector_gan):
             t.step()
         logits.append(gan.logits(x).mean().item())
     assert logits[1] < logits[0] - 0.2
+
+
+def test_original_makes_the_same_latents_and_noise():
+    """At the first step the original, a copy, gives the very same samples; and nothing else changes by its being there."""
+    generator = Generator(4, 0, 4, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=8))
+    with torch.no_grad():
+        generator.synthesis.b8.conv1.noise_strength.fill_(1.0)
+    gan = GAN(generator, MLPDiscriminator([1, 8, 8], hidden=(8,)))
+    real = TensorSamples(torch.rand(3, 1, 8, 8) * 2 - 1)
+    seen, states = [], []
+
+    def watch(fake, c, original):
+        seen.append((fake.detach(), original))
+        return 0 * fake.sum(), {"watched": 1.0}
+
+    for original in (copy.deepcopy(generator), None):
+        torch.manual_seed(3)
+        twin = gan.copy()
+        settings = Adversarial(batch_size=4, style_mixing=0.9)
+        t = AdversarialTrainer(twin, real, settings, fake_penalty=watch, original=original)
+        assert t.step()["watched"] == 1.0
+        states.append(weights(twin))
+    (fake, original), (_, none) = seen
+    assert torch.equal(fake, original) and none is None
+    assert fake[0].std() > 0 and not torch.equal(fake[0], fake[1])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_steering_is_the_formula(image_gan):
+    """Guide and preservation against the probabilities of the guide's own discriminator."""
+    positives, negatives = torch.rand(40, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
+    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), lambda x: x, True, 0.5, {})
+    cfg = config.Repel(guide_weight=0.7, preserve_weight=0.3, guide_steps=100)
+    steering = Steering(image_gan, feedback, cfg, seed=0)
+    fake = torch.cat([positives[:4], negatives[:4]])
+    original = fake + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
+    loss, parts = steering(fake, None, original)
+    judge = steering.guide.discriminator
+    p, q = (torch.sigmoid(judge(x)).flatten().double() for x in (fake, original))
+    moved = (torch.arange(8.0).double() / 10) ** 2 / positives.double().var(0).mean()
+    expected = -0.7 * (1 - p).log().mean() + 0.3 * ((1 - q) * moved).mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)
+    assert parts["guide"] == pytest.approx(float(-(1 - p).log().mean()), rel=1e-4)
+    assert float(p[:4].max()) < 0.2 and float(p[4:].min()) > 0.8  # the guide has learnt
 
 
 def test_frozen_networks_are_trained_and_part_frozen_ones_stay_so(vector_gan):
