@@ -111,7 +111,8 @@ class Repel:
     "tensor_mean" or "relative" (d2 / d2(theta_G), 1 at the start). gamma: weight of the loss; unset, the one at which
     the repulsion's gradient at the start has `strength` times the norm of the adversarial one. schedule: of gamma over
     the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. guide_weight: of the
-    guide's loss (`atu.guide`), which is trained for guide_steps steps; 0 for none. warm_start: start at
+    guide's loss (`atu.guide`), which is trained for guide_steps steps; 0 for none. preserve_weight: of the distance to
+    the original's samples of the same latents, those that the guide finds negative left out. warm_start: start at
     theta_G - warm_start (theta_N - theta_G). check_every, check_samples: how often the run is scored, and on how many
     samples. keep: the "best" generator by that score, or the "final" one after all steps. patience: checks without a
     better score before stopping ("best" only); drift_weight: see `atu.score`.

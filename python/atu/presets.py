@@ -8,7 +8,15 @@ from typing import Any
 DEFAULT = "atu"
 
 # The paper's stage 2 is the adversarial game on positives and the repulsion, for a fixed number of steps: no more.
-_PAPER = dict(negatives_weight=0.0, guide_weight=0.0, warm_start=0.0, schedule="constant", strength=0.3, keep="final")
+_PAPER: dict[str, Any] = dict(
+    negatives_weight=0.0,
+    guide_weight=0.0,
+    preserve_weight=0.0,
+    warm_start=0.0,
+    schedule="constant",
+    strength=0.3,
+    keep="final",
+)
 
 METHODS: dict[str, dict[str, Any]] = {
     DEFAULT: {},

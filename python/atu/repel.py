@@ -179,14 +179,16 @@ def repel_gan(
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg)
     with fork_rng(gan.device, mix_seed(seed, 200)):
         negatives = feedback.negatives
+        steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight)
+        steering = Steering(gan, feedback, cfg, seed) if steers else None
         trainer = AdversarialTrainer(
             twin,
             feedback.positives,
             cfg.adversarial,
             extra_fakes=lambda n: negatives.batch(torch.randint(len(negatives), (n,))),
             add_penalty_grad=push.add_grad,
-            fake_penalty=Steering(gan, feedback, cfg, seed) if cfg.guide_steps else None,
-            original=copy.deepcopy(twin.generator) if cfg.guide_steps and cfg.preserve_weight else None,
+            fake_penalty=steering,
+            original=copy.deepcopy(gan.sampling_generator) if steering and cfg.preserve_weight else None,
         )
         trainer.extra_weight = cfg.negatives_weight
         control = Controller(trainer, push, Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed), cfg, run)
