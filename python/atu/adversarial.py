@@ -112,8 +112,7 @@ class AdversarialTrainer:
         """One discriminator and one generator step; returns what to log."""
         metrics = self._discriminator_step()
         metrics.update(self._generator_step())
-        beta = ema_beta(self.config.batch_size, self.config.ema_half_life)
-        update_ema(self.ema, self.generator, beta)
+        update_ema(self.ema, self.generator, self._ema_beta())
         self.step_count += 1
         # The weights too: a step may spoil them after its losses were taken, and they are what gets saved.
         norms = {
@@ -124,6 +123,12 @@ class AdversarialTrainer:
             if not math.isfinite(value):
                 raise NonFiniteError(name, self.step_count, value)
         return metrics
+
+    def _ema_beta(self) -> float:
+        cfg = self.config
+        seen = cfg.batch_size * self.step_count
+        half_life = min(cfg.ema_half_life, cfg.ema_ramp * seen) if cfg.ema_ramp > 0 else cfg.ema_half_life
+        return ema_beta(cfg.batch_size, half_life)
 
     def real_batch(self) -> tuple[Tensor, Tensor | None]:
         """A batch of real samples, drawn with replacement: fewer of them than a batch is fine.

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
+from . import presets
+
 LAZY = {
     "bench": ("benchmarks.cli:main", "Time the ops, a training step and a whole unlearning."),
     "doctor": ("atu.doctor:main", "Say what is installed, built and usable, and why what is off is off."),
@@ -96,6 +98,17 @@ def common(out_help: str) -> Callable:
 
 
 CONFIG = click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
+METHOD = click.option(
+    "--method",
+    type=click.Choice(list(presets.METHODS)),
+    metavar="NAME",
+    help=f"How to unlearn: {', '.join(presets.METHODS)}; {presets.DEFAULT} unless --config says otherwise.",
+)
+COMPAT = click.option(
+    "--compat",
+    type=click.Choice(presets.COMPAT),
+    help="Settings to start from: those of the paper's reference implementation (StyleGAN kinds).",
+)
 SAMPLES = click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
 )
@@ -185,11 +198,26 @@ def _show(data: dict[str, Any], out: Path, quiet: bool) -> None:
     help="For a checkpoint without a discriminator: first fit one on generated samples.",
 )
 @_oracle_options
+@METHOD
+@COMPAT
 @CONFIG
 @SAMPLES
 @common("Run folder; the same command goes on from a run that was stopped.")
 def unlearn_command(
-    ckpt, negatives, positives, train_discriminator, oracle, classes, config, samples, seed, device, quiet, out
+    ckpt,
+    negatives,
+    positives,
+    train_discriminator,
+    oracle,
+    classes,
+    method,
+    compat,
+    config,
+    samples,
+    seed,
+    device,
+    quiet,
+    out,
 ) -> None:
     """Unlearn what the images in a folder show, and report on it."""
     from .jobs import unlearn_job
@@ -203,7 +231,20 @@ def unlearn_command(
         gan = fit_discriminator(gan, train_discriminator, seed=seed)
     command = shlex.join(["atu", *sys.argv[1:]])
     data = unlearn_job(
-        gan, negatives, positives, classifier, classes, is_negative, config, out, seed, device, samples, command
+        gan,
+        negatives,
+        positives,
+        classifier,
+        classes,
+        is_negative,
+        config,
+        out,
+        seed,
+        device,
+        samples,
+        command,
+        method,
+        compat,
     )
     _show(data, out, quiet)
 
@@ -271,15 +312,17 @@ def demo_group() -> None:
 )
 @click.option("--negatives", default=200, show_default=True, type=click.IntRange(1), help="Negatives marked, a digit.")
 @click.option("--no-oracle", is_flag=True, help="Give the negatives only; the classifier answers nothing else.")
+@METHOD
+@COMPAT
 @CONFIG
 @SAMPLES
 @common("Run folder.")
-def demo_mnist_command(digits, negatives, no_oracle, config, samples, seed, device, quiet, out) -> None:
+def demo_mnist_command(digits, negatives, no_oracle, method, compat, config, samples, seed, device, quiet, out) -> None:
     """Unlearn a digit from the bundled MNIST StyleGAN2."""
     from .demo import demo_mnist
 
     _begin(quiet, device)
-    data = demo_mnist(digits, out, negatives, samples, seed, device, config, oracle=not no_oracle)
+    data = demo_mnist(digits, out, negatives, samples, seed, device, config, not no_oracle, method, compat)
     _show(data, out, quiet)
 
 

@@ -50,8 +50,9 @@ class Adversarial:
     0.5 and 0.999 otherwise. With lazy regularisation of interval k they become lr c, beta^c, c = k / (k + 1).
     loss: "logistic" (non-saturating), or "relativistic" (pairs of real and generated samples; covers modes better when
     training from scratch). r1_gamma: weight of R1, every r1_interval steps; r2_gamma: of the same at generated samples.
-    pl_weight: of path length (StyleGAN kinds), every pl_interval.
-    ema_half_life: in images. augment: names of `atu.augment`, joined by commas.
+    pl_weight: of path length (StyleGAN kinds), every pl_interval. ema_half_life: in images; ema_ramp: but at most this
+    share of the images seen (0: no such limit), so that the average of a network that started at random forgets the
+    start (Karras et al., arXiv 2006.06676). augment: names of `atu.augment`, joined by commas.
     """
 
     batch_size: PositiveCount = 32
@@ -67,6 +68,7 @@ class Adversarial:
     pl_interval: PositiveCount = 4
     style_mixing: Fraction = 0.0
     ema_half_life: NonNegative = 1000.0
+    ema_ramp: Fraction = 0.0
     augment: Annotated[str, AfterValidator(check_policy)] = ""
 
 
@@ -233,6 +235,11 @@ class Retrain(Finetune):
     steps: Count = 10_000
     check_every: PositiveCount = 500
     decay: Fraction = 0.25
+    adversarial: Adversarial = field(
+        default_factory=lambda: Adversarial(
+            loss="relativistic", r1_gamma=0.5, r2_gamma=0.5, ema_half_life=10_000.0, ema_ramp=0.05
+        )
+    )
 
 
 @dataclass(config=STRICT)
@@ -242,8 +249,9 @@ class Methods:
     extrapolate: Extrapolate = field(default_factory=Extrapolate)
     ewc: Ewc = field(default_factory=Ewc)
     cf_k: LastLayers = field(default_factory=LastLayers)
-    # A short half life: the average must forget the random weights that the last layers start from.
-    eu_k: LastLayers = field(default_factory=lambda: LastLayers(adversarial=Adversarial(ema_half_life=1000.0)))
+    eu_k: LastLayers = field(
+        default_factory=lambda: LastLayers(adversarial=Adversarial(ema_half_life=5000.0, ema_ramp=0.05))
+    )
     l1_sparse: L1Sparse = field(default_factory=L1Sparse)
     cdc: Cdc = field(default_factory=Cdc)
     rssa: Rssa = field(default_factory=Rssa)

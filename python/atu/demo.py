@@ -55,11 +55,13 @@ def stage_seconds(result: Result) -> dict[str, float]:
     return {"prepare": max(result.seconds - sum(seconds.values()), 0.0), **seconds}
 
 
-def adapted_generator(gan: GAN, result: Result) -> torch.nn.Module:
-    """The first adapted generator."""
+def adapted_generators(gan: GAN, result: Result) -> dict[str, torch.nn.Module]:
+    """The first adapted generator, under its name in the report; nothing for methods that adapt none."""
+    if not result.adapted:
+        return {}
     twin = gan.copy().generator
     twin.load_state_dict(result.adapted[0])
-    return twin
+    return {"adapted": twin}
 
 
 def _named(digits: Sequence[str]) -> str:
@@ -77,11 +79,13 @@ def demo_mnist(
     device: str | None = None,
     config: Config | Mapping | str | Path | None = None,
     oracle: bool = True,
+    method: str | None = None,
+    compat: str | None = None,
 ) -> dict[str, Any]:
     """Unlearn digits from the bundled MNIST GAN; writes the run folder and its report.
 
     The bundled classifier plays the user: it marks `negatives` samples of each digit and, with `oracle`, answers for
-    generated samples during the run too. It also judges the outcome, on other latents.
+    generated samples during the run too. It also judges the outcome, on other latents. method, compat: of `unlearn`.
 
     Returns:
         The content of OUT/report.json.
@@ -100,7 +104,17 @@ def demo_mnist(
         looked = max(looked, seen)
     marking = time.monotonic() - start
     judge = classifier.oracle(names) if oracle else None
-    result = unlearn(gan, torch.cat(marked), is_negative=judge, config=config, out=out, seed=seed, device=device)
+    result = unlearn(
+        gan,
+        torch.cat(marked),
+        is_negative=judge,
+        config=config,
+        out=out,
+        seed=seed,
+        device=device,
+        method=method,
+        compat=compat,
+    )
     start = time.monotonic()
     evaluation = evaluate(
         gan,
@@ -108,12 +122,13 @@ def demo_mnist(
         classifier,
         names,
         data.mnist(),
-        others={"adapted": adapted_generator(gan, result)},
+        others=adapted_generators(gan, result),
         n=samples,
         seed=mix_seed(seed, 999),
     )
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
-    options = " ".join(f"--digit {name}" for name in names) + ("" if oracle else " --no-oracle")
+    options = " ".join(f"--digit {name}" for name in names)
+    options += "".join(f" --{k} {v}" for k, v in (("method", method), ("compat", compat)) if v is not None)
     note = f"{sum(map(len, marked))} negatives, marked by the bundled classifier among {looked:,} samples. "
     note += "It also answered for generated samples during the run, and judges the outcome on other latents."
     alone = "It was not asked again during the run; it judges the outcome on other latents."
@@ -233,7 +248,7 @@ def demo_mog(
         judge,
         erase,
         mog_data(10_000, seed + 1),
-        others={"adapted": adapted_generator(gan, result)},
+        others=adapted_generators(gan, result),
         n=samples,
         seed=mix_seed(seed, 999),
         keep=2000,

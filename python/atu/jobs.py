@@ -13,7 +13,7 @@ from torch import Tensor
 from . import report
 from .classifier import Classifier
 from .data import as_samples, mnist
-from .demo import adapted_generator, stage_seconds
+from .demo import adapted_generators, stage_seconds
 from .evaluate import Evaluation, Real, evaluate
 from .feedback import fit_probe
 from .gan import GAN, mix_seed
@@ -37,12 +37,13 @@ def unlearn_job(
     device: str | None,
     samples: int,
     command: str,
+    method: str | None = None,
+    compat: str | None = None,
 ) -> dict[str, Any]:
     """Unlearn, evaluate by the classifier (or by the probe fitted on the negatives) and write the report."""
-    result = unlearn(gan, negatives, positives, is_negative, config, out, seed, device)
+    result = unlearn(gan, negatives, positives, is_negative, config, out, seed, device, method=method, compat=compat)
     start = time.monotonic()
-    others = {"adapted": adapted_generator(gan, result)}
-    options: dict[str, Any] = dict(others=others, n=samples, seed=mix_seed(seed, 999))
+    options: dict[str, Any] = dict(others=adapted_generators(gan, result), n=samples, seed=mix_seed(seed, 999))
     if classifier is not None:
         evaluation = evaluate(gan, result.gan, classifier, classes, **options)
         notes = ["The oracle that answered during the run also judges the outcome, on other latents."]

@@ -26,6 +26,17 @@ CURVES: list[dict[str, Any]] = [
     ),
     dict(stage="repel", title="Stage 2: distance from the adapted weights", keys={"distance": "distance"}),
     dict(stage="repel", title="Stage 2: repulsion loss", keys={"repulsion": "repulsion"}),
+    dict(
+        stage="repel",
+        title="Stage 2: penalty",
+        keys={
+            "ewc": "EWC",
+            "l1": "l1",
+            "correspondence": "correspondence",
+            "self_correlation": "self-correlation",
+            "disturbance": "disturbance",
+        },
+    ),
     dict(stage="repel", title="Stage 2: negatives, % of samples", keys={"negative_rate": "negatives"}, percent=True),
     dict(stage="repel", title="Stage 2: drift of the kept samples (Fréchet)", keys={"drift": "drift"}),
 ]
@@ -218,18 +229,18 @@ def grids(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 
 def curve_figures(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Curves of the first adapted model and of stage 2, as SVG."""
+    """Curves of the first adapted model and of stage 2 (or of a method's only stage, by its name), as SVG."""
+    stages = list(dict.fromkeys(str(row["stage"]) for row in history))
+    adapted = next((stage for stage in stages if stage.startswith("adapt")), None)
+    second = next((stage for stage in stages if not stage.startswith("adapt")), None)
     figures = []
     for spec in CURVES:
-        name = (
-            "repel"
-            if spec["stage"] == "repel"
-            else next((row["stage"] for row in history if str(row["stage"]).startswith("adapt")), "adapt")
-        )
+        name = second if spec["stage"] == "repel" else adapted
+        title = spec["title"] if adapted or name is None else spec["title"].replace("Stage 2", name)
         rows = [row for row in history if row["stage"] == name]
-        svg = plots.curves(spec["title"], rows, spec["keys"], percent=spec.get("percent", False))
+        svg = plots.curves(title, rows, spec["keys"], percent=spec.get("percent", False))
         if svg is not None:
-            figures.append(dict(title=spec["title"], svg=svg))
+            figures.append(dict(title=title, svg=svg))
     return figures
 
 
