@@ -99,6 +99,12 @@ def marked(gan, count=8):
     return x[x.flatten(1).mean(1).argsort(descending=True)[:count]]
 
 
+def upper_half(gan):
+    """An oracle: images brighter than half of the GAN's."""
+    middle = gan.sample(100, seed=1).flatten(1).mean(1).median()
+    return lambda x: x.flatten(1).mean(1) > middle
+
+
 def weights(module):
     return {k: v.detach().clone() for k, v in module.state_dict().items()}
 
@@ -120,8 +126,9 @@ def test_every_method_on_every_kind(kind, method, snapshot, unchanged):
         with pytest.raises(ValueError, match="generator: MLPGenerator has no feature maps"):
             unlearn(gan, marked(gan), config=QUICK, method=method)
         return
-    before, state, negatives = snapshot(gan), torch.get_rng_state(), marked(gan)
-    result = atu_ext.unlearn(gan, negatives, config=QUICK, method=method, seed=3)
+    negatives, oracle = marked(gan), upper_half(gan)
+    before, state = snapshot(gan), torch.get_rng_state()
+    result = atu_ext.unlearn(gan, negatives, is_negative=oracle, config=QUICK, method=method, seed=3)
     unchanged(before, snapshot(gan))
     assert torch.equal(torch.get_rng_state(), state)
     assert result.config.method == result.decisions["method"] == method
@@ -148,7 +155,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(method, tmp_path, monke
     gan = dcgan()
     config = quick("l1_sparse", schedule="linear", weight=0.01)
     config["methods"]["retrain"]["keep"] = "best"
-    call = dict(gan=gan, negatives=marked(gan), config=config, method=method, seed=1)
+    call = dict(gan=gan, negatives=marked(gan), is_negative=upper_half(gan), config=config, method=method, seed=1)
     whole = unlearn(**call, out=tmp_path / "whole")
     step, stage = AdversarialTrainer.step, "repel" if method == "nl2" else method
 
@@ -174,7 +181,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(method, tmp_path, monke
 def test_best_is_kept_when_asked_for():
     gan = dcgan()
     config = quick("cf_k", keep="best", check_every=1, steps=6)
-    result = unlearn(gan, marked(gan), config=config, method="cf-k")
+    result = unlearn(gan, marked(gan), is_negative=upper_half(gan), config=config, method="cf-k")
     scores = {row["step"]: row["score"] for row in result.history if "score" in row}
     assert result.decisions["kept_step"] == min(scores, key=scores.get) and len(scores) == 6
     assert result.decisions["score"] == min(scores.values())
@@ -195,7 +202,7 @@ def test_default_method_is_the_config_alone():
 def test_the_papers_methods_add_nothing_of_ours(loss):
     repel = Config.of(loss).repel
     assert repel.loss == loss and repel.keep == "final" and repel.schedule == "constant"
-    assert repel.guide_weight == repel.negatives_weight == repel.warm_start == 0
+    assert repel.guide_weight == repel.preserve_weight == repel.negatives_weight == repel.warm_start == 0
     assert Config.of(loss, data={"repel": {"guide_weight": 0.5}}).repel.guide_weight == 0.5
 
 
@@ -366,7 +373,7 @@ def test_only_the_last_k_layers_change(kind, method):
         gan.generator.train()(torch.randn(50, 5))
     k = 2
     section = method.replace("-", "_")
-    result = unlearn(gan, marked(gan), config=quick(section, k=k), method=method)
+    result = unlearn(gan, marked(gan), is_negative=upper_half(gan), config=quick(section, k=k), method=method)
     trained = {layer.name for layer in layers_in_order(gan)[-k:]}
     assert set(result.decisions["trained_layers"]) == trained and result.decisions["k"] == k
     before = gan.generator.state_dict()
@@ -657,7 +664,7 @@ def test_a_heavier_loss_keeps_the_structure_nearer(method, key):
         settings = {"weight": weight} if method == "cdc" else {"self_weight": weight}
         game = {"batch_size": 8, "lr": 0.003}
         config = quick(method, steps=60, adversarial=game, **settings)
-        result = unlearn(gan, marked(gan), -torch.ones(20, 1, 8, 8), config=config, method=method)
+        result = unlearn(gan, marked(gan), -torch.ones(20, 1, 8, 8), upper_half(gan), config, method=method)
         rows = [row[key] / weight for row in result.history if row["stage"] == method]
         ends.append(sum(rows[-10:]))
     assert ends[1] < 0.5 * ends[0], ends
