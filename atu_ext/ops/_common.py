@@ -67,6 +67,11 @@ def why_not_native(x: Tensor) -> str | None:
     return f"no kernels for device {x.device.type}"
 
 
+def wants_reference(impl: str) -> bool:
+    """Whether impl, or what "auto" stands for now, is the reference."""
+    return impl == "reference" or (impl == "auto" and _default_impl == "reference")
+
+
 def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
     """Whether `op` runs its kernel on x (and whatever `also` objects to).
 

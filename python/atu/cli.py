@@ -14,7 +14,7 @@ import click
 from . import presets
 
 LAZY = {
-    "bench": ("benchmarks.cli:main", "Time the ops, a training step and a whole unlearning."),
+    "bench": ("atu.bench.cli:main", "Time the ops, a training step and a whole unlearning."),
     "doctor": ("atu.doctor:main", "Say what is installed, built and usable, and why what is off is off."),
     "export": ("atu.interop.cli:export", "Convert a checkpoint to another format."),
     "inspect": ("atu.interop.cli:inspect", "Say what a checkpoint holds, without executing anything in it."),

@@ -1,0 +1,112 @@
+"""`atu bench [ops|step|job]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+WHAT = ("ops", "step", "job")
+OPS = ("upfirdn2d", "bias_act", "modulated_conv2d", "param_penalty")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+@click.command("bench", context_settings=dict(help_option_names=["-h", "--help"]))
+@click.argument("what", type=click.Choice(WHAT), default="ops")
+@click.option("--op", "ops", multiple=True, type=click.Choice(OPS), help="Only this op; may be repeated.")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the ops' tensors.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; torch's own number when not given.")
+@click.option("--batch", default=32, show_default=True, type=click.IntRange(2), help="Of the step.")
+@click.option("--digit", default="8", show_default=True, help="That the job unlearns.")
+@click.option("--compile/--no-compile", default=True, show_default=True, help="Time torch.compile of the reference.")
+@click.option("--growth/--no-growth", default=True, show_default=True, help="Fit growth with size, batch and threads.")
+@click.option(
+    "--seconds", default=0.5, show_default=True, type=click.FloatRange(0.001), help="A case and implementation."
+)
+@click.option("--quick", is_flag=True, help="Tiny shapes, to see that it runs; the numbers mean nothing.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write all numbers.")
+@click.option("--compare", "compare_path", type=click.Path(path_type=Path), help="Compare with a file of --json.")
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw a picture (png, svg).")
+def main(
+    what, ops, device, dtype, threads, batch, digit, compile, growth, seconds, quick, json_path, compare_path, plot_path
+) -> None:
+    """Time the ops, one training step, or a whole unlearning, against peers and this machine's limits.
+
+    Times are medians of turns taken by all implementations in one run: ours, the plain-torch reference, torch.compile
+    of it, and the nearest that torch has. Compare ratios, not times, between machines. With --compare, the exit code is
+    1 when a case lost a quarter against its limit or reference.
+    """
+    import torch
+
+    from . import output
+
+    _check(device, dtype)
+    before = None if compare_path is None else output.read(compare_path)
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    found = _run(
+        what, ops or OPS, device, getattr(torch, dtype), threads, batch, digit, compile, growth, seconds, quick
+    )
+    output.show(found)
+    if json_path is not None:
+        from ..files import write_json
+
+        write_json(json_path, found)
+    if plot_path is not None:
+        click.echo(str(output.plot(found, plot_path)))
+    if before is not None and output.compare(before, found):
+        raise click.exceptions.Exit(1)
+
+
+def _check(device: str, dtype: str) -> None:
+    import torch
+
+    from atu_ext import _native
+
+    kind = torch.device(device).type
+    if kind not in ("cpu", "cuda"):
+        raise click.BadParameter(f"expected cpu or cuda, got {device!r}", param_hint="--device")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise click.BadParameter("torch sees no CUDA device", param_hint="--device")
+    if kind == "cpu" and dtype not in DTYPES[:2]:
+        raise click.BadParameter(f"on the CPU expected float32 or float64, got {dtype}", param_hint="--dtype")
+    if _native._C is None:
+        raise ValueError(str(_native.error))
+
+
+def _run(what, ops, device, dtype, threads, batch, digit, compile, growth, seconds, quick) -> dict[str, Any]:
+    import torch
+
+    from ..environment import machine, versions
+    from .limits import machine_rates
+    from .measure import Plan
+
+    torch.manual_seed(0)
+    plan = Plan(0.002 if quick else seconds, 2 if quick else 7, threads, device)
+    compile = compile and not quick
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    found: dict[str, Any] = dict(what=what, machine=machine(device), versions=versions(), threads=threads)
+    found.update(device=device, dtype=str(dtype).removeprefix("torch."), quick=quick)
+    if what == "job":
+        from .job import run_job
+
+        return {**found, **run_job(device, quick, digit, ("auto",) if quick else ("auto", "reference"), say)}
+    say("limits of this machine")
+    found["limits"] = machine_rates(plan, dtype, quick)
+    if what == "step":
+        from .step import run_step
+
+        return {**found, **run_step(plan, batch, compile, quick, say)}
+    from .growth import run_growth
+    from .micro import cases
+    from .ops import run_ops
+
+    found["rows"] = run_ops(cases(ops, dtype, device, quick), plan, found["limits"], compile, dtype, say)
+    if growth:
+        found["growth"] = run_growth(ops, plan, dtype, quick, say)
+    return found

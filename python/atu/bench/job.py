@@ -1,0 +1,72 @@
+"""A whole unlearning of the bundled GAN, with the time at which 95 % and 99 % of the negatives are gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from atu_ext.ops import default_impl
+
+from ..assets import asset
+from ..classifier import Classifier
+from ..config import Config
+from ..demo import mark_negatives, stage_seconds
+from ..gan import GAN
+from ..unlearn import unlearn
+
+LEVELS = (95, 99)
+
+
+def time_to(history: list[dict[str, Any]], before: float, level: float, offset: float) -> float | None:
+    """Seconds from the start of the job to the first check of stage 2 at which PUL is at least `level`, or None."""
+    for row in history:
+        if "negative_rate" in row and before > 0 and 100 * (1 - row["negative_rate"] / before) >= level:
+            return offset + row["seconds"]
+    return None
+
+
+def run_job(device: str, quick: bool, digit: str, impls: tuple[str, ...], say: Callable[[str], None]) -> dict[str, Any]:
+    """Unlearn `digit` from the bundled GAN with the default settings, once an implementation.
+
+    PUL is that of the run's own checks (1,000 fixed latents, the EMA generator, the bundled classifier). `to_pul`
+    counts from the call to the first check at that level, checks included.
+    """
+    gan = GAN.load(asset("mnist-gan.safetensors"))
+    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
+    gan, classifier = gan.to(device), classifier.to(device)
+    oracle = classifier.oracle([digit])
+    config = Config()
+    if quick:
+        config.adapt.steps = config.repel.steps = config.repel.check_every = 2
+        config.adapt.fisher.n, config.repel.check_samples, config.repel.guide_steps = 2, 64, 2
+        config.feedback.pool = 64
+        config.adapt.adversarial.batch_size = config.repel.adversarial.batch_size = 4
+    negatives, _ = mark_negatives(gan, oracle, 8 if quick else 200, 0)
+    with torch.no_grad():
+        latents = gan.sample(config.repel.check_samples)
+    rows = []
+    for impl in impls:
+        say(f"job, {impl}")
+        start = time.perf_counter()
+        with default_impl(impl):
+            result = unlearn(gan, negatives, is_negative=oracle, config=config, device=device)
+        seconds = time.perf_counter() - start
+        before = float(oracle(latents).float().mean())
+        stages = stage_seconds(result)
+        offset = seconds - stages.get("repel", 0.0)
+        rows.append(
+            dict(
+                name=f"unlearn {digit}",
+                impl="ours" if impl == "auto" else impl,
+                seconds=seconds,
+                stages=stages,
+                before=before,
+                after=result.decisions.get("negative_rate"),
+                kept_step=result.decisions["kept_step"],
+                to_pul={str(level): time_to(result.history, before, level, offset) for level in LEVELS},
+            )
+        )
+    return dict(gan="bundled MNIST StyleGAN2", digit=digit, rows=rows)

@@ -1,0 +1,241 @@
+"""What a run of the suite found: tables on the terminal, comparison with an earlier run, and a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+SLOWER = 1.25  # a case that took so much longer in relation to its limit is pointed out
+OTHERS = ("reference", "compiled", "library")
+
+
+def duration(seconds: float | None) -> str:
+    """3 digits in a fitting unit."""
+    if seconds is None:
+        return "-"
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        if seconds * scale >= 1 or unit == "µs":
+            return f"{seconds * scale:.3g} {unit}"
+    return "-"
+
+
+def size(count: float) -> str:
+    """Bytes in a fitting unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(count) < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
+
+
+def _factor(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _rates(found: dict[str, Any]) -> str:
+    rates = found["limits"]
+    return (
+        f"copy {rates['copy'] / 1e9:.1f} GB/s (read and written), read {rates['read'] / 1e9:.1f} GB/s, "
+        f"matmul {rates['matmul'] / 1e9:.0f} Gflop/s, conv {rates['conv'] / 1e9:.0f} Gflop/s"
+    )
+
+
+def _ops_tables(found: dict[str, Any]) -> list[Table]:
+    columns = ["case", "ours", "± iqr", "memory", "limit", "of limit", *(f"{o} / ours" for o in OTHERS)]
+    rows = []
+    for row in found["rows"]:
+        ours = row["times"]["ours"]
+        cells = [f"{row['name']} {row['direction']}", duration(ours["median"]), duration(ours["iqr"])]
+        cells += [size(ours["peak_bytes"]), f"{duration(row['limit'])} {row['bound']}", _factor(row["of_limit"])]
+        rows.append([*cells, *(_factor(row["speedup"].get(other)) for other in OTHERS)])
+    tables = [_table("ops", columns, rows)]
+    if found.get("growth"):
+        grown = [
+            [g["name"], g["over"], ", ".join(map(str, g["sizes"])), ", ".join(map(duration, g["seconds"])),
+             f"{g['exponent']:.2f}"]
+            for g in found["growth"]
+        ]  # fmt: skip
+        tables.append(_table("growth", ["op", "over", "sizes", "time", "exponent"], grown))
+    return tables
+
+
+def _step_tables(found: dict[str, Any]) -> list[Table]:
+    columns = ["part", "ours", "± iqr", "memory", "reference / ours", "compiled / ours"]
+    rows = []
+    for row in found["rows"]:
+        ours = row["times"]["ours"]
+        cells = [row["name"], duration(ours["median"]), duration(ours["iqr"]), size(ours["peak_bytes"])]
+        rows.append([*cells, *(_factor(row["speedup"].get(other)) for other in OTHERS[:2])])
+    memory = found["memory"]
+    kept = [["plain fine-tuning step", size(memory["plain"]), "-"]]
+    kept += [[f"stage 2, N={n}", size(m["peak"]), size(m["kept"])] for n, m in memory["stage_2"].items()]
+    tables = [_table(f"step: {found['gan']}, batch {found['batch']}", columns, rows)]
+    tables.append(_table(f"memory (generator {size(memory['generator'])})", ["step", "peak", "kept by penalty"], kept))
+    over = [[name, duration(seconds)] for name, seconds in found["overhead"].items()]
+    tables.append(_table("stage-2 step that computes next to nothing", ["implementation", "time"], over))
+    return tables
+
+
+def _job_tables(found: dict[str, Any]) -> list[Table]:
+    columns = ["job", "implementation", "seconds", "PUL 95 after", "PUL 99 after", "negatives before", "after"]
+    rows = []
+    for row in found["rows"]:
+        reached = [duration(row["to_pul"][level]) if row["to_pul"][level] else "not" for level in ("95", "99")]
+        rates = ["-" if row[key] is None else f"{100 * row[key]:.1f} %" for key in ("before", "after")]
+        rows.append([row["name"], row["impl"], f"{row['seconds']:.1f}", *reached, *rates])
+    return [_table(f"job: {found['gan']}", columns, rows)]
+
+
+_TABLES: dict[str, Callable[[dict[str, Any]], list[Table]]] = {
+    "ops": _ops_tables,
+    "step": _step_tables,
+    "job": _job_tables,
+}
+
+
+def _console() -> Console:
+    """The terminal; wide enough for the tables where there is none."""
+    console = Console()
+    return console if console.is_terminal else Console(width=190)
+
+
+def show(found: dict[str, Any], console: Console | None = None) -> None:
+    """Print a result of the suite."""
+    console = console or _console()
+    machine = found["machine"]
+    console.print(
+        f"{machine.get('gpu', machine['cpu'])}, {found['threads']} of {machine['cores']} cores, {found['dtype']}"
+    )
+    if "limits" in found:
+        console.print(_rates(found))
+    for table in _TABLES[found["what"]](found):
+        console.print(table)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A JSON file that the suite wrote.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as a result of atu bench ({error})") from error
+    if not isinstance(found, dict) or found.get("what") not in _TABLES:
+        raise ValueError(f"{path}: expected a result written by atu bench --json")
+    return found
+
+
+def _key(row: dict[str, Any]) -> str:
+    return " ".join(str(row[key]) for key in ("name", "direction", "impl") if key in row)
+
+
+def _measure(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a row that are compared: against a limit or peer of the same run, and seconds."""
+    if "of_limit" in row:
+        return {"of limit": row["of_limit"], "seconds": row["times"]["ours"]["median"]}
+    if "times" in row:
+        ours = row["times"]["ours"]["median"]
+        return {"of reference": 1 / row["speedup"]["reference"], "seconds": ours}
+    return {"seconds": row["seconds"]}
+
+
+def compare(before: dict[str, Any], now: dict[str, Any], console: Console | None = None) -> list[str]:
+    """Print now over before, case by case; returns the cases whose in-run ratio (else time) grew by SLOWER.
+
+    Raises:
+        ValueError: the files hold different parts of the suite.
+    """
+    if before["what"] != now["what"]:
+        raise ValueError(f"--compare: expected a result of atu bench {now['what']}, got one of {before['what']}")
+    old = {_key(row): _measure(row) for row in before["rows"]}
+    rows, worse = [], []
+    for row in now["rows"]:
+        key = _key(row)
+        if key not in old:
+            continue
+        ratios = {name: value / old[key][name] for name, value in _measure(row).items() if old[key].get(name)}
+        first = next(iter(ratios.values()), 1.0)
+        if first >= SLOWER:
+            worse.append(key)
+        cells = [f"{name} {ratio:.2f}x" for name, ratio in ratios.items()]
+        rows.append([key, *cells, "slower" if first >= SLOWER else ""])
+    width = max((len(row) for row in rows), default=2)
+    table = _table("now / before", ["case", *[""] * (width - 1)], rows)
+    (console or _console()).print(table)
+    return worse
+
+
+# --- the picture
+
+
+def plot(found: dict[str, Any], path: str | Path) -> Path:
+    """Bars of every case's times; for ops over the limit, and the growth beside them."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    from ..files import write_atomic
+
+    growth = found.get("growth") or []
+    height = max(3.0, 0.32 * len(found["rows"]) + 1.2)
+    figure = Figure(figsize=(17 if growth else 10, height), layout="constrained")
+    axes = figure.subplots(1, 2, width_ratios=[3, 2]) if growth else [figure.subplots()]
+    _bars(axes[0], found)
+    if growth:
+        _growth_lines(axes[1], growth)
+    suffix = Path(path).suffix.lstrip(".") or "png"
+    return write_atomic(Path(path), lambda temporary: figure.savefig(temporary, format=suffix, dpi=110))
+
+
+def _bars(axis, found: dict[str, Any]) -> None:
+    rows = found["rows"][::-1]
+    unit = "limit" if "limit" in rows[0] else "seconds"
+    kinds = ("ours", *OTHERS)
+    marks = {"ours": "o", "reference": "s", "compiled": "^", "library": "D"}
+    for kind in kinds:
+        points = []
+        for y, row in enumerate(rows):
+            value = row["times"].get(kind, {}).get("median") if "times" in row else None
+            if value is None and kind == "ours" and "seconds" in row:
+                value = row["seconds"]
+            if value is not None:
+                points.append((value / row.get("limit", 1.0), y))
+        if points:
+            axis.scatter(*zip(*points, strict=True), marker=marks[kind], label=kind, s=28, zorder=3)
+    axis.set_xscale("log")
+    axis.set_yticks(range(len(rows)), [_key(row) for row in rows], fontsize=7)
+    axis.set_xlabel("time / limit of this machine" if unit == "limit" else "seconds")
+    if unit == "limit":
+        axis.axvline(1, color="black", linewidth=0.8)
+    axis.grid(axis="both", alpha=0.3)
+    axis.legend(loc="lower right", fontsize=8)
+
+
+def _growth_lines(axis, growth: list[dict[str, Any]]) -> None:
+    for fit in growth:
+        start = fit["sizes"][0], fit["seconds"][0]
+        x, y = [s / start[0] for s in fit["sizes"]], [s / start[1] for s in fit["seconds"]]
+        axis.plot(x, y, marker="o", markersize=3, label=f"{fit['name']} over {fit['over']}: {fit['exponent']:.2f}")
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log", base=2)
+    axis.set_xlabel("size, relative to the smallest")
+    axis.set_ylabel("time, relative to the smallest")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, title="fitted exponents", title_fontsize=7)

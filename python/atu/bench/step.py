@@ -1,0 +1,204 @@
+"""One training step of each stage, whole and in parts: ours, reference and torch.compile of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atu_ext.ops import default_impl
+
+from .. import losses
+from ..adapt import _Ewc
+from ..adversarial import AdversarialTrainer
+from ..assets import asset
+from ..config import Adversarial, Config
+from ..data import TensorSamples
+from ..gan import GAN, fork_rng, update_ema
+from ..networks.stylegan2 import Discriminator, Generator
+from ..pretrain import mnist_stylegan2
+from ..repel import Repulsion
+from .measure import Plan, peak_memory, times
+
+KINDS = ("ours", "reference", "compiled")
+STAGES = ("stage 1", "stage 2")
+
+
+def bundled_gan() -> tuple[GAN, str]:
+    """The bundled MNIST GAN and what it is; where the installation has none, the same networks untrained."""
+    try:
+        return GAN.load(asset("mnist-gan.safetensors")), "bundled MNIST StyleGAN2"
+    except FileNotFoundError:
+        return mnist_stylegan2(), "MNIST StyleGAN2, untrained"
+
+
+def tiny_gan() -> GAN:
+    """The same networks with 8 channels at 8 x 8: steps that compute next to nothing."""
+    channels = dict(channel_base=64, channel_max=8)
+    return GAN(Generator(8, 0, 8, 8, 1, dict(num_layers=2), dict(channels)), Discriminator(0, 8, 1, **channels))
+
+
+def make_trainer(gan: GAN, stage: str, adversarial: Adversarial, models: int = 1, plain: bool = False):
+    """A trainer as the stage makes it. Its learning rates are 0, so that every step sees the same weights.
+
+    models: adapted generators that stage 2 is pushed away from. plain: neither penalty nor negatives as fakes, which is
+    fine-tuning.
+    """
+    cfg = Config()
+    twin = gan.copy()
+    params: list[Tensor] = list(twin.generator.parameters())
+    start = [p.detach().clone() for p in params]
+    real = TensorSamples(torch.rand(500, *gan.sample_shape) * 2 - 1)
+    options: dict[str, Any] = {}
+    if stage == "stage 1" and not plain:
+        fisher = [torch.rand_like(p) for p in start]
+        options["add_penalty_grad"] = _Ewc(twin, start, fisher, cfg.adapt).add_grad
+    elif not plain:
+        adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
+        options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel).add_grad
+        options["extra_fakes"] = lambda n: real.batch(torch.randint(len(real), (n,)))
+    trainer = AdversarialTrainer(twin.to(gan.device), real, adversarial, **options)
+    trainer.extra_weight = cfg.repel.negatives_weight
+    trainer.set_lr_factor(0.0)
+    return trainer
+
+
+def settings(stage: str, batch: int) -> Adversarial:
+    """The stage's own settings with path length regularisation on, so that it is timed too."""
+    cfg = Config()
+    chosen = cfg.adapt.adversarial if stage == "stage 1" else cfg.repel.adversarial
+    chosen.batch_size, chosen.pl_weight = batch, 2.0
+    return chosen
+
+
+class Parts:
+    """The parts of a trainer's step as calls. Steps number 1, 17, ... have neither R1 nor path length in them."""
+
+    def __init__(self, trainer: AdversarialTrainer):
+        self.trainer = trainer
+
+    def step(self) -> None:
+        self.trainer.step_count = 1
+        self.trainer.step()
+
+    def discriminator(self) -> None:
+        """Generated, real and extra samples through D and back, with the optimiser."""
+        self.trainer.step_count = 1
+        self.trainer._discriminator_step()
+
+    def generator(self) -> None:
+        """Generated samples through G and D and back, with penalty and optimiser."""
+        self.trainer.step_count = 1
+        self.trainer._generator_step()
+
+    def r1(self) -> None:
+        trainer = self.trainer
+        real, labels = trainer.real_batch()
+        real = real.detach().requires_grad_(True)
+        losses.r1_penalty(trainer.gan.logits(real, labels), real).backward()
+
+    def path_length(self) -> None:
+        self.trainer._path_length_step()
+
+    def penalty(self) -> None:
+        assert self.trainer.add_penalty_grad is not None
+        self.trainer.add_penalty_grad()
+
+    def ema(self) -> None:
+        update_ema(self.trainer.ema, self.trainer.generator, 0.999)
+
+    def optimiser(self) -> None:
+        self.trainer.optim_d.step()
+        self.trainer.optim_g.step()
+
+
+PARTS = ("step", "discriminator", "generator", "r1", "path_length", "penalty", "ema", "optimiser")
+SECOND_ORDER = ("r1", "path_length")  # torch.compile has no second gradients
+
+
+def _as(kind: str, call: Callable[[], None]) -> None:
+    with default_impl("auto" if kind == "ours" else "reference"):
+        call()
+
+
+def compile_networks(trainer: AdversarialTrainer) -> None:
+    """torch.compile of both networks, in place."""
+    torch.compiler.reset()
+    trainer.generator.compile(dynamic=False)
+    trainer.discriminator.compile(dynamic=False)
+
+
+def _runs(gan: GAN, stage: str, batch: int, compile: bool) -> tuple[dict[str, Parts], str]:
+    parts = {kind: Parts(make_trainer(gan, stage, settings(stage, batch))) for kind in KINDS[: 3 if compile else 2]}
+    why = ""
+    if compile:
+        try:
+            compile_networks(parts["compiled"].trainer)
+            _as("compiled", parts["compiled"].step)
+        except Exception as error:
+            del parts["compiled"]
+            why = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+    for each in parts.values():
+        _as("reference", each.step)  # gradients and the optimiser's state exist from here on
+    return parts, why
+
+
+def run_step(plan: Plan, batch: int, compile: bool, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Rows of every part of both stages' steps, memory, and the overhead of a step that computes nothing."""
+    with fork_rng(torch.device("cpu"), 0):
+        gan, what = (tiny_gan(), "tiny StyleGAN2, untrained") if quick else bundled_gan()
+        gan = gan.to(plan.device)
+        batch = 2 if quick else batch
+        rows = [row for stage in STAGES for row in _stage(gan, stage, plan, batch, compile, say)]
+        say("memory")
+        memory = _memory(gan, batch, plan.device)
+        say("overhead")
+        overhead = _overhead(plan)
+    return dict(gan=what, batch=batch, rows=rows, memory=memory, overhead=overhead)
+
+
+def _stage(gan: GAN, stage: str, plan: Plan, batch: int, compile: bool, say) -> list[dict[str, Any]]:
+    say(f"{stage}: {'compiling' if compile else 'preparing'}")
+    parts, why = _runs(gan, stage, batch, compile)
+    rows = []
+    for part in PARTS:
+        say(f"{stage}: {part}")
+        kinds = [kind for kind in parts if kind != "compiled" or part not in SECOND_ORDER]
+        runs = {kind: partial(_as, kind, getattr(parts[kind], part)) for kind in kinds}
+        memory = {kind: peak_memory(run, plan.device) for kind, run in runs.items()}
+        found = times(runs, plan)
+        ours = found["ours"]["median"]
+        row: dict[str, Any] = dict(name=f"{stage}: {part}", stage=stage, part=part)
+        row["times"] = {kind: {**entry, "peak_bytes": memory[kind]} for kind, entry in found.items()}
+        row["speedup"] = {kind: entry["median"] / ours for kind, entry in found.items() if kind != "ours"}
+        if why:
+            row["not_compiled"] = why
+        rows.append(row)
+    return rows
+
+
+def _memory(gan: GAN, batch: int, device: str) -> dict[str, Any]:
+    """Peak of a stage-2 step (tensors beyond those alive before it) and what the penalty keeps, for N = 1, 2 and 5,
+    beside a plain fine-tuning step and the generator's own bytes."""
+    generator = sum(p.nbytes for p in gan.generator.parameters())
+    plain = Parts(make_trainer(gan, "stage 2", settings("stage 2", batch), plain=True))
+    plain.step()
+    found: dict[str, Any] = dict(generator=generator, plain=peak_memory(plain.step, device), stage_2={})
+    for models in (1, 2, 5):
+        trainer = make_trainer(gan, "stage 2", settings("stage 2", batch), models)
+        push = trainer.add_penalty_grad.__self__
+        kept = sum(t.nbytes for ts in push.penalty._anchors() if ts is not None for t in ts)
+        step = Parts(trainer)
+        step.step()
+        found["stage_2"][str(models)] = dict(peak=peak_memory(step.step, device), kept=kept)
+    return found
+
+
+def _overhead(plan: Plan) -> dict[str, float]:
+    """Seconds of a stage-2 step of the tiny networks: calls and bookkeeping, with next to nothing to compute."""
+    parts = {kind: Parts(make_trainer(tiny_gan(), "stage 2", settings("stage 2", 4))) for kind in KINDS[:2]}
+    runs = {kind: partial(_as, kind, each.step) for kind, each in parts.items()}
+    return {kind: entry["median"] for kind, entry in times(runs, Plan(plan.seconds, plan.rounds, 1)).items()}
