@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from ._common import DTYPE_CODES, launch, use_native
+from ._common import address as _address
 
 REDUCTIONS = ("sum", "tensor_mean", "relative")
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 # Elements of a chunk, the unit of work of a thread (CPU) or block (CUDA) and of the ordered sum.
 _CHUNK = 16384
 
@@ -65,22 +66,6 @@ def _layout(numels: tuple[int, ...], device: torch.device) -> _Layout:
 def _table(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """Addresses of the tensors' first elements, int64 [T]."""
     return torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64, device=device)
-
-
-def _address(table: Tensor | None) -> int:
-    return 0 if table is None else table.data_ptr()
-
-
-def _stream(device: torch.device) -> int:
-    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else -1
-
-
-def _has_native(device: torch.device, dtype: torch.dtype) -> bool:
-    if _native._C is None:
-        return False
-    if device.type == "cpu":
-        return dtype in (torch.float32, torch.float64)
-    return device.type == "cuda" and dtype in _DTYPES and bool(_native._C.build_info()["cuda"])
 
 
 def _strides(t: Tensor) -> list[tuple[int, int]]:
@@ -142,17 +127,6 @@ def _check_params(params: Sequence[Tensor]) -> list[Tensor]:
     return params
 
 
-def _check_impl(impl: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether to run the compiled kernels."""
-    if impl not in ("auto", "native", "reference"):
-        raise ValueError(f"impl: expected 'auto', 'native' or 'reference', got {impl!r}")
-    native = _has_native(device, dtype)
-    if impl == "native" and not native:
-        reason = _native.error or f"no kernel for {dtype} on {device}"
-        raise RuntimeError(f"impl: 'native' is not available: {reason}")
-    return native and impl != "reference"
-
-
 def _run_value(
     params: Sequence[Tensor],
     tables: tuple[int, int, int, int, int],
@@ -165,9 +139,9 @@ def _run_value(
     values = torch.empty(2, layout.tensors, dtype=torch.float64, device=device)
     total = torch.empty(2, dtype=torch.float64, device=device)
     partials = torch.empty(layout.chunks, 2, dtype=torch.float64, device=device)
-    _native._C.param_penalty_value(
-        _DTYPES[dtype], layout.args, tables, _address(scale), _address(constant),
-        partials.data_ptr(), values.data_ptr(), total.data_ptr(), _stream(device),
+    launch(
+        _native._C.param_penalty_value, params[0], DTYPE_CODES[dtype], layout.args, tables, _address(scale),
+        _address(constant), partials.data_ptr(), values.data_ptr(), total.data_ptr(),
     )  # fmt: skip
     return values, total
 
@@ -208,9 +182,10 @@ def _param_penalty_grad_kernel(grad_ewc, grad_distance, params, anchor, fisher, 
     weights = torch.stack([grad_ewc, grad_distance]).to(device, torch.float64)
     scales = _scale_tensor(scale, device)
     layout = _layout(tuple(p.numel() for p in params), device)
-    _native._C.param_penalty_grad(
-        _DTYPES[params[0].dtype], layout.args, tables, _address(scales), weights.data_ptr(), _stream(device)
-    )
+    launch(
+        _native._C.param_penalty_grad, params[0], DTYPE_CODES[params[0].dtype], layout.args, tables, _address(scales),
+        weights.data_ptr(),
+    )  # fmt: skip
     del keep
     return grads
 
@@ -283,7 +258,7 @@ def param_penalty(
         return torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     if any(p.dtype != params[0].dtype or p.device != params[0].device for p in params):
         _check_params(params)
-    if _check_impl(impl, params[0].device, params[0].dtype):
+    if use_native("param_penalty", impl, params[0]):
         return torch.ops.atu_ext.param_penalty(params, *lists, factors)
     return _param_penalty_reference(params, lists[0], lists[1], lists[2], factors)
 
@@ -353,8 +328,7 @@ class ParamPenalty:
             raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         self.reduction = reduction
         self._device = self.params[0].device if self.params else torch.device("cpu")
-        dtype = self.params[0].dtype if self.params else torch.float32
-        self._native = _check_impl(impl, self._device, dtype)
+        self._native = use_native("param_penalty", impl, self.params[0] if self.params else torch.empty(0))
         count = len(self.params)
         starts = [p.detach() for p in self.params] if anchor is None else _check_list("anchor", anchor, self.params)
         self.fisher = None if fisher is None else self._copies("fisher", fisher)
@@ -376,6 +350,7 @@ class ParamPenalty:
             torch.tensor(v, dtype=torch.float64, device=self._device) for v in (self._constant, self._scale)
         )
         self._theta_table = self._grad_table = _Addresses([], None)
+        self._adam_tables: list[_Addresses] = []
         # Shapes and strides without storage.
         self._likes = [torch.empty_strided(p.shape, p.stride(), dtype=p.dtype, device="meta") for p in self.params]
 
@@ -483,20 +458,106 @@ class ParamPenalty:
         targets = list(grads)
         for i in odd:
             targets[i] = torch.zeros_like(self.params[i])
-        layout = _layout(tuple(p.numel() for p in self.params), self._device)
         tables = self._table_args(targets, ewc, distance)
-        _native._C.param_penalty_grad(
-            _DTYPES[self.params[0].dtype], layout.args, tables, self._scale_tensor.data_ptr(), weights.data_ptr(),
-            _stream(self._device),
+        launch(
+            _native._C.param_penalty_grad, self.params[0], *self._kernel_args(tables), weights.data_ptr(),
         )  # fmt: skip
         for i in odd:
             grads[i] += targets[i]
 
+    def _kernel_args(self, tables: tuple[int, ...]) -> tuple:
+        layout = _layout(tuple(p.numel() for p in self.params), self._device)
+        return DTYPE_CODES[self.params[0].dtype], layout.args, tables, self._scale_tensor.data_ptr()
+
     def _weights(self, ewc_weight: float | Tensor, distance_weight: float | Tensor) -> Tensor:
-        if isinstance(ewc_weight, Tensor) or isinstance(distance_weight, Tensor):
-            pair = [torch.as_tensor(w, dtype=torch.float64, device=self._device) for w in (ewc_weight, distance_weight)]
-            return torch.stack([w.reshape(()) for w in pair])
-        return torch.tensor([ewc_weight, distance_weight], dtype=torch.float64, device=self._device)
+        """Both weights on the device. Filled there, not copied: a copy could not be captured in a CUDA graph."""
+        weights = torch.empty(2, dtype=torch.float64, device=self._device)
+        for slot, weight in zip(weights.unbind(), (ewc_weight, distance_weight), strict=True):
+            if isinstance(weight, Tensor):
+                slot.copy_(weight.reshape(()))
+            else:
+                slot.fill_(weight)
+        return weights
+
+    @torch.no_grad()
+    def adam_step_(
+        self,
+        optimizer: torch.optim.Adam,
+        ewc_weight: float | Tensor = 0.0,
+        distance_weight: float | Tensor = 0.0,
+    ) -> bool:
+        """`add_grad_` and `optimizer.step()` in one pass, which reads and writes each array once.
+
+        The gradients themselves are left as they were. Where the pass cannot serve, the two calls are made: for the
+        optimizer's first step, which sets up its state; for impl="reference"; and on CUDA for a state with its step
+        counts on the CPU (torch keeps them on the device with fused=True or capturable=True). Hooks of the optimizer
+        run only then.
+
+        Args:
+            optimizer: over exactly these parameters, in this order, in one group; without weight_decay, amsgrad and
+                maximize.
+            ewc_weight, distance_weight: as in `add_grad_`.
+
+        Returns:
+            Whether the pass served.
+
+        Raises:
+            ValueError: the optimizer is another one than described.
+        """
+        group = self._adam_group(optimizer)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        state = self._adam_state(optimizer)
+        if state is None or not all(_same_layout(g, like) for g, like in zip(grads, self._likes, strict=True)):
+            self.add_grad_(ewc_weight, distance_weight)
+            optimizer.step()
+            return False
+        ewc = self.fisher is not None and (isinstance(ewc_weight, Tensor) or ewc_weight != 0)
+        distance = self.theta_bar is not None and (isinstance(distance_weight, Tensor) or distance_weight != 0)
+        weights = self._weights(ewc_weight, distance_weight)
+        coefficients = torch.empty(2, len(self.params), dtype=torch.float64, device=self._device)
+        tables = self._table_args(grads, ewc, distance)
+        launch(
+            _native._C.param_penalty_adam, self.params[0], *self._kernel_args(tables), weights.data_ptr(), state,
+            coefficients.data_ptr(), float(group["lr"]), *map(float, group["betas"]), float(group["eps"]),
+        )  # fmt: skip
+        return True
+
+    def _adam_group(self, optimizer: torch.optim.Adam) -> dict:
+        if type(optimizer) is not torch.optim.Adam:
+            raise ValueError(f"optimizer: expected a torch.optim.Adam, got {type(optimizer).__name__}")
+        if len(optimizer.param_groups) != 1:
+            raise ValueError(f"optimizer: expected one parameter group, got {len(optimizer.param_groups)}")
+        group = optimizer.param_groups[0]
+        if [id(p) for p in group["params"]] != [id(p) for p in self.params]:
+            raise ValueError("optimizer: expected the parameters of this penalty, in their order, got others")
+        for option in ("weight_decay", "amsgrad", "maximize", "differentiable"):
+            if group.get(option):
+                raise ValueError(f"optimizer: expected {option} off, got {option}={group[option]}")
+        return group
+
+    def _adam_state(self, optimizer: torch.optim.Adam) -> tuple[int, int, int] | None:
+        """Addresses of the tables of exp_avg, exp_avg_sq and step; None where the kernel cannot use the state."""
+        if not self._native or not self.params:
+            return None
+        states = [optimizer.state.get(p, {}) for p in self.params]
+        if any("exp_avg" not in s for s in states):
+            return None
+        moments = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq")]
+        steps = [s["step"] for s in states]
+        if any(s.device != self._device or s.dtype != torch.float32 for s in steps):
+            return None
+        for ts in moments:
+            for t, like in zip(ts, self._likes, strict=True):
+                if t.dtype != like.dtype or t.device != self._device or not _same_layout(t, like):
+                    return None
+        lists = (*moments, steps)
+        addresses = [[t.data_ptr() for t in ts] for ts in lists]
+        if addresses != [cached.values for cached in self._adam_tables]:
+            self._adam_tables = [
+                _Addresses(a, _table(ts, self._device)) for a, ts in zip(addresses, lists, strict=True)
+            ]
+        first, second, third = (_address(cached.table) for cached in self._adam_tables)
+        return first, second, third
 
     def _add_grad_reference(self, grads: list[Tensor], weights: Tensor, ewc: bool, distance: bool) -> None:
         for t, (p, grad) in enumerate(zip(self.params, grads, strict=True)):

@@ -69,16 +69,19 @@ void grad(int dtype, const py::tuple& layout, const py::tuple& tables, uint64_t 
   ATU_CALL(param_penalty_grad, p, stream);
 }
 
+// state is (exp_avg, exp_avg_sq, step), tables of pointers; coefficients is scratch.
 void adam(int dtype, const py::tuple& layout, const py::tuple& tables, uint64_t scale, uint64_t weights,
-          uint64_t exp_avg, uint64_t exp_avg_sq, double beta1, double beta2, double eps, double step_size,
-          double bias_correction2_sqrt, int64_t stream) {
+          const py::tuple& state, uint64_t coefficients, double lr, double beta1, double beta2, double eps,
+          int64_t stream) {
+  const auto table = [&](int i) { return atu::pointer(uint64_t(atu::item(state, i))); };
   atu::ParamPenaltyAdamParams p;
   fill(p, dtype, layout_of(layout), tables_of(tables), scale);
   p.weights = typed<const double*>(weights);
-  p.exp_avg = typed<void* const*>(exp_avg);
-  p.exp_avg_sq = typed<void* const*>(exp_avg_sq);
-  p.beta1 = beta1, p.beta2 = beta2, p.eps = eps;
-  p.step_size = step_size, p.bias_correction2_sqrt = bias_correction2_sqrt;
+  p.exp_avg = static_cast<void* const*>(table(0));
+  p.exp_avg_sq = static_cast<void* const*>(table(1));
+  p.step = static_cast<float* const*>(table(2));
+  p.lr = lr, p.beta1 = beta1, p.beta2 = beta2, p.eps = eps;
+  p.coefficients = typed<double*>(coefficients);
   ATU_CALL(param_penalty_adam, p, stream);
 }
 

@@ -4,8 +4,8 @@
 //   distance[t] = sum_i (theta[t][i] - repel[t][i])^2 + constant[t]
 //   total     = ( sum_t ewc[t],  sum_t distance_scale[t] distance[t] )
 //   gradient:   grad[t][i] += w_e fisher (theta - anchor) + 2 w_d distance_scale[t] (theta - repel)
-//   Adam:     g = grad + the above;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
-//         theta -= step_size m / (sqrt(v) / bias_correction2_sqrt + eps)
+//   Adam:     step[t] += 1;  g = grad + the above;  m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
+//         theta -= lr / (1 - b1^step) m / (sqrt(v) / sqrt(1 - b2^step) + eps)
 //
 // Coordinates: t tensor (T of them), i element within a tensor (numel[t], may be 0), c chunk (C of them).
 // The elements of theta, grad, anchor, fisher, repel, m and v of one tensor lie in the same dense order, whatever it
@@ -52,13 +52,13 @@ struct ParamPenaltyParams {
   double* total;     // [2]; value only
 };
 
-// torch.optim.Adam's update (no amsgrad, no weight decay).
+// torch.optim.Adam's update (no amsgrad, no weight decay). The steps lie on the device, so that nothing waits for it.
 struct ParamPenaltyAdamParams : ParamPenaltyParams {
   void* const* exp_avg;     // [T]: m
   void* const* exp_avg_sq;  // [T]: v
-  double beta1, beta2, eps;
-  double step_size;              // lr / (1 - beta1^step)
-  double bias_correction2_sqrt;  // sqrt(1 - beta2^step)
+  float* const* step;       // [T], one float each
+  double lr, beta1, beta2, eps;
+  double* coefficients;  // [2, T] scratch: lr / (1 - b1^step), sqrt(1 - b2^step)
 };
 
 // All pointers, tables included, lie in the memory of the device that the function runs on.

@@ -114,7 +114,8 @@ void chunk_adam(const ParamPenaltyAdamParams& p, const Chunk& chunk) {
   T* m = at<T>(p.exp_avg, chunk);
   T* v = at<T>(p.exp_avg_sq, chunk);
   const T beta1 = T(p.beta1), rest1 = T(1 - p.beta1), beta2 = T(p.beta2), rest2 = T(1 - p.beta2);
-  const T step_size = T(p.step_size), correction = T(p.bias_correction2_sqrt), eps = T(p.eps);
+  const T step_size = T(p.coefficients[chunk.tensor]), correction = T(p.coefficients[p.num_tensors + chunk.tensor]);
+  const T eps = T(p.eps);
 #pragma omp simd
   for (int64_t i = 0; i < chunk.size; ++i) {
     const T g = grad[i] + penalty_gradient<kEwc, kDistance>(w, theta[i], anchor, fisher, repel, i);
@@ -154,6 +155,11 @@ void param_penalty_grad_cpu(const ParamPenaltyParams& p) {
 }
 
 void param_penalty_adam_cpu(const ParamPenaltyAdamParams& p) {
+  for (int64_t t = 0; t < p.num_tensors; ++t) {
+    const double step = *p.step[t] += 1;
+    p.coefficients[t] = p.lr / (1 - std::pow(p.beta1, step));
+    p.coefficients[p.num_tensors + t] = std::sqrt(1 - std::pow(p.beta2, step));
+  }
   dispatch(p, [&]<typename T, bool kEwc, bool kDistance>() {
     for_chunks(p, [&](int64_t, const Chunk& chunk) { chunk_adam<T, kEwc, kDistance>(p, chunk); });
   });

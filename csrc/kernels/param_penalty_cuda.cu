@@ -143,8 +143,9 @@ __device__ __forceinline__ void add_penalty_gradient(const ParamPenaltyParams& p
   }
 }
 
+// Three blocks a multiprocessor: told nothing, ptxas aims at four with bf16, and spills.
 template <class T>
-__global__ void __launch_bounds__(kThreads) grad_kernel(ParamPenaltyParams p) {
+__global__ void __launch_bounds__(kThreads, 3) grad_kernel(ParamPenaltyParams p) {
   const Chunk<T> chunk(p, blockIdx.x);
   const VectorGrid grid =
       vector_grid<T>(chunk.size, {chunk.theta, chunk.grad, chunk.anchor, chunk.fisher, chunk.repel});
@@ -157,6 +158,16 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(ParamPenaltyParams p) {
   });
 }
 
+// Counts the steps and makes the coefficients that depend on them, for adam_kernel.
+__global__ void __launch_bounds__(kThreads) adam_step_kernel(ParamPenaltyAdamParams p) {
+  const int64_t t = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (t >= p.num_tensors) return;
+  const float step = *p.step[t] + 1.f;
+  *p.step[t] = step;
+  p.coefficients[t] = p.lr / (1.0 - pow(p.beta1, double(step)));
+  p.coefficients[p.num_tensors + t] = sqrt(1.0 - pow(p.beta2, double(step)));
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads) adam_kernel(ParamPenaltyAdamParams p) {
   using A = accumulator_t<T>;
@@ -167,7 +178,8 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(ParamPenaltyAdamParams p
   const VectorGrid grid = vector_grid<T>(
       chunk.size, {chunk.theta, chunk.grad, chunk.anchor, chunk.fisher, chunk.repel, exp_avg, exp_avg_sq});
   const A beta1 = A(p.beta1), rest1 = A(1.0 - p.beta1), beta2 = A(p.beta2), rest2 = A(1.0 - p.beta2);
-  const A step_size = A(p.step_size), correction = A(p.bias_correction2_sqrt), eps = A(p.eps);
+  const A step_size = A(p.coefficients[chunk.tensor]), eps = A(p.eps);
+  const A correction = A(p.coefficients[p.num_tensors + chunk.tensor]);
   each_vector<T>(grid, [&](int64_t i, bool full) {
     A theta[V], g[V], m[V], v[V];
     load_vector(chunk.theta, i, chunk.size, full, theta);
@@ -217,6 +229,8 @@ void param_penalty_grad_cuda(const ParamPenaltyParams& p, void* stream) {
 }
 
 void param_penalty_adam_cuda(const ParamPenaltyAdamParams& p, void* stream) {
+  if (p.num_tensors == 0) return;
+  ATU_LAUNCH(adam_step_kernel, unsigned(ceil_div(p.num_tensors, kThreads)), kThreads, 0, stream, p);
   if (p.num_chunks == 0) return;
   dispatch(p.dtype, [&]<class T>() { ATU_LAUNCH(adam_kernel<T>, unsigned(p.num_chunks), kThreads, 0, stream, p); });
 }

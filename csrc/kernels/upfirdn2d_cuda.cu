@@ -96,8 +96,9 @@ __device__ __forceinline__ int64_t first_column(int64_t position) {
   return Up == 1 ? position : floor_half(position + 1);  // ceil(position / 2)
 }
 
+// Blocks a multiprocessor, here and below: told nothing, ptxas aims at more for some types, and spills.
 template <class T, int Up, int Down, bool Separable, int Taps, bool Exact>
-__global__ void __launch_bounds__(kThreads) tiled_kernel(Upfirdn2dParams p, Tiles t) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 3 : 4) tiled_kernel(Upfirdn2dParams p, Tiles t) {
   using A = accumulator_t<T>;
   constexpr int Strip = kStrip<Up, Down>;
   ATU_SHARED(A, filter, [kMaxTaps * kMaxTaps]);
@@ -350,7 +351,7 @@ __device__ __forceinline__ int64_t first_tap(int64_t position, int64_t up) {
 
 // Index: of an output, uint32_t where that is enough (64-bit divisions are slow).
 template <class T, class Index>
-__global__ void __launch_bounds__(kThreads) general_kernel(Upfirdn2dParams p, int64_t count) {
+__global__ void __launch_bounds__(kThreads, 4) general_kernel(Upfirdn2dParams p, int64_t count) {
   using A = accumulator_t<T>;
   const int64_t stride = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += stride) {

@@ -259,15 +259,25 @@ def test_param_penalty_gradient(emulated, dtype, ewc, distance, offset):
 def test_param_penalty_adam(emulated, dtype, offset):
     """Against torch.optim.Adam's formulas in float64."""
     p = Penalty(dtype, offset)
-    beta1, beta2, eps, step_size, correction = 0.8, 0.9, 1e-4, 0.01, 0.7
+    lr, beta1, beta2, eps = 0.01, 0.8, 0.9, 1e-4
+    steps = [torch.tensor(float(i)) for i in range(len(SIZES))]
+    step_size = [lr / (1 - beta1 ** (i + 1)) for i in range(len(SIZES))]
+    correction = [(1 - beta2 ** (i + 1)) ** 0.5 for i in range(len(SIZES))]
     g = [a + b for a, b in zip(p.wide("grad"), p.penalty_gradient(), strict=True)]
     m = [beta1 * a + (1 - beta1) * b for a, b in zip(p.wide("exp_avg"), g, strict=True)]
     v = [beta2 * a + (1 - beta2) * b * b for a, b in zip(p.wide("exp_avg_sq"), g, strict=True)]
-    theta = [t - step_size * a / (b.sqrt() / correction + eps) for t, a, b in zip(p.wide("theta"), m, v, strict=True)]
+    theta = [
+        t - s * a / (b.sqrt() / c + eps)
+        for t, a, b, s, c in zip(p.wide("theta"), m, v, step_size, correction, strict=True)
+    ]
+    step_table = torch.tensor([s.data_ptr() for s in steps])
+    state = (p.tables["exp_avg"].data_ptr(), p.tables["exp_avg_sq"].data_ptr(), step_table.data_ptr())
+    coefficients = torch.empty(2, len(SIZES), dtype=torch.float64)
     emulated.param_penalty_adam(
-        DTYPES[dtype], p.layout, p.addresses, p.scale.data_ptr(), p.weights.data_ptr(), p.tables["exp_avg"].data_ptr(),
-        p.tables["exp_avg_sq"].data_ptr(), beta1, beta2, eps, step_size, correction, CPU,
+        DTYPES[dtype], p.layout, p.addresses, p.scale.data_ptr(), p.weights.data_ptr(), state, coefficients.data_ptr(),
+        lr, beta1, beta2, eps, CPU,
     )  # fmt: skip
+    assert [float(s) for s in steps] == [i + 1 for i in range(len(SIZES))]
     for name, wanted in (("theta", theta), ("exp_avg", m), ("exp_avg_sq", v)):
         for actual, expected in zip(p.lists[name], wanted, strict=True):
             check(actual, expected)

@@ -184,6 +184,46 @@ def test_param_penalty(backend):
             check(p.grad, w.grad)
 
 
+@pytest.mark.parametrize("terms", ["both", "ewc", "distance", "none"])
+def test_adam_step_takes_the_penalty_along(backend, terms):
+    """Several steps against torch.optim.Adam and the penalty's formula, both in float64."""
+    sizes = [(3, 4), (0,), (), (2, 3, 4, 5), (37,)]
+    for dtype in (d for d in backend.dtypes if d.itemsize > 2):
+        theta, anchor, fisher, repel = (
+            [randn(*s, backend=backend, dtype=dtype, seed=10 * k + i) for i, s in enumerate(sizes)] for k in range(4)
+        )
+        theta = [t.to(memory_format=torch.channels_last) if t.ndim == 4 else t for t in theta]
+        lists = dict(anchor=anchor, fisher=[f.abs() for f in fisher], repel_from=repel)
+        settings = dict(lr=0.01, betas=(0.5, 0.9), eps=1e-6)
+        params = [t.clone().requires_grad_() for t in theta]
+        penalty = ParamPenalty(params, **lists, impl="native")
+        optimizer = torch.optim.Adam(params, **settings, fused=backend.device == "cuda" or None)
+        wide = [t.double().requires_grad_() for t in theta]
+        exact = torch.optim.Adam(wide, **settings, foreach=False)
+        weights = {"both": (0.5, 3.0), "ewc": (0.5, 0.0), "distance": (0.0, 3.0), "none": (0.0, 0.0)}[terms]
+        for step in range(4):
+            served = []
+            for ts in (params, wide):
+                for i, t in enumerate(ts):
+                    t.grad = randn(*sizes[i], backend=backend, dtype=dtype, seed=100 * step + i).to(t)
+                    t.grad = t.grad.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t.grad
+            before = [p.grad.clone() for p in params]
+            served.append(penalty.adam_step_(optimizer, *weights))
+            with torch.no_grad():
+                for t, a, f, r in zip(wide, anchor, lists["fisher"], repel, strict=True):
+                    t.grad += weights[0] * f.double() * (t - a.double()) + 2 * weights[1] * (t - r.double())
+            exact.step()
+            assert served == [step > 0]  # the first step sets up the optimizer's state
+            if step > 0:
+                assert all(torch.equal(p.grad, b) for p, b in zip(params, before, strict=True))
+        for p, w in zip(params, wide, strict=True):
+            # A step moves a weight by about lr, whatever the gradient's rounding.
+            torch.testing.assert_close(p.double(), w, rtol=4 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps * 10)
+            for name in ("exp_avg", "exp_avg_sq", "step"):
+                ours, want = optimizer.state[p][name].double(), exact.state[w][name].double()
+                torch.testing.assert_close(ours, want, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-6)
+
+
 def test_empty_tensors(backend):
     f = setup_filter([1, 2, 1], device=backend.device)
     for dtype in backend.dtypes:

@@ -192,6 +192,54 @@ def test_weights_may_be_tensors_and_zero_does_nothing():
     assert torch.equal(by_tensors, flat([p.grad for p in params]))
 
 
+def adam_problem(**options):
+    params, anchor, fisher, (repel,) = problem()
+    for i, p in enumerate(params):
+        p.grad = tensors(20)[i]
+    return params, (anchor, fisher, repel), torch.optim.Adam(params, **options)
+
+
+def test_adam_step_equals_gradient_then_step_bit_for_bit_where_it_falls_back():
+    results = []
+    for together in (True, False):
+        params, lists, optimizer = adam_problem()
+        penalty = ParamPenalty(params, *lists, impl="reference")
+        for _ in range(2):
+            if together:
+                assert penalty.adam_step_(optimizer, 2.0, 0.5) is False
+            else:
+                penalty.add_grad_(2.0, 0.5)
+                optimizer.step()
+        results.append(flat(params))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(weight_decay=0.1), "expected weight_decay off, got weight_decay=0.1"),
+        (dict(amsgrad=True), "expected amsgrad off"),
+        (dict(maximize=True), "expected maximize off"),
+    ],
+)
+def test_adam_step_refuses_other_updates(options, message):
+    params, lists, optimizer = adam_problem(**options)
+    with pytest.raises(ValueError, match=message):
+        ParamPenalty(params, *lists).adam_step_(optimizer, 1.0)
+
+
+def test_adam_step_refuses_other_optimizers():
+    params, lists, optimizer = adam_problem()
+    penalty = ParamPenalty(params, *lists)
+    with pytest.raises(ValueError, match="got AdamW"):
+        penalty.adam_step_(torch.optim.AdamW(params), 1.0)
+    with pytest.raises(ValueError, match="expected the parameters of this penalty"):
+        penalty.adam_step_(torch.optim.Adam(params[::-1]), 1.0)
+    optimizer.add_param_group({"params": [torch.zeros(1, requires_grad=True)]})
+    with pytest.raises(ValueError, match="expected one parameter group, got 2"):
+        penalty.adam_step_(optimizer, 1.0)
+
+
 def test_no_parameters_and_only_empty_ones():
     assert ParamPenalty([], repel_from=[]).value() == (0.0, 0.0)
     empty = [torch.zeros(0, 3, requires_grad=True)]
