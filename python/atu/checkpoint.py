@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from .files import write_atomic
 from .gan import GAN, LatentSampler
-from .networks import mlp, stylegan2, stylegan3
+from .networks import dcgan, mlp, stylegan2, stylegan3
 
 FORMAT = "atu-gan"
 NETWORKS: dict[str, type[nn.Module]] = {
     "stylegan2.Generator": stylegan2.Generator,
     "stylegan2.Discriminator": stylegan2.Discriminator,
     "stylegan3.Generator": stylegan3.Generator,
+    "dcgan.DCGANGenerator": dcgan.DCGANGenerator,
+    "dcgan.DCGANDiscriminator": dcgan.DCGANDiscriminator,
     "mlp.MLPGenerator": mlp.MLPGenerator,
     "mlp.MLPDiscriminator": mlp.MLPDiscriminator,
 }

@@ -363,17 +363,25 @@ def pretrain_group() -> None:
     """Train a GAN from scratch."""
 
 
-@pretrain_group.command("mnist")
-@click.option("--steps", type=click.IntRange(1), help="Training steps; the bundled GAN's number when not given.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
-@click.option("--quiet", is_flag=True, help="No progress output.")
-@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False))
-def pretrain_mnist_command(steps, seed, quiet, out) -> None:
-    """The command that made the bundled MNIST StyleGAN2. A stopped training goes on when called again."""
-    from . import pretrain
+def _pretrain_command(name: str, text: str) -> None:
+    """Add `atu pretrain NAME`, which calls atu.pretrain.pretrain_NAME."""
 
-    _begin(quiet)
-    click.echo(str(pretrain.pretrain_mnist(out, pretrain.MNIST_STEPS if steps is None else steps, seed)))
+    @pretrain_group.command(name, help=f"{text} A stopped training goes on when called again.")
+    @click.option("--steps", type=click.IntRange(1), help="Training steps; the recipe's own number when not given.")
+    @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
+    @click.option("--quiet", is_flag=True, help="No progress output.")
+    @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False))
+    def command(steps, seed, quiet, out) -> None:
+        from . import pretrain
+
+        _begin(quiet)
+        options = {} if steps is None else dict(steps=steps)
+        click.echo(str(getattr(pretrain, f"pretrain_{name}")(out, seed=seed, **options)))
+
+
+_pretrain_command("mnist", "The command that made the bundled MNIST StyleGAN2.")
+_pretrain_command("dcgan", "A DCGAN with batch norm on MNIST, to develop on.")
+_pretrain_command("mlp", "A fully connected GAN with BCE on MNIST of very unequal classes (2 to 35 %), to develop on.")
 
 
 @cli.group("train-classifier")

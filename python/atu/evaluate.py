@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .features import discriminator_features
 from .gan import GAN
 from .intervals import unlearned_percentage, wilson
+from .manifold import kept_manifold
 
 Real = Tensor | tuple[Tensor, Tensor]
 
@@ -36,13 +37,14 @@ class Judge(Protocol):
 @dataclass
 class Judged:
     """One model's n samples. negative: bool [n]. features: [n, F]. labels: int64 [n] and confidence [n], or None.
-    first: the first samples themselves, for a grid."""
+    first: the first samples themselves, for a grid. attributes: bool [n] each, by name."""
 
     negative: Tensor
     features: Tensor
     labels: Tensor | None
     confidence: Tensor | None
     first: Tensor
+    attributes: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -60,15 +62,19 @@ Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def classifier_scorer(
-    classifier: Judge, negative: Sequence[int], image_range: tuple[float, float]
+    classifier: Judge,
+    negative: Sequence[int],
+    image_range: tuple[float, float],
+    is_negative: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[[Tensor], Scores]:
-    """samples -> (negative, features, labels, confidence), by a classifier."""
+    """samples -> (negative, features, labels, confidence), by a classifier; negative by `is_negative` if given."""
     wanted = torch.tensor(list(negative))
 
     def score(x: Tensor) -> Scores:
         logits, features = classifier.judge(map_range(x, image_range, classifier.image_range))
         confidence, labels = logits.softmax(1).cpu().max(1)
-        return torch.isin(labels, wanted), features.cpu(), labels, confidence
+        flags = torch.isin(labels, wanted) if is_negative is None else is_negative(x).cpu()
+        return flags, features.cpu(), labels, confidence
 
     return score
 
@@ -92,17 +98,26 @@ def map_range(x: Tensor, source: tuple[float, float], target: tuple[float, float
     return (x - source[0]) / (source[1] - source[0]) * (target[1] - target[0]) + target[0]
 
 
-def judge_samples(batches: Iterable[Tensor], score: Callable[[Tensor], Scores], keep: int = 0) -> Judged:
-    """Score samples batch by batch, keeping the first `keep` of them."""
+def judge_samples(
+    batches: Iterable[Tensor],
+    score: Callable[[Tensor], Scores],
+    keep: int = 0,
+    attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+) -> Judged:
+    """Score samples batch by batch, keeping the first `keep` of them; attributes: samples -> bool [N], by name."""
     scores, first, kept = [], [], 0
+    found: dict[str, list[Tensor]] = {name: [] for name in attributes or {}}
     for x in batches:
         scores.append(score(x))
+        for name, has in (attributes or {}).items():
+            found[name].append(has(x).cpu())
         if kept < keep:
             first.append(x[: keep - kept].cpu())
             kept += len(first[-1])
     negative, features, labels, confidence = zip(*scores, strict=True)
     shown = torch.cat(first) if first else torch.empty(0)
-    return Judged(torch.cat(negative), torch.cat(features).float(), _joined(labels), _joined(confidence), shown)
+    flags = {name: torch.cat(parts) for name, parts in found.items()}
+    return Judged(torch.cat(negative), torch.cat(features).float(), _joined(labels), _joined(confidence), shown, flags)
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -126,13 +141,13 @@ def frechet(a: Tensor, b: Tensor) -> float | None:
 
 def histogram(labels: Tensor, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Count, share and its 95 % interval (Wilson) of each class."""
-    n = len(labels)
     counts = torch.bincount(labels, minlength=len(classes)).tolist()
-    rows = {}
-    for name, count in zip(classes, counts, strict=True):
-        low, high = wilson(count, n)
-        rows[name] = dict(count=count, share=count / max(n, 1), ci95=[low, high])
-    return rows
+    return {name: share_of(count, len(labels)) for name, count in zip(classes, counts, strict=True)}
+
+
+def share_of(count: int, n: int) -> dict[str, Any]:
+    """Count, share and its 95 % interval (Wilson)."""
+    return dict(count=count, share=count / max(n, 1), ci95=list(wilson(count, n)))
 
 
 def total_variation(before: Tensor, after: Tensor, negative: Sequence[int], classes: int) -> float | None:
@@ -160,12 +175,29 @@ def _feature_source(classifier: Judge | None) -> str:
     return "discriminator" if classifier is None else getattr(classifier, "feature_source", "classifier")
 
 
-def _real_features(real: Real, classifier: Judge, negative: Sequence[int], image_range) -> Tensor:
-    """Features of the real images that do not show a negative class: by their labels, or the classifier's."""
+def _real_features(real: Real, score: Callable[[Tensor], Scores], negative: Sequence[int]) -> Tensor:
+    """Features of the real images that are not negative: by their labels where classes are, else by `score`."""
     images, labels = real if isinstance(real, tuple) else (real, None)
-    judged = judge_samples(images.split(500), classifier_scorer(classifier, negative, image_range))
-    drop = judged.negative if labels is None else torch.isin(labels, torch.tensor(list(negative)))
+    judged = judge_samples(images.split(500), score)
+    drop = judged.negative if labels is None or not negative else torch.isin(labels, torch.tensor(list(negative)))
     return judged.features[~drop]
+
+
+def _scorer(
+    gan: GAN, classifier: Judge | None, classes: tuple[int | str, ...], is_negative: Callable[[Tensor], Tensor] | None
+) -> tuple[Callable[[Tensor], Scores], list[int]]:
+    """(samples -> scores, indices of the negative classes), from what `evaluate` was given."""
+    if classifier is None and is_negative is None:
+        raise ValueError("classifier: expected a classifier, or is_negative, to say which samples are negative")
+    if classifier is None:
+        assert is_negative is not None
+        return oracle_scorer(gan, is_negative), []
+    if is_negative is None:
+        negative = classifier.class_indices(classes)
+        return classifier_scorer(classifier, negative, gan.image_range), negative
+    if classes:
+        raise ValueError("is_negative: expected either negative_classes or is_negative beside a classifier, got both")
+    return classifier_scorer(classifier, [], gan.image_range, is_negative), []
 
 
 def evaluate(
@@ -177,6 +209,7 @@ def evaluate(
     *,
     is_negative: Callable[[Tensor], Tensor] | None = None,
     others: Mapping[str, nn.Module] | None = None,
+    attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     n: int = 10_000,
     seed: int = 0,
     batch_size: int = 250,
@@ -188,45 +221,47 @@ def evaluate(
         before, after: the GANs (of `after`, the generator that samples).
         classifier, negative_classes: says what is negative, and gives features and class histograms.
         real: images in `before.image_range`, [M, ...] or (images, labels [M]), for fid_cls.
-        is_negative: an oracle in place of a classifier; features then come from the original discriminator.
+        is_negative: an oracle, samples in `before.image_range` -> bool [N]. Alone, features come from the original
+            discriminator; beside a classifier (and no negative_classes), features and histograms are the classifier's.
         others: further generators to judge, by name (the adapted one).
+        attributes: further yes/no questions, samples -> bool [N], whose shares are reported (`atu.attributes`).
         keep: how many of the first samples are kept for grids.
 
     Returns:
         Evaluation; its numbers are pul, pul_ci95 (paired: see `atu.intervals`), negatives_before, negatives_after,
         fid_cls_before, fid_cls_after (generated against real images without the class; None without real images),
-        frechet_kept (after against the non-negative samples of before), class_histogram_before, class_histogram_after,
-        tv_kept, confident_before, confident_after (share judged with a confidence of 0.9 or more), n, seed, features.
+        frechet_kept (after against the non-negative samples of before), precision_kept_after, recall_kept_after (see
+        `atu.manifold`; `_before` is what chance allows), class_histogram_before, class_histogram_after, tv_kept (of the
+        class shares among non-negative samples), confident_before, confident_after (share judged with a confidence of
+        0.9 or more), attributes_before, attributes_after, n, seed, features.
     """
     if n < 2:
         raise ValueError(f"n: expected at least 2 samples, got {n}")
-    negative: list[int] = []
-    if classifier is not None:
-        negative = classifier.class_indices(negative_classes)
-        score = classifier_scorer(classifier, negative, before.image_range)
-    elif is_negative is not None:
-        score = oracle_scorer(before, is_negative)
-    else:
-        raise ValueError("classifier: expected a classifier, or is_negative, to say which samples are negative")
+    score, negative = _scorer(before, classifier, tuple(negative_classes), is_negative)
     final = after.sampling_generator if isinstance(after, GAN) else after
     generators = {"before": before.sampling_generator, **(others or {}), "after": final}
     models = {}
     for name, generator in generators.items():
-        models[name] = judge_samples(before.batches(n, seed, batch_size, generator), score, keep)
+        models[name] = judge_samples(before.batches(n, seed, batch_size, generator), score, keep, attributes)
     first, last = models["before"], models["after"]
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative), fid_cls_before=None, fid_cls_after=None)
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
-    numbers["frechet_kept"] = frechet(first.features[~first.negative], last.features)
+    kept = first.features[~first.negative]
+    numbers["frechet_kept"] = frechet(kept, last.features)
+    numbers.update(kept_manifold(kept, last.features))
+    for name, judged in models.items():
+        shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}
+        numbers[f"attributes_{name}"] = shares or None
     numbers.update(class_histogram_before=None, class_histogram_after=None, tv_kept=None)
     if classifier is not None:
         for name, judged in models.items():
             assert judged.labels is not None and judged.confidence is not None
             numbers[f"class_histogram_{name}"] = histogram(judged.labels, classifier.classes)
             numbers[f"confident_{name}"] = float((judged.confidence >= 0.9).float().mean())
-        assert first.labels is not None and last.labels is not None
-        numbers["tv_kept"] = total_variation(first.labels, last.labels, negative, len(classifier.classes))
+        left = [judged.labels[~judged.negative] for judged in (first, last) if judged.labels is not None]
+        numbers["tv_kept"] = total_variation(left[0], left[1], negative, len(classifier.classes))
     if classifier is not None and real is not None:
-        reference = _real_features(real, classifier, negative, before.image_range)
+        reference = _real_features(real, score, negative)
         for name, judged in models.items():
             numbers[f"fid_cls_{name}"] = frechet(reference, judged.features)
         numbers["real_images"] = len(reference)

@@ -145,6 +145,45 @@ def test_oracle_alone_uses_the_discriminators_features():
     assert result.numbers["tv_kept"] is None
 
 
+def test_oracle_beside_a_classifier_says_what_is_negative():
+    def high(x):
+        return x[:, 1] > 1
+
+    result = evaluate(gan(), gan(1.0), Quadrants(), is_negative=high, real=torch.randn(500, 2), n=2000, seed=4)
+    z = gan().sample(2000, 4, batch_size=250)
+    numbers = result.numbers
+    assert numbers["negatives_before"] == int(high(z).sum())
+    assert result.negative_classes == []
+    assert numbers["features"] == "classifier"
+    assert numbers["frechet_kept"] == pytest.approx(frechet(z[~high(z)], z + torch.tensor([1.0, 0.0])), rel=1e-6)
+    # Total variation of the quadrants' shares among what is not negative, by hand.
+    shares = []
+    for x in (z, z + torch.tensor([1.0, 0.0])):
+        label = Quadrants().judge(x[~high(x)])[0].argmax(1)
+        shares.append(torch.bincount(label, minlength=4).double() / len(label))
+    assert numbers["tv_kept"] == pytest.approx(float((shares[0] - shares[1]).abs().sum() / 2), abs=1e-12)
+    assert numbers["real_images"] < 500
+    with pytest.raises(ValueError, match="either negative_classes or is_negative"):
+        evaluate(gan(), gan(), Quadrants(), ["0"], is_negative=high, n=10)
+
+
+def test_shares_of_attributes():
+    questions = {"right": lambda x: x[:, 0] > 0, "far": lambda x: x.norm(dim=1) > 2}
+    numbers = evaluate(gan(), gan(1.0), Quadrants(), ["0"], attributes=questions, n=1000).numbers
+    z = gan().sample(1000, 0, batch_size=250)
+    assert numbers["attributes_before"]["right"]["count"] == int((z[:, 0] > 0).sum())
+    assert numbers["attributes_after"]["right"]["count"] == int((z[:, 0] > -1).sum())
+    low, high = numbers["attributes_after"]["far"]["ci95"]
+    assert low < numbers["attributes_after"]["far"]["share"] < high
+    assert evaluate(gan(), gan(), Quadrants(), ["0"], n=100).numbers["attributes_before"] is None
+
+
+def test_manifold_of_what_is_kept():
+    numbers = evaluate(gan(), gan(50.0), Quadrants(), ["0"], n=1000).numbers
+    assert (numbers["precision_kept_after"], numbers["recall_kept_after"]) == (0.0, 0.0)
+    assert numbers["precision_kept_before"] > 0.8
+
+
 def test_no_negatives_to_begin_with():
     numbers = evaluate(gan(), gan(), is_negative=lambda x: x[:, 0] > 100, n=100).numbers
     assert (numbers["pul"], numbers["pul_ci95"], numbers["negatives_before"]) == (None, None, 0)

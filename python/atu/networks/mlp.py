@@ -44,14 +44,21 @@ class MLPGenerator(nn.Module):
 
 
 class MLPDiscriminator(nn.Module):
-    """Samples [N, *sample_shape] to logits [N, 1]."""
+    """Samples [N, *sample_shape] to logits [N, 1]; probabilities with output="sigmoid".
 
-    def __init__(self, sample_shape: Sequence[int], hidden=(128, 128), slope=0.2):
+    Raises:
+        ValueError: on an unknown output.
+    """
+
+    def __init__(self, sample_shape: Sequence[int], hidden=(128, 128), slope=0.2, output="linear"):
         super().__init__()
-        self.init_kwargs = dict(sample_shape=list(sample_shape), hidden=list(hidden), slope=slope)
-        self.net = nn.Sequential(
-            nn.Flatten(), *_layers([math.prod(sample_shape), *hidden], slope), nn.Linear(hidden[-1], 1)
-        )
+        if output not in ("linear", "sigmoid"):
+            raise ValueError(f"output: expected linear or sigmoid, got {output!r}")
+        self.init_kwargs = dict(sample_shape=list(sample_shape), hidden=list(hidden), slope=slope, output=output)
+        body = _layers([math.prod(sample_shape), *hidden], slope)
+        self.net = nn.Sequential(nn.Flatten(), *body, nn.Linear(hidden[-1], 1))
+        if output == "sigmoid":
+            self.net.append(nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
