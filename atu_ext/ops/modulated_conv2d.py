@@ -502,8 +502,8 @@ def conv2d_resample(
     kh, kw = w.shape[2:]
     pads = _resampling_pads(padding, f, up, down)
     if x.is_cpu and not on_cuda(x) and not wants_reference(impl):
-        # torch's convolution follows its weight's layout, and on the CPU this one is up to twice as fast.
-        w = w.contiguous(memory_format=torch.channels_last)
+        # torch's convolution keeps its input's layout, and on the CPU this one is up to twice as fast.
+        x, w = x.to(memory_format=torch.channels_last), w.to(memory_format=torch.channels_last)
     if x.shape[2] == 0 or x.shape[3] == 0:
         fh, fw = (1, 1) if f is None else (f.shape[0], f.shape[-1])
         return _conv_of_nothing(x, w, (fh, fw), up, down, pads)
