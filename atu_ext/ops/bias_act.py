@@ -16,7 +16,7 @@ from torch import Tensor
 
 from atu_ext._native import _C
 
-from ._common import DTYPE_CODES, address, launch, register, use_native
+from ._common import DTYPE_CODES, address, direct, launch, register, use_native
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def bias_act(
         return _reference(x, b, dim, spec, alpha, gain, bound)
     if b is None and spec.code == 0 and gain == 1 and bound < 0:
         return x
-    return torch.ops.atu.bias_act.default(x, b, dim, spec.code, alpha, gain, bound)
+    return _call(x, b, dim, spec.code, alpha, gain, bound)
 
 
 # ---- the kernels as torch operators ---------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward(ctx: Any, dy: Tensor) -> tuple:
     x, b, y = ctx.saved_tensors
     want_db = b is not None and ctx.needs_input_grad[1]
-    dx, db = torch.ops.atu.bias_act_grad.default(dy, x, b, y, *ctx.args, want_db)
+    dx, db = _call_grad(dy, x, b, y, *ctx.args, want_db)
     return dx if ctx.needs_input_grad[0] else None, db if want_db else None, None, None, None, None, None
 
 
@@ -292,9 +292,9 @@ def _grad_backward(ctx: Any, g: Tensor | None, g_db: Tensor | None) -> tuple:
     if g is None:
         return nothing
     if not _BY_CODE[act].curved:
-        d_dy, _ = torch.ops.atu.bias_act_grad.default(g, x, b, y, *ctx.args, False)
+        d_dy, _ = _call_grad(g, x, b, y, *ctx.args, False)
         return d_dy, *nothing[1:]
-    d_dy, d_x = torch.ops.atu.bias_act_grad2.default(g, dy, x, b, y, *ctx.args)
+    d_dy, d_x = _call_grad2(g, dy, x, b, y, *ctx.args)
     d_b = None
     if b is not None and ctx.needs_input_grad[2]:
         d_b = d_x.sum([i for i in range(d_x.ndim) if i != dim])
@@ -324,3 +324,7 @@ register(
 torch.library.register_autograd("atu::bias_act", _backward, setup_context=_setup)
 torch.library.register_autograd("atu::bias_act_grad", _grad_backward, setup_context=_grad_setup)
 torch.library.register_autograd("atu::bias_act_grad2", _grad2_backward)
+
+_call = direct(torch.ops.atu.bias_act.default, _kernel, 2, _setup, _backward)
+_call_grad = direct(torch.ops.atu.bias_act_grad.default, _grad_kernel, 4, _grad_setup, _grad_backward)
+_call_grad2 = direct(torch.ops.atu.bias_act_grad2.default, _grad2_kernel, 5, None, _grad2_backward)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from atu_ext._native import _C
 
-from ._common import DTYPE_CODES, launch, register, use_native
+from ._common import DTYPE_CODES, direct, launch, register, use_native
 
 
 def setup_filter(
@@ -165,7 +165,7 @@ def upfirdn2d(
     also = "the kernels have no gradient with respect to f" if f.requires_grad else None
     if not use_native("upfirdn2d", impl, x, also):
         return _reference(x, f, up, down, padding, flip_filter, gain)
-    return torch.ops.atu.upfirdn2d.default(x, f, *up, *down, *padding, flip_filter, gain)
+    return _call(x, f, *up, *down, *padding, flip_filter, gain)
 
 
 def _around(f: Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple) -> list[int]:
@@ -291,7 +291,7 @@ def _backward(ctx: Any, dy: Tensor) -> tuple:
         fh - pady0 - 1,
         h * upy - out_h * downy + pady0 - upy + 1,
     )
-    dx = torch.ops.atu.upfirdn2d.default(dy, f, downx, downy, upx, upy, *padding, not flip_filter, gain)
+    dx = _call(dy, f, downx, downy, upx, upy, *padding, not flip_filter, gain)
     return dx, *(None,) * 11
 
 
@@ -303,3 +303,5 @@ register(
     _fake,
 )
 torch.library.register_autograd("atu::upfirdn2d", _backward, setup_context=_setup)
+
+_call = direct(torch.ops.atu.upfirdn2d.default, _kernel, 2, _setup, _backward)
