@@ -10,6 +10,7 @@ run as one kernel instead: see conv_engine.py for which, modulated_gemm.py for t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from .. import _native
 from ._common import DTYPE_CODES as _DTYPES
 from ._common import address as _address
-from ._common import launch, on_cuda, use_native, wants_reference
+from ._common import direct, launch, on_cuda, use_native, wants_reference
 from .bias_act import activations, bias_act
 from .modulated_gemm import engine_of
 from .upfirdn2d import _padding, upfirdn2d
@@ -101,14 +102,14 @@ def _square_sum_backward(ctx, grad):
     if grad is None:
         return None
     (w,) = ctx.saved_tensors
-    return torch.ops.atu_ext.square_sum_grad(grad, w)
+    return _ops.square_sum_grad(grad, w)
 
 
 def _square_sum_grad_backward(ctx, gg):
     if gg is None:
         return None, None
     grad, w = ctx.saved_tensors
-    return 2 * (gg * w).sum([2, 3]), torch.ops.atu_ext.square_sum_grad(grad, gg)
+    return 2 * (gg * w).sum([2, 3]), _ops.square_sum_grad(grad, gg)
 
 
 # ---- d = 1 / sqrt(sum_c s^2 q + eps) --------------------------------------------------------------------------------
@@ -131,10 +132,10 @@ def _coefficients(weight: Tensor, styles: Tensor) -> Tensor:
     """d [N, C_out]: one kernel on CUDA where no gradient is wanted; differentiable else, in float32 or float64."""
     wanted = torch.is_grad_enabled() and (weight.requires_grad or styles.requires_grad)
     if on_cuda(weight) and not wanted:
-        return torch.ops.atu_ext.demodulate(weight, styles)
+        return _ops.demodulate(weight, styles)
     if weight.dtype in (torch.float16, torch.bfloat16):
         return _coefficients(weight.float(), styles.float()).to(weight.dtype)
-    return (styles.square() @ torch.ops.atu_ext.square_sum(weight).t()).add_(_EPS).rsqrt_()
+    return (styles.square() @ _ops.square_sum(weight).t()).add_(_EPS).rsqrt_()
 
 
 # ---- out = s x ------------------------------------------------------------------------------------------------------
@@ -172,8 +173,8 @@ def _modulate_backward(ctx, grad):
         return None, None, None
     x, styles = ctx.saved_tensors
     if not ctx.needs_input_grad[1]:
-        return torch.ops.atu_ext.modulate(grad, styles, _is_channels_last(grad)), None, None
-    return *torch.ops.atu_ext.modulate_grad(grad, x, styles), None
+        return _ops.modulate(grad, styles, _is_channels_last(grad)), None, None
+    return *_ops.modulate_grad(grad, x, styles), None
 
 
 def _modulate_grad_backward(ctx, g_x, g_styles):
@@ -181,11 +182,11 @@ def _modulate_grad_backward(ctx, g_x, g_styles):
     grad, x, styles = ctx.saved_tensors
     d_grad = d_x = d_styles = None
     if g_x is not None:
-        d_grad, d_styles = torch.ops.atu_ext.modulate_grad(g_x, grad, styles)
+        d_grad, d_styles = _ops.modulate_grad(g_x, grad, styles)
     if g_styles is not None:
         scaled = g_styles[:, :, None, None]
         d_grad = x * scaled if d_grad is None else torch.addcmul(d_grad, x, scaled)
-        d_x = torch.ops.atu_ext.modulate(grad, g_styles, _is_channels_last(grad))
+        d_x = _ops.modulate(grad, g_styles, _is_channels_last(grad))
     return d_grad, d_x, d_styles
 
 
@@ -320,9 +321,7 @@ def _epilogue_grads(ctx, dy, tensors, needs):
         return (None,) * 8
     u, d, noise, bias = tensors
     _, needs_d, needs_noise, needs_bias = needs
-    du, dd, db, dnoise = torch.ops.atu_ext.epilogue_grad(
-        dy, u, d, noise, bias, *ctx.output, needs_d or needs_bias, needs_noise
-    )
+    du, dd, db, dnoise = _ops.epilogue_grad(dy, u, d, noise, bias, *ctx.output, needs_d or needs_bias, needs_noise)
     return (
         du,
         dd if needs_d else None,
@@ -336,7 +335,7 @@ def _epilogue_scaled_backward(ctx, d_scaled, dy):
     next, y, *rest = ctx.saved_tensors
     d_next = None
     if d_scaled is not None:
-        scaled, d_next = torch.ops.atu_ext.modulate_grad(d_scaled, y, next)
+        scaled, d_next = _ops.modulate_grad(d_scaled, y, next)
         dy = scaled if dy is None else dy + scaled
     needs = ctx.needs_input_grad
     return d_next if needs[0] else None, *_epilogue_grads(ctx, dy, rest, needs[1:5]), None
@@ -346,7 +345,7 @@ def _epilogue_grad_backward(ctx, gu, gd, gb, gn):
     dy, u, d, noise, bias = ctx.saved_tensors
     has_sums, has_noise = ctx.sums
     gd, gb = (gd, gb) if has_sums else (None, None)
-    d_dy, d_u, d_d, d_b, d_noise = torch.ops.atu_ext.epilogue_grad2(
+    d_dy, d_u, d_d, d_b, d_noise = _ops.epilogue_grad2(
         gu, gd, gb, gn if has_noise else None, dy, u, d, noise, bias, *ctx.output
     )
     return (
@@ -359,20 +358,25 @@ def _epilogue_grad_backward(ctx, gu, gd, gb, gn):
     )
 
 
+_KERNELS: dict[str, Callable[..., Any]] = {
+    "square_sum": _square_sum,
+    "square_sum_grad": _square_sum_grad,
+    "demodulate": _demodulate,
+    "modulate": _modulate,
+    "modulate_grad": _modulate_grad,
+    "epilogue": _epilogue,
+    "epilogue_": _epilogue_,
+    "epilogue_scaled": _epilogue_scaled,
+    "epilogue_grad": _epilogue_grad,
+    "epilogue_grad2": _epilogue_grad2,
+}
+# How many of an op's first arguments are tensors.
+_TENSORS = {"square_sum": 1, "square_sum_grad": 2, "demodulate": 2, "modulate": 2, "modulate_grad": 3, "epilogue": 4,
+            "epilogue_": 4, "epilogue_scaled": 5, "epilogue_grad": 5, "epilogue_grad2": 9}  # fmt: skip
+
+
 def _register() -> None:
-    kernels: dict[str, Callable[..., Any]] = {
-        "square_sum": _square_sum,
-        "square_sum_grad": _square_sum_grad,
-        "demodulate": _demodulate,
-        "modulate": _modulate,
-        "modulate_grad": _modulate_grad,
-        "epilogue": _epilogue,
-        "epilogue_": _epilogue_,
-        "epilogue_scaled": _epilogue_scaled,
-        "epilogue_grad": _epilogue_grad,
-        "epilogue_grad2": _epilogue_grad2,
-    }
-    for name, kernel in kernels.items():
+    for name, kernel in _KERNELS.items():
         for device in ("cpu", "cuda"):
             torch.library.impl(f"atu_ext::{name}", device, kernel)
 
@@ -413,6 +417,8 @@ def _fake_epilogue_grad(dy, u, d, noise, bias, act, alpha, gain, clamp, sums, no
 
 
 def _register_gradients() -> None:
+    gradients: dict[str, tuple[Callable[..., None], Callable[..., Any]]] = {}
+
     def save_inputs(count):
         def setup(ctx, inputs, output):
             ctx.save_for_backward(*inputs[:count])
@@ -443,8 +449,13 @@ def _register_gradients() -> None:
         ("epilogue_grad", _epilogue_grad_backward, save_epilogue_grad),
     ):
         torch.library.register_autograd(f"atu_ext::{name}", backward, setup_context=setup)
+        gradients[name] = (setup, backward)
+    for name, kernel in _KERNELS.items():
+        op = getattr(torch.ops.atu_ext, name).default
+        setattr(_ops, name, direct(op, kernel, _TENSORS[name], *gradients.get(name, ())))
 
 
+_ops: Any = SimpleNamespace()  # the ops as functions, see `direct`
 _register()
 _register_gradients()
 
@@ -667,24 +678,24 @@ def modulated_conv2d(
         xs, *window = _conv_input(x, tuple(weight.shape[2:]), resample_filter, down, pads, impl)
         w = weight if flip_weight else weight.flip([2, 3])
         y = _gemm_layer((xs, w, None if modulated else styles, d(), noise, bias), window, settings, engine)
-        return y if next_styles is None else torch.ops.atu_ext.modulate(y, next_styles, _is_channels_last(y))
+        return y if next_styles is None else _ops.modulate(y, next_styles, _is_channels_last(y))
     plain = act == "linear" and gain == 1 and clamp is None and noise is None and not demodulate
     pointwise = weight.shape[2:] == (1, 1) and up == down == 1 and resample_filter is None and padding == 0
     plain = plain and not modulated and next_styles is None
     if plain and pointwise and weight.shape[0] <= _PIXELWISE_CHANNELS and x.numel() > 0:
         return _pixelwise(x, weight, styles, bias)
     channels_last = _is_channels_last(x) or (x.device.type == "cpu" and weight.shape[2:] != (1, 1))
-    u = x if modulated else torch.ops.atu_ext.modulate(x, styles, channels_last)
+    u = x if modulated else _ops.modulate(x, styles, channels_last)
     u = conv2d_resample(u, weight, resample_filter, up, down, padding, flip_weight, impl)
     _check_noise(noise, u)
     tensors = (u, d(), noise, bias)
     args = (*tensors, *settings)
     grads = _wants_gradients(*tensors, next_styles)
     if next_styles is not None:
-        return torch.ops.atu_ext.epilogue_scaled(next_styles, *args, grads)[0]
+        return _ops.epilogue_scaled(next_styles, *args, grads)[0]
     if grads:
-        return torch.ops.atu_ext.epilogue(*args)
-    torch.ops.atu_ext.epilogue_(*args)
+        return _ops.epilogue(*args)
+    _ops.epilogue_(*args)
     return u
 
 
