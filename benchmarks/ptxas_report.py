@@ -164,9 +164,9 @@ def render(usages: list[Usage], version: str) -> str:
         "# Resources of the CUDA kernels",
         "",
         f"As ptxas of CUDA {version} reports them for {archs}; two values where these differ. Written by",
-        "`python benchmarks/ptxas_report.py`, compared in CI by `--check`. Shared memory in bytes, static and (after a",
-        "plus) asked for at the launch; \"varies\" depends on the call and is left out of the occupancy. Spills in bytes.",
-        "Occupancy: warps that a multiprocessor can hold at once, of 64.",
+        "`python benchmarks/ptxas_report.py`, compared by `make ptxas`. Shared memory in bytes, static and (after a",
+        "plus) asked for at the launch; 'varies' depends on the call and is left out of the occupancy. Spills in",
+        "bytes. Occupancy: warps that a multiprocessor can hold at once, of 64.",
     ]  # fmt: skip
     groups: dict[str, dict[str, list[Usage]]] = {}
     for u in usages:

@@ -30,6 +30,7 @@ class Layer(NamedTuple):
     """What the choice depends on. Height and width are those of the layer's x."""
 
     dtype: str  # "float16", "bfloat16", "float32"
+    layout: str  # of x: "channels_last", or "contiguous": the GEMM copies it first
     direction: str  # one of DIRECTIONS
     kernel: int
     stride: int

@@ -641,8 +641,8 @@ def modulated_conv2d(
         act, alpha, gain, clamp: as in `bias_act`.
         modulated: x is multiplied by `styles` already, by the layer before (its `next_styles`); styles then serve the
             demodulation alone.
-        next_styles: [N, C_out], the styles of the layer that reads this one's output: the output is multiplied by them
-            in the same pass. For where no other layer reads it.
+        next_styles: [N, C_out], the styles of the layer that reads this one's output: the output is multiplied by them,
+            on CUDA in the same pass. For where no other layer reads it.
         engine: "library" (torch's convolution between fused passes), "gemm" (CUDA: one kernel, see modulated_gemm.py)
             or "auto": ATU_CONV_ENGINE, or else by measurements (see conv_engine.py).
         impl: "auto", "native" (the fused passes) or "reference" (torch operations alone).
@@ -691,12 +691,13 @@ def modulated_conv2d(
     tensors = (u, d(), noise, bias)
     args = (*tensors, *settings)
     grads = _wants_gradients(*tensors, next_styles)
-    if next_styles is not None:
+    if next_styles is not None and on_cuda(u):
         return _ops.epilogue_scaled(next_styles, *args, grads)[0]
     if grads:
-        return _ops.epilogue(*args)
-    _ops.epilogue_(*args)
-    return u
+        u = _ops.epilogue(*args)
+    else:
+        _ops.epilogue_(*args)
+    return u if next_styles is None else _ops.modulate(u, next_styles, True)
 
 
 def _wants_gradients(*tensors: Tensor | None) -> bool:

@@ -65,7 +65,8 @@ def engine_of(x: Tensor, weight: Tensor, up: int = 1, down: int = 1, engine: str
 def _layer(x: Tensor, weight: Tensor, stride: int, direction: str) -> Layer:
     dtype = str(x.dtype).removeprefix("torch.")
     out_c, in_c, kernel = weight.shape[0], weight.shape[1], weight.shape[2]
-    return Layer(dtype, direction, kernel, stride, in_c, out_c, x.shape[2], x.shape[3], x.shape[0])
+    layout = "channels_last" if x.is_contiguous(memory_format=_CHANNELS_LAST) else "contiguous"
+    return Layer(dtype, layout, direction, kernel, stride, in_c, out_c, x.shape[2], x.shape[3], x.shape[0])
 
 
 def _gemm(x, w, in_scale, out_scale, noise, bias, window, out_size, finish, u, y) -> None:

@@ -168,7 +168,16 @@ def test_fake_kernels_agree(gpu):
 # ---- the choice of engine -------------------------------------------------------------------------------------------
 
 ROW = dict(
-    dtype="float16", direction="forward", kernel=3, stride=1, channels_in=9, channels_out=5, height=5, width=4, batch=2
+    dtype="float16",
+    layout="channels_last",
+    direction="forward",
+    kernel=3,
+    stride=1,
+    channels_in=9,
+    channels_out=5,
+    height=5,
+    width=4,
+    batch=2,
 )
 
 
@@ -191,8 +200,8 @@ def test_the_engine_comes_from_the_table(tmp_path, monkeypatch):
     assert choose(layer._replace(batch=7), "emulated").engine == "gemm"  # nearest to 2
     assert choose(layer._replace(batch=60), "emulated").engine == "library"
     assert choose(layer._replace(direction="input_gradient"), "emulated").engine == "library"
-    for other in (layer._replace(channels_in=8), layer._replace(dtype="bfloat16"), layer._replace(height=6)):
-        choice = choose(other, "emulated")
+    for other in (dict(channels_in=8), dict(dtype="bfloat16"), dict(layout="contiguous"), dict(height=6)):
+        choice = choose(layer._replace(**other), "emulated")
         assert choice.engine == "library" and "no measurement" in choice.reason
     assert "no measurements of another" in choose(layer, "another").reason
 

@@ -202,18 +202,33 @@ class SynthesisLayer(nn.Module):
         shape = [x.shape[0], 1, self.resolution, self.resolution]
         return (torch.randn(shape, device=x.device) * self.noise_strength).to(x.dtype)
 
-    def forward(self, x: Tensor, w: Tensor, noise_mode: str = "random", gain: float = 1.0) -> Tensor:
-        weight: Tensor = self.weight
+    def styles(self, w: Tensor, dtype: torch.dtype) -> Tensor:
+        """[N, C_in] by which the layer's input is multiplied."""
         styles: Tensor = self.affine(w)
+        if dtype == torch.float16:
+            # Demodulation cancels this scale and the weight's; without them the products overflow half precision.
+            styles = styles / styles.abs().amax(dim=1, keepdim=True)
+        return styles.to(dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        w: Tensor,
+        noise_mode: str = "random",
+        gain: float = 1.0,
+        modulated_by: Tensor | None = None,
+        next_styles: Tensor | None = None,
+    ) -> Tensor:
+        """modulated_by: this layer's `styles`, where x is multiplied by them already; next_styles: those of the next
+        layer, to multiply the output by."""
+        weight: Tensor = self.weight
         if x.dtype == torch.float16:
-            # Demodulation cancels both scales; without them the products overflow half precision.
             peak = weight.abs().amax(dim=[1, 2, 3], keepdim=True)
             weight = weight / (peak * math.sqrt(weight[0].numel()))
-            styles = styles / styles.abs().amax(dim=1, keepdim=True)
         return modulated_conv2d(
             x,
             weight.to(x.dtype),
-            styles.to(x.dtype),
+            self.styles(w, x.dtype) if modulated_by is None else modulated_by,
             noise=self._noise(x, noise_mode),
             up=self.up,
             padding=self.padding,
@@ -223,6 +238,8 @@ class SynthesisLayer(nn.Module):
             act=self.activation,
             gain=self.act_gain * gain,
             clamp=None if self.conv_clamp is None else self.conv_clamp * gain,
+            modulated=modulated_by is not None,
+            next_styles=next_styles,
         )
 
 
@@ -280,6 +297,12 @@ class SynthesisBlock(nn.Module):
                 in_channels, out_channels, kernel_size=1, bias=False, up=2, resample_filter=resample_filter
             )
 
+    def _layers(self, x: Tensor, w0: Tensor, w1: Tensor, noise_mode: str, gain: float = 1.0) -> Tensor:
+        """Both layers. Nothing else reads what is between them, so the first multiplies it by the second's styles."""
+        styles = self.conv1.styles(w1, x.dtype)
+        x = self.conv0(x, w0, noise_mode, next_styles=styles)
+        return self.conv1(x, w1, noise_mode, gain, modulated_by=styles)
+
     def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise_mode: str = "random"):
         w = iter(ws.unbind(dim=1))
         dtype = torch.float16 if self.use_fp16 and ws.is_cuda else torch.float32
@@ -289,11 +312,9 @@ class SynthesisBlock(nn.Module):
         elif self.architecture == "resnet":
             x = x.to(dtype)
             y = self.skip(x, gain=math.sqrt(0.5))
-            x = self.conv0(x, next(w), noise_mode)
-            x = y + self.conv1(x, next(w), noise_mode, gain=math.sqrt(0.5))
+            x = y + self._layers(x, next(w), next(w), noise_mode, gain=math.sqrt(0.5))
         else:
-            x = self.conv0(x.to(dtype), next(w), noise_mode)
-            x = self.conv1(x, next(w), noise_mode)
+            x = self._layers(x.to(dtype), next(w), next(w), noise_mode)
         if img is not None:
             img = upsample2d(img, self.resample_filter)
         if self.num_torgb:
