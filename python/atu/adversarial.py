@@ -28,6 +28,17 @@ class Samples(Protocol):
     def batch(self, index: Tensor) -> Tensor: ...
 
 
+def draw(gan: GAN, samples: Samples, n: int) -> tuple[Tensor, Tensor | None]:
+    """n samples on the GAN's device, drawn with replacement: fewer of them than n is fine.
+
+    With the labels they came with; for a conditional GAN's samples without any, labels are drawn.
+    """
+    index = torch.randint(len(samples), (n,))
+    known: Tensor | None = getattr(samples, "labels", None)
+    c = gan.labels(n, torch.default_generator) if known is None else known[index].to(gan.device)
+    return samples.batch(index).to(gan.device), c
+
+
 class NonFiniteError(RuntimeError):
     """A loss is not finite."""
 
@@ -53,7 +64,7 @@ class AdversarialTrainer:
         gan: pair to train; its EMA generator is made here when it has none.
         real: samples shown to the discriminator as real.
         config: settings of the game.
-        extra_fakes: n -> n further samples shown to the discriminator as fakes, weighted by `extra_weight`.
+        extra_fakes: further samples shown to the discriminator as fakes, weighted by `extra_weight`.
         add_penalty_grad: called after the generator's backward pass; adds to the gradients, returns values to log.
         fake_penalty: differentiable loss of generated samples, added to the generator's. It takes (fake, labels,
             original): original is what the generator `original` makes of the same latents and noise, if there is one.
@@ -66,7 +77,7 @@ class AdversarialTrainer:
         gan: GAN,
         real: Samples,
         config: Adversarial,
-        extra_fakes: Callable[[int], Tensor] | None = None,
+        extra_fakes: Samples | None = None,
         add_penalty_grad: Callable[[], dict[str, float]] | None = None,
         fake_penalty: FakePenalty | None = None,
         original: nn.Module | None = None,
@@ -131,14 +142,8 @@ class AdversarialTrainer:
         return ema_beta(cfg.batch_size, half_life)
 
     def real_batch(self) -> tuple[Tensor, Tensor | None]:
-        """A batch of real samples, drawn with replacement: fewer of them than a batch is fine.
-
-        With the labels they came with; for a conditional GAN's samples without any, labels are drawn.
-        """
-        index = torch.randint(len(self.real), (self.config.batch_size,))
-        known: Tensor | None = getattr(self.real, "labels", None)
-        c = self.gan.labels(len(index), torch.default_generator) if known is None else known[index].to(self.gan.device)
-        return self.real.batch(index).to(self.gan.device), c
+        """A batch of real samples and, for a conditional GAN, their labels."""
+        return draw(self.gan, self.real, self.config.batch_size)
 
     def _latents(self, n: int) -> tuple[Tensor, Tensor | None]:
         rng = torch.default_generator
@@ -161,7 +166,7 @@ class AdversarialTrainer:
             loss = losses.fake_loss(fake_logits) + losses.real_loss(real_logits)
         metrics = {"loss_d": loss, "logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
         if self.extra_fakes is not None and self.extra_weight > 0:
-            extra_logits = self._judge(self.extra_fakes(cfg.batch_size).to(fake.device), c)
+            extra_logits = self._judge(*draw(self.gan, self.extra_fakes, cfg.batch_size))
             loss = loss + self.extra_weight * losses.fake_loss(extra_logits)
             metrics["logit_negative"] = extra_logits.mean()
         loss.backward()

@@ -66,8 +66,8 @@ def save(gan: GAN, path: str | Path) -> Path:
     return save_tensors(path, tensors, metadata)
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+def load_tensors(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (those whose names begin with `prefix`) and metadata of a safetensors file.
 
     Raises:
         CheckpointError: the file is missing, truncated or no safetensors file.
@@ -77,7 +77,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(f"{path}: no such file")
     try:
         with safe_open(path, "pt") as file:
-            names = list(file.keys())
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
@@ -167,12 +167,14 @@ def load(
     stray = sorted(key for key in tensors if key.partition(".")[0] not in entries)
     if stray:
         raise CheckpointError(f"{path}: holds {stray[0]}, which belongs to none of its {', '.join(entries)}")
+    del tensors
     modules: dict[str, nn.Module] = {}
     for name, entry in entries.items():
         template = given[name]
         if name == "generator_ema" and generator is not None:
             template = copy.deepcopy(generator)
-        state = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+        # Mapped anew for each: what was read of a mapped file counts as memory until its mapping goes.
+        state = {key.removeprefix(f"{name}."): t for key, t in load_tensors(path, f"{name}.")[0].items()}
         modules[name] = _build(entry, template, state, f"{path}: {name}", path.stat().st_size)
     if latent_dim is None and latent_sampler is None:
         raise CheckpointError(f"{path}: its GAN drew latents by a function of its own; pass latent_sampler=")

@@ -172,6 +172,31 @@ def _oracle(oracle: str | None, classes: tuple[str, ...], device: str | None = N
     return classifier, classifier.oracle(classes)
 
 
+LABEL = click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="K[=WEIGHT]",
+    help="Conditional GANs: draw only this label; may be repeated, with weights. All labels equally when not given.",
+)
+
+
+def _choose_labels(gan, labels: tuple[str, ...]) -> None:
+    """Let `gan` draw the labels that were asked for."""
+    from .gan import label_choice
+
+    if not labels:
+        return
+    weights: dict[int, float] = {}
+    for text in labels:
+        index, _, weight = text.partition("=")
+        try:
+            weights[int(index)] = float(weight) if weight else 1.0
+        except ValueError:
+            raise click.UsageError(f"--label: expected K or K=WEIGHT, got {text!r}") from None
+    gan.label_sampler = label_choice(gan.c_dim, weights)
+
+
 def _show(data: dict[str, Any], out: Path, quiet: bool) -> None:
     from . import report
 
@@ -197,6 +222,10 @@ def _show(data: dict[str, Any], out: Path, quiet: bool) -> None:
     metavar="STEPS",
     help="For a checkpoint without a discriminator: first fit one on generated samples.",
 )
+@click.option(
+    "--negative-label", type=click.IntRange(0), metavar="K", help="Conditional GANs: the label of all the negatives."
+)
+@LABEL
 @_oracle_options
 @METHOD
 @COMPAT
@@ -208,6 +237,8 @@ def unlearn_command(
     negatives,
     positives,
     train_discriminator,
+    negative_label,
+    labels,
     oracle,
     classes,
     method,
@@ -225,6 +256,7 @@ def unlearn_command(
     _begin(quiet, device)
     classifier, is_negative = _oracle(oracle, classes, device)
     gan = _load_gan(ckpt, device)
+    _choose_labels(gan, labels)
     if train_discriminator is not None and gan.discriminator is None:
         from .interop import fit_discriminator
 
@@ -245,6 +277,7 @@ def unlearn_command(
         command,
         method,
         compat,
+        negative_label,
     )
     _show(data, out, quiet)
 
@@ -255,15 +288,17 @@ def unlearn_command(
 @click.option("--truncation", default=1.0, show_default=True, help="Truncation psi (StyleGAN kinds).")
 @click.option("--noise", type=click.Choice(["random", "const", "none"]), help="Noise mode (StyleGAN kinds).")
 @click.option("--grid", is_flag=True, help="One picture OUT/grid.png instead of one file an image.")
+@LABEL
 @_oracle_options
 @common("Folder for the images.")
-def sample_command(ckpt, n, truncation, noise, grid, oracle, classes, seed, device, quiet, out) -> None:
+def sample_command(ckpt, n, truncation, noise, grid, labels, oracle, classes, seed, device, quiet, out) -> None:
     """Write samples as PNG files; with --oracle, only those it calls one of the classes."""
     from . import images
     from .demo import mark_negatives
 
     _begin(quiet, device)
     gan = _load_gan(ckpt, device)
+    _choose_labels(gan, labels)
     _, wanted = _oracle(oracle, classes, device)
     options: dict[str, Any] = {} if truncation == 1 else {"truncation_psi": truncation}
     if noise is not None:

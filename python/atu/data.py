@@ -68,6 +68,7 @@ class DatasetSamples:
 
     def __init__(self, dataset, convert: Callable[[Tensor], Tensor], name: str = "dataset"):
         self.dataset, self.convert, self.name = dataset, convert, name
+        self.labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -167,16 +168,44 @@ def _check(x: Tensor, sample_shape: tuple[int, ...], image_range: tuple[float, f
         )
 
 
-def as_samples(value, sample_shape: tuple[int, ...], image_range: tuple[float, float], name: str):
+def _is_pair(value) -> bool:
+    """Whether a value is (samples, labels): labels are integers, which no sample is made of."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    label = value[1]
+    if isinstance(label, (Tensor, np.ndarray)):
+        return label.ndim == 1 and not torch.as_tensor(label).is_floating_point()
+    return isinstance(label, int) and not isinstance(label, bool)
+
+
+def _one_hot(label, n: int, c_dim: int, name: str) -> Tensor:
+    """Labels float32 [n, c_dim] from one index for all samples or an index each."""
+    if c_dim < 1:
+        raise ValueError(f"{name}: labels were given, but this GAN is not conditional")
+    index = torch.as_tensor(label).long()
+    if index.ndim and len(index) != n:
+        raise ValueError(f"{name}: expected a label for each of {n} samples, got {len(index)}")
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= c_dim):
+        raise ValueError(f"{name}: expected labels 0 to {c_dim - 1}, got {int(index.min())} to {int(index.max())}")
+    return F.one_hot(index.expand(n), c_dim).float()
+
+
+def as_samples(value, sample_shape: tuple[int, ...], image_range: tuple[float, float], name: str, c_dim: int = 0):
     """Samples from what a user gives: a folder of images, a tensor, an ndarray or a map-style Dataset.
 
     Args:
         value: folder path; tensor or ndarray [N, *sample_shape], uint8 or floats in image_range; or a Dataset of such.
-        name: of the argument, for errors.
+            For a conditional GAN also a pair (samples, labels): one index for all of them, or int64 [N].
+        name: of the argument, for errors. c_dim: the GAN's number of labels.
 
     Raises:
         TypeError, ValueError: naming `name`, what was expected and what came.
     """
+    if _is_pair(value):
+        samples, label = value
+        found = as_samples(samples, sample_shape, image_range, name)
+        found.labels = _one_hot(label, len(found), c_dim, name)
+        return found
     if isinstance(value, (str, Path)):
         value = load_folder(value, sample_shape, name)
     if isinstance(value, (np.ndarray, list, tuple)):

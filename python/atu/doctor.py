@@ -20,7 +20,7 @@ from .environment import cpu_name
 
 EXTRAS = {
     "demo": ("mlxtend", "sklearn"),
-    "onnx": ("onnx", "onnxruntime"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 
 
@@ -135,19 +135,20 @@ def diagnose() -> Diagnosis:
 def show(diagnosis: Diagnosis) -> None:
     """Print a diagnosis as tables."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     facts = Table.grid(padding=(0, 2))
     for name, value in {**diagnosis.versions, "CPU": " · ".join(diagnosis.cpu.values())}.items():
-        facts.add_row(f"[bold]{name}[/]", value)
+        facts.add_row(f"[bold]{escape(name)}[/]", escape(value))
     console.print(facts)
     table = Table("", "", "", box=None, show_header=False, padding=(0, 2))
     for part in diagnosis.parts:
         lines = [part.detail] if part.detail else []
         if not part.on:
             lines += [f"why: {part.why}", f"turn it on: {part.remedy}"]
-        table.add_row("[green]on[/]" if part.on else "[yellow]off[/]", part.name, "\n".join(lines))
+        table.add_row("[green]on[/]" if part.on else "[yellow]off[/]", escape(part.name), escape("\n".join(lines)))
     console.print(table)
 
 

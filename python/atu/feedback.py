@@ -164,16 +164,53 @@ def build(
                 "none is left to learn from; give positives, or an is_negative that accepts some samples"
             )
         _, labels = gan.inputs(size, mix_seed(seed, 1))
-        positives = TensorSamples(pool[~flags], None if labels is None else labels.cpu()[~flags])
+        labels = None if labels is None else labels.cpu()
+        positives = TensorSamples(pool[~flags], None if labels is None else labels[~flags])
         notes["positives"] = f"{len(positives)} generated samples, {int(flags.sum())} dropped as negative"
+        if labels is not None:
+            positives, filled = fill_labels(positives, labels, mix_seed(seed, 6))
+            if filled:
+                notes["labels_filled"] = {str(label): count for label, count in filled.items()}
         found = pool[flags]
         if oracle is not None and len(found) and isinstance(negatives, TensorSamples):
             notes["negatives_found"] = len(found)
-            negatives = TensorSamples(torch.cat([negatives.tensor, found]))
+            known = negatives.labels
+            both = None if known is None or labels is None else torch.cat([known, labels[flags]])
+            negatives = TensorSamples(torch.cat([negatives.tensor, found]), both)
     else:
         check_distinct(negatives, positives)
         notes["positives"] = f"{len(positives)} given"
     return Feedback(negatives, positives, judge, oracle is not None, share, notes)
+
+
+def fill_labels(positives: TensorSamples, drawn: Tensor, seed: int) -> tuple[TensorSamples, dict[int, int]]:
+    """Give labels that lost (nearly) all of their samples as negatives the samples of the other labels.
+
+    Without positives of its own, nothing would tell the generator what to make of such a label.
+
+    Args:
+        positives: what was kept, with labels. drawn: labels [N, c_dim] of all samples, before any was dropped; nothing
+            is done where they are not one-hot.
+
+    Returns:
+        The positives with the added ones, and how many were added by label. A label below a tenth of the samples drawn
+        for it is filled up to their number.
+    """
+    assert positives.labels is not None
+    if not ((drawn == 0) | (drawn == 1)).all() or not (drawn.sum(1) == 1).all():
+        return positives, {}
+    before, after = drawn.sum(0).long(), positives.labels.sum(0).long()
+    lost = (after * 10 < before).nonzero().flatten().tolist()
+    others = (positives.labels[:, lost].sum(1) == 0).nonzero().flatten()
+    if not lost or len(others) == 0:
+        return positives, {}
+    rng = torch.Generator().manual_seed(seed)
+    images, labels, added = [positives.tensor], [positives.labels], {}
+    for label in lost:
+        added[label] = count = int(before[label] - after[label])
+        images.append(positives.tensor[others[torch.randint(len(others), (count,), generator=rng)]])
+        labels.append(F.one_hot(torch.full((count,), label), drawn.shape[1]).to(drawn.dtype))
+    return TensorSamples(torch.cat(images), torch.cat(labels)), added
 
 
 def fit_probe(gan: GAN, negatives: Samples, pool: Tensor, recall: float) -> Probe:

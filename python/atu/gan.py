@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
@@ -217,7 +217,9 @@ class GAN:
         from a random layer on."""
         module: Any = self.generator if generator is None else generator
         if self.is_stylegan and mixing_probability > 0:
-            return module.synthesis(self.mixed_ws(z, c, mixing_probability, module))
+            # StyleGAN3 keeps running magnitudes in its synthesis network, which its generator has updated in training.
+            options = {"update_emas": True} if module.training and _takes(module.synthesis, "update_emas") else {}
+            return module.synthesis(self.mixed_ws(z, c, mixing_probability, module), **options)
         return module(z) if c is None else module(z, c)
 
     def mixed_ws(
@@ -230,7 +232,9 @@ class GAN:
         num_ws = ws.shape[1]
         draw, cut = torch.rand([]).item(), int(torch.randint(1, max(num_ws, 2), ()))
         if draw < mixing_probability and num_ws > 1:
-            other = mapping(torch.randn_like(z), c)
+            # The mean of w follows the first latents alone.
+            options = {"update_w_avg": False} if _takes(mapping, "update_w_avg") else {}
+            other = mapping(torch.randn_like(z), c, **options)
             ws = torch.cat([ws[:, :cut], other[:, cut:]], dim=1)
         return ws
 
@@ -264,6 +268,33 @@ class GAN:
                 f"discriminator: expected one logit a sample, [{x.shape[0]}] or [{x.shape[0]}, 1], got {list(y.shape)}"
             )
         return y.reshape(-1)
+
+
+def label_choice(c_dim: int, weights: Mapping[int, float]) -> LatentSampler:
+    """A label_sampler that draws one-hot labels of the given indices, in proportion to their weights.
+
+    Raises:
+        ValueError: naming the label that does not exist, or a weight that is not positive.
+    """
+    if c_dim < 1:
+        raise ValueError("label: this GAN is not conditional, it takes no labels")
+    for index, weight in weights.items():
+        if not 0 <= index < c_dim:
+            raise ValueError(f"label: expected 0 to {c_dim - 1}, got {index}")
+        if not (0 < weight < float("inf")):
+            raise ValueError(f"label: expected a positive weight for {index}, got {weight}")
+    shares = torch.zeros(c_dim)
+    shares[list(weights)] = torch.tensor([float(w) for w in weights.values()])
+
+    def draw(n: int, rng: torch.Generator) -> Tensor:
+        index = torch.multinomial(shares, n, replacement=True, generator=rng) if n else torch.zeros(0).long()
+        return nn.functional.one_hot(index, c_dim).float()
+
+    return draw
+
+
+def _takes(module: nn.Module, option: str) -> bool:
+    return option in inspect.signature(module.forward).parameters
 
 
 def _sigmoids(module: nn.Module) -> list[nn.Module]:

@@ -39,9 +39,11 @@ def unlearn_job(
     command: str,
     method: str | None = None,
     compat: str | None = None,
+    negative_label: int | None = None,
 ) -> dict[str, Any]:
     """Unlearn, evaluate by the classifier (or by the probe fitted on the negatives) and write the report."""
-    result = unlearn(gan, negatives, positives, is_negative, config, out, seed, device, method=method, compat=compat)
+    marked = negatives if negative_label is None else (negatives, negative_label)
+    result = unlearn(gan, marked, positives, is_negative, config, out, seed, device, method=method, compat=compat)
     start = time.monotonic()
     options: dict[str, Any] = dict(others=adapted_generators(gan, result), n=samples, seed=mix_seed(seed, 999))
     if classifier is not None:

@@ -52,5 +52,6 @@ class PathLength:
         noise = torch.randn_like(images) / math.sqrt(images.shape[2] * images.shape[3])
         (grad,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
         lengths = grad.square().sum(2).mean(1).sqrt()
-        self.mean = self.mean.to(lengths).lerp(lengths.detach().mean(), self.decay)
-        return (lengths - self.mean).square().mean()
+        mean = self.mean.to(lengths).lerp(lengths.mean(), self.decay)
+        self.mean = mean.detach()
+        return (lengths - mean).square().mean()

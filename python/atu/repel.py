@@ -178,14 +178,13 @@ def repel_gan(
     params: list[Tensor] = list(twin.generator.parameters())
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg)
     with fork_rng(gan.device, mix_seed(seed, 200)):
-        negatives = feedback.negatives
         steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight)
         steering = Steering(gan, feedback, cfg, seed) if steers else None
         trainer = AdversarialTrainer(
             twin,
             feedback.positives,
             cfg.adversarial,
-            extra_fakes=lambda n: negatives.batch(torch.randint(len(negatives), (n,))),
+            extra_fakes=feedback.negatives,
             add_penalty_grad=push.add_grad,
             fake_penalty=steering,
             original=copy.deepcopy(gan.sampling_generator) if steering and cfg.preserve_weight else None,

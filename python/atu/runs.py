@@ -55,7 +55,9 @@ def gan_digest(gan: GAN) -> str:
 def samples_digest(samples: Samples) -> str:
     """Of the number of samples and up to 256 of them, evenly spread."""
     index = torch.linspace(0, len(samples) - 1, min(len(samples), 256)).long()
-    return f"{len(samples)}:{digest({'samples': samples.batch(index)})}"
+    labels: Tensor | None = getattr(samples, "labels", None)
+    known = {} if labels is None else {"labels": labels}
+    return f"{len(samples)}:{digest({'samples': samples.batch(index), **known})}"
 
 
 def grid(images: Tensor, image_range: tuple[float, float], columns: int = 10) -> Image.Image:

@@ -163,8 +163,8 @@ class _Job:
             raise ValueError(f"method: expected one of {', '.join(presets.REPULSION)} for stage 2, got {cfg.method!r}")
         REGISTRY[cfg.method].check(gan, cfg)
         shape, image_range = gan.sample_shape, gan.image_range
-        marked = as_samples(negatives, shape, image_range, "negatives")
-        given = None if positives is None else as_samples(positives, shape, image_range, "positives")
+        marked = as_samples(negatives, shape, image_range, "negatives", gan.c_dim)
+        given = None if positives is None else as_samples(positives, shape, image_range, "positives", gan.c_dim)
         oracle = None if is_negative is None else Oracle(is_negative)
         if oracle is not None:
             oracle(gan.sample(4))
@@ -173,6 +173,9 @@ class _Job:
         identity = {"seed": seed, "gan": gan_digest(gan), "negatives": samples_digest(marked)}
         identity["positives"] = None if given is None else samples_digest(given)
         identity["oracle"] = oracle is not None
+        drawn = gan.labels(64, torch.Generator().manual_seed(0))
+        if drawn is not None:
+            identity["labels"] = digest({"drawn": drawn})
         if adapted is not None:
             identity["adapted"] = [digest(dict(state)) for state in adapted]
         weights = sum(t.numel() * t.element_size() for m in gan.modules().values() for t in m.state_dict().values())
@@ -203,7 +206,9 @@ def unlearn(
     Args:
         gan: pretrained pair.
         negatives: samples that show what is unwanted: a folder of images, a tensor or ndarray [N, ...] (floats in
-            gan.image_range, or uint8 images), or a map-style Dataset. A dozen work; a hundred work better.
+            gan.image_range, or uint8 images), or a map-style Dataset. A dozen work; a hundred work better. For a
+            conditional GAN also a pair (samples, labels), labels an index for all of them or int64 [N]: labels that
+            are not given are drawn as the GAN draws them.
         positives: samples that are wanted, likewise. Generated and filtered when not given.
         is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
             generated positives and scores the run; a probe on the discriminator's features stands in when not given.

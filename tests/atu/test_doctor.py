@@ -36,3 +36,11 @@ def test_without_the_compiled_module(monkeypatch):
     parts = {part.name: part for part in doctor.diagnose().parts}
     assert not parts["CPU kernels"].on
     assert "no such file" in parts["CPU kernels"].why
+
+
+def test_table_keeps_what_stands_in_brackets(monkeypatch, capsys):
+    """Rich reads [onnx] as markup, and would print pip install 'atu-ext'."""
+    monkeypatch.setattr(doctor, "EXTRAS", {"onnx": ("no_such_module",)})
+    monkeypatch.setenv("COLUMNS", "200")
+    doctor.main([])
+    assert "pip install 'atu-ext[onnx]'" in capsys.readouterr().out

@@ -113,7 +113,7 @@ def test_extra_fakes_are_shown_as_fakes(vector_gan):
     for weight in (0.0, 5.0):
         gan = vector_gan.copy()
         torch.manual_seed(0)
-        t = AdversarialTrainer(gan, REAL, Adversarial(batch_size=8, lr=0.01), extra_fakes=lambda n: x[:n])
+        t = AdversarialTrainer(gan, REAL, Adversarial(batch_size=8, lr=0.01), extra_fakes=TensorSamples(x))
         t.extra_weight = weight
         for _ in range(10):
             t.step()

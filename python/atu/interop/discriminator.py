@@ -30,8 +30,8 @@ def fit_discriminator(
     batch_size: int = 16,
     lr: float = 0.002,
     r1_gamma: float = 1.0,
-    channel_base: int = 16384,
-    channel_max: int = 512,
+    channel_base: int | None = None,
+    channel_max: int | None = None,
     seed: int = 0,
 ) -> GAN:
     """Return a copy of `gan` with a StyleGAN2 discriminator that was fitted for `steps` steps; `gan` is not changed.
@@ -39,7 +39,8 @@ def fit_discriminator(
     Args:
         gan: its samples must be square images [C, R, R], R a power of two from 8.
         steps: of Adam, a batch of samples and one of fakes each.
-        channel_base, channel_max: feature maps min(channel_base / R, channel_max).
+        channel_base, channel_max: feature maps min(channel_base / R, channel_max); a StyleGAN generator's own, or
+            16384 and 512, where not given.
 
     Raises:
         ValueError: samples of another shape, or steps below 1.
@@ -49,16 +50,24 @@ def fit_discriminator(
     shape = gan.sample_shape
     if len(shape) != 3 or shape[1] != shape[2] or shape[1] < 8 or shape[1] & (shape[1] - 1):
         raise ValueError(f"gan: a discriminator is fitted for square images of 8, 16, 32 ... pixels, got {list(shape)}")
+    base, most = _channels(gan)
+    base, most = channel_base or base, channel_max or most
     fitted = gan.copy()
     with fork_rng(gan.device):
         torch.manual_seed(seed)
-        network = stylegan2.Discriminator(
-            gan.c_dim, shape[1], shape[0], channel_base=channel_base, channel_max=channel_max
-        )
+        network = stylegan2.Discriminator(gan.c_dim, shape[1], shape[0], channel_base=base, channel_max=most)
         fitted.discriminator = network.to(gan.device)
         _Fit(fitted, batch_size, lr, r1_gamma).run(steps)
     network.eval()
     return fitted
+
+
+def _channels(gan: GAN) -> tuple[int, int]:
+    """channel_base and channel_max of a StyleGAN generator, so that the discriminator is as wide."""
+    options = getattr(gan.generator, "init_kwargs", {}) if gan.is_stylegan else {}
+    options = {**options, **options.get("synthesis_kwargs", {})}
+    usual = (32768, 512) if gan.is_stylegan else (16384, 512)
+    return options.get("channel_base", usual[0]), options.get("channel_max", usual[1])
 
 
 class _Fit:

@@ -214,13 +214,19 @@ def replace_tensors(template: Path, target: Path, states: dict[str, dict[str, Te
 
     Args:
         states: state dicts by network name (generator, discriminator, generator_ema). Networks of the file that are
-            not among them keep their values.
+            not among them keep their values. A file without G_ema gets the averaged generator as its G.
 
     Raises:
         CheckpointError: names or shapes that differ from the template's.
     """
     snapshot = read_snapshot(template)
     keys = {name: key for key, name in NETWORK_KEYS.items()}
+    if "G_ema" not in snapshot.networks and "generator_ema" in states:
+        log.info(
+            "%s has no G_ema: its G becomes the averaged generator, which is the one to sample from", template.name
+        )
+        averaged = states["generator_ema"]
+        states = {name: state for name, state in states.items() if name != "generator_ema"} | {"generator": averaged}
     patches: list[tuple[StoredTensor, Tensor]] = []
     for name, state in states.items():
         stored = snapshot.networks.get(keys[name])

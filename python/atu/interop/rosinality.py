@@ -25,7 +25,7 @@ from ..checkpoint import CheckpointError
 from ..files import write_atomic
 from ..networks import stylegan2
 from .assemble import MAX_LAYERS, MAX_RESOLUTION, TensorLike, assemble
-from .torch_file import load_values, tensors_at, values_at
+from .torch_file import is_mapped, load_values, tensors_at, values_at
 
 log = logging.getLogger("atu")
 
@@ -117,15 +117,19 @@ def build_networks(path: Path, structure: dict[str, Any]) -> dict[str, nn.Module
     optimisers = [key for key in ("g_optim", "d_optim") if key in structure]
     if optimisers:
         log.info("%s: optimiser states (%s) are not used; training starts with fresh ones", path, ", ".join(optimisers))
-    values = load_values(path)
     built: dict[str, nn.Module] = {}
+    mapped = is_mapped(path)
+    values: dict[str, Any] = {}
     for key, options in plans.items():
+        if mapped or not values:  # pages that were read count as memory until their mapping goes
+            values = load_values(path)
         try:
             stored, own = tensors_at(structure[key]), values_at(values[key])
-            built[NETWORK_KEYS[key]] = _fill(key, options, stored, own, path.stat().st_size)
+            built[NETWORK_KEYS[key]] = _fill(key, options, stored, own, path.stat().st_size, mapped)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {key}: {error}") from error
     average = values.get("latent_avg")
+    del values
     for module in built.values():
         if isinstance(module, stylegan2.Generator):
             _set_w_avg(module, average)
@@ -133,7 +137,12 @@ def build_networks(path: Path, structure: dict[str, Any]) -> dict[str, nn.Module
 
 
 def _fill(
-    key: str, options: dict[str, Any], stored: Mapping[str, TensorLike], values: Mapping[str, Tensor], size: int
+    key: str,
+    options: dict[str, Any],
+    stored: Mapping[str, TensorLike],
+    values: Mapping[str, Tensor],
+    size: int,
+    mapped: bool,
 ) -> nn.Module:
     """Build one network, reading its tensors out of `values` under our names."""
     network = stylegan2.Discriminator if key == "d" else stylegan2.Generator
@@ -152,16 +161,19 @@ def _fill(
         ours[name] = _Reshaped.of(stored[theirs], shape)
         if theirs not in values:
             raise CheckpointError(f"{theirs}: torch finds no such tensor")
-        read[name] = partial(_ours, values[theirs], shape, _scale(name))
+        read[name] = partial(_ours, values[theirs], shape, _scale(name), mapped)
     for name in _constants(shapes):
         ours[name] = _Reshaped(shapes[name], 0)
         read[name] = partial(_default, name, shapes[name])
     return assemble(network, options, ours, lambda name: read[name](), size)
 
 
-def _ours(value: Tensor, shape: tuple[int, ...], scale: float) -> Tensor:
-    """A tensor in memory of its own (the file may be mapped), under our shape and without the filter's gain."""
-    return (value.clone() if scale == 1 else value / scale).reshape(shape)
+def _ours(value: Tensor, shape: tuple[int, ...], scale: float, mapped: bool) -> Tensor:
+    """A tensor in memory of its own, not a mapped file's, under our shape and without the filter's gain."""
+    shares = mapped or not value.is_contiguous() or value.untyped_storage().nbytes() != value.nbytes
+    if scale != 1:
+        value = value / scale
+    return (value.clone() if shares else value).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,16 @@ def read_structure(path: Path) -> Any:
         return _read_zip(stream, size)
 
 
+def is_mapped(path: Path) -> bool:
+    """Whether the tensors of `load_values` lie in the mapped file (the zip format) rather than in memory."""
+    return zipfile.is_zipfile(path)
+
+
 def load_values(path: Path) -> Any:
     """The object in the file with its tensors, by torch's weights-only loader; call after `read_structure`."""
-    is_zip = zipfile.is_zipfile(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped(path))
     except Exception as error:  # torch raises many kinds here
         raise CheckpointError(f"{path}: torch cannot read it: {str(error)[:300]}") from error
 
