@@ -173,6 +173,8 @@ def _is_pair(value) -> bool:
     if not isinstance(value, tuple) or len(value) != 2:
         return False
     label = value[1]
+    if isinstance(label, (list, tuple)):
+        return len(label) > 0 and all(isinstance(k, int) and not isinstance(k, bool) for k in label)
     if isinstance(label, (Tensor, np.ndarray)):
         return label.ndim == 1 and not torch.as_tensor(label).is_floating_point()
     return isinstance(label, int) and not isinstance(label, bool)
