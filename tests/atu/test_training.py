@@ -122,7 +122,7 @@ def test_extra_fakes_are_shown_as_fakes(vector_gan):
 
 
 def test_original_makes_the_same_latents_and_noise():
-    """At the first step the original, a copy, gives the very same samples; and nothing else changes by its being there."""
+    """At the first step the original, a copy, gives the very same samples."""
     generator = Generator(4, 0, 4, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=8))
     with torch.no_grad():
         generator.synthesis.b8.conv1.noise_strength.fill_(1.0)
