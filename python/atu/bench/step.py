@@ -12,7 +12,7 @@ from torch import Tensor
 from atu_ext.ops import default_impl
 
 from .. import losses
-from ..adapt import _Ewc
+from ..adapt import Ewc
 from ..adversarial import AdversarialTrainer
 from ..assets import asset
 from ..config import Adversarial, Config
@@ -55,7 +55,7 @@ def make_trainer(gan: GAN, stage: str, adversarial: Adversarial, models: int = 1
     options: dict[str, Any] = {}
     if stage == "stage 1" and not plain:
         fisher = [torch.rand_like(p) for p in start]
-        options["add_penalty_grad"] = _Ewc(twin, start, fisher, cfg.adapt).add_grad
+        options["add_penalty_grad"] = Ewc(twin, start, fisher, cfg.adapt).add_grad
     elif not plain:
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
         options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel).add_grad
