@@ -55,7 +55,7 @@ def make_trainer(gan: GAN, stage: str, adversarial: Adversarial, models: int = 1
     options: dict[str, Any] = {}
     if stage == "stage 1" and not plain:
         fisher = [torch.rand_like(p) for p in start]
-        options["add_penalty_grad"] = Ewc(twin, start, fisher, cfg.adapt).add_grad
+        options["add_penalty_grad"] = Ewc(twin, start, fisher, cfg.adapt.ewc_weight, cfg.adapt.ewc_relative).add_grad
     elif not plain:
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
         options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel).add_grad
