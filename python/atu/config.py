@@ -183,7 +183,7 @@ class Finetune:
 class Ewc(Finetune):
     """Positives and an EWC penalty that holds the generator at theta_G; weight, relative, fisher as in `Adapt`."""
 
-    weight: NonNegative = 50.0
+    weight: NonNegative = 5.0
     relative: bool = True
     fisher: Fisher = field(default_factory=Fisher)
 
@@ -197,9 +197,11 @@ class LastLayers(Finetune):
 
 @dataclass(config=STRICT)
 class L1Sparse(Finetune):
-    """Positives and weight * sum |theta| over the generator. schedule: of the weight over the steps."""
+    """Positives and weight * sum |theta| over the generator. weight: unset, the one at which its gradient has
+    `strength` times the norm of the adversarial one at theta_G. schedule: of the weight over the steps."""
 
-    weight: NonNegative = 5e-5
+    weight: NonNegative | None = None
+    strength: NonNegative = 0.2
     schedule: Literal["constant", "linear", "cosine"] = "constant"
 
 

@@ -14,7 +14,7 @@ _PAPER: dict[str, Any] = dict(
     preserve_weight=0.0,
     warm_start=0.0,
     schedule="constant",
-    strength=0.3,
+    strength=4.0,
     keep="final",
 )
 

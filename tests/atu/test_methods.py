@@ -529,7 +529,7 @@ def test_l1_is_the_sum_of_absolute_values(schedule, factor):
     value = 0.3 * factor * sum(p.abs().sum() for p in params)
     expected = torch.autograd.grad(value, params)
     params[0].grad = torch.ones_like(params[0])
-    penalty = L1(params, cfg)
+    penalty = L1(params, cfg.weight, cfg)
     penalty.step = 2
     assert penalty.add_grad()["l1"] == pytest.approx(value.item(), rel=1e-6)
     torch.testing.assert_close(params[0].grad - 1, expected[0], rtol=1e-6, atol=1e-9)
@@ -545,6 +545,25 @@ def test_l1_sparse_shrinks_the_weights():
         result = unlearn(gan, marked(gan), config=config, method="l1-sparse")
         norms.append(sum(p.abs().sum().item() for p in result.gan.generator.parameters()))
     assert norms[1] < norms[0] - 1
+
+
+def test_l1_weight_is_set_from_the_gradients():
+    """With one batch of all the same latents: strength times the norm of the adversarial gradient, by hand."""
+    gan = mlp()
+    gan.latent_sampler = lambda n, rng: torch.ones(n, 4)
+    result = unlearn(
+        gan,
+        torch.rand(4, 1, 8, 8),
+        torch.rand(9, 1, 8, 8),
+        lambda x: x[:, 0, 0, 0] > 5,
+        quick("l1_sparse", strength=0.5),
+        method="l1-sparse",
+    )
+    params = list(gan.generator.parameters())
+    loss = -torch.sigmoid(gan.discriminator(gan.generator(torch.ones(1, 4)))).log().mean()
+    norm = torch.cat([g.flatten() for g in torch.autograd.grad(loss, params)]).norm().item()
+    size = sum(p.numel() for p in params)
+    assert result.decisions["l1_weight"] * math.sqrt(size) == pytest.approx(0.5 * norm, rel=1e-4)
 
 
 # --- cdc and rssa, against loops

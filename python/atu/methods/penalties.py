@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from .. import config
 from ..adapt import Ewc, fisher_of
 from ..adversarial import trainable
 from ..feedback import Feedback
-from ..gan import GAN
+from ..gan import GAN, eval_mode, fork_rng, mix_seed
+from ..losses import generator_loss
 from ..repel import schedule
 from ..runs import Run
 from .finetune import Outcome, finetune, pretrained_copy
@@ -31,18 +35,31 @@ def ewc(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -
 class L1:
     """Adds the gradient of weight * sum |theta|, over the generator's trained parameters, to the gradients."""
 
-    def __init__(self, params: list[Tensor], cfg: config.L1Sparse):
-        self.params, self.cfg = params, cfg
+    def __init__(self, params: list[Tensor], weight: float, cfg: config.L1Sparse):
+        self.params, self.weight, self.cfg = params, weight, cfg
         self.step = 0
 
     @torch.no_grad()
     def add_grad(self) -> dict[str, float]:
-        weight = self.cfg.weight * schedule(self.cfg, self.step)
+        weight = self.weight * schedule(self.cfg, self.step)
         for p in self.params:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             p.grad.add_(p.sign(), alpha=weight)
         self.step += 1
         return {"l1": weight * sum(float(p.abs().sum(dtype=torch.float64)) for p in self.params)}
+
+
+def adversarial_norm(gan: GAN, params: list[Tensor], batch_size: int, batches: int = 16) -> float:
+    """Mean norm, over batches of latents, of the adversarial loss's gradient with respect to `params`."""
+    total = 0.0
+    rng = torch.default_generator
+    assert gan.discriminator is not None
+    with eval_mode(gan.generator, gan.discriminator):
+        for _ in range(batches):
+            z, c = gan.latents(batch_size, rng), gan.labels(batch_size, rng)
+            grads = torch.autograd.grad(generator_loss(gan.logits(gan.fake(z, c), c)), params, allow_unused=True)
+            total += float(get_total_norm([g for g in grads if g is not None]))
+    return total / batches
 
 
 def l1_sparse(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
@@ -52,9 +69,17 @@ def l1_sparse(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: 
     """
     own = cfg.methods.l1_sparse
     twin = pretrained_copy(gan)
-    penalty = L1(trainable(twin.generator), own)
+    params = trainable(twin.generator)
+    weight = own.weight
+    if weight is None:
+        with fork_rng(gan.device, mix_seed(seed, 303)):
+            norm = adversarial_norm(twin, params, own.adversarial.batch_size)
+        weight = own.strength * norm / math.sqrt(sum(p.numel() for p in params))
+    penalty = L1(params, weight, own)
 
     def set_step(step: int) -> None:
         penalty.step = step
 
-    return finetune(twin, "l1-sparse", gan, feedback, own, run, seed, add_grad=penalty.add_grad, on_step=set_step)
+    outcome = finetune(twin, "l1-sparse", gan, feedback, own, run, seed, add_grad=penalty.add_grad, on_step=set_step)
+    outcome.decisions["l1_weight"] = weight
+    return outcome
