@@ -131,6 +131,27 @@ def test_unlearn_with_an_oracle_then_eval(folder, tmp_path, capsys):
     assert evaluated["n"] == 200
 
 
+def test_unlearn_by_a_method(folder, tmp_path, capsys):
+    """A baseline has no adapted generator; its report is complete all the same. Another method is another run."""
+    gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
+    assert run("sample", gan, "--n", 12, *judge(folder), "--out", negatives) == 0
+    (tmp_path / "quick.toml").write_text(
+        QUICK + "[methods.cf_k]\nk = 1\nsteps = 4\ncheck_every = 2\ncheck_samples = 100\n"
+    )
+    arguments = ["unlearn", gan, "--negatives", negatives, *judge(folder), "--config", tmp_path / "quick.toml"]
+    assert run(*arguments, "--method", "cf-k", "--samples", 200, "--quiet", "--out", out) == 0
+    data = json.loads((out / "report.json").read_text())
+    assert data["decisions"]["method"] == "cf-k" and data["decisions"]["k"] == 1
+    assert data["negatives"].keys() == {"before", "after"}
+    page = (out / "report.html").read_text()
+    assert "cf-k: losses" in page and "Stage 2" not in page
+    capsys.readouterr()
+    assert "another config.method (cf-k there, el2 now)" in error(capsys, *arguments, "--method", "el2", "--out", out)
+    assert "'fisher' is not one of 'atu', 'el2'" in error(capsys, *arguments, "--method", "fisher", "--out", out)
+    line = error(capsys, *arguments, "--compat", "reference", "--out", tmp_path / "other")
+    assert "compat: the reference's settings are those of a StyleGAN2" in line and not (tmp_path / "other").exists()
+
+
 def test_unlearn_without_an_oracle_says_who_judged(folder, tmp_path):
     gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
     run("sample", gan, "--n", 20, *judge(folder), "--out", negatives)

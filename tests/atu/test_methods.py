@@ -351,6 +351,7 @@ def test_layers_of_an_odd_network():
     assert [layer.name for layer in last_layers(GAN(Odd()), None, "k")] == ["a", "b"]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's own
 def test_a_scripted_generator_is_refused():
     class Scripted(nn.Module):
         def __init__(self):
