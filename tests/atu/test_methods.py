@@ -149,6 +149,16 @@ def test_every_method_on_every_kind(kind, method, snapshot, unchanged):
         assert p.requires_grad == q.requires_grad
 
 
+@pytest.mark.parametrize("method", ["eu-k", "cdc", "rssa", "retrain"])
+def test_labels_dropout_spectral_norm_and_a_sigmoid(conv_gan, method):
+    result = unlearn(conv_gan, marked(conv_gan), is_negative=upper_half(conv_gan), config=QUICK, method=method)
+    assert torch.isfinite(result.gan.sample(5)).all()
+    rows = [row for row in result.history if row["stage"] == method]
+    for key in {"cdc": ["correspondence"], "rssa": ["self_correlation", "disturbance"]}.get(method, []):
+        # The same dropout masks on both sides: nothing but rounding differs before the first step.
+        assert rows[0][key] == pytest.approx(0, abs=1e-4) and rows[2][key] > 0
+
+
 @pytest.mark.parametrize("method", ["l1-sparse", "eu-k", "rssa", "retrain", "nl2"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(method, tmp_path, monkeypatch):
     """Stopped after its step 2 of 3 was saved, and taken up again: the same bits, rows and decisions."""
