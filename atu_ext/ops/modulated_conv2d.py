@@ -463,6 +463,15 @@ _register_gradients()
 # ---- the layer ------------------------------------------------------------------------------------------------------
 
 
+def _prefers_channels_last(x: Tensor, w: Tensor) -> bool:
+    """Whether torch's convolution on the CPU is quicker channels-last, which it is given by its input's layout.
+
+    Up to twice with few channels; but it reorders the weight at every call, and where that is much larger than the image
+    its gradient takes up to three times as long (measured: benchmarks/NOTES.md).
+    """
+    return w.numel() <= 2 * x.numel()
+
+
 def _upsample_conv(x, w, f, up, padding, flip_weight, impl):
     """FIR-filtered zero-insertion by `up`, then convolution, as one transposed convolution and one FIR filter."""
     kh, kw = w.shape[2:]
@@ -513,8 +522,8 @@ def conv2d_resample(
     kh, kw = w.shape[2:]
     pads = _resampling_pads(padding, f, up, down)
     if x.is_cpu and not on_cuda(x) and not wants_reference(impl):
-        # torch's convolution keeps its input's layout, and on the CPU this one is up to twice as fast.
-        x, w = x.to(memory_format=torch.channels_last), w.to(memory_format=torch.channels_last)
+        layout = torch.channels_last if _prefers_channels_last(x, w) else torch.contiguous_format
+        x, w = x.to(memory_format=layout), w.to(memory_format=layout)
     if x.shape[2] == 0 or x.shape[3] == 0:
         fh, fw = (1, 1) if f is None else (f.shape[0], f.shape[-1])
         return _conv_of_nothing(x, w, (fh, fw), up, down, pads)
@@ -684,7 +693,9 @@ def modulated_conv2d(
     plain = plain and not modulated and next_styles is None
     if plain and pointwise and weight.shape[0] <= _PIXELWISE_CHANNELS and x.numel() > 0:
         return _pixelwise(x, weight, styles, bias)
-    channels_last = _is_channels_last(x) or (x.device.type == "cpu" and weight.shape[2:] != (1, 1))
+    channels_last = _is_channels_last(x)
+    if x.is_cpu and not on_cuda(x) and weight.shape[2:] != (1, 1):
+        channels_last = _prefers_channels_last(x, weight)
     u = x if modulated else _ops.modulate(x, styles, channels_last)
     u = conv2d_resample(u, weight, resample_filter, up, down, padding, flip_weight, impl)
     _check_noise(noise, u)

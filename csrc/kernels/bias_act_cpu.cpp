@@ -68,7 +68,7 @@ class Rows {
         channels_(p.channels),
         inner_(p.inner),
         bias_(static_cast<const T*>(p.bias)),
-        laid_out_(vector ? (length *= ceil_div(kVectorRow, length), length) : 0) {
+        laid_out_(vector ? (length = repeated(length), length) : 0) {
     for (int64_t j = 0; vector && j < length; ++j) laid_out_.data()[j] = bias_ == nullptr ? T(0) : bias_[channel(j)];
   }
   bool vector;
@@ -78,6 +78,15 @@ class Rows {
   const T* laid_out() const { return laid_out_.data(); }
 
  private:
+  // A multiple of `period`, at least kVectorRow; and of the vector, where that is not much more: no part of a vector is
+  // left over at a row's end then.
+  static int64_t repeated(int64_t period) {
+    int64_t whole = period;
+    while (whole % kLanes<T> != 0) whole += period;
+    const int64_t unit = whole <= 8 * kVectorRow ? whole : period;
+    return unit * ceil_div(kVectorRow, unit);
+  }
+
   int64_t channels_, inner_;
   const T* bias_;
   Scratch<T> laid_out_;

@@ -328,12 +328,15 @@ class Rows {
       const int64_t n = list(r, 0), steps = ceil_div(width - r, ax_.phases);
       with_count(n, [&]<int N>() {
         const Sum<T, N> sum(sources_.data(), weights_.data(), n);
-        for (int64_t j = 0; j < steps; ++j) {
+        // Without resampling the row is one run of memory, and only its end may leave part of a vector.
+        const bool flat = ax_.phases == 1 && ax_.advance == 1 && channels_ == p_.y_stride_w;
+        const int64_t pixels = flat ? 1 : steps, length = flat ? steps * channels_ : channels_;
+        for (int64_t j = 0; j < pixels; ++j) {
           const int64_t from = j * ax_.advance * channels_;
           T* to = out + (r + j * ax_.phases) * p_.y_stride_w;
           int64_t c = 0;
-          for (; c + V <= channels_; c += V) put(to + c, sum(from + c));
-          if (c < channels_) store_partial(to + c, sum(from + c), int(channels_ - c));
+          for (; c + V <= length; c += V) put(to + c, sum(from + c));
+          if (c < length) store_partial(to + c, sum(from + c), int(length - c));
         }
       });
     }

@@ -165,11 +165,13 @@ class AdversarialTrainer:
         else:
             loss = losses.fake_loss(fake_logits) + losses.real_loss(real_logits)
         metrics = {"loss_d": loss, "logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
-        if self.extra_fakes is not None and self.extra_weight > 0:
-            extra_logits = self._judge(*draw(self.gan, self.extra_fakes, cfg.batch_size))
-            loss = loss + self.extra_weight * losses.fake_loss(extra_logits)
-            metrics["logit_negative"] = extra_logits.mean()
         loss.backward()
+        if self.extra_fakes is not None and self.extra_weight > 0:  # after that, so that its memory is free again
+            extra_logits = self._judge(*draw(self.gan, self.extra_fakes, cfg.batch_size))
+            extra_loss = self.extra_weight * losses.fake_loss(extra_logits)
+            extra_loss.backward()
+            metrics["loss_d"] = loss + extra_loss
+            metrics["logit_negative"] = extra_logits.mean()
         if self.step_count % cfg.r1_interval == 0:
             for name, gamma, x, labels in (("r1", cfg.r1_gamma, real, real_c), ("r2", cfg.r2_gamma, fake, c)):
                 if gamma > 0:

@@ -118,7 +118,9 @@ def _begin(quiet: bool = False, device: str | None = None) -> None:
     import torch
 
     from . import progress
+    from .environment import keep_freed_memory
 
+    keep_freed_memory()
     progress.set_quiet(quiet)
     if device is None:
         return

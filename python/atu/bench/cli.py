@@ -40,8 +40,10 @@ def main(
     """
     import torch
 
+    from ..environment import keep_freed_memory
     from . import output
 
+    keep_freed_memory()  # as the other commands do; for every implementation alike
     _check(device, dtype)
     before = None if compare_path is None else output.read(compare_path)
     threads = threads or torch.get_num_threads()

@@ -59,7 +59,7 @@ def make_trainer(gan: GAN, stage: str, adversarial: Adversarial, models: int = 1
     elif not plain:
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
         options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel).add_grad
-        options["extra_fakes"] = lambda n: real.batch(torch.randint(len(real), (n,)))
+        options["extra_fakes"] = real
     trainer = AdversarialTrainer(twin.to(gan.device), real, adversarial, **options)
     trainer.extra_weight = cfg.repel.negatives_weight
     trainer.set_lr_factor(0.0)

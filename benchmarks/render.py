@@ -1,0 +1,252 @@
+"""Write the tables of docs/performance.md from benchmarks/results/*.json, between the markers that the page has.
+
+    python -m benchmarks.render           write        python -m benchmarks.render --check    exit 1 if it would change
+
+A marker is <!-- table: NAME --> ... <!-- end -->. A table whose results are missing says which command makes them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from atu.bench.output import duration, size
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "benchmarks" / "results"
+FILES = {
+    "ops-1": "atu bench ops --threads 1 --json benchmarks/results/ops-1.json --plot docs/images/bench-ops.png",
+    "ops-2": "atu bench ops --threads 2 --json benchmarks/results/ops-2.json",
+    "ops-float64": "atu bench ops --threads 1 --dtype float64 --no-compile --no-growth "
+    "--json benchmarks/results/ops-float64.json",
+    "step-1": "atu bench step --threads 1 --json benchmarks/results/step-1.json",
+    "step-2": "atu bench step --threads 2 --json benchmarks/results/step-2.json",
+    "job": "atu bench job --json benchmarks/results/job.json",
+}
+Row = list[str]
+
+
+class Missing(Exception):
+    """A result file that is not there."""
+
+
+def load(name: str) -> dict[str, Any]:
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        raise Missing(FILES[name])
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def table(head: Row, rows: list[Row]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def machine_line(found: dict[str, Any]) -> str:
+    about, rates, versions = found["machine"], found["limits"], found["versions"]
+    load_average = about.get("load_average", "?")
+    return (
+        f"{about.get('gpu', about['cpu'])}, {found['threads']} of {about['cores']} cores, torch {versions['torch']}, "
+        f"load {load_average}. Copy {rates['copy'] / 1e9:.1f} GB/s, read {rates['read'] / 1e9:.1f} GB/s, "
+        f"matmul {rates['matmul'] / 1e9:.0f} and convolution {rates['conv'] / 1e9:.0f} Gflop/s."
+    )
+
+
+def _median(row: dict[str, Any], kind: str) -> str:
+    return duration(row["times"].get(kind, {}).get("median"))
+
+
+def ops(name: str) -> str:
+    found = load(name)
+    rows = []
+    for row in found["rows"]:
+        times = [
+            duration(row["times"].get(kind, {}).get("median")) for kind in ("ours", "reference", "compiled", "library")
+        ]
+        memory = size(row["times"]["ours"]["peak_bytes"])
+        label = f"{row['name']}, {row['direction']}"
+        rows.append([label, *times, f"{duration(row['limit'])} ({row['bound']})", f"{row['of_limit']:.2f}", memory])
+    head = ["case", "ours", "reference", "torch.compile", "nearest of torch", "limit", "ours / limit", "peak memory"]
+    return f"{machine_line(found)}\n\n{table(head, rows)}"
+
+
+def growth(name: str) -> str:
+    rows = []
+    for g in load(name).get("growth", []):
+        sizes, seconds = ", ".join(map(str, g["sizes"])), ", ".join(map(duration, g["seconds"]))
+        rows.append([g["name"], g["over"], sizes, seconds, f"{g['exponent']:.2f}"])
+    return table(["op", "over", "sizes", "times", "exponent"], rows)
+
+
+def step(name: str) -> str:
+    found = load(name)
+    rows = []
+    for row in found["rows"]:
+        times = [duration(row["times"].get(kind, {}).get("median")) for kind in ("ours", "reference", "compiled")]
+        ratios = [
+            f"{row['speedup'][kind]:.2f}" if kind in row["speedup"] else "-" for kind in ("reference", "compiled")
+        ]
+        rows.append([row["name"], *times, *ratios, size(row["times"]["ours"]["peak_bytes"])])
+    head = ["part", "ours", "reference", "torch.compile", "reference / ours", "compiled / ours", "peak memory"]
+    why = next((row["not_compiled"] for row in found["rows"] if "not_compiled" in row), "")
+    note = f"\n\ntorch.compile of the networks failed: {why}" if why else ""
+    return f"{found['gan']}, batch {found['batch']}. {machine_line(found)}\n\n{table(head, rows)}{note}"
+
+
+def job(name: str) -> str:
+    rows = []
+    found = load(name)
+    for row in found["rows"]:
+        reached = [duration(row["to_pul"][level]) if row["to_pul"][level] else "not reached" for level in ("95", "99")]
+        rows.append([row["impl"], f"{row['seconds']:.1f} s", *reached])
+    return table([f"unlearning the digit {found['digit']}", "whole", "to PUL 95", "to PUL 99"], rows)
+
+
+# --- the aims: (aim, measured, met)
+
+
+def _worst(rows: list[dict[str, Any]], measure: Callable[[dict[str, Any]], float | None], largest: bool) -> str:
+    found = [(value, row) for row in rows if (value := measure(row)) is not None]
+    if not found:
+        return "not measured"
+    value, row = (max if largest else min)(found, key=lambda pair: pair[0])
+    return f"{value:.2f} ({row['name']}, {row['direction']})"
+
+
+def _aim(text: str, rows, measure, bound: float, largest: bool) -> Row:
+    """largest: the aim is a ceiling, and the worst case the largest value."""
+    values = [value for row in rows if (value := measure(row)) is not None]
+    met = sum((value <= bound) if largest else (value >= bound) for value in values)
+    return [text, _worst(rows, measure, largest), f"{met} of {len(values)} cases"]
+
+
+def _over(kind: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda row: row["speedup"].get(kind)
+
+
+def _ours_over(kind: str) -> Callable[[dict[str, Any]], float | None]:
+    return lambda row: 1 / row["speedup"][kind] if kind in row["speedup"] else None
+
+
+def _ops_aims(threads: int) -> list[Row]:
+    everything = load(f"ops-{threads}")["rows"]
+
+    def rows(op: str, *directions: str, label: str = "") -> list[dict[str, Any]]:
+        chosen = [r for r in everything if r["op"] == op and label in r["name"]]
+        return [r for r in chosen if not directions or r["direction"] in directions]
+
+    def limit(row: dict[str, Any]) -> float:
+        return float(row["of_limit"])
+
+    note = f", {threads} thread{'s' if threads > 1 else ''}"
+    layer = "modulated_conv2d"
+    plain = [r for r in rows(layer, "forward") if "up 2" not in r["name"]]
+    return [
+        _aim(f"upfirdn2d <= 2 x copy{note}", rows("upfirdn2d"), limit, 2, True),
+        _aim(f"upfirdn2d >= 10 x eager{note}", rows("upfirdn2d"), _over("reference"), 10, False),
+        _aim(f"upfirdn2d never slower than torch.compile{note}", rows("upfirdn2d"), _over("compiled"), 1, False),
+        _aim(f"bias_act <= 1.25 x copy{note}", rows("bias_act"), limit, 1.25, True),
+        _aim(f"modulated layer, forward <= 1.1 x conv2d{note}", plain, _ours_over("library"), 1.1, True),
+        _aim(f"the same, up 2 <= 2 x{note}", rows(layer, "forward", label="up 2"), _ours_over("library"), 2, True),
+        _aim(f"its backward <= 1.15 x conv2d's{note}", rows(layer, "backward"), _ours_over("library"), 1.15, True),
+        _aim(f"its second order <= reference{note}", rows(layer, "second"), _ours_over("reference"), 1, True),
+        _aim(f"param_penalty <= 1.25 x bytes{note}", rows("param_penalty"), limit, 1.25, True),
+        _aim(f"param_penalty >= 3 x eager loop{note}", rows("param_penalty"), _over("reference"), 3, False),
+    ]
+
+
+def _step_aims(threads: int) -> list[Row]:
+    found = load(f"step-{threads}")
+    row = next(r for r in found["rows"] if r["name"] == "stage 2: step")
+    note = f", {threads} thread{'s' if threads > 1 else ''}"
+    aims = []
+    for kind, name, aim in (("reference", "reference", 2.5), ("compiled", "torch.compile", 1.3)):
+        value = row["speedup"].get(kind)
+        text = "not measured" if value is None else f"{value:.2f}"
+        met = "yes" if value is not None and value >= aim else "no"
+        aims.append([f"stage-2 step >= {aim} x {name}{note}", text, met])
+    return aims
+
+
+def _memory_aim() -> Row:
+    memory = load("step-1")["memory"]
+    allowed = 1.1 * memory["plain"] + 2 * memory["generator"]
+    worst = max(m["peak"] + m["kept"] for m in memory["stage_2"].values())
+    text = "stage-2 peak <= 1.1 x plain step + 2 generators, N = 1, 2, 5"
+    return [text, f"{size(worst)} of {size(allowed)}", "yes" if worst <= allowed else "no"]
+
+
+def _thread_aims() -> list[Row]:
+    aims = []
+    for fit in load("ops-1").get("growth", []):
+        if fit["over"] == "threads":
+            gain = fit["seconds"][0] / fit["seconds"][1]
+            aims.append([f"{fit['name']}: >= 1.8 x from 1 to 2 threads", f"{gain:.2f}", "yes" if gain >= 1.8 else "no"])
+    return aims
+
+
+def _float64_aim() -> Row:
+    single = {(r["name"], r["direction"]): r["times"]["ours"]["median"] for r in load("ops-1")["rows"]}
+    ratios = []
+    for row in load("ops-float64")["rows"]:
+        key = (row["name"], row["direction"])
+        if key in single:
+            ratios.append((row["times"]["ours"]["median"] / single[key], " ".join(key)))
+    worst = max(ratios)
+    met = sum(ratio <= 2.2 for ratio, _ in ratios)
+    return ["float64 <= 2.2 x float32", f"{worst[0]:.2f} ({worst[1]})", f"{met} of {len(ratios)} cases"]
+
+
+def _overhead_aim() -> Row:
+    over = load("step-1")["overhead"]
+    text = f"{duration(over['ours'])} (reference {duration(over['reference'])}), all of torch's own calls included"
+    return ["a step's overhead < 2 ms", text, "yes" if over["ours"] < 2e-3 else "no"]
+
+
+def aims(_: str) -> str:
+    rows = [*_ops_aims(1), *_ops_aims(2), *_step_aims(1), *_step_aims(2), _overhead_aim(), _memory_aim()]
+    rows += [*_thread_aims(), _float64_aim()]
+    return table(["aim", "worst case measured", "met"], rows)
+
+
+TABLES: dict[str, tuple[Callable[[str], str], str]] = {
+    "aims": (aims, ""),
+    "ops-1": (ops, "ops-1"),
+    "ops-2": (ops, "ops-2"),
+    "growth": (growth, "ops-1"),
+    "step-1": (step, "step-1"),
+    "step-2": (step, "step-2"),
+    "job": (job, "job"),
+}
+
+
+def rendered(page: str) -> str:
+    """The page with every table made anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        function, argument = TABLES[match[1]]
+        try:
+            text = function(argument)
+        except Missing as missing:
+            text = f"Not measured yet: `{missing}`, then `python -m benchmarks.render`."
+        return f"<!-- table: {match[1]} -->\n{text}\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", fill, page, flags=re.S)
+
+
+def main() -> int:
+    before = PAGE.read_text(encoding="utf-8")
+    after = rendered(before)
+    if "--check" in sys.argv[1:]:
+        return int(before != after)
+    PAGE.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
