@@ -109,6 +109,9 @@ COMPAT = click.option(
     type=click.Choice(presets.COMPAT),
     help="Settings to start from: those of the paper's reference implementation (StyleGAN kinds).",
 )
+RETRAINED = click.option(
+    "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: attacks are compared with it."
+)
 SAMPLES = click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
 )
@@ -338,28 +341,96 @@ def eval_command(before, after, oracle, classes, real, samples, seed, device, qu
     _show(eval_job(*gans, classifier, classes, real, out, seed, samples, command), out, quiet)
 
 
+@cli.command("attack")
+@click.argument("before")
+@click.argument("after")
+@_oracle_options
+@RETRAINED
+@click.option("--negatives", type=click.Path(path_type=Path), help="Folder to relearn from; BEFORE's own if not given.")
+@click.option("--starts", default=64, show_default=True, type=click.IntRange(1), help="Random starts of the search.")
+@click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Gradient steps of the search.")
+@click.option("--relearn-steps", default=200, show_default=True, type=click.IntRange(1), help="Most fine-tuning steps.")
+@common("Folder for attacks.json and attacks.html.")
+def attack_command(
+    before, after, oracle, classes, retrained, negatives, starts, steps, relearn_steps, seed, device, quiet, out
+) -> None:
+    """Try to get unlearned samples back out of AFTER: latent search, and relearning from a few negatives."""
+    from .attacks import Budget
+    from .jobs import attack_job
+
+    _begin(quiet, device)
+    if oracle is None:
+        raise click.UsageError("--oracle CLASSIFIER and --class K are needed, to say which samples are negative")
+    classifier, _ = _oracle(oracle, classes, device)
+    gans = [None if name is None else _load_gan(name, device) for name in (before, after, retrained)]
+    budget = Budget(starts=starts, steps=steps, relearn_steps=relearn_steps)
+    table = attack_job(*gans, classifier, classes, negatives, budget, out, seed, shlex.join(["atu", *sys.argv[1:]]))
+    if not quiet:
+        for row in table:
+            click.echo("  ".join(f"{cell:>28}" for cell in row))
+    for name in ("attacks.html", "attacks.json"):
+        click.echo(str(out / name))
+
+
 @cli.group("demo")
 def demo_group() -> None:
     """See it work: on the bundled MNIST GAN, and on eight Gaussians."""
 
 
 @demo_group.command("mnist")
+@click.option("--digit", "digits", multiple=True, help="Digit to unlearn (8 unless --feature); may be repeated.")
+@click.option("--feature", metavar="NAME", help="Unlearn a measured feature instead: thick, left (leaning) or wide.")
 @click.option(
-    "--digit", "digits", multiple=True, default=("8",), show_default=True, help="Digit to unlearn; may be repeated."
+    "--from", "source", type=click.Path(path_type=Path), metavar="RUN", help="Go on from the result of an earlier demo."
 )
 @click.option("--negatives", default=200, show_default=True, type=click.IntRange(1), help="Negatives marked, a digit.")
 @click.option("--no-oracle", is_flag=True, help="Give the negatives only; the classifier answers nothing else.")
+@click.option("--attacks", "attacked", is_flag=True, help="Attack the result: latent search and relearning.")
+@RETRAINED
 @METHOD
 @COMPAT
 @CONFIG
 @SAMPLES
 @common("Run folder.")
-def demo_mnist_command(digits, negatives, no_oracle, method, compat, config, samples, seed, device, quiet, out) -> None:
-    """Unlearn a digit from the bundled MNIST StyleGAN2."""
+def demo_mnist_command(
+    digits,
+    feature,
+    source,
+    negatives,
+    no_oracle,
+    attacked,
+    retrained,
+    method,
+    compat,
+    config,
+    samples,
+    seed,
+    device,
+    quiet,
+    out,
+) -> None:
+    """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
     from .demo import demo_mnist
 
     _begin(quiet, device)
-    data = demo_mnist(digits, out, negatives, samples, seed, device, config, not no_oracle, method, compat)
+    if retrained is not None and not attacked:
+        raise click.UsageError("--retrained needs --attacks")
+    data = demo_mnist(
+        digits or (("8",) if feature is None else ()),
+        out,
+        negatives,
+        samples,
+        seed,
+        device,
+        config,
+        not no_oracle,
+        method,
+        compat,
+        feature,
+        source,
+        attacked,
+        retrained,
+    )
     _show(data, out, quiet)
 
 

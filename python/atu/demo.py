@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,14 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import data, images, plots, pretrain, report
+from . import data, images, plots, pretrain, report, targets
 from .adversarial import Adversarial
 from .assets import asset
+from .attacks import attack
+from .attributes import FEATURES, SHARE, Attribute, attributes
+from .attributes import feature as feature_of
 from .classifier import Classifier
 from .config import Config
-from .evaluate import Evaluation, evaluate
+from .evaluate import Evaluation, Scores, classifier_scorer, evaluate, unlearning
 from .gan import GAN, fork_rng, mix_seed
 from .networks.mlp import MLPDiscriminator, MLPGenerator
+from .parameter_path import ParameterPath, parameter_path
 from .unlearn import Result, unlearn
 
 
@@ -64,12 +69,6 @@ def adapted_generators(gan: GAN, result: Result) -> dict[str, torch.nn.Module]:
     return {"adapted": twin}
 
 
-def _named(digits: Sequence[str]) -> str:
-    if len(digits) == 1:
-        return f"the digit {digits[0]}"
-    return f"the digits {', '.join(digits[:-1])} and {digits[-1]}"
-
-
 def demo_mnist(
     digits: Iterable[int | str],
     out: str | Path,
@@ -81,29 +80,44 @@ def demo_mnist(
     oracle: bool = True,
     method: str | None = None,
     compat: str | None = None,
+    feature: str | None = None,
+    source: str | Path | None = None,
+    attacked: bool = False,
+    retrained: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Unlearn digits from the bundled MNIST GAN; writes the run folder and its report.
+    """Unlearn digits, or a feature of the stroke, from the bundled MNIST GAN; writes the run folder and its report.
 
-    The bundled classifier plays the user: it marks `negatives` samples of each digit and, with `oracle`, answers for
-    generated samples during the run too. It also judges the outcome, on other latents. method, compat: of `unlearn`.
+    The bundled classifier (or the feature's measure) plays the user: it marks `negatives` samples of each digit and,
+    with `oracle`, answers for generated samples during the run too. It also judges the outcome, on other latents.
+
+    Args:
+        feature: one of `atu.attributes.FEATURES`, in place of digits. source: folder of an earlier run to go on from;
+            what it had unlearned stays negative, and is counted before and after. attacked: attack the result
+            (`atu.attacks`), beside the GAN in `retrained` if given. method, compat: of `unlearn`.
 
     Returns:
         The content of OUT/report.json.
     """
-    gan = GAN.load(asset("mnist-gan.safetensors"))
+    first = GAN.load(asset("mnist-gan.safetensors"))
     classifier = Classifier.load(asset("mnist-classifier.safetensors"))
-    names = [classifier.classes[index] for index in classifier.class_indices(digits)]
+    earlier = [] if source is None else targets.earlier_targets(Path(source))
+    gan = first if source is None else GAN.load(Path(source) / "result.safetensors")
+    other = None if retrained is None else GAN.load(retrained)
     if device is not None:
-        gan, classifier = gan.to(device), classifier.to(device)
+        first, gan, classifier = first.to(device), gan.to(device), classifier.to(device)
+        other = None if other is None else other.to(device)
     start = time.monotonic()
+    known = attributes(first)
+    target = _target(digits, feature, classifier, known, gan.image_range)
+    before = [targets.from_plain(plain, classifier, gan.image_range) for plain in earlier]
     marked, looked = [], 0
-    for name in names:
-        chosen, seen = mark_negatives(gan, classifier.oracle([name]), negatives, mix_seed(seed, 77))
+    for name, is_part in target.parts.items():
+        chosen, seen = mark_negatives(gan, is_part, negatives, mix_seed(seed, 77))
         images.save_folder(chosen, gan.image_range, Path(out) / "negatives" / name)
         marked.append(chosen)
         looked = max(looked, seen)
     marking = time.monotonic() - start
-    judge = classifier.oracle(names) if oracle else None
+    judge = targets.any_of([target.is_negative, *(one.is_negative for one in before)]) if oracle else None
     result = unlearn(
         gan,
         torch.cat(marked),
@@ -116,35 +130,119 @@ def demo_mnist(
         compat=compat,
     )
     start = time.monotonic()
+    kept: dict[str, Callable[[Tensor], Tensor]] = {**known, **{one.subject: one.is_negative for one in before}}
     evaluation = evaluate(
         gan,
         result.gan,
         classifier,
-        names,
+        target.classes,
         data.mnist(),
-        others=adapted_generators(gan, result),
+        is_negative=None if target.classes else target.is_negative,
+        others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
+        attributes=kept,
         n=samples,
         seed=mix_seed(seed, 999),
     )
+    path = parameter_path_of(gan, result, evaluation, classifier_scorer_of(target, classifier, gan), seed)
+    if path is not None:
+        plots.save_path(Path(out) / "parameter-path.png", path)
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
-    options = " ".join(f"--digit {name}" for name in names)
-    options += "".join(f" --{k} {v}" for k, v in (("method", method), ("compat", compat)) if v is not None)
-    note = f"{sum(map(len, marked))} negatives, marked by the bundled classifier among {looked:,} samples. "
-    note += "It also answered for generated samples during the run, and judges the outcome on other latents."
-    alone = "It was not asked again during the run; it judges the outcome on other latents."
+    found = None
+    if attacked:
+        start = time.monotonic()
+        found = attack(gan, result.gan, target.goal, torch.cat(marked), other, seed=mix_seed(seed, 888))
+        seconds["attacks"] = time.monotonic() - start
     context = report.Context(
-        subject=_named(names),
+        subject=target.subject,
         seconds=seconds,
-        command=f"atu demo mnist {options} --negatives {negatives} --seed {seed} --out DIR"
-        + ("" if oracle else " --no-oracle"),
+        command=_command(target, negatives, seed, oracle, method, compat, source, attacked, retrained),
         config=result.config.to_dict(),
         seed=seed,
         device=str(gan.device),
         history=result.history,
         decisions=result.decisions,
-        notes=[note if oracle else note.partition("It also")[0] + alone],
+        notes=_notes(target, sum(map(len, marked)), looked, oracle),
+        targets=[*earlier, target.plain],
+        attacks=found,
+        path=path,
+        earlier=[still_unlearned(one.subject, evaluation) for one in before],
     )
     return report.write(out, evaluation, context)
+
+
+def _target(
+    digits: Iterable[int | str],
+    feature: str | None,
+    classifier: Classifier,
+    known: Mapping[str, Attribute],
+    image_range: tuple[float, float],
+) -> targets.Target:
+    if feature is None:
+        return targets.digits(classifier, digits, image_range)
+    if tuple(digits):
+        raise ValueError("feature: expected digits or a feature to unlearn, got both")
+    feature_of(feature)
+    return targets.stroke(known[feature])
+
+
+def _command(target, negatives, seed, oracle, method, compat, source, attacked, retrained) -> str:
+    """The command line of this run."""
+    words = ["atu", "demo", "mnist"]
+    words += [word for name in target.classes for word in ("--digit", name)] or ["--feature", target.plain["feature"]]
+    for name, value in (("from", source), ("method", method), ("compat", compat), ("retrained", retrained)):
+        words += [] if value is None else [f"--{name}", str(value)]
+    words += ["--negatives", str(negatives), "--seed", str(seed)]
+    words += ["--no-oracle"] * (not oracle) + ["--attacks"] * attacked
+    return shlex.join([*words, "--out", "DIR"])
+
+
+def _notes(target: targets.Target, marked: int, looked: int, oracle: bool) -> list[str]:
+    judge = "the bundled classifier" if target.classes else "the feature's measure"
+    again = "It also answered for generated samples during the run, and judges the outcome on other latents."
+    alone = "It was not asked again during the run; it judges the outcome on other latents."
+    notes = [f"{marked} negatives, marked by {judge} among {looked:,} samples. {again if oracle else alone}"]
+    if not target.classes:
+        unit = FEATURES[target.plain["feature"]].unit
+        notes.append(
+            f"A sample is negative above {target.plain['threshold']:.3g} {unit}, which {100 * SHARE:g} % of the "
+            "bundled GAN's samples exceed."
+        )
+    return notes
+
+
+def classifier_scorer_of(target: targets.Target, classifier: Classifier, gan: GAN) -> Callable[[Tensor], Scores]:
+    """The scorer that `evaluate` uses for a target."""
+    if not target.classes:
+        return classifier_scorer(classifier, [], gan.image_range, target.is_negative)
+    return classifier_scorer(classifier, classifier.class_indices(target.classes), gan.image_range)
+
+
+def parameter_path_of(
+    gan: GAN, result: Result, evaluation: Evaluation, score: Callable[[Tensor], Scores], seed: int
+) -> ParameterPath | None:
+    """The picture of the line to the first adapted generator; None for methods that adapt none."""
+    if not result.adapted:
+        return None
+    judged = evaluation.models["before"]
+    n = min(len(judged.negative), 400)
+    kept = judged.features[~judged.negative]
+    return parameter_path(gan, result.adapted[0], score, kept, n=n, seed=mix_seed(seed, 998))
+
+
+def still_unlearned(subject: str, evaluation: Evaluation) -> dict[str, Any]:
+    """Counts of an earlier target in the first GAN, before this run and after it, from an evaluation that asked for it.
+
+    stays_unlearned: the percentage unlearned since the first GAN fell by no more than one point in this run.
+    """
+    flags = {name: judged.attributes[subject] for name, judged in evaluation.models.items()}
+    since = {name: unlearning(flags["first"], flags[name]) for name in ("before", "after")}
+    counts = {"original": flags["first"], "before": flags["before"], "after": flags["after"]}
+    row: dict[str, Any] = {"subject": subject, **{name: int(flag.sum()) for name, flag in counts.items()}}
+    for name, numbers in since.items():
+        row.update({f"pul_{name}": numbers["pul"], f"pul_ci95_{name}": numbers["pul_ci95"]})
+    known = since["after"]["pul"] is not None
+    row["stays_unlearned"] = since["after"]["pul"] >= since["before"]["pul"] - 1 if known else None
+    return row
 
 
 # --- eight Gaussians

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import report
+from . import environment, report
+from .attacks import Budget, attack, class_goal
 from .classifier import Classifier
 from .data import as_samples, mnist
-from .demo import adapted_generators, stage_seconds
+from .demo import adapted_generators, mark_negatives, stage_seconds
 from .evaluate import Evaluation, Real, evaluate
 from .feedback import fit_probe
 from .gan import GAN, mix_seed
@@ -115,3 +116,29 @@ def _real(real: str | None, gan: GAN) -> Real | None:
         return mnist(gan.sample_shape[-1])
     samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
     return samples.batch(torch.arange(len(samples)))
+
+
+def attack_job(
+    before: GAN,
+    after: GAN,
+    retrained: GAN | None,
+    classifier: Classifier,
+    classes: Sequence[str],
+    negatives: Path | None,
+    budget: Budget,
+    out: Path,
+    seed: int,
+    command: str,
+) -> list[list[str]]:
+    """Attack AFTER and write OUT/attacks.json and OUT/attacks.html; returns the table."""
+    goal = class_goal(classifier, classes, before.image_range)
+    if negatives is None:
+        known, _ = mark_negatives(before, goal.is_negative, budget.negatives, mix_seed(seed, 77))
+    else:
+        given = as_samples(negatives, before.sample_shape, before.image_range, "negatives")
+        known = given.batch(torch.arange(min(len(given), budget.negatives)))
+    start = time.monotonic()
+    found = attack(before, after, goal, known, retrained, budget, seed)
+    found.update(subject=_subject(classes), command=command, seconds=round(time.monotonic() - start, 1))
+    found["machine"] = environment.machine(before.device)
+    return report.write_attacks(out, found)

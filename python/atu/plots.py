@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -20,6 +20,9 @@ from torch import Tensor
 
 from .data import to_uint8
 from .files import write_atomic
+
+if TYPE_CHECKING:
+    from .parameter_path import ParameterPath
 
 # Stand-in colours, replaced by the page's CSS variables once matplotlib has drawn.
 INK, MUTED = "#000001", "#000002"
@@ -128,6 +131,47 @@ def scatter(title: str, points: Tensor, marked: Tensor, limit: float) -> str:
             axes.plot(x, y, "o", color=colour, ms=1.8, alpha=0.55, mew=0)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
         return _svg(figure)
+
+
+def _draw_path(axes: Any, path: ParameterPath) -> None:
+    """Columns of images, one a point of the path, with s, negatives and distance below each."""
+    count, shown = path.images.shape[:2]
+    columns = path.images.transpose(0, 1).reshape(count * shown, *path.images.shape[2:])
+    picture = image_grid(columns.nan_to_num(), path.image_range, count)
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(-0.5, count - 0.5, 0, 1), aspect="auto")
+    labels = [
+        f"{row['s']:g}\n{100 * row['negative']['share']:.0f} %\n"
+        + ("–" if row["frechet"] is None else f"{row['frechet']:.3g}")
+        for row in path.points
+    ]
+    axes.set_xticks(range(count), labels)
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.annotate(
+        "s\nnegative\nFréchet", (0, 0), (-8, -4), "axes fraction", textcoords="offset points", ha="right", va="top"
+    )
+
+
+def path_figure(path: ParameterPath) -> str:
+    """A parameter path of images as SVG."""
+    with _figure("path", size=(7.2, 0.62 * path.images.shape[1] + 0.7)) as (figure, axes):
+        _draw_path(axes, path)
+        return _svg(figure)
+
+
+def save_path(file: str | Path, path: ParameterPath) -> Path:
+    """The same as a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = Figure(figsize=(9, 0.8 * path.images.shape[1] + 0.8), layout="constrained", dpi=110)
+    axes = figure.add_subplot()
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    _draw_path(axes, path)
+    return write_atomic(file, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
 
 
 def image_grid(images: Tensor, image_range: tuple[float, float], columns: int, gap: int = 1) -> Image.Image:

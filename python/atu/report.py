@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from . import environment, plots
+from .attacks import rows as attack_rows
 from .evaluate import Evaluation, Judged
 from .files import write_json, write_text
+from .parameter_path import ParameterPath
 
 CURVES: list[dict[str, Any]] = [
     dict(stage="adapt", title="Stage 1: losses", keys={"loss_d": "discriminator", "loss_g": "generator"}),
@@ -40,7 +42,13 @@ CURVES: list[dict[str, Any]] = [
     dict(stage="repel", title="Stage 2: negatives, % of samples", keys={"negative_rate": "negatives"}, percent=True),
     dict(stage="repel", title="Stage 2: drift of the kept samples (Fréchet)", keys={"drift": "drift"}),
 ]
-LABELS = {"before": "original", "adapted": "adapted (stage 1)", "after": "unlearned"}
+LABELS = {
+    "first": "first GAN",
+    "before": "original",
+    "adapted": "adapted (stage 1)",
+    "after": "unlearned",
+    "retrained": "retrained without it",
+}
 
 
 @dataclass
@@ -48,7 +56,9 @@ class Context:
     """What a report tells beside the evaluation.
 
     subject: what was unlearned, in words ("the digit 8"). seconds: by stage. history: rows of `unlearn`. command:
-    how to run it again. notes: sentences shown under the headline. figures: further (title, caption, SVG).
+    how to run it again. notes: sentences shown under the headline. figures: further (title, caption, SVG). targets:
+    what was unlearned, as plain data, so that a later run can go on from here. attacks: of `atu.attacks`. path: of
+    `atu.parameter_path`. earlier: one dict (subject, counts) a thing that an earlier run had unlearned.
     """
 
     subject: str
@@ -61,11 +71,15 @@ class Context:
     decisions: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     figures: Sequence[tuple[str, str, str]] = ()
+    targets: Sequence[Mapping[str, Any]] = ()
+    attacks: Mapping[str, Any] | None = None
+    path: ParameterPath | None = None
+    earlier: Sequence[Mapping[str, Any]] = ()
 
 
 def report_data(evaluation: Evaluation, context: Context) -> dict[str, Any]:
     """The content of report.json: `evaluate`'s numbers, and what they were made with."""
-    total = sum(value for name, value in context.seconds.items() if name != "evaluate")
+    total = sum(value for name, value in context.seconds.items() if name not in ("evaluate", "attacks"))
     return dict(
         subject=context.subject,
         **evaluation.numbers,
@@ -74,6 +88,10 @@ def report_data(evaluation: Evaluation, context: Context) -> dict[str, Any]:
         run_seed=context.seed,
         command=context.command,
         decisions=_plain(context.decisions),
+        targets=_plain(context.targets),
+        attacks=_plain(context.attacks),
+        parameter_path=None if context.path is None else _plain(context.path.points),
+        earlier=_plain(context.earlier),
         config=_plain(context.config),
         machine=environment.machine(context.device),
         versions=environment.versions(),
@@ -181,7 +199,34 @@ def table(data: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
             as_share = key == "confident"
             cells = ["–" if v is None else f"{100 * v:.1f} %" if as_share else number(v) for v in values]
             rows.append([label, *cells])
+    for what, label in (("precision", "precision on what is kept"), ("recall", "recall of what is kept")):
+        values = [data.get(f"{what}_kept_{name}") for name in names]
+        if any(value is not None for value in values):
+            rows.append([label, *("–" if v is None else f"{v:.3f}" for v in values)])
     return rows
+
+
+def shares_table(data: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """Share of every class and measured feature with its 95 % interval, one column a model."""
+    rows = [["% of samples", *(LABELS.get(name, name) for name in names)]]
+    for key in ("class_histogram", "attributes"):
+        found = [data.get(f"{key}_{name}") or {} for name in names]
+        for title in found[0]:
+            rows.append([title, *(_percent(column[title]) if title in column else "–" for column in found)])
+    return rows if len(rows) > 1 else []
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    low, high = (100 * bound for bound in row["ci95"])
+    return f"{100 * row['share']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def relearning_curve(attacks: Mapping[str, Any]) -> str | None:
+    """Negative rate over the steps of fine-tuning on a few negatives, one line a model, as SVG."""
+    found = attacks["relearn"]
+    curve = [{"step": step, name: rate} for name, one in found.items() for step, rate in one["curve"]]
+    keys = {name: LABELS.get(name, name) for name in found}
+    return plots.curves("Relearning", curve, keys, percent=True)
 
 
 def _marks(flags: Tensor, columns: int, rows: int) -> list[dict[str, float]]:
@@ -260,10 +305,6 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) -> str:
     """The HTML page."""
-    import jinja2
-
-    loader = jinja2.PackageLoader("atu", "templates")
-    environment_ = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     histograms = {
         LABELS.get(name, name): data[f"class_histogram_{name}"]
         for name in ("before", "after")
@@ -271,7 +312,7 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
     }
     negative = [evaluation.classes[index] for index in evaluation.negative_classes]
     names = list(evaluation.models)
-    return environment_.get_template("report.html").render(
+    return _template("report.html").render(
         data=data,
         context=context,
         cards=headline(data),
@@ -279,6 +320,10 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         table=table(data, names),
         grid_rows=grids(evaluation),
         curves=curve_figures(context.history),
+        shares=shares_table(data, names),
+        attacks=None if context.attacks is None else attack_rows(context.attacks, LABELS),
+        relearning=None if context.attacks is None else relearning_curve(context.attacks),
+        path=None if context.path is None or context.path.images.ndim != 5 else plots.path_figure(context.path),
         bars=plots.class_bars(histograms, negative) if histograms else None,
         unlearned=negative,
         decisions=flatten(data["decisions"]),
@@ -286,6 +331,23 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         machine=flatten({**data["machine"], **{f"version of {k}": v for k, v in data["versions"].items()}}),
         stages=[(name, duration(value)) for name, value in data["seconds_by_stage"].items()],
     )
+
+
+def _template(name: str) -> Any:
+    import jinja2
+
+    loader = jinja2.PackageLoader("atu", "templates")
+    settings = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return settings.get_template(name)
+
+
+def write_attacks(out: str | Path, found: Mapping[str, Any]) -> list[list[str]]:
+    """Write OUT/attacks.json and OUT/attacks.html of `atu.attacks.attack`; returns the table."""
+    table = attack_rows(found, LABELS)
+    page = _template("attacks.html").render(found=found, table=table, curve=relearning_curve(found))
+    write_text(Path(out) / "attacks.html", page)
+    write_json(Path(out) / "attacks.json", _plain(found))
+    return table
 
 
 def write(out: str | Path, evaluation: Evaluation, context: Context) -> dict[str, Any]:
