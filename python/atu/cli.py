@@ -69,6 +69,22 @@ class _Lazy(click.Command):
         return ctx.exit(code) if isinstance(code, int) and code else None
 
 
+class _Lists(click.Command):
+    """A command whose options --classes and --methods take several words: --classes 1 4 8."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        expanded, option = [], ""
+        for word in args:
+            if word in ("--classes", "--methods"):
+                option = word
+            elif option and not word.startswith("-"):
+                expanded += [option, word]
+            else:
+                option = ""
+                expanded.append(word)
+        return super().parse_args(ctx, expanded)
+
+
 @click.group(cls=Commands, context_settings=dict(help_option_names=["-h", "--help"]))
 @click.version_option(None, "--version", package_name="atu-ext", prog_name="atu")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -362,9 +378,11 @@ def attack_command(
     if oracle is None:
         raise click.UsageError("--oracle CLASSIFIER and --class K are needed, to say which samples are negative")
     classifier, _ = _oracle(oracle, classes, device)
-    gans = [None if name is None else _load_gan(name, device) for name in (before, after, retrained)]
+    first, last = _load_gan(before, device), _load_gan(after, device)
+    other = None if retrained is None else _load_gan(retrained, device)
     budget = Budget(starts=starts, steps=steps, relearn_steps=relearn_steps)
-    table = attack_job(*gans, classifier, classes, negatives, budget, out, seed, shlex.join(["atu", *sys.argv[1:]]))
+    command = shlex.join(["atu", *sys.argv[1:]])
+    table = attack_job(first, last, other, classifier, classes, negatives, budget, out, seed, command)
     if not quiet:
         for row in table:
             click.echo("  ".join(f"{cell:>28}" for cell in row))
@@ -466,6 +484,51 @@ def _print_centres(data: dict[str, Any]) -> None:
     Console().print(grid)
 
 
+@cli.command("reproduce", cls=_Lists)
+@click.argument("dataset", type=click.Choice(["mnist", "afhq", "celebahq"]))
+@click.option("--class", "--classes", "classes", multiple=True, help="Class or attribute to unlearn; may be repeated.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds of each cell, from 0 on.")
+@click.option("--method", "--methods", "methods", multiple=True, help="Method; may be repeated. All when not given.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of AFHQ or CelebA-HQ (see the docs).")
+@click.option("--ckpt", help="Checkpoint of the GAN to unlearn from (afhq, celebahq).")
+@click.option("--classifiers", type=click.Path(path_type=Path), help="Folder of classifiers; trained when not given.")
+@click.option("--extractor", type=click.Path(path_type=Path), help="TorchScript file of Inception, for FID.")
+@click.option("--negatives", default=200, show_default=True, type=click.IntRange(1), help="Negatives marked.")
+@CONFIG
+@click.option("--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents a cell.")
+@click.option("--device", help='Where to compute, as torch names it: "cpu", "cuda", "cuda:1".')
+@click.option("--quiet", is_flag=True, help="No progress output.")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder; goes on from it.")
+def reproduce_command(
+    dataset,
+    classes,
+    seeds,
+    methods,
+    data,
+    ckpt,
+    classifiers,
+    extractor,
+    negatives,
+    config,
+    samples,
+    device,
+    quiet,
+    out,
+) -> None:
+    """Compute the published table: every method, class and seed, beside the paper's rows. A stopped one goes on."""
+    from .jobs import reproduce_job
+
+    _begin(quiet, device)
+    if (dataset == "mnist") != (data is None and ckpt is None) or (data is None) != (ckpt is None):
+        raise click.UsageError("afhq and celebahq need --data FOLDER and --ckpt FILE; mnist takes neither")
+    gan = None if ckpt is None else _load_gan(ckpt, device)
+    options = dict(seeds=seeds, negatives=negatives, samples=samples)
+    found = reproduce_job(dataset, classes, methods, gan, data, classifiers, extractor, config, device, out, options)
+    click.echo(f"{found['cells_done']} of {found['cells']} cells", err=True)
+    for name in ("table.md", "table.json", "figure.png"):
+        click.echo(str(out / name))
+
+
 @cli.group("pretrain")
 def pretrain_group() -> None:
     """Train a GAN from scratch."""
@@ -521,7 +584,7 @@ def _fail(text: str, code: int = 2) -> NoReturn:
 
 
 def _resume_hint(arguments: list[str]) -> str:
-    resumable = bool(arguments) and arguments[0] in ("unlearn", "demo", "pretrain")
+    resumable = bool(arguments) and arguments[0] in ("unlearn", "demo", "pretrain", "reproduce")
     if not resumable:
         return "stopped"
     return f"stopped; the same command goes on from here:\n  atu {shlex.join(arguments)}"

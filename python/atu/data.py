@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -99,13 +99,15 @@ def _to_channels(image: Image.Image, channels: int, path: Path, name: str) -> np
     return np.asarray(image.convert(modes[channels]))
 
 
-def _read_image(path: Path, channels: int, height: int, width: int, name: str) -> Tensor:
-    """uint8 [C, H, W] of an image file."""
+def _read_image(path: Path, channels: int, height: int, width: int, name: str, resize: bool = False) -> Tensor:
+    """uint8 [C, H, W] of an image file; resize: of the same proportions, but any size."""
     try:
         with Image.open(path) as image:
             image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{name}: {path} cannot be read as an image ({error})") from error
+    if resize and image.size[0] * height == image.size[1] * width:
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
     if image.size != (width, height):
         raise ValueError(
             f"{name}: {path} is {image.size[0]} x {image.size[1]}, and the GAN's images are {width} x {height}"
@@ -129,8 +131,16 @@ def load_folder(folder: str | Path, sample_shape: tuple[int, ...], name: str = "
     paths = sorted(path for path in folder.rglob("*") if is_image(path))
     if not paths:
         raise ValueError(f"{name}: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return load_images(paths, sample_shape, name)
+
+
+def load_images(paths: Sequence[Path], sample_shape: tuple[int, ...], name: str, resize: bool = False) -> Tensor:
+    """Image files as uint8 [N, C, H, W] of `sample_shape` (C, H, W); errors as of `load_folder`.
+
+    resize: scale images of the same proportions but another size.
+    """
     channels, height, width = sample_shape
-    return torch.stack([_read_image(path, channels, height, width, name) for path in paths])
+    return torch.stack([_read_image(path, channels, height, width, name, resize) for path in paths])
 
 
 def to_range(x: Tensor, image_range: tuple[float, float]) -> Tensor:

@@ -142,3 +142,34 @@ def attack_job(
     found.update(subject=_subject(classes), command=command, seconds=round(time.monotonic() - start, 1))
     found["machine"] = environment.machine(before.device)
     return report.write_attacks(out, found)
+
+
+def reproduce_job(
+    dataset: str,
+    classes: Sequence[str],
+    methods: Sequence[str],
+    gan: GAN | None,
+    folder: Path | None,
+    classifiers: Path | None,
+    extractor: Path | None,
+    config: Path | None,
+    device: str | None,
+    out: Path,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Plan a recipe and compute it; returns table.json's content."""
+    from . import recipes, reproduce
+
+    options = {**options, "methods": reproduce.check_methods(methods), "config": reproduce.read_config(config)}
+    if extractor is not None:
+        options["extractor"] = reproduce.load_extractor(extractor)
+    if dataset == "mnist":
+        plan = recipes.mnist_plan(classes or ("1", "4", "8"), **options)
+        if device is not None:
+            plan.gan.to(device)
+    else:
+        assert gan is not None and folder is not None
+        plan = recipes.PLANS[dataset](folder, gan, out, classes, classifiers, **options)
+    for task in plan.tasks:
+        task.judge.to(plan.gan.device)
+    return reproduce.reproduce(plan, out)
