@@ -1,5 +1,6 @@
 # make demo   unlearn the digit 8 from the bundled MNIST GAN and write out/demo/report.html
 # make test   the whole test suite           make lint   ruff, mypy, clang-format
+# make ptxas  resources of the CUDA kernels against benchmarks/results/ptxas.md (needs nvcc, no GPU)
 # Each sets up .venv on a fresh machine, and uses it again the next time.
 
 PYTHON ?= python3
@@ -9,14 +10,15 @@ DIGIT ?= 8
 PYTEST_ARGS ?= -n auto
 BIN := $(VENV)/bin
 
-# In a checkout, CUDA code is built for the GPU that is there; without one, for the default list (cmake/cuda.cmake).
+# In a checkout, CUDA code is built for the GPU that is there; without one, for two generations, to see that it compiles.
+# `pip install .` builds the whole list of cmake/cuda.cmake.
 GPU_ARCH := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -u | paste -sd ';' -)
 export ATU_CUDA ?= auto
-export ATU_CUDA_ARCHITECTURES ?= $(GPU_ARCH)
+export ATU_CUDA_ARCHITECTURES ?= $(or $(GPU_ARCH),80-real;90)
 
 BUILD_INPUTS := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard cmake/*) $(wildcard csrc/*/*)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint ptxas format clean
 
 demo: $(VENV)/installed
 	$(BIN)/atu demo mnist --digit $(DIGIT) --out $(OUT)
@@ -29,6 +31,9 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format --dry-run -Werror
+
+ptxas: $(VENV)/installed
+	$(BIN)/python benchmarks/ptxas_report.py --check --jobs 2
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -1,12 +1,13 @@
 # Decides whether CUDA is built and collects csrc/kernels/*_cuda.cu. Sets for CMakeLists.txt:
 #   ATU_HAS_CUDA (0/1), ATU_CUDA_REASON (why it is off), ATU_CUDA_VERSION, ATU_CUDA_ARCHITECTURES_BUILT,
-#   ATU_CUDA_OBJECTS, ATU_CUDA_LIBRARIES
+#   ATU_CUDA_OBJECTS, ATU_CUDA_INCLUDES, ATU_CUDA_LIBRARIES
 set(ATU_HAS_CUDA 0)
 set(ATU_CUDA_REASON "")
 set(ATU_CUDA_VERSION "")
 set(ATU_CUDA_ARCHITECTURES_BUILT "")
 set(ATU_CUDA_OBJECTS "")
 set(ATU_CUDA_LIBRARIES "")
+set(ATU_CUDA_INCLUDES "")
 
 string(TOLOWER "${ATU_CUDA}" atu_cuda)
 if(NOT atu_cuda MATCHES "^(auto|on|off)$")
@@ -36,6 +37,13 @@ function(atu_find_nvcc)
     NO_DEFAULT_PATH)
   if(ATU_NVCC)
     set(ENV{CUDACXX} "${ATU_NVCC}")
+    # The index's package keeps the CUDA runtime in lib, where its own nvcc does not look: CMake's trial builds would
+    # not link.
+    get_filename_component(root "${ATU_NVCC}" DIRECTORY)
+    get_filename_component(root "${root}" DIRECTORY)
+    if(EXISTS "${root}/lib/libcudart_static.a")
+      set(ENV{LIBRARY_PATH} "${root}/lib:$ENV{LIBRARY_PATH}")
+    endif()
   endif()
 endfunction()
 
@@ -51,10 +59,14 @@ else()
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)
     set(ATU_HAS_CUDA 1)
-  elseif(atu_cuda STREQUAL "on")
-    message(FATAL_ERROR "ATU_CUDA=on but nvcc was not found: put it on PATH, or set CUDA_HOME or CUDACXX")
   else()
     set(ATU_CUDA_REASON "nvcc was not found when the package was built")
+    if(DEFINED ENV{CUDACXX})
+      set(ATU_CUDA_REASON "$ENV{CUDACXX} failed on a trial program when the package was built")
+    endif()
+    if(atu_cuda STREQUAL "on")
+      message(FATAL_ERROR "ATU_CUDA=on but ${ATU_CUDA_REASON}: put a working nvcc on PATH, or set CUDA_HOME or CUDACXX")
+    endif()
   endif()
 endif()
 
@@ -86,8 +98,23 @@ if(ATU_HAS_CUDA)
     set(atu_jobs 1)
   endif()
   set_property(GLOBAL APPEND PROPERTY JOB_POOLS atu_cuda_pool=${atu_jobs})
-  find_package(CUDAToolkit REQUIRED)
+  # Not find_package(CUDAToolkit): it insists on the shared runtime under a name that the index's package lacks.
+  get_filename_component(atu_cuda_root "${CMAKE_CUDA_COMPILER}" REALPATH)
+  get_filename_component(atu_cuda_root "${atu_cuda_root}" DIRECTORY)
+  get_filename_component(atu_cuda_root "${atu_cuda_root}" DIRECTORY)
+  find_library(ATU_CUDART_STATIC cudart_static
+    HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} "${CMAKE_CUDA_COMPILER_LIBRARY_ROOT}" "${atu_cuda_root}"
+    PATH_SUFFIXES lib64 lib)
+  if(NOT ATU_CUDART_STATIC)
+    message(FATAL_ERROR "libcudart_static.a was not found beside ${CMAKE_CUDA_COMPILER}: install the CUDA runtime "
+      "(package nvidia-cuda-runtime, or cuda-cudart-dev), or set ATU_CUDA=off")
+  endif()
+  find_package(Threads REQUIRED)
   set(ATU_CUDA_OBJECTS $<TARGET_OBJECTS:atu_cuda>)
-  set(ATU_CUDA_LIBRARIES CUDA::cudart_static)
+  set(ATU_CUDA_INCLUDES ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+  set(ATU_CUDA_LIBRARIES "${ATU_CUDART_STATIC}" Threads::Threads ${CMAKE_DL_LIBS})
+  if(UNIX AND NOT APPLE)
+    list(APPEND ATU_CUDA_LIBRARIES rt)
+  endif()
 endif()
 message(STATUS "CUDA kernels: ${ATU_HAS_CUDA} ${ATU_CUDA_VERSION} ${ATU_CUDA_ARCHITECTURES_BUILT} ${ATU_CUDA_REASON}")

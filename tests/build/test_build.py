@@ -67,6 +67,42 @@ def test_importing_the_ops_imports_no_training_code():
     assert out.stdout.strip() == "False"
 
 
+def configure(tree: Path, cuda: str, path: str) -> tuple[int, str]:
+    """Run CMake as setup.py does, with only `path` and the compilers' folders to look for nvcc in."""
+    pybind11 = pytest.importorskip("pybind11")
+    cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if cmake is None:
+        pytest.skip("no cmake")
+    options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    env = {k: v for k, v in os.environ.items() if k not in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "PATH")}
+    env["PATH"] = os.pathsep.join([path, "/usr/bin", "/bin"])
+    command = [cmake, "-S", str(ROOT), "-B", str(tree), "-G", "Unix Makefiles", *options, f"-DATU_CUDA={cuda}"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    return done.returncode, " ".join((done.stdout + done.stderr).split())
+
+
+def broken_nvcc(folder: Path) -> str:
+    """A folder with an nvcc that fails."""
+    nvcc = folder / "nvcc"
+    nvcc.write_text("#!/bin/sh\nexit 1\n")
+    nvcc.chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make", path="/usr/bin:/bin") is None, reason="no make")
+def test_the_build_says_why_there_is_no_cuda(tmp_path):
+    folder = broken_nvcc(tmp_path)
+    code, text = configure(tmp_path / "off", "off", folder)
+    assert code == 0 and "CUDA kernels: 0 switched off by ATU_CUDA=off" in text
+    code, text = configure(tmp_path / "auto", "auto", folder)
+    assert code == 0 and f"CUDA kernels: 0 {folder}/nvcc failed on a trial program" in text
+    code, text = configure(tmp_path / "on", "on", folder)
+    assert code != 0 and f"ATU_CUDA=on but {folder}/nvcc failed on a trial program" in text
+    code, text = configure(tmp_path / "wrong", "maybe", folder)
+    assert code != 0 and "ATU_CUDA must be auto, on or off, got 'maybe'" in text
+
+
 @pytest.mark.slow
 def test_sdist_to_wheel_to_install_outside_the_checkout(tmp_path):
     pytest.importorskip("build")
