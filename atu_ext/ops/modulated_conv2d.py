@@ -466,8 +466,8 @@ _register_gradients()
 def _prefers_channels_last(x: Tensor, w: Tensor) -> bool:
     """Whether torch's convolution on the CPU is quicker channels-last, which it is given by its input's layout.
 
-    Up to twice with few channels; but it reorders the weight at every call, and where that is much larger than the image
-    its gradient takes up to three times as long (measured: benchmarks/NOTES.md).
+    Up to twice with few channels; but it reorders the weight at every call, and where that is much larger than the
+    image its gradient takes up to three times as long (measured: benchmarks/NOTES.md).
     """
     return w.numel() <= 2 * x.numel()
 
@@ -708,7 +708,7 @@ def modulated_conv2d(
         u = _ops.epilogue(*args)
     else:
         _ops.epilogue_(*args)
-    return u if next_styles is None else _ops.modulate(u, next_styles, True)
+    return u if next_styles is None else _ops.modulate(u, next_styles, _is_channels_last(u))
 
 
 def _wants_gradients(*tensors: Tensor | None) -> bool:

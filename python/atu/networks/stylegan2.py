@@ -298,8 +298,9 @@ class SynthesisBlock(nn.Module):
             )
 
     def _layers(self, x: Tensor, w0: Tensor, w1: Tensor, noise_mode: str, gain: float = 1.0) -> Tensor:
-        """Both layers. Nothing else reads what is between them, so the first multiplies it by the second's styles."""
-        styles = self.conv1.styles(w1, x.dtype)
+        """Both layers. Nothing else reads what is between them, so on CUDA, where that saves a pass over it, the first
+        multiplies it by the second's styles."""
+        styles = self.conv1.styles(w1, x.dtype) if x.is_cuda else None
         x = self.conv0(x, w0, noise_mode, next_styles=styles)
         return self.conv1(x, w1, noise_mode, gain, modulated_by=styles)
 
