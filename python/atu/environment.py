@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
