@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 ENGINES = ("auto", "library", "gemm")
 DIRECTIONS = ("forward", "input_gradient")
 TABLE = Path(__file__).with_name("conv_engines.json")
@@ -79,7 +81,8 @@ def table_path() -> Path:
 
 
 @functools.lru_cache(maxsize=4096)
-def _measured(path: str, device: str, layer: Layer) -> Choice:
+def _measured(path: str, device: str, layer: tuple) -> Choice:
+    layer = Layer(*layer)
     known = _table(path).get(device)
     if known is None:
         return Choice("library", f"{path} has no measurements of {device}")
@@ -91,6 +94,12 @@ def _measured(path: str, device: str, layer: Layer) -> Choice:
     choice = Choice(engine, f"measured on {device} with a batch of {batch}: library {library} us, gemm {gemm} us")
     _log.info("%s: %s (%s)", layer, choice.engine, choice.reason)
     return choice
+
+
+@torch.compiler.assume_constant_result  # a compiled graph keeps the choice of its shapes
+def _looked_up(device: str, layer: tuple) -> tuple[str, str]:
+    choice = _measured(str(table_path()), device, layer)
+    return choice.engine, choice.reason
 
 
 def choose(layer: Layer, device: str, obstacle: str | None = None, engine: str = "auto") -> Choice:
@@ -120,4 +129,4 @@ def choose(layer: Layer, device: str, obstacle: str | None = None, engine: str =
         return Choice("library", obstacle)
     if asked != "auto":
         return Choice(asked, "asked for by ATU_CONV_ENGINE")
-    return _measured(str(table_path()), device, layer)
+    return Choice(*_looked_up(device, tuple(layer)))

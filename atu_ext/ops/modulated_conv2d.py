@@ -22,7 +22,7 @@ from ._common import DTYPE_CODES as _DTYPES
 from ._common import address as _address
 from ._common import direct, launch, on_cuda, use_native, wants_reference
 from .bias_act import activations, bias_act
-from .modulated_gemm import engine_of
+from .modulated_gemm import engine_of, out_size
 from .upfirdn2d import _padding, upfirdn2d
 
 _ACTS = {
@@ -584,13 +584,10 @@ def _check(x, weight, styles, noise, up, down, bias, act, clamp, next_styles) ->
         raise ValueError(f"clamp: expected None or a number >= 0, got {clamp!r}")
 
 
-def _check_noise(noise: Tensor | None, y: Tensor) -> None:
-    if noise is not None and (
-        noise.ndim != 4 or noise.shape[0] not in (1, y.shape[0]) or noise.shape[1:] != (1, *y.shape[2:])
-    ):
+def _check_noise(noise: Tensor | None, n: int, height: int, width: int) -> None:
+    if noise is not None and (noise.ndim != 4 or noise.shape[0] not in (1, n) or noise.shape[1:] != (1, height, width)):
         raise ValueError(
-            f"noise: expected [N or 1, 1, H', W'] = [{y.shape[0]} or 1, 1, {y.shape[2]}, {y.shape[3]}], "
-            f"got shape {tuple(noise.shape)}"
+            f"noise: expected [N or 1, 1, H', W'] = [{n} or 1, 1, {height}, {width}], got shape {tuple(noise.shape)}"
         )
 
 
@@ -698,7 +695,7 @@ def modulated_conv2d(
         channels_last = _prefers_channels_last(x, weight)
     u = x if modulated else _ops.modulate(x, styles, channels_last)
     u = conv2d_resample(u, weight, resample_filter, up, down, padding, flip_weight, impl)
-    _check_noise(noise, u)
+    _check_noise(noise, u.shape[0], *u.shape[2:])
     tensors = (u, d(), noise, bias)
     args = (*tensors, *settings)
     grads = _wants_gradients(*tensors, next_styles)
@@ -718,14 +715,12 @@ def _wants_gradients(*tensors: Tensor | None) -> bool:
 def _gemm_layer(tensors, window, settings, engine) -> Tensor:
     """The layer on the implicit GEMM. tensors: x, w, styles, d, noise, bias; window: stride, [pad_y, pad_x]."""
     (x, w, _, _, noise, _), (stride, pad) = tensors, window
-    if noise is not None:
-        size = [(x.shape[2 + i] + 2 * pad[i] - w.shape[2 + i]) // stride + 1 for i in (0, 1)]
-        _check_noise(noise, x.new_empty((x.shape[0], w.shape[0], *size), device="meta"))
+    _check_noise(noise, x.shape[0], *out_size(x, w, stride, *pad))
     return torch.ops.atu_ext.modulated_gemm(*tensors, stride, *pad, *settings, _wants_gradients(*tensors), engine)[0]
 
 
 def _reference_epilogue(y, weight, styles, noise, demodulate, bias, act, alpha, gain, clamp):
-    _check_noise(noise, y)
+    _check_noise(noise, y.shape[0], *y.shape[2:])
     if demodulate:
         d = (styles.square() @ weight.square().sum([2, 3]).t() + _EPS).rsqrt()
         y = y * d[:, :, None, None]

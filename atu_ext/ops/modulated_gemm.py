@@ -8,8 +8,6 @@ gradients of their own; so every order is there that `modulated_conv2d` has.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -23,12 +21,12 @@ _LINEAR = (0, 0.0, 1.0, -1.0)  # act, alpha, gain, clamp
 _INT_MAX = 2**31 - 1
 
 
-@functools.lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@functools.lru_cache(maxsize=64)
+@torch.compiler.assume_constant_result
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
 
@@ -81,7 +79,7 @@ def _gemm(x, w, in_scale, out_scale, noise, bias, window, out_size, finish, u, y
     )  # fmt: skip
 
 
-def _out_size(x: Tensor, w: Tensor, stride: int, pad_y: int, pad_x: int) -> tuple[int, int]:
+def out_size(x: Tensor, w: Tensor, stride: int, pad_y: int, pad_x: int) -> tuple[int, int]:
     pads = zip(x.shape[2:], w.shape[2:], (pad_y, pad_x), strict=True)
     height, width = ((size + 2 * pad - k) // stride + 1 for size, k, pad in pads)
     return height, width
@@ -105,7 +103,7 @@ torch.library.define("atu_ext::pixel_dot", "(Tensor a, Tensor b) -> Tensor")
 
 def _modulated_gemm(x, w, styles, d, noise, bias, stride, pad_y, pad_x, act, alpha, gain, clamp, keep_u, engine):
     x, w = (t.contiguous(memory_format=_CHANNELS_LAST) for t in (x, w))
-    size = _out_size(x, w, stride, pad_y, pad_x)
+    size = out_size(x, w, stride, pad_y, pad_x)
     y = _image(x, x.shape[0], w.shape[0], *size)
     u = torch.empty_like(y) if keep_u else x.new_empty(0)
     finish = (act, alpha, gain, clamp)
@@ -118,7 +116,7 @@ def _modulated_gemm_input_grad(du, w, styles, pad_y, pad_x, want_scaled):
     du = du.contiguous(memory_format=_CHANNELS_LAST)
     back = w.flip([2, 3]).transpose(0, 1).contiguous(memory_format=_CHANNELS_LAST)
     pads = kh - 1 - pad_y, kw - 1 - pad_x
-    size = _out_size(du, back, 1, *pads)
+    size = out_size(du, back, 1, *pads)
     dx = _image(du, du.shape[0], w.shape[1], *size)
     scaled = torch.empty_like(dx) if want_scaled else du.new_empty(0)
     _gemm(du, back, None, styles, None, None, (1, *pads), size, _LINEAR, scaled if want_scaled else None, dx)
@@ -195,7 +193,7 @@ def _input_gradient_engine(x: Tensor, w: Tensor, engine: str) -> Choice:
 
 
 def _fake(x, w, styles, d, noise, bias, stride, pad_y, pad_x, act, alpha, gain, clamp, keep_u, engine):
-    y = _image(x, x.shape[0], w.shape[0], *_out_size(x, w, stride, pad_y, pad_x))
+    y = _image(x, x.shape[0], w.shape[0], *out_size(x, w, stride, pad_y, pad_x))
     return y, torch.empty_like(y) if keep_u else x.new_empty(0)
 
 

@@ -143,6 +143,27 @@ def test_second_gradients(gpu):
         close(ours, exact, torchs, dtype)
 
 
+@pytest.mark.parametrize("engine", ["gemm", "auto"])
+def test_traced_by_torch_compile(gpu, engine, tmp_path, monkeypatch):
+    """In one graph, also where a table makes the choice."""
+    table(tmp_path / "table.json", dict(dtype="float32", library_us=2.0, gemm_us=1.0))
+    monkeypatch.setenv("ATU_CONV_ENGINES", str(tmp_path / "table.json"))
+    conv_engine._table.cache_clear()
+    conv_engine._measured.cache_clear()
+    leaves = [t.requires_grad_() for t in inputs(gpu, torch.float32)]
+
+    def run(*tensors: Tensor) -> Tensor:
+        return layer(tensors, 3, engine)
+
+    torch.compiler.reset()
+    y, want = torch.compile(run, backend="aot_eager", fullgraph=True)(*leaves), run(*leaves)
+    assert torch.equal(y, want)
+    grads, wanted = (torch.autograd.grad(t.square().sum(), leaves) for t in (y, want))
+    torch.testing.assert_close(grads, wanted)
+    if gpu.calls is not None:
+        assert "modulated_conv2d_gemm" in gpu.calls
+
+
 def test_large_styles_do_not_overflow_half(gpu):
     tensors = inputs(gpu, torch.float16)
     tensors[2] = tensors[2] * 500  # s^2 is past float16's range
