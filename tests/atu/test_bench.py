@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from atu.bench import growth, limits, measure, output, step
+from atu import assets
+from atu.bench import growth, job, limits, measure, output, step
 from atu.bench.case import Traffic, cases_of
 from atu.bench.cli import main
 from atu.bench.micro import OPS, bias_act, cases, modulated_conv2d, param_penalty, upfirdn2d
@@ -49,6 +51,28 @@ def test_step_runs(tmp_path):
     found = json.loads(path.read_text())
     assert [row["name"] for row in found["rows"]] == [f"{s}: {p}" for s in step.STAGES for p in step.PARTS]
     assert found["memory"]["stage_2"].keys() == {"1", "2", "5"}
+
+
+@pytest.mark.skipif(
+    not Path(assets.__file__).with_name("mnist-gan.safetensors").exists(), reason="the bundled GAN is not in this tree"
+)
+def test_job_runs(tmp_path):
+    path = tmp_path / "job.json"
+    assert run("job", "--quick", "--json", str(path)) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["impl"] == "ours"
+    assert row["to_pul"].keys() == {"95", "99"}
+    assert row["seconds"] >= sum(row["stages"].values()) * 0.99
+
+
+def test_time_to_a_level_is_that_of_the_first_check_there():
+    history = [
+        dict(seconds=1.0),
+        *(dict(seconds=s, negative_rate=r) for s, r in ((2.0, 0.05), (3.0, 0.004), (4.0, 0.01))),
+    ]
+    assert job.time_to(history, before=0.1, level=50, offset=10) == 12.0
+    assert job.time_to(history, before=0.1, level=95, offset=10) == 13.0
+    assert job.time_to(history, before=0.1, level=99, offset=10) is None
 
 
 def test_compare_points_out_what_got_slower():
