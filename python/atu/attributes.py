@@ -27,7 +27,7 @@ from .evaluate import map_range
 from .gan import GAN
 
 SHARE = 0.2  # of the original GAN's samples that have a feature: the threshold lies at this upper quantile
-SAMPLES = 4000  # of which the quantile is taken
+SAMPLES = 2000  # of which the quantile is taken
 INK = 1e-3  # total ink below which an image is called empty
 
 
