@@ -140,7 +140,7 @@ def _draw_path(axes: Any, path: ParameterPath) -> None:
     picture = image_grid(columns.nan_to_num(), path.image_range, count)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(-0.5, count - 0.5, 0, 1), aspect="auto")
     labels = [
-        f"{row['s']:g}\n{100 * row['negative']['share']:.0f} %\n"
+        f"{row['s']:g}\n{100 * row['negative']['share']:.1f} %\n"
         + ("–" if row["frechet"] is None else f"{row['frechet']:.3g}")
         for row in path.points
     ]
