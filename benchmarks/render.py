@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = {
-    "ops-1": "atu bench ops --threads 1 --json benchmarks/results/ops-1.json --plot docs/images/bench-ops.png",
-    "ops-2": "atu bench ops --threads 2 --json benchmarks/results/ops-2.json",
-    "ops-float64": "atu bench ops --threads 1 --dtype float64 --no-compile --no-growth "
+    "ops-1": "atu bench ops --threads 1 --seconds 0.25 --json benchmarks/results/ops-1.json --plot docs/images/bench-ops.png",
+    "ops-2": "atu bench ops --threads 2 --seconds 0.25 --json benchmarks/results/ops-2.json",
+    "ops-float64": "atu bench ops --threads 1 --dtype float64 --seconds 0.25 --no-compile --no-growth "
     "--json benchmarks/results/ops-float64.json",
     "step-1": "atu bench step --threads 1 --json benchmarks/results/step-1.json",
     "step-2": "atu bench step --threads 2 --json benchmarks/results/step-2.json",
@@ -80,7 +80,9 @@ def growth(name: str) -> str:
     for g in load(name).get("growth", []):
         sizes, seconds = ", ".join(map(str, g["sizes"])), ", ".join(map(duration, g["seconds"]))
         rows.append([g["name"], g["over"], sizes, seconds, f"{g['exponent']:.2f}"])
-    return table(["op", "over", "sizes", "times", "exponent"], rows)
+    text = table(["op", "over", "sizes", "times", "exponent"], rows)
+    picture = PAGE.parent / "images" / "bench-ops.png"
+    return f"{text}\n\n![Times over the limit, and growth](images/{picture.name})" if picture.exists() else text
 
 
 def step(name: str) -> str:

@@ -184,7 +184,7 @@ def test_stage_2_memory_is_that_of_fine_tuning_whatever_the_number_of_anchors():
 
 
 def test_resampling_is_far_faster_than_the_reference():
-    """A ratio within one run, with a wide margin: 20 was measured."""
+    """A ratio within one run, with a wide margin: 34 was measured at 4x3x256x256."""
     layer = upfirdn2d.layer("up 2", (1, 3, 128, 128), upfirdn2d.UP, torch.contiguous_format, torch.float32, "cpu")
     case = next(cases_of(layer))
     found = measure.times(dict(ours=case.ours, reference=case.reference), measure.Plan(0.02, 5))
