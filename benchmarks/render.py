@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = {
-    "ops-1": "atu bench ops --threads 1 --seconds 0.25 --json benchmarks/results/ops-1.json --plot docs/images/bench-ops.png",
+    "ops-1": "atu bench ops --threads 1 --seconds 0.25 --json benchmarks/results/ops-1.json "
+    "--plot docs/images/bench-ops.png",
     "ops-2": "atu bench ops --threads 2 --seconds 0.25 --json benchmarks/results/ops-2.json",
     "ops-float64": "atu bench ops --threads 1 --dtype float64 --seconds 0.25 --no-compile --no-growth "
     "--json benchmarks/results/ops-float64.json",
