@@ -130,9 +130,10 @@ class Repel:
     ceiling: Positive = 4.0
     epsilon: Positive = 1e-3
     negatives_weight: NonNegative = 0.05
-    guide_weight: NonNegative = 0.5
+    guide_weight: NonNegative = 5.0
     guide_steps: Count = 200
-    preserve_weight: NonNegative = 1.0
+    preserve_weight: NonNegative = 3.0
+    balance_weight: NonNegative = 1.0
     warm_start: NonNegative = 0.0
     check_every: PositiveCount = 50
     check_samples: PositiveCount = 1000

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,19 @@ def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: in
     discriminator = gan.discriminator
     if discriminator is None:
         raise ValueError("discriminator: this GAN has none, and features are taken from it")
+    features = []
+    with eval_mode(discriminator), last_input(discriminator) as last:
+        for x in batches:
+            x = x.to(gan.device)
+            c = gan.labels(len(x), torch.Generator().manual_seed(0))
+            gan.logits(x, c)
+            features.append(flat_features(last[0], max_features).float().cpu())
+    return torch.cat(features) if features else torch.empty(0, 0)
+
+
+@contextmanager
+def last_input(discriminator: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that holds, after each pass, what the discriminator's last layer with weights took in."""
     last: list[Tensor] = []
 
     def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -37,21 +51,18 @@ def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: in
         if "parametrizations" not in name.split(".") and (list(m.parameters(recurse=False)) or is_parametrized(m))
     ]
     hooks = [m.register_forward_pre_hook(remember) for m in layers]
-    features = []
     try:
-        with eval_mode(discriminator):
-            for x in batches:
-                x = x.to(gan.device)
-                c = gan.labels(len(x), torch.Generator().manual_seed(0))
-                gan.logits(x, c)
-                f = last[0]
-                if f.ndim == 4 and f[0].numel() > max_features:
-                    f = f.mean(dim=[2, 3])
-                features.append(f.reshape(len(x), -1).float().cpu())
+        yield last
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.cat(features) if features else torch.empty(0, 0)
+
+
+def flat_features(f: Tensor, max_features: int = 1024) -> Tensor:
+    """[N, F] of a layer's input [N, ...]; maps with more than `max_features` values are averaged over space."""
+    if f.ndim == 4 and f[0].numel() > max_features:
+        f = f.mean(dim=[2, 3])
+    return f.reshape(len(f), -1)
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +94,13 @@ class Whitening:
         keep = values > values[-1].clamp(min=1e-30) * 1e-6
         values, vectors = values[keep][-components:], vectors[:, keep][:, -components:]
         self.matrix = vectors / values.sqrt()
+        self.components = self.matrix.shape[1]
+
+    def to(self, device: torch.device) -> Whitening:
+        """In place; returns self."""
+        self.mean, self.matrix = self.mean.to(device), self.matrix.to(device)
+        return self
 
     def __call__(self, features: Tensor) -> Tensor:
+        """float64 [N, components] of features [N, F]."""
         return (features.double() - self.mean) @ self.matrix

@@ -7,6 +7,7 @@ about each of them, and says nothing (a gradient near 0) about samples that are 
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .adversarial import Samples
 from .augment import augment
+from .features import flat_features, last_input
 from .gan import GAN, fork_rng
 
 
@@ -24,6 +26,8 @@ class Guide:
         gan: pretrained pair. negatives, positives: samples of the two classes, drawn equally often.
         steps, batch_size: of Adam on the logistic loss. policy: augmentation while training (see `atu.augment`); unset,
             translations when there are fewer than 100 negatives. With more it only blurs the boundary.
+        prior: share of negatives where the guide will be used. It is trained on as many of the one as of the other, and
+            would call too much negative without it.
         seed: of the batches; the same seed gives the same guide.
     """
 
@@ -35,9 +39,11 @@ class Guide:
         steps: int,
         batch_size: int = 64,
         policy: str | None = None,
+        prior: float = 0.5,
         seed: int = 0,
     ):
         self.gan = gan
+        self.prior = math.log(prior / (1 - prior))
         self.discriminator = copy.deepcopy(gan.discriminator).train().requires_grad_(True)  # type: ignore[union-attr]
         lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
         optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
@@ -62,11 +68,8 @@ class Guide:
             c = self.gan.labels(len(x), torch.default_generator)
         return self.gan.logits(x, c, self.discriminator)
 
-    def __call__(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Loss of generated samples [N, ...]: mean of -log(1 - P(negative)), differentiable in x."""
-        return F.softplus(self._logits(x, c)).mean()
-
-    @torch.no_grad()
-    def probability(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """P(negative) [N] of samples."""
-        return torch.sigmoid(self._logits(x, c))
+    def judge(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(log-odds of being negative [N], penultimate features [N, F]) of samples, differentiable in x."""
+        with last_input(self.discriminator) as last:
+            logits = self._logits(x, c) + self.prior
+        return logits, flat_features(last[0])

@@ -12,6 +12,7 @@ _PAPER: dict[str, Any] = dict(
     negatives_weight=0.0,
     guide_weight=0.0,
     preserve_weight=0.0,
+    balance_weight=0.0,
     warm_start=0.0,
     schedule="constant",
     strength=4.0,

@@ -12,12 +12,14 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from atu_ext.ops import ParamPenalty
 
 from . import config, progress
 from .adversarial import AdversarialTrainer
+from .features import Whitening
 from .feedback import Feedback
 from .gan import GAN, fork_rng, mix_seed
 from .guide import Guide
@@ -49,6 +51,9 @@ def schedule(cfg: config.Repel | config.L1Sparse, step: int) -> float:
     if cfg.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * share))
     return 1.0
+
+
+BALANCE_RATE = 0.05  # of the running mean of features: about twenty batches count
 
 
 class Repulsion:
@@ -87,8 +92,17 @@ class Repulsion:
 class Controller(StageHooks):
     """Scores the EMA generator every so often, keeps the best, and stops when it gets no better."""
 
-    def __init__(self, trainer: AdversarialTrainer, repel: Repulsion, score: Score, cfg: config.Repel, run: Run):
-        self.trainer, self.repel, self.score, self.cfg, self.run = trainer, repel, score, cfg, run
+    def __init__(
+        self,
+        trainer: AdversarialTrainer,
+        repel: Repulsion,
+        steering: Steering | None,
+        score: Score,
+        cfg: config.Repel,
+        run: Run,
+    ):
+        self.trainer, self.repel, self.steering, self.score = trainer, repel, steering, score
+        self.cfg, self.run = cfg, run
         self.best: dict[str, Any] = {"score": math.inf, "step": 0}
         self.best_state: dict[str, Tensor] = {}
         self.waited = 0
@@ -120,11 +134,16 @@ class Controller(StageHooks):
         best = {k: v if math.isfinite(v) else None for k, v in self.best.items()}
         data = dict(best=best, waited=self.waited, stopped=self.stopped)
         data.update(repel_step=self.repel.step, adversarial_norm=self.repel.adversarial_norm)
-        return {f"best.{k}": v for k, v in self.best_state.items()}, data
+        tensors = {f"best.{k}": v for k, v in self.best_state.items()}
+        if self.steering is not None:
+            tensors["steering.mean"] = self.steering.mean
+        return tensors, data
 
     def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
         self.best = {k: math.inf if v is None else v for k, v in data["best"].items()}
-        self.best_state = {k.removeprefix("best."): v for k, v in tensors.items()}
+        self.best_state = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+        if self.steering is not None:
+            self.steering.mean = tensors["steering.mean"].to(self.steering.mean)
         self.waited, self.stopped = data["waited"], data["stopped"]
         self.repel.step, self.repel.adversarial_norm = data["repel_step"], data["adversarial_norm"]
 
@@ -142,26 +161,40 @@ def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
 
 
 class Steering:
-    """The generator's loss beside the game: the guide's on each sample that looks negative, and the squared distance to
-    the original's sample of the same latent on those that never did."""
+    """The generator's loss beside the game, from the guide's view of each sample:
+
+    guide: -log(1 - P(negative)). moved: squared distance to the original's sample of the same latent, in units of the
+    positives' variance, where that one is not negative. imbalance: squared distance of the generated samples' mean
+    feature from the positives', whitened on these; a running mean stands for all samples, the batch for its gradient.
+    """
 
     def __init__(self, gan: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
         self.cfg = cfg
-        self.guide = Guide(gan, feedback.negatives, feedback.positives, cfg.guide_steps, seed=mix_seed(seed, 201))
-        index = torch.arange(min(len(feedback.positives), 500))
-        self.variance = float(feedback.positives.batch(index).var(0).mean())
+        positives = feedback.positives
+        prior = min(max(feedback.negative_share, 0.01), 0.5)
+        self.guide = Guide(gan, feedback.negatives, positives, cfg.guide_steps, prior=prior, seed=mix_seed(seed, 201))
+        some = torch.arange(min(len(positives), 2000))
+        with torch.no_grad():
+            parts = [self.guide.judge(positives.batch(part).to(gan.device))[1].cpu() for part in some.split(100)]
+        self.whiten = Whitening(torch.cat(parts)).to(gan.device)
+        self.variance = float(positives.batch(some[:500]).var(0).mean())
+        self.mean = torch.zeros(self.whiten.components, dtype=torch.float64, device=gan.device)
 
     def __call__(self, fake: Tensor, c: Tensor | None, original: Tensor | None) -> tuple[Tensor, dict[str, float]]:
-        loss = self.guide(fake, c)
-        parts = {"guide": float(loss.detach())}
-        loss = self.cfg.guide_weight * loss
+        logits, features = self.guide.judge(fake, c)
+        features = self.whiten(features)
+        self.mean = self.mean.lerp(features.detach().mean(0), BALANCE_RATE)
+        terms = {"guide": F.softplus(logits).mean(), "imbalance": 2 * (features @ self.mean).mean()}
+        weights = {"guide": self.cfg.guide_weight, "imbalance": self.cfg.balance_weight}
         if original is not None:
-            wanted = 1 - self.guide.probability(original, c)
+            with torch.no_grad():
+                wanted = torch.sigmoid(-self.guide.judge(original, c)[0])
             moved = (fake - original).square().flatten(1).mean(1) / self.variance
-            moved = (wanted * moved).mean()
-            parts["moved"] = float(moved.detach())
-            loss = loss + self.cfg.preserve_weight * moved
-        return loss, parts
+            terms["moved"], weights["moved"] = (wanted * moved).mean(), self.cfg.preserve_weight
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        values["imbalance"] = float(self.mean.square().sum())
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        return loss, values
 
 
 def repel_gan(
@@ -178,7 +211,7 @@ def repel_gan(
     params: list[Tensor] = list(twin.generator.parameters())
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg)
     with fork_rng(gan.device, mix_seed(seed, 200)):
-        steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight)
+        steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight or cfg.balance_weight)
         steering = Steering(gan, feedback, cfg, seed) if steers else None
         trainer = AdversarialTrainer(
             twin,
@@ -190,7 +223,8 @@ def repel_gan(
             original=copy.deepcopy(gan.sampling_generator) if steering and cfg.preserve_weight else None,
         )
         trainer.extra_weight = cfg.negatives_weight
-        control = Controller(trainer, push, Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed), cfg, run)
+        score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
+        control = Controller(trainer, push, steering, score, cfg, run)
         run_stage(run, "repel", trainer, cfg.steps, control)
     if control.best_state:
         trainer.ema.load_state_dict(control.best_state)
