@@ -57,6 +57,24 @@ def trainable(module: nn.Module) -> list[Tensor]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
+def optimizer_tensors(name: str, optim: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies of an optimizer's state as NAME.INDEX.SLOT."""
+    return {
+        f"{name}.{index}.{key}": value.detach().cpu().contiguous().clone()
+        for index, slots in optim.state_dict()["state"].items()
+        for key, value in slots.items()
+    }
+
+
+def load_optimizer(optim: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Load what `optimizer_tensors` gave, the name and its dot left out."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, slot = key.partition(".")
+        slots.setdefault(int(index), {})[slot] = value
+    optim.load_state_dict({"state": slots, "param_groups": optim.state_dict()["param_groups"]})
+
+
 class AdversarialTrainer:
     """Trains `gan` in place against `real` samples, one `step` at a time.
 
@@ -246,10 +264,7 @@ class AdversarialTrainer:
         for name, module in self.gan.modules().items():
             for key, value in module.state_dict().items():
                 tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
-        for name, optim in (("optim_g", self.optim_g), ("optim_d", self.optim_d)):
-            for index, slots in optim.state_dict()["state"].items():
-                for key, value in slots.items():
-                    tensors[f"{name}.{index}.{key}"] = value.detach().cpu().contiguous().clone()
+        tensors.update(optimizer_tensors("optim_g", self.optim_g) | optimizer_tensors("optim_d", self.optim_d))
         if self.path_length is not None:
             tensors["path_length.mean"] = self.path_length.mean.detach().cpu().clone()
         tensors["rng.cpu"] = torch.get_rng_state()
@@ -266,11 +281,7 @@ class AdversarialTrainer:
         for name, module in self.gan.modules().items():
             module.load_state_dict(parts[name])
         for name, optim in (("optim_g", self.optim_g), ("optim_d", self.optim_d)):
-            slots: dict[int, dict[str, Tensor]] = {}
-            for key, value in parts.get(name, {}).items():
-                index, _, slot = key.partition(".")
-                slots.setdefault(int(index), {})[slot] = value
-            optim.load_state_dict({"state": slots, "param_groups": optim.state_dict()["param_groups"]})
+            load_optimizer(optim, parts.get(name, {}))
         if self.path_length is not None:
             self.path_length.mean = parts["path_length"]["mean"].to(self.gan.device)
         torch.set_rng_state(parts["rng"]["cpu"])

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .adversarial import Samples
 from .augment import augment
-from .features import flat_features, last_input
 from .gan import GAN, fork_rng
 
 
@@ -46,21 +45,27 @@ class Guide:
         self.prior = math.log(prior / (1 - prior))
         self.discriminator = copy.deepcopy(gan.discriminator).train().requires_grad_(True)  # type: ignore[union-attr]
         lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
-        optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
-        half = max(batch_size // 2, 1)
+        self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
         if policy is None:
             policy = "translation" if len(negatives) < 100 else ""
-        labels = torch.cat([torch.ones(half), torch.zeros(half)]).to(gan.device)
+        self.policy, half = policy, max(batch_size // 2, 1)
         with fork_rng(gan.device, seed):
             for _ in range(steps):
-                pairs = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
-                # Shuffled, so that minibatch statistics give nothing away.
-                order = torch.randperm(2 * half)
-                x = torch.cat(pairs)[order].to(gan.device)
-                loss = F.binary_cross_entropy_with_logits(self._logits(augment(x, policy)), labels[order])
-                optim.zero_grad(set_to_none=True)
-                loss.backward()
-                optim.step()
+                pair = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
+                self.learn(*pair)
+        self.discriminator.eval().requires_grad_(False)
+
+    def learn(self, negatives: Tensor, positives: Tensor) -> None:
+        """One step of Adam on samples of either class."""
+        labels = torch.cat([torch.ones(len(negatives)), torch.zeros(len(positives))])
+        order = torch.randperm(len(labels))  # shuffled, so that minibatch statistics give nothing away
+        x = torch.cat([negatives.to(self.gan.device), positives.to(self.gan.device)])[order]
+        self.discriminator.train().requires_grad_(True)
+        logits = self._logits(augment(x, self.policy))
+        loss = F.binary_cross_entropy_with_logits(logits, labels[order].to(logits))
+        self.optim.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optim.step()
         self.discriminator.eval().requires_grad_(False)
 
     def _logits(self, x: Tensor, c: Tensor | None = None) -> Tensor:
@@ -68,8 +73,6 @@ class Guide:
             c = self.gan.labels(len(x), torch.default_generator)
         return self.gan.logits(x, c, self.discriminator)
 
-    def judge(self, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(log-odds of being negative [N], penultimate features [N, F]) of samples, differentiable in x."""
-        with last_input(self.discriminator) as last:
-            logits = self._logits(x, c) + self.prior
-        return logits, flat_features(last[0])
+    def log_odds(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Log-odds of being negative [N] of samples, differentiable in x."""
+        return self._logits(x, c) + self.prior

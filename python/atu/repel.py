@@ -12,19 +12,17 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from atu_ext.ops import ParamPenalty
 
 from . import config, progress
 from .adversarial import AdversarialTrainer
-from .features import Whitening
 from .feedback import Feedback
 from .gan import GAN, fork_rng, mix_seed
-from .guide import Guide
 from .runs import Run, StageHooks, run_stage
 from .score import Score
+from .steering import Steering
 
 
 def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
@@ -51,9 +49,6 @@ def schedule(cfg: config.Repel | config.L1Sparse, step: int) -> float:
     if cfg.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * share))
     return 1.0
-
-
-BALANCE_RATE = 0.05  # of the running mean of features: about twenty batches count
 
 
 class Repulsion:
@@ -136,14 +131,15 @@ class Controller(StageHooks):
         data.update(repel_step=self.repel.step, adversarial_norm=self.repel.adversarial_norm)
         tensors = {f"best.{k}": v for k, v in self.best_state.items()}
         if self.steering is not None:
-            tensors["steering.mean"] = self.steering.mean
+            tensors.update({f"steering.{k}": v for k, v in self.steering.state().items()})
         return tensors, data
 
     def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
         self.best = {k: math.inf if v is None else v for k, v in data["best"].items()}
         self.best_state = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
         if self.steering is not None:
-            self.steering.mean = tensors["steering.mean"].to(self.steering.mean)
+            mine = {k.removeprefix("steering."): v for k, v in tensors.items() if k.startswith("steering.")}
+            self.steering.load_state(mine)
         self.waited, self.stopped = data["waited"], data["stopped"]
         self.repel.step, self.repel.adversarial_norm = data["repel_step"], data["adversarial_norm"]
 
@@ -158,43 +154,6 @@ def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
                 p.sub_(torch.stack(theirs).mean(0) - p, alpha=warm_start)
             if gan.generator_ema is not None:
                 gan.generator_ema.load_state_dict(gan.generator.state_dict())
-
-
-class Steering:
-    """The generator's loss beside the game, from the guide's view of each sample:
-
-    guide: -log(1 - P(negative)). moved: squared distance to the original's sample of the same latent, in units of the
-    positives' variance, where that one is not negative. imbalance: squared distance of the generated samples' mean
-    feature from the positives', whitened on these; a running mean stands for all samples, the batch for its gradient.
-    """
-
-    def __init__(self, gan: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
-        self.cfg = cfg
-        positives = feedback.positives
-        prior = min(max(feedback.negative_share, 0.01), 0.5)
-        self.guide = Guide(gan, feedback.negatives, positives, cfg.guide_steps, prior=prior, seed=mix_seed(seed, 201))
-        some = torch.arange(min(len(positives), 2000))
-        with torch.no_grad():
-            parts = [self.guide.judge(positives.batch(part).to(gan.device))[1].cpu() for part in some.split(100)]
-        self.whiten = Whitening(torch.cat(parts)).to(gan.device)
-        self.variance = float(positives.batch(some[:500]).var(0).mean())
-        self.mean = torch.zeros(self.whiten.components, dtype=torch.float64, device=gan.device)
-
-    def __call__(self, fake: Tensor, c: Tensor | None, original: Tensor | None) -> tuple[Tensor, dict[str, float]]:
-        logits, features = self.guide.judge(fake, c)
-        features = self.whiten(features)
-        self.mean = self.mean.lerp(features.detach().mean(0), BALANCE_RATE)
-        terms = {"guide": F.softplus(logits).mean(), "imbalance": 2 * (features @ self.mean).mean()}
-        weights = {"guide": self.cfg.guide_weight, "imbalance": self.cfg.balance_weight}
-        if original is not None:
-            with torch.no_grad():
-                wanted = torch.sigmoid(-self.guide.judge(original, c)[0])
-            moved = (fake - original).square().flatten(1).mean(1) / self.variance
-            terms["moved"], weights["moved"] = (wanted * moved).mean(), self.cfg.preserve_weight
-        values = {name: float(term.detach()) for name, term in terms.items()}
-        values["imbalance"] = float(self.mean.square().sum())
-        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-        return loss, values
 
 
 def repel_gan(
