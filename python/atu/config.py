@@ -114,13 +114,14 @@ class Repel:
     the repulsion's gradient at the start has `strength` times the norm of the adversarial one. schedule: of gamma over
     the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. guide_weight: of the
     guide's loss (`atu.guide`), which is trained for guide_steps steps; 0 for none. preserve_weight: of the distance to
-    the original's samples of the same latents, those that the guide finds negative left out. warm_start: start at
+    the original's samples of the same latents, those that the guide finds negative left out. balance_weight: of the
+    distance between the mean features of generated samples and positives (`atu.steering`). warm_start: start at
     theta_G - warm_start (theta_N - theta_G). check_every, check_samples: how often the run is scored, and on how many
     samples. keep: the "best" generator by that score, or the "final" one after all steps. patience: checks without a
     better score before stopping ("best" only); drift_weight: see `atu.score`.
     """
 
-    steps: Count = 600
+    steps: Count = 500
     loss: Literal["el2", "nl2", "il2", "none"] = "el2"
     reduction: Literal["sum", "tensor_mean", "relative"] = "relative"
     gamma: NonNegative | None = None
@@ -140,7 +141,7 @@ class Repel:
     keep: Literal["best", "final"] = "best"
     patience: PositiveCount = 6
     drift_weight: NonNegative = 1.0
-    adversarial: Adversarial = field(default_factory=lambda: Adversarial(ema_half_life=5000.0))
+    adversarial: Adversarial = field(default_factory=lambda: Adversarial(ema_half_life=1500.0))
 
 
 @dataclass(config=STRICT)

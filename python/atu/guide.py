@@ -7,7 +7,6 @@ about each of them, and says nothing (a gradient near 0) about samples that are 
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +24,6 @@ class Guide:
         gan: pretrained pair. negatives, positives: samples of the two classes, drawn equally often.
         steps, batch_size: of Adam on the logistic loss. policy: augmentation while training (see `atu.augment`); unset,
             translations when there are fewer than 100 negatives. With more it only blurs the boundary.
-        prior: share of negatives where the guide will be used. It is trained on as many of the one as of the other, and
-            would call too much negative without it.
         seed: of the batches; the same seed gives the same guide.
     """
 
@@ -38,11 +35,9 @@ class Guide:
         steps: int,
         batch_size: int = 64,
         policy: str | None = None,
-        prior: float = 0.5,
         seed: int = 0,
     ):
         self.gan = gan
-        self.prior = math.log(prior / (1 - prior))
         self.discriminator = copy.deepcopy(gan.discriminator).train().requires_grad_(True)  # type: ignore[union-attr]
         lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
         self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
@@ -74,5 +69,5 @@ class Guide:
         return self.gan.logits(x, c, self.discriminator)
 
     def log_odds(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Log-odds of being negative [N] of samples, differentiable in x."""
-        return self._logits(x, c) + self.prior
+        """Log-odds of being negative [N] of samples, were half of them so; differentiable in x."""
+        return self._logits(x, c)

@@ -5,6 +5,9 @@ Beyond the paper; docs/method.md says why.
 
 from __future__ import annotations
 
+import copy
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,13 +51,15 @@ class Steering:
     def __init__(self, gan: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
         self.gan, self.feedback, self.cfg = gan, feedback, cfg
         positives = feedback.positives
-        prior = min(max(feedback.negative_share, 0.01), 0.5)
-        self.guide = Guide(gan, feedback.negatives, positives, cfg.guide_steps, prior=prior, seed=mix_seed(seed, 201))
+        share = min(max(feedback.negative_share, 0.01), 0.5)
+        self.prior = math.log(share / (1 - share))
+        self.guide = Guide(gan, feedback.negatives, positives, cfg.guide_steps, seed=mix_seed(seed, 201))
         self.found, self.fine = Recent(pool_size(gan, RECENT)), Recent(pool_size(gan, RECENT))
         some = torch.arange(min(len(positives), 2000))
         self.whiten = Whitening(discriminator_features(gan, (positives.batch(part) for part in some.split(100))))
         self.whiten.to(gan.device)
         self.variance = float(positives.batch(some[:500]).var(0).mean())
+        self.view = copy.deepcopy(gan.discriminator).eval().requires_grad_(False)  # type: ignore[union-attr]
         self.mean = torch.zeros(self.whiten.components, dtype=torch.float64, device=gan.device)
 
     def __call__(self, fake: Tensor, c: Tensor | None, original: Tensor | None) -> tuple[Tensor, dict[str, float]]:
@@ -62,10 +67,10 @@ class Steering:
             self._learn(fake.detach())
         terms: dict[str, Tensor] = {}
         if self.cfg.guide_weight > 0:
-            terms["guide"] = self.cfg.guide_weight * F.softplus(self.guide.log_odds(fake, c) - self.guide.prior).mean()
+            terms["guide"] = self.cfg.guide_weight * F.softplus(self.guide.log_odds(fake, c)).mean()
         if original is not None:
             with torch.no_grad():
-                wanted = torch.sigmoid(-self.guide.log_odds(original, c))
+                wanted = torch.sigmoid(-self.guide.log_odds(original, c) - self.prior)
             moved = (fake - original).square().flatten(1).mean(1) / self.variance
             terms["moved"] = self.cfg.preserve_weight * (wanted * moved).mean()
         if self.cfg.balance_weight > 0:
@@ -74,9 +79,8 @@ class Steering:
 
     def _imbalance(self, fake: Tensor, c: Tensor | None) -> Tensor:
         """||m||^2, m the running mean; its gradient is that of 2 m^T (mean of the batch)."""
-        assert self.gan.discriminator is not None
-        with last_input(self.gan.discriminator) as last:
-            self.gan.logits(fake, c)
+        with last_input(self.view) as last:
+            self.gan.logits(fake, c, self.view)
         features = self.whiten(flat_features(last[0]))
         self.mean = self.mean.lerp(features.detach().mean(0), BALANCE_RATE)
         slope = 2 * features.mean(0) @ self.mean

@@ -148,21 +148,49 @@ def test_original_makes_the_same_latents_and_noise():
 
 
 def test_steering_is_the_formula(image_gan):
-    """Guide and preservation against the probabilities of the guide's own discriminator."""
-    positives, negatives = torch.rand(40, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
-    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), lambda x: x, True, 0.5, {})
-    cfg = config.Repel(guide_weight=0.7, preserve_weight=0.3, guide_steps=100)
+    """All three terms against the probabilities of the guide's own discriminator and the features of the original's."""
+    positives, negatives = torch.rand(80, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
+    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), lambda x: x, False, 0.2, {})
+    cfg = config.Repel(guide_weight=0.7, preserve_weight=0.3, balance_weight=0.2, guide_steps=100)
     steering = Steering(image_gan, feedback, cfg, seed=0)
-    fake = torch.cat([positives[:4], negatives[:4]])
-    original = fake + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
+    fake = torch.cat([positives[:4], negatives[:4]]).requires_grad_(True)
+    original = fake.detach() + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
     loss, parts = steering(fake, None, original)
     judge = steering.guide.discriminator
-    p, q = (torch.sigmoid(judge(x)).flatten().double() for x in (fake, original))
+    p = torch.sigmoid(judge(fake)).flatten().double()
+    odds = judge(original).flatten().double().exp() * 0.25  # a fifth of the samples are negative
     moved = (torch.arange(8.0).double() / 10) ** 2 / positives.double().var(0).mean()
-    expected = -0.7 * (1 - p).log().mean() + 0.3 * ((1 - q) * moved).mean()
+    layers = list(image_gan.discriminator.net)[:-1]
+    feature, base = (torch.nn.Sequential(*layers)(x).double() for x in (fake, positives))
+    mean = 0.05 * (steering.whiten(feature)).mean(0)
+    expected = -0.7 * (1 - p).log().mean() + 0.3 * (moved / (1 + odds)).mean() + 0.2 * mean.square().sum()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)
-    assert parts["guide"] == pytest.approx(float(-(1 - p).log().mean()), rel=1e-4)
+    assert parts["guide"] == pytest.approx(0.7 * -float((1 - p).detach().log().mean()), rel=1e-4)
     assert float(p[:4].max()) < 0.2 and float(p[4:].min()) > 0.8  # the guide has learnt
+    white = steering.whiten(base)
+    torch.testing.assert_close(white.mean(0), torch.zeros(white.shape[1]).double(), rtol=0, atol=1e-5)
+
+
+def test_guide_learns_from_the_oracle(image_gan):
+    """What the oracle flags and the guide does not yet is learnt in the course of stage 2; and the state resumes."""
+    bright = torch.rand(60, 1, 8, 8) * 0.2 + 0.7
+    feedback = Feedback(TensorSamples(-bright[:20]), TensorSamples(bright * 0), is_bright, True, 0.2, {})
+    steering = Steering(image_gan, feedback, config.Repel(guide_steps=40), seed=0)
+    before = steering.guide.log_odds(bright).mean()
+    for _ in range(200):
+        steering(torch.cat([bright[:8], bright[:8] * 0]).requires_grad_(True), None, None)
+    assert before < 0 < steering.guide.log_odds(bright).mean()
+    again = Steering(image_gan, feedback, config.Repel(guide_steps=40), seed=0)
+    again.load_state(steering.state())
+    for one in (steering, again):
+        torch.manual_seed(2)
+        one(torch.cat([bright[:8], bright[:8] * 0]), None, None)
+    assert torch.equal(steering.guide.log_odds(bright), again.guide.log_odds(bright))
+    assert torch.equal(steering.mean, again.mean) and len(again.found.samples) == len(steering.found.samples)
+
+
+def is_bright(x):
+    return x.flatten(1).mean(1) > 0.5
 
 
 def test_frozen_networks_are_trained_and_part_frozen_ones_stay_so(vector_gan):
