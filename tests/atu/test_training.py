@@ -174,12 +174,14 @@ def test_steering_is_the_formula(image_gan):
 def test_guide_learns_from_the_oracle(image_gan):
     """What the oracle flags and the guide does not yet is learnt in the course of stage 2; and the state resumes."""
     bright = torch.rand(60, 1, 8, 8) * 0.2 + 0.7
-    feedback = Feedback(TensorSamples(-bright[:20]), TensorSamples(bright * 0), is_bright, True, 0.2, {})
+    sides = bright[:20] * torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1])
+    feedback = Feedback(TensorSamples(sides), TensorSamples(bright * 0), is_bright, True, 0.2, {})
     steering = Steering(image_gan, feedback, config.Repel(guide_steps=40), seed=0)
     before = steering.guide.log_odds(bright).mean()
     for _ in range(200):
         steering(torch.cat([bright[:8], bright[:8] * 0]).requires_grad_(True), None, None)
-    assert before < 0 < steering.guide.log_odds(bright).mean()
+    after = steering.guide.log_odds(bright).mean()
+    assert after > before + 1 and after > 0
     again = Steering(image_gan, feedback, config.Repel(guide_steps=40), seed=0)
     again.load_state(steering.state())
     for one in (steering, again):
