@@ -115,7 +115,8 @@ class Repel:
     the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. guide_weight: of the
     guide's loss (`atu.guide`), which is trained for guide_steps steps; 0 for none. preserve_weight: of the distance to
     the original's samples of the same latents, those that the guide finds negative left out. balance_weight: of the
-    distance between the mean features of generated samples and positives (`atu.steering`). warm_start: start at
+    distance between the mean features of generated samples and positives (`atu.steering`); unset, 1 for images and 0
+    for other samples, whose features say little. warm_start: start at
     theta_G - warm_start (theta_N - theta_G). check_every, check_samples: how often the run is scored, and on how many
     samples. keep: the "best" generator by that score, or the "final" one after all steps. patience: checks without a
     better score before stopping ("best" only); drift_weight: see `atu.score`.
@@ -134,7 +135,7 @@ class Repel:
     guide_weight: NonNegative = 5.0
     guide_steps: Count = 200
     preserve_weight: NonNegative = 3.0
-    balance_weight: NonNegative = 1.0
+    balance_weight: NonNegative | None = None
     warm_start: NonNegative = 0.0
     check_every: PositiveCount = 50
     check_samples: PositiveCount = 1000

@@ -22,7 +22,7 @@ from .feedback import Feedback
 from .gan import GAN, fork_rng, mix_seed
 from .runs import Run, StageHooks, run_stage
 from .score import Score
-from .steering import Steering
+from .steering import Steering, balance_weight
 
 
 def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
@@ -170,7 +170,7 @@ def repel_gan(
     params: list[Tensor] = list(twin.generator.parameters())
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg)
     with fork_rng(gan.device, mix_seed(seed, 200)):
-        steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight or cfg.balance_weight)
+        steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight or balance_weight(gan, cfg))
         steering = Steering(gan, feedback, cfg, seed) if steers else None
         trainer = AdversarialTrainer(
             twin,

@@ -51,6 +51,7 @@ class Steering:
     def __init__(self, gan: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
         self.gan, self.feedback, self.cfg = gan, feedback, cfg
         positives = feedback.positives
+        self.balance_weight = balance_weight(gan, cfg)
         share = min(max(feedback.negative_share, 0.01), 0.5)
         self.prior = math.log(share / (1 - share))
         self.guide = Guide(gan, feedback.negatives, positives, cfg.guide_steps, seed=mix_seed(seed, 201))
@@ -73,8 +74,8 @@ class Steering:
                 wanted = torch.sigmoid(-self.guide.log_odds(original, c) - self.prior)
             moved = (fake - original).square().flatten(1).mean(1) / self.variance
             terms["moved"] = self.cfg.preserve_weight * (wanted * moved).mean()
-        if self.cfg.balance_weight > 0:
-            terms["imbalance"] = self.cfg.balance_weight * self._imbalance(fake, c)
+        if self.balance_weight > 0:
+            terms["imbalance"] = self.balance_weight * self._imbalance(fake, c)
         return torch.stack(list(terms.values())).sum(), {name: float(term.detach()) for name, term in terms.items()}
 
     def _imbalance(self, fake: Tensor, c: Tensor | None) -> Tensor:
@@ -112,6 +113,11 @@ class Steering:
         self.mean = parts["mean"][""].to(self.mean)
         for mine, name in ((self.found, "found"), (self.fine, "fine")):
             mine.samples = parts[name][""].to(self.gan.device)
+
+
+def balance_weight(gan: GAN, cfg: config.Repel) -> float:
+    """The weight given, or by the kind of samples."""
+    return (1.0 if len(gan.sample_shape) == 3 else 0.0) if cfg.balance_weight is None else cfg.balance_weight
 
 
 def _recent(mine: Recent, n: int) -> list[Tensor]:

@@ -63,7 +63,7 @@ def run_line(line: str, folder: Path) -> None:
 @needs_gan
 def test_commands_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "MOG_STEPS", 50)
+    monkeypatch.setattr(demo, "MOG_STEPS", 300)
     (tmp_path / "quick.toml").write_text(QUICK)
     lines = [line for kind, text in blocks(Path(page)) if kind == "bash" for line in text.splitlines()]
     assert len(lines) >= 5
