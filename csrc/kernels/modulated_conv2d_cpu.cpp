@@ -6,8 +6,8 @@
 
 #include <limits>
 
-#include "epilogue_act.h"
 #include "cpu_isa.h"
+#include "epilogue_act.h"
 #include "parallel.h"
 
 namespace atu::ATU_ISA {
