@@ -56,18 +56,15 @@ class Guide:
         order = torch.randperm(len(labels))  # shuffled, so that minibatch statistics give nothing away
         x = torch.cat([negatives.to(self.gan.device), positives.to(self.gan.device)])[order]
         self.discriminator.train().requires_grad_(True)
-        logits = self._logits(augment(x, self.policy))
+        logits = self.log_odds(augment(x, self.policy))
         loss = F.binary_cross_entropy_with_logits(logits, labels[order].to(logits))
         self.optim.zero_grad(set_to_none=True)
         loss.backward()
         self.optim.step()
         self.discriminator.eval().requires_grad_(False)
 
-    def _logits(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+    def log_odds(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Log-odds of being negative [N] of samples, were half of them so; differentiable in x."""
         if c is None:
             c = self.gan.labels(len(x), torch.default_generator)
         return self.gan.logits(x, c, self.discriminator)
-
-    def log_odds(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Log-odds of being negative [N] of samples, were half of them so; differentiable in x."""
-        return self._logits(x, c)

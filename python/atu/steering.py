@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import config
-from .adversarial import Samples, load_optimizer, optimizer_tensors
+from .adversarial import draw, load_optimizer, optimizer_tensors
 from .features import Whitening, discriminator_features, flat_features, last_input
 from .feedback import Feedback, pool_size
 from .gan import GAN, mix_seed
@@ -94,7 +94,7 @@ class Steering:
         self.fine.add(fake[~flags])
         n = self.cfg.adversarial.batch_size // 2
         sides = ((self.found, self.feedback.negatives), (self.fine, self.feedback.positives))
-        self.guide.learn(*(torch.cat([*_recent(mine, n), _drawn(base, n, fake)]) for mine, base in sides))
+        self.guide.learn(*(torch.cat([*_recent(mine, n), draw(self.gan, base, n)[0]]) for mine, base in sides))
 
     # --- resuming
 
@@ -122,7 +122,3 @@ def balance_weight(gan: GAN, cfg: config.Repel) -> float:
 
 def _recent(mine: Recent, n: int) -> list[Tensor]:
     return [mine.draw(n)] if len(mine.samples) else []
-
-
-def _drawn(samples: Samples, n: int, like: Tensor) -> Tensor:
-    return samples.batch(torch.randint(len(samples), (n,))).to(like)
