@@ -122,7 +122,7 @@ class AdversarialTrainer:
 
     def _adam(self, module: nn.Module, lazy_interval: int, ratio: float) -> torch.optim.Adam:
         c = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
-        default = (0.002, 0.0, 0.99) if self.gan.is_stylegan else (0.0002, 0.5, 0.999)
+        default = (0.002, 0.0, 0.99) if self.gan.is_stylegan else (0.0005, 0.0, 0.99)
         given = (self.config.lr, self.config.beta1, self.config.beta2)
         lr, beta1, beta2 = (d if g is None else g for g, d in zip(given, default, strict=True))
         params = trainable(module)

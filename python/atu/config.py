@@ -46,8 +46,8 @@ def _check_expression(pattern: str) -> str:
 class Adversarial:
     """Settings of the adversarial game.
 
-    lr, beta1, beta2: Adam; unset takes 0.002, 0 and 0.99 for StyleGAN kinds (equalised learning rates), and 0.0002,
-    0.5 and 0.999 otherwise. With lazy regularisation of interval k they become lr c, beta^c, c = k / (k + 1).
+    lr, beta1, beta2: Adam; unset takes 0.002, 0 and 0.99 for StyleGAN kinds (equalised learning rates), and 0.0005,
+    0 and 0.99 otherwise. With lazy regularisation of interval k they become lr c, beta^c, c = k / (k + 1).
     loss: "logistic" (non-saturating), or "relativistic" (pairs of real and generated samples; covers modes better when
     training from scratch). r1_gamma: weight of R1, every r1_interval steps; r2_gamma: of the same at generated samples.
     pl_weight: of path length (StyleGAN kinds), every pl_interval. ema_half_life: in images; ema_ramp: but at most this
@@ -113,16 +113,18 @@ class Repel:
     "tensor_mean" or "relative" (d2 / d2(theta_G), 1 at the start). gamma: weight of the loss; unset, the one at which
     the repulsion's gradient at the start has `strength` times the norm of the adversarial one. schedule: of gamma over
     the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. guide_weight: of the
-    guide's loss (`atu.guide`), which is trained for guide_steps steps; 0 for none. preserve_weight: of the distance to
-    the original's samples of the same latents, those that the guide finds negative left out. balance_weight: of the
-    distance between the mean features of generated samples and positives (`atu.steering`); unset, 1 for images and 0
-    for other samples, whose features say little. warm_start: start at
-    theta_G - warm_start (theta_N - theta_G). check_every, check_samples: how often the run is scored, and on how many
-    samples. keep: the "best" generator by that score, or the "final" one after all steps. patience: checks without a
-    better score before stopping ("best" only); drift_weight: see `atu.score`.
+    guide's loss (`atu.guide`) over the share of negatives, at the start; 0 for none. guide_steps: that the guide is
+    trained for. guide_rate: change of the log of its weight a step, up or down by what is left of the negatives; 0
+    keeps it. guide_r1: weight of its gradient penalty. preserve_weight: of the distance to the original's samples of
+    the same latents, those that the guide finds negative left out. warm_start: start at
+    theta_G - warm_start (theta_N - theta_G). steps: unset, 500 for StyleGAN kinds, and 1,500
+    for others, whose learning rate is a quarter of theirs. decay:
+    last share of the steps, over which the learning rates fall to 0. check_every, check_samples: how often the run is
+    scored, and on how many samples. keep: the "best" generator by that score, or the "final" one after all steps.
+    patience: checks without a better score before stopping ("best" only); drift_weight: see `atu.score`.
     """
 
-    steps: Count = 500
+    steps: Count | None = None
     loss: Literal["el2", "nl2", "il2", "none"] = "el2"
     reduction: Literal["sum", "tensor_mean", "relative"] = "relative"
     gamma: NonNegative | None = None
@@ -132,17 +134,19 @@ class Repel:
     ceiling: Positive = 4.0
     epsilon: Positive = 1e-3
     negatives_weight: NonNegative = 0.05
-    guide_weight: NonNegative = 5.0
+    guide_weight: NonNegative = 1.0
     guide_steps: Count = 200
-    preserve_weight: NonNegative = 3.0
-    balance_weight: NonNegative | None = None
+    guide_rate: NonNegative = 0.0025
+    guide_r1: NonNegative = 1.0
+    preserve_weight: NonNegative = 1.0
     warm_start: NonNegative = 0.0
     check_every: PositiveCount = 50
     check_samples: PositiveCount = 1000
     keep: Literal["best", "final"] = "best"
     patience: PositiveCount = 6
     drift_weight: NonNegative = 1.0
-    adversarial: Adversarial = field(default_factory=lambda: Adversarial(ema_half_life=1500.0))
+    decay: Fraction = 0.5
+    adversarial: Adversarial = field(default_factory=lambda: Adversarial(loss="relativistic", ema_half_life=1500.0))
 
 
 @dataclass(config=STRICT)

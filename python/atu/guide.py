@@ -16,14 +16,22 @@ from .adversarial import Samples
 from .augment import augment
 from .gan import GAN, fork_rng
 
+INTERVAL = 4  # steps from one gradient penalty to the next, which counts that many times
+
 
 class Guide:
     """Binary classifier with the discriminator's architecture, started from its weights.
 
+    Its gradient is what moves the generator, so its slope at the samples is held down as R1 does a discriminator's
+    (Mescheder et al., arXiv 1801.04406): by r1 v mean |d logit / d x|^2, v being the variance `scale` of the positives,
+    which makes it the same in any units of the samples.
+
     Args:
         gan: pretrained pair. negatives, positives: samples of the two classes, drawn equally often.
-        steps, batch_size: of Adam on the logistic loss. policy: augmentation while training (see `atu.augment`); unset,
-            translations when there are fewer than 100 negatives. With more it only blurs the boundary.
+        steps, batch_size: of Adam on the logistic loss. r1: weight of the gradient penalty.
+        scale: variance of the positives' elements.
+        policy: augmentation while training (see `atu.augment`); unset, translations when there are fewer than 100
+            negatives. With more it only blurs the boundary.
         seed: of the batches; the same seed gives the same guide.
     """
 
@@ -34,10 +42,12 @@ class Guide:
         positives: Samples,
         steps: int,
         batch_size: int = 64,
+        r1: float = 0.0,
+        scale: float = 1.0,
         policy: str | None = None,
         seed: int = 0,
     ):
-        self.gan = gan
+        self.gan, self.slope_weight, self.step_count = gan, r1 * scale, 0
         self.discriminator = copy.deepcopy(gan.discriminator).train().requires_grad_(True)  # type: ignore[union-attr]
         lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
         self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
@@ -56,11 +66,17 @@ class Guide:
         order = torch.randperm(len(labels))  # shuffled, so that minibatch statistics give nothing away
         x = torch.cat([negatives.to(self.gan.device), positives.to(self.gan.device)])[order]
         self.discriminator.train().requires_grad_(True)
-        logits = self.log_odds(augment(x, self.policy))
+        x = augment(x, self.policy)
+        lazy = self.slope_weight > 0 and self.step_count % INTERVAL == 0
+        logits = self.log_odds(x.requires_grad_(lazy))
         loss = F.binary_cross_entropy_with_logits(logits, labels[order].to(logits))
+        if lazy:
+            (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+            loss = loss + INTERVAL * self.slope_weight * slope.square().flatten(1).sum(1).mean()
         self.optim.zero_grad(set_to_none=True)
         loss.backward()
         self.optim.step()
+        self.step_count += 1
         self.discriminator.eval().requires_grad_(False)
 
     def log_odds(self, x: Tensor, c: Tensor | None = None) -> Tensor:

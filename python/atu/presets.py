@@ -12,10 +12,11 @@ _PAPER: dict[str, Any] = dict(
     negatives_weight=0.0,
     guide_weight=0.0,
     preserve_weight=0.0,
-    balance_weight=0.0,
     warm_start=0.0,
     schedule="constant",
     strength=4.0,
+    decay=0.0,
+    adversarial=dict(loss="logistic"),
     keep="final",
 )
 
@@ -81,7 +82,7 @@ def reference(method: str, models: int = 5) -> dict[str, Any]:
         "nl2": dict(loss="nl2", gamma=factor, ceiling=1e12),
         "il2": dict(loss="il2", gamma=1 / factor, epsilon=1e-12),
     }
-    plain = dict(steps=1000, adversarial=game)
+    plain: dict[str, Any] = dict(steps=1000, adversarial=game)
     return {
         "feedback": dict(pool=5000),
         "adapt": dict(models=models, steps=2000, ewc_weight=5e8, ewc_relative=False, fisher=fisher, adversarial=game),

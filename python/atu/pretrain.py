@@ -38,7 +38,7 @@ MNIST_STEPS = 18_000
 # (share of the steps at which a phase ends, weight of R1 and R2): strong while modes are found, weak for sharp strokes.
 MNIST_PHASES = ((10 / 18, 0.5), (14 / 18, 0.1), (1, 0.05))
 DCGAN_WIDTH = 16
-DCGAN_CONFIG = Adversarial(batch_size=32, r1_gamma=0.0, ema_half_life=10_000)
+DCGAN_CONFIG = Adversarial(batch_size=32, lr=2e-4, beta1=0.5, beta2=0.999, r1_gamma=0.0, ema_half_life=10_000)
 DCGAN_STEPS = 5_000
 MLP_SHARES = (0.07, 0.35, 0.05, 0.09, 0.035, 0.02, 0.06, 0.18, 0.025, 0.12)  # of the digits 0 to 9
 # Without R1 (binary cross-entropy alone) it collapses to the largest class within 2,000 steps.

@@ -22,7 +22,7 @@ from .feedback import Feedback
 from .gan import GAN, fork_rng, mix_seed
 from .runs import Run, StageHooks, run_stage
 from .score import Score
-from .steering import Steering, balance_weight
+from .steering import Steering
 
 
 def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
@@ -41,12 +41,12 @@ def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
     return 0.0, 0.0
 
 
-def schedule(cfg: config.Repel | config.L1Sparse, step: int) -> float:
-    """Factor of the repulsion's weight at a step: 1, or from 1 down to 0 over the stage."""
-    share = min(step / max(cfg.steps, 1), 1.0)
-    if cfg.schedule == "linear":
+def schedule(name: str, step: int, steps: int) -> float:
+    """Factor of a weight at a step: 1 ("constant"), or from 1 down to 0 over the stage ("linear", "cosine")."""
+    share = min(step / max(steps, 1), 1.0)
+    if name == "linear":
         return 1 - share
-    if cfg.schedule == "cosine":
+    if name == "cosine":
         return 0.5 * (1 + math.cos(math.pi * share))
     return 1.0
 
@@ -54,8 +54,10 @@ def schedule(cfg: config.Repel | config.L1Sparse, step: int) -> float:
 class Repulsion:
     """Adds the repulsion's gradient to the generator's, with a fixed weight or one set from the gradients."""
 
-    def __init__(self, params: list[Tensor], adapted: list[list[Tensor]], start: list[Tensor], cfg: config.Repel):
-        self.params, self.cfg = params, cfg
+    def __init__(
+        self, params: list[Tensor], adapted: list[list[Tensor]], start: list[Tensor], cfg: config.Repel, steps: int
+    ):
+        self.params, self.cfg, self.steps = params, cfg, steps
         reduction = "sum" if cfg.loss == "none" else cfg.reduction
         self.penalty = ParamPenalty(params, anchor=start, repel_from=adapted, reduction=reduction)
         self.step = 0
@@ -68,7 +70,7 @@ class Repulsion:
         _, distance = self.penalty.value()
         value, slope = repulsion(distance, self.cfg)
         gamma = self._balanced_gamma() if self.cfg.gamma is None else self.cfg.gamma
-        gamma *= schedule(self.cfg, self.step)
+        gamma *= schedule(self.cfg.schedule, self.step, self.steps)
         if gamma and slope:
             self.penalty.add_grad_(0.0, gamma * slope)
         self.step += 1
@@ -94,8 +96,10 @@ class Controller(StageHooks):
         steering: Steering | None,
         score: Score,
         cfg: config.Repel,
+        steps: int,
         run: Run,
     ):
+        self.steps = steps
         self.trainer, self.repel, self.steering, self.score = trainer, repel, steering, score
         self.cfg, self.run = cfg, run
         self.best: dict[str, Any] = {"score": math.inf, "step": 0}
@@ -104,7 +108,8 @@ class Controller(StageHooks):
         self.stopped = ""
 
     def after_step(self, step: int, metrics: dict[str, float]) -> bool:
-        if step % self.cfg.check_every and step != self.cfg.steps:
+        self._set_lr(step)
+        if step % self.cfg.check_every and step != self.steps:
             return False
         found = self.score(self.trainer.ema)
         metrics.update(found)
@@ -125,6 +130,11 @@ class Controller(StageHooks):
             self.stopped = f"no better score in {self.waited} checks"
         return bool(self.stopped)
 
+    def _set_lr(self, step: int) -> None:
+        """The learning rates fall to 0 over the last share `decay` of the steps."""
+        if self.cfg.decay:
+            self.trainer.set_lr_factor(min((1 - step / max(self.steps, 1)) / self.cfg.decay, 1.0))
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         best = {k: v if math.isfinite(v) else None for k, v in self.best.items()}
         data = dict(best=best, waited=self.waited, stopped=self.stopped)
@@ -142,6 +152,12 @@ class Controller(StageHooks):
             self.steering.load_state(mine)
         self.waited, self.stopped = data["waited"], data["stopped"]
         self.repel.step, self.repel.adversarial_norm = data["repel_step"], data["adversarial_norm"]
+        self._set_lr(self.trainer.step_count)
+
+
+def default_steps(gan: GAN) -> int:
+    """What `repel.steps` is when unset: other kinds than StyleGAN's learn at a lower rate, so it takes more of them."""
+    return 500 if gan.is_stylegan else 1500
 
 
 def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
@@ -163,14 +179,15 @@ def repel_gan(
 
     adapted: state dicts of generators from stage 1.
     """
+    steps = default_steps(gan) if cfg.steps is None else cfg.steps
     twin = gan.copy()
     names = [name for name, _ in gan.generator.named_parameters()]
     anchors = [[state[name].to(gan.device) for name in names] for state in adapted]
     _start(twin, anchors, cfg.warm_start)
     params: list[Tensor] = list(twin.generator.parameters())
-    push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg)
+    push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
     with fork_rng(gan.device, mix_seed(seed, 200)):
-        steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight or balance_weight(gan, cfg))
+        steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight)
         steering = Steering(gan, feedback, cfg, seed) if steers else None
         trainer = AdversarialTrainer(
             twin,
@@ -183,8 +200,8 @@ def repel_gan(
         )
         trainer.extra_weight = cfg.negatives_weight
         score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
-        control = Controller(trainer, push, steering, score, cfg, run)
-        run_stage(run, "repel", trainer, cfg.steps, control)
+        control = Controller(trainer, push, steering, score, cfg, steps, run)
+        run_stage(run, "repel", trainer, steps, control)
     if control.best_state:
         trainer.ema.load_state_dict(control.best_state)
     decisions = dict(

@@ -5,7 +5,6 @@ Beyond the paper; docs/method.md says why.
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -14,12 +13,14 @@ from torch import Tensor
 
 from . import config
 from .adversarial import draw, load_optimizer, optimizer_tensors
-from .features import Whitening, discriminator_features, flat_features, last_input
 from .feedback import Feedback, pool_size
 from .gan import GAN, mix_seed
 from .guide import Guide
 
-BALANCE_RATE = 0.05  # of the running mean of features: about twenty batches count
+LEFT = (0.005, 0.05)  # share of the negatives: the guide's weight shrinks below, stays between and grows above
+EARLY = 100  # steps in which it does not grow: what is left is still falling by itself
+LEFT_RATE = 0.05  # of the running share: about twenty batches count
+RANGE = (0.1, 3.0)  # of the guide's weight, in units of where it starts
 RECENT = 512  # generated samples of either kind that the guide goes on learning from
 
 
@@ -38,58 +39,66 @@ class Recent:
 
 
 class Steering:
-    """The generator's loss beside the game, a weighted sum of three:
+    """The generator's loss beside the game, a weighted sum of two:
 
-    guide: mean of -log(1 - P(negative)). With an oracle the guide goes on learning in the course of stage 2, from what
-    the oracle says of the generator's samples: it would be evaded otherwise.
+    guide: mean of -log(1 - P(negative)) over the share of negatives that the pretrained GAN makes. Its weight grows
+    while negatives are left and shrinks once they are gone. With an oracle the guide goes on learning in the course of
+    stage 2, from what the oracle says of the generator's samples: it would be evaded otherwise.
     moved: squared distance to the original's sample of the same latent, in units of the positives' variance, where
-    that one is not negative.
-    imbalance: squared distance of the generated samples' mean feature from the positives', in the pretrained
-    discriminator's features whitened on these. A running mean stands for all samples, the batch for its gradient.
+    that one is not negative. The more samples are negative, the less it counts, as the rest has to make room for them.
     """
 
     def __init__(self, gan: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
         self.gan, self.feedback, self.cfg = gan, feedback, cfg
         positives = feedback.positives
-        self.balance_weight = balance_weight(gan, cfg)
         share = min(max(feedback.negative_share, 0.01), 0.5)
-        self.prior = math.log(share / (1 - share))
-        self.guide = Guide(gan, feedback.negatives, positives, cfg.guide_steps, seed=mix_seed(seed, 201))
+        self.share, self.prior = share, math.log(share / (1 - share))
+        self.guide_weight, self.left, self.step_count = cfg.guide_weight, 1.0, 0
+        self.preserve_weight = cfg.preserve_weight * max(1 - 2 * share, 0.0)
+        some = torch.arange(min(len(positives), 500))
+        self.variance = float(positives.batch(some).var(0).mean())
+        self.guide = Guide(
+            gan,
+            feedback.negatives,
+            positives,
+            cfg.guide_steps,
+            r1=cfg.guide_r1,
+            scale=self.variance,
+            seed=mix_seed(seed, 201),
+        )
         self.found, self.fine = Recent(pool_size(gan, RECENT)), Recent(pool_size(gan, RECENT))
-        some = torch.arange(min(len(positives), 2000))
-        self.whiten = Whitening(discriminator_features(gan, (positives.batch(part) for part in some.split(100))))
-        self.whiten.to(gan.device)
-        self.variance = float(positives.batch(some[:500]).var(0).mean())
-        self.view = copy.deepcopy(gan.discriminator).eval().requires_grad_(False)  # type: ignore[union-attr]
-        self.mean = torch.zeros(self.whiten.components, dtype=torch.float64, device=gan.device)
 
     def __call__(self, fake: Tensor, c: Tensor | None, original: Tensor | None) -> tuple[Tensor, dict[str, float]]:
-        if self.feedback.is_oracle and self.cfg.guide_weight > 0:
-            self._learn(fake.detach())
         terms: dict[str, Tensor] = {}
-        if self.cfg.guide_weight > 0:
-            terms["guide"] = self.cfg.guide_weight * F.softplus(self.guide.log_odds(fake, c)).mean()
+        steers = self.cfg.guide_weight > 0
+        if steers:
+            self._observe(fake.detach())
+            log_odds = self.guide.log_odds(fake, c) + self.prior
+            terms["guide"] = self.guide_weight / self.share * F.softplus(log_odds).mean()
         if original is not None:
             with torch.no_grad():
                 wanted = torch.sigmoid(-self.guide.log_odds(original, c) - self.prior)
             moved = (fake - original).square().flatten(1).mean(1) / self.variance
-            terms["moved"] = self.cfg.preserve_weight * (wanted * moved).mean()
-        if self.balance_weight > 0:
-            terms["imbalance"] = self.balance_weight * self._imbalance(fake, c)
-        return torch.stack(list(terms.values())).sum(), {name: float(term.detach()) for name, term in terms.items()}
+            terms["moved"] = self.preserve_weight * (wanted * moved).mean()
+        logged = {name: float(term.detach()) for name, term in terms.items()}
+        if steers:
+            logged.update(guide_weight=self.guide_weight, negatives_left=self.left)
+        return torch.stack(list(terms.values())).sum(), logged
 
-    def _imbalance(self, fake: Tensor, c: Tensor | None) -> Tensor:
-        """||m||^2, m the running mean; its gradient is that of 2 m^T (mean of the batch)."""
-        with last_input(self.view) as last:
-            self.gan.logits(fake, c, self.view)
-        features = self.whiten(flat_features(last[0]))
-        self.mean = self.mean.lerp(features.detach().mean(0), BALANCE_RATE)
-        slope = 2 * features.mean(0) @ self.mean
-        return slope + (self.mean.square().sum() - slope.detach())
-
-    def _learn(self, fake: Tensor) -> None:
-        """A step of the guide on samples that the oracle has judged, now and lately, and on those it began with."""
+    def _observe(self, fake: Tensor) -> None:
+        """Judge the samples just made: for the guide's weight, and, with an oracle, for the guide to learn from."""
         flags = self.feedback.judge(fake).to(fake.device)
+        self.left += (float(flags.float().mean()) / self.share - self.left) * LEFT_RATE
+        self.step_count += 1
+        grows = self.left > LEFT[1] and self.step_count > EARLY
+        direction = grows - (self.left < LEFT[0])
+        factor = self.guide_weight / self.cfg.guide_weight * math.exp(direction * self.cfg.guide_rate)
+        self.guide_weight = self.cfg.guide_weight * min(max(factor, RANGE[0]), RANGE[1])
+        if self.feedback.is_oracle:
+            self._learn(fake, flags)
+
+    def _learn(self, fake: Tensor, flags: Tensor) -> None:
+        """A step of the guide on samples that the oracle has judged, now and lately, and on those it began with."""
         self.found.add(fake[flags])
         self.fine.add(fake[~flags])
         n = self.cfg.adversarial.batch_size // 2
@@ -101,7 +110,12 @@ class Steering:
     def state(self) -> dict[str, Tensor]:
         tensors = {f"guide.{k}": v for k, v in self.guide.discriminator.state_dict().items()}
         tensors.update(optimizer_tensors("optim", self.guide.optim))
-        return tensors | {"mean": self.mean, "found": self.found.samples, "fine": self.fine.samples}
+        numbers = [self.step_count, self.guide.step_count, self.guide_weight, self.left]
+        return tensors | {
+            "numbers": torch.tensor(numbers, dtype=torch.float64),
+            "found": self.found.samples,
+            "fine": self.fine.samples,
+        }
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         parts: dict[str, dict[str, Tensor]] = {}
@@ -110,14 +124,10 @@ class Steering:
             parts.setdefault(part, {})[rest] = value
         self.guide.discriminator.load_state_dict(parts["guide"])
         load_optimizer(self.guide.optim, parts.get("optim", {}))
-        self.mean = parts["mean"][""].to(self.mean)
+        *counts, self.guide_weight, self.left = parts["numbers"][""].tolist()
+        self.step_count, self.guide.step_count = map(int, counts)
         for mine, name in ((self.found, "found"), (self.fine, "fine")):
             mine.samples = parts[name][""].to(self.gan.device)
-
-
-def balance_weight(gan: GAN, cfg: config.Repel) -> float:
-    """The weight given, or by the kind of samples."""
-    return (1.0 if len(gan.sample_shape) == 3 else 0.0) if cfg.balance_weight is None else cfg.balance_weight
 
 
 def _recent(mine: Recent, n: int) -> list[Tensor]:

@@ -280,7 +280,7 @@ def test_reference_loss_is_the_references(loss, models):
     shapes = [(3, 2), (4,), ()]
     params = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
     adapted = [[torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(models)]
-    push = Repulsion(params, adapted, [p.detach() + 0.1 for p in params], cfg)
+    push = Repulsion(params, adapted, [p.detach() + 0.1 for p in params], cfg, 100)
     v = torch.zeros((), dtype=torch.float64)
     for index, p in enumerate(params):
         v = v + sum(nn.functional.mse_loss(p, model[index]) for model in adapted) / len(params) / 2 * models

@@ -13,6 +13,7 @@ from atu.config import Adversarial
 from atu.data import TensorSamples
 from atu.feedback import Feedback
 from atu.gan import GAN
+from atu.guide import Guide
 from atu.networks.mlp import MLPDiscriminator
 from atu.networks.stylegan2 import Generator
 from atu.repel import Repulsion, Steering, _start, repulsion, schedule
@@ -148,27 +149,61 @@ def test_original_makes_the_same_latents_and_noise():
 
 
 def test_steering_is_the_formula(image_gan):
-    """All three terms against the probabilities of the guide's own discriminator and the features of the original's."""
+    """Both terms against the probabilities of the guide's own discriminator, by Bayes' rule with the share a fifth."""
     positives, negatives = torch.rand(80, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
-    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), lambda x: x, False, 0.2, {})
-    cfg = config.Repel(guide_weight=0.7, preserve_weight=0.3, balance_weight=0.2, guide_steps=100)
+    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_bright, False, 0.2, {})
+    cfg = config.Repel(guide_weight=0.7, preserve_weight=0.3, guide_steps=100, guide_r1=0.0, guide_rate=0.01)
     steering = Steering(image_gan, feedback, cfg, seed=0)
     fake = torch.cat([positives[:4], negatives[:4]]).requires_grad_(True)
     original = fake.detach() + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
     loss, parts = steering(fake, None, original)
     judge = steering.guide.discriminator
     p = torch.sigmoid(judge(fake)).flatten().double()
-    odds = judge(original).flatten().double().exp() * 0.25  # a fifth of the samples are negative
+    negative = 0.2 * p / (0.2 * p + 0.8 * (1 - p))
+    odds = judge(original).flatten().double().exp() * 0.25
     moved = (torch.arange(8.0).double() / 10) ** 2 / positives.double().var(0).mean()
-    layers = list(image_gan.discriminator.net)[:-1]
-    feature, base = (torch.nn.Sequential(*layers)(x).double() for x in (fake, positives))
-    mean = 0.05 * (steering.whiten(feature)).mean(0)
-    expected = -0.7 * (1 - p).log().mean() + 0.3 * (moved / (1 + odds)).mean() + 0.2 * mean.square().sum()
+    expected = -0.7 / 0.2 * (1 - negative).log().mean() + 0.3 * (1 - 2 * 0.2) * (moved / (1 + odds)).mean()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)
-    assert parts["guide"] == pytest.approx(0.7 * -float((1 - p).detach().log().mean()), rel=1e-4)
-    assert float(p[:4].max()) < 0.2 and float(p[4:].min()) > 0.8  # the guide has learnt
-    white = steering.whiten(base)
-    torch.testing.assert_close(white.mean(0), torch.zeros(white.shape[1]).double(), rtol=0, atol=1e-5)
+    assert parts["guide_weight"] == 0.7
+    assert float(p.detach()[:4].max()) < 0.2 and float(p.detach()[4:].min()) > 0.8  # the guide has learnt
+
+
+def test_guide_weight_follows_what_is_left(image_gan):
+    """Up while many negatives are left, the same at a few, down at none; from a tenth to thrice where it starts."""
+    positives, negatives = torch.rand(40, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
+    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_bright, False, 0.25, {})
+    cfg = config.Repel(guide_weight=2.0, guide_steps=1, guide_rate=0.1)
+    steering = Steering(image_gan, feedback, cfg, seed=0)
+    half = torch.cat([negatives[:1], positives[:7]])  # half as many as before
+    weights = [steering(half, None, None)[1]["guide_weight"] for _ in range(130)]
+    assert weights == pytest.approx([min(2.0 * math.exp(0.1 * max(n - 100, 0)), 6.0) for n in range(1, 131)])
+    assert steering.left == pytest.approx(0.5 + 0.5 * 0.95**130)
+    weights = [steering(positives[:8], None, None)[1]["guide_weight"] for _ in range(200)]
+    stays = [w for w in weights if w == pytest.approx(6.0)]
+    assert len(stays) == sum(steering.left * 0.95 ** (n - 200) >= 0.005 for n in range(1, 201))
+    assert weights[-1] == pytest.approx(0.2)
+
+
+def test_guide_slope_is_penalised(image_gan):
+    """One step with the gradient penalty is Adam on the written sum; the next three are without it."""
+    negatives, positives = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8) - 1
+    guide = Guide(image_gan, TensorSamples(negatives), TensorSamples(positives), 0, r1=0.3, scale=2.0, policy="")
+    other = copy.deepcopy(guide.discriminator).requires_grad_(True)
+    optim = torch.optim.Adam(other.parameters(), lr=0.001, betas=(0.5, 0.99))
+    x = torch.cat([negatives, positives])
+    for step in range(5):
+        guide.learn(negatives, positives)
+        x.requires_grad_(True)
+        p = torch.sigmoid(other(x)).flatten()
+        loss = -(p[:4].log().sum() + (1 - p[4:]).log().sum()) / 8
+        if step % 4 == 0:
+            (slope,) = torch.autograd.grad(other(x).sum(), x, create_graph=True)
+            loss = loss + 4 * 0.3 * 2.0 * slope.square().sum((1, 2, 3)).mean()
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+    for p, q in zip(guide.discriminator.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
 def test_guide_learns_from_the_oracle(image_gan):
@@ -188,7 +223,10 @@ def test_guide_learns_from_the_oracle(image_gan):
         torch.manual_seed(2)
         one(torch.cat([bright[:8], bright[:8] * 0]), None, None)
     assert torch.equal(steering.guide.log_odds(bright), again.guide.log_odds(bright))
-    assert torch.equal(steering.mean, again.mean) and len(again.found.samples) == len(steering.found.samples)
+    assert (steering.guide_weight, steering.left) == (again.guide_weight, again.left)
+    assert steering.guide.step_count == again.guide.step_count and len(again.found.samples) == len(
+        steering.found.samples
+    )
 
 
 def is_bright(x):
@@ -305,11 +343,10 @@ def test_repulsion_is_the_formula_and_its_derivative(loss, d):
 
 def test_schedules():
     for name, middle, end in (("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)):
-        cfg = config.Repel(schedule=name, steps=100)
-        values = [schedule(cfg, step) for step in range(121)]
+        values = [schedule(name, step, 100) for step in range(121)]
         assert values[0] == 1 and values[50] == pytest.approx(middle) and values[100:] == pytest.approx([end] * 21)
         assert values == sorted(values, reverse=True)
-    assert schedule(config.Repel(steps=0, schedule="linear"), 0) == 1
+    assert schedule("linear", 0, 0) == 1
 
 
 @pytest.mark.parametrize("loss", ["el2", "nl2", "il2"])
@@ -324,7 +361,7 @@ def test_repulsion_gradient_is_that_of_the_formula(loss, reduction, n):
     cfg = config.Repel(
         loss=loss, reduction=reduction, gamma=2.5, schedule="constant", alpha=0.3, ceiling=1e9, epsilon=0.1
     )
-    push = Repulsion(params, adapted, start, cfg)
+    push = Repulsion(params, adapted, start, cfg, 100)
 
     def d2(theta):
         members = [[(p - a).square() for p, a in zip(theta, model, strict=True)] for model in adapted]
@@ -346,7 +383,7 @@ def test_gamma_is_set_from_the_gradients():
     params = [torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     start = [p.detach().clone() for p in params]
     cfg = config.Repel(gamma=None, strength=0.25, schedule="constant", loss="el2")
-    push = Repulsion(params, [[torch.zeros(4, dtype=torch.float64)] * 2], start, cfg)
+    push = Repulsion(params, [[torch.zeros(4, dtype=torch.float64)] * 2], start, cfg, 100)
     adversarial = [torch.randn_like(p) for p in params]
     for p, a in zip(params, adversarial, strict=True):
         p.grad = a.clone()
@@ -360,7 +397,7 @@ def test_gamma_is_set_from_the_gradients():
 def test_adapted_weights_that_are_the_start_are_refused():
     params = [torch.randn(3, requires_grad=True)]
     with pytest.raises(ValueError, match="repel_from"):
-        Repulsion(params, [[params[0].detach().clone()]], [params[0].detach().clone()], config.Repel())
+        Repulsion(params, [[params[0].detach().clone()]], [params[0].detach().clone()], config.Repel(), 100)
 
 
 def test_start_is_the_ema_generator_moved_away(vector_gan):

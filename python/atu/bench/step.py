@@ -20,7 +20,7 @@ from ..data import TensorSamples
 from ..gan import GAN, fork_rng, update_ema
 from ..networks.stylegan2 import Discriminator, Generator
 from ..pretrain import mnist_stylegan2
-from ..repel import Repulsion
+from ..repel import Repulsion, default_steps
 from .measure import Plan, peak_memory, times
 
 KINDS = ("ours", "reference", "compiled")
@@ -58,7 +58,7 @@ def make_trainer(gan: GAN, stage: str, adversarial: Adversarial, models: int = 1
         options["add_penalty_grad"] = Ewc(twin, start, fisher, cfg.adapt.ewc_weight, cfg.adapt.ewc_relative).add_grad
     elif not plain:
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
-        options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel).add_grad
+        options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel, default_steps(gan)).add_grad
         options["extra_fakes"] = real
     trainer = AdversarialTrainer(twin.to(gan.device), real, adversarial, **options)
     trainer.extra_weight = cfg.repel.negatives_weight

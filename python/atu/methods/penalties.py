@@ -41,7 +41,7 @@ class L1:
 
     @torch.no_grad()
     def add_grad(self) -> dict[str, float]:
-        weight = self.weight * schedule(self.cfg, self.step)
+        weight = self.weight * schedule(self.cfg.schedule, self.step, self.cfg.steps)
         for p in self.params:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             p.grad.add_(p.sign(), alpha=weight)
