@@ -117,7 +117,7 @@ class Repel:
     trained for. guide_rate: change of the log of its weight a step, up or down by what is left of the negatives; 0
     keeps it. guide_r1: weight of its gradient penalty. preserve_weight: of the distance to the original's samples of
     the same latents, those that the guide finds negative left out. warm_start: start at
-    theta_G - warm_start (theta_N - theta_G). steps: unset, 500 for StyleGAN kinds, and 1,500
+    theta_G - warm_start (theta_N - theta_G). steps: unset, 600 for StyleGAN kinds, and 1,500
     for others, whose learning rate is a quarter of theirs. decay:
     last share of the steps, over which the learning rates fall to 0. check_every, check_samples: how often the run is
     scored, and on how many samples. keep: the "best" generator by that score, or the "final" one after all steps.
@@ -137,11 +137,11 @@ class Repel:
     guide_weight: NonNegative = 1.0
     guide_steps: Count = 200
     guide_rate: NonNegative = 0.0025
-    guide_r1: NonNegative = 1.0
+    guide_r1: NonNegative = 0.3
     preserve_weight: NonNegative = 1.0
     warm_start: NonNegative = 0.0
     check_every: PositiveCount = 50
-    check_samples: PositiveCount = 1000
+    check_samples: PositiveCount = 2000
     keep: Literal["best", "final"] = "best"
     patience: PositiveCount = 6
     drift_weight: NonNegative = 1.0

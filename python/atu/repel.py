@@ -157,7 +157,7 @@ class Controller(StageHooks):
 
 def default_steps(gan: GAN) -> int:
     """What `repel.steps` is when unset: other kinds than StyleGAN's learn at a lower rate, so it takes more of them."""
-    return 500 if gan.is_stylegan else 1500
+    return 600 if gan.is_stylegan else 1500
 
 
 def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:

@@ -17,7 +17,7 @@ from .feedback import Feedback, pool_size
 from .gan import GAN, mix_seed
 from .guide import Guide
 
-LEFT = (0.005, 0.05)  # share of the negatives: the guide's weight shrinks below, stays between and grows above
+LEFT = (0.002, 0.05)  # share of the negatives: the guide's weight shrinks below, stays between and grows above
 EARLY = 100  # steps in which it does not grow: what is left is still falling by itself
 LEFT_RATE = 0.05  # of the running share: about twenty batches count
 RANGE = (0.1, 3.0)  # of the guide's weight, in units of where it starts
