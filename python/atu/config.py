@@ -134,10 +134,10 @@ class Repel:
     ceiling: Positive = 4.0
     epsilon: Positive = 1e-3
     negatives_weight: NonNegative = 0.05
-    guide_weight: NonNegative = 1.0
+    guide_weight: NonNegative = 0.8
     guide_steps: Count = 200
     guide_rate: NonNegative = 0.0025
-    guide_r1: NonNegative = 0.3
+    guide_r1: NonNegative = 1.0
     preserve_weight: NonNegative = 1.0
     warm_start: NonNegative = 0.0
     check_every: PositiveCount = 50

@@ -17,7 +17,7 @@ from .feedback import Feedback, pool_size
 from .gan import GAN, mix_seed
 from .guide import Guide
 
-LEFT = (0.002, 0.05)  # share of the negatives: the guide's weight shrinks below, stays between and grows above
+LEFT = (0.005, 0.05)  # share of the negatives: the guide's weight shrinks below, stays between and grows above
 EARLY = 100  # steps in which it does not grow: what is left is still falling by itself
 LEFT_RATE = 0.05  # of the running share: about twenty batches count
 RANGE = (0.1, 3.0)  # of the guide's weight, in units of where it starts
@@ -54,7 +54,7 @@ class Steering:
         share = min(max(feedback.negative_share, 0.01), 0.5)
         self.share, self.prior = share, math.log(share / (1 - share))
         self.guide_weight, self.left, self.step_count = cfg.guide_weight, 1.0, 0
-        self.preserve_weight = cfg.preserve_weight * max(1 - 2 * share, 0.0)
+        self.preserve_weight = cfg.preserve_weight * max(1 - 3 * share, 0.0)
         some = torch.arange(min(len(positives), 500))
         self.variance = float(positives.batch(some).var(0).mean())
         self.guide = Guide(
