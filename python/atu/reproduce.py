@@ -274,10 +274,12 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
     extracted = any(row.get("fid") for rows in table.values() for row in rows.values())
     before = PRETRAINED_FID.get(plan.dataset, "–")
     size = f"{plan.negatives} negatives, {plan.samples:,} latents"
+    done = sum(row["seconds"]["n"] for rows in table.values() for row in rows.values())
     lines = [
         f"# The published table again: {plan.dataset}",
         "",
-        f"Mean ± standard deviation over up to {plan.seeds} seeds, {size}.",
+        f"Mean ± standard deviation over up to {plan.seeds} seeds (one alone has none), {size}.",
+        f"{done} of {len(list(plan.cells()))} cells are computed.",
         "",
         "The published rows are PUL / FID / Ret-FID in Inception features, on the authors' GAN, trained on the whole",
         f"data set (FID {before} before unlearning). Here the GAN, the amount of data and",
@@ -324,6 +326,7 @@ def save_figure(path: Path, table: Mapping[str, Mapping[str, Mapping[str, Any]]]
             axes.annotate(method, (x, y), (6, 4), textcoords="offset points", fontsize=9)
     axes.axvline(1, color="0.7", lw=1)
     axes.set(xlabel="FID_cls after / before (1 = unchanged; lower is better)", ylabel="PUL, %")
+    axes.margins(0.15)  # room for the names
     axes.grid(alpha=0.25)
     write_atomic(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
 
