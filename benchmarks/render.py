@@ -177,16 +177,8 @@ def _step_aims(threads: int) -> list[Row]:
     return aims
 
 
-def _step() -> dict[str, Any]:
-    """The step on one thread, or else on two."""
-    try:
-        return load("step-1")
-    except Missing:
-        return load("step-2")
-
-
 def _memory_aim() -> Row:
-    memory = _step()["memory"]
+    memory = load("step-1")["memory"]
     allowed = 1.1 * memory["plain"] + 2 * memory["generator"]
     worst = max(m["peak"] + m["kept"] for m in memory["stage_2"].values())
     text = "stage-2 peak <= 1.1 x plain step + 2 generators, N = 1, 2, 5"
@@ -215,7 +207,7 @@ def _float64_aim() -> Row:
 
 
 def _overhead_aim() -> Row:
-    over = _step()["overhead"]
+    over = load("step-1")["overhead"]
     text = f"{duration(over['ours'])} (reference {duration(over['reference'])}), all of torch's own calls included"
     return ["a step's overhead < 2 ms", text, "yes" if over["ours"] < 2e-3 else "no"]
 

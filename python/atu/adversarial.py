@@ -75,6 +75,11 @@ def load_optimizer(optim: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> 
     optim.load_state_dict({"state": slots, "param_groups": optim.state_dict()["param_groups"]})
 
 
+def falling(share: float, decay: float) -> float:
+    """Factor of the learning rates at a share of the steps: 1, and down to 0 over the last share `decay` of them."""
+    return min((1 - share) / decay, 1.0) if decay else 1.0
+
+
 class AdversarialTrainer:
     """Trains `gan` in place against `real` samples, one `step` at a time.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from atu_ext.ops import ParamPenalty
 
 from . import config, progress
-from .adversarial import AdversarialTrainer
+from .adversarial import AdversarialTrainer, falling
 from .feedback import Feedback
 from .gan import GAN, fork_rng, mix_seed
 from .runs import Run, StageHooks, run_stage
@@ -132,8 +132,7 @@ class Controller(StageHooks):
 
     def _set_lr(self, step: int) -> None:
         """The learning rates fall to 0 over the last share `decay` of the steps."""
-        if self.cfg.decay:
-            self.trainer.set_lr_factor(min((1 - step / max(self.steps, 1)) / self.cfg.decay, 1.0))
+        self.trainer.set_lr_factor(falling(step / max(self.steps, 1), self.cfg.decay))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         best = {k: v if math.isfinite(v) else None for k, v in self.best.items()}
@@ -196,7 +195,7 @@ def repel_gan(
             extra_fakes=feedback.negatives,
             add_penalty_grad=push.add_grad,
             fake_penalty=steering,
-            original=copy.deepcopy(gan.sampling_generator) if steering and cfg.preserve_weight else None,
+            original=copy.deepcopy(gan.sampling_generator) if steering and steering.preserve_weight else None,
         )
         trainer.extra_weight = cfg.negatives_weight
         score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)

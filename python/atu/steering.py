@@ -83,7 +83,7 @@ class Steering:
         logged = {name: float(term.detach()) for name, term in terms.items()}
         if steers:
             logged.update(guide_weight=self.guide_weight, negatives_left=self.left)
-        return torch.stack(list(terms.values())).sum(), logged
+        return sum(terms.values(), start=fake.new_zeros(())), logged
 
     def _observe(self, fake: Tensor) -> None:
         """Judge the samples just made: for the guide's weight, and, with an oracle, for the guide to learn from."""

@@ -31,8 +31,8 @@ def time_to(history: list[dict[str, Any]], before: float, level: float, offset: 
 def run_job(device: str, quick: bool, digit: str, impls: tuple[str, ...], say: Callable[[str], None]) -> dict[str, Any]:
     """Unlearn `digit` from the bundled GAN with the default settings, once an implementation.
 
-    PUL is that of the run's own checks (1,000 fixed latents, the EMA generator, the bundled classifier). `to_pul`
-    counts from the call to the first check at that level, checks included.
+    PUL is that of the run's own checks (`repel.check_samples` fixed latents, the EMA generator, the bundled
+    classifier). `to_pul` counts from the call to the first check at that level, checks included.
     """
     gan = GAN.load(asset("mnist-gan.safetensors"))
     classifier = Classifier.load(asset("mnist-classifier.safetensors"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..adversarial import Samples
+from ..adversarial import Samples, falling
 from ..feedback import Feedback
 from ..gan import GAN, fork_rng, mix_seed
 from ..runs import Run
@@ -57,9 +57,9 @@ def retrain(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: in
         drawn = reinitialise(twin.generator) + reinitialise(twin.discriminator)
     twin.generator_ema = None
 
-    def falling(share: float) -> float:
-        return min((1 - share) / own.decay, 1.0) if own.decay else 1.0
+    def factor(share: float) -> float:
+        return falling(share, own.decay)
 
-    outcome = finetune(twin, "retrain", gan, feedback, own, run, seed, real=real, schedule_lr=falling)
+    outcome = finetune(twin, "retrain", gan, feedback, own, run, seed, real=real, schedule_lr=factor)
     outcome.decisions.update(trained_on=len(real), dropped_as_negative=dropped, drawn_without_a_rule=len(drawn))
     return outcome
