@@ -180,6 +180,25 @@ static inline Pair<T> interleave(Vec<T> a, Vec<T> b) {
   return interleave<T>(a, b, std::make_index_sequence<kLanes<T>>{});
 }
 
+// kLanes vectors as the rows of a matrix: its columns. Each of the log2(kLanes) perfect shuffles rotates the bits of
+// (row, lane) by one.
+template <typename T>
+static inline void transpose(Vec<T>* rows) {
+  constexpr int n = kLanes<T>;
+#pragma GCC unroll 4
+  for (int step = 1; step < n; step *= 2) {
+    Vec<T> next[n];
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) {
+      const Pair<T> both = interleave<T>(rows[i], rows[i + n / 2]);
+      next[2 * i] = both.first;
+      next[2 * i + 1] = both.second;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) rows[i] = next[i];
+  }
+}
+
 // Outputs of at least this many bytes are written past the caches.
 constexpr int64_t kStreamBytes = int64_t{8} << 20;
 

@@ -7,7 +7,7 @@
 // zeros for what lies outside the image: their weighted sum when the filter is separable (2-d filters of rank one are),
 // else a copy of each. `Rows::finish` runs the horizontal FIR from there to the output, vectors running along x when
 // planar, along the channels when channels-last. Planar scratch rows are split by x mod D, so that loads are
-// contiguous.
+// contiguous. Small planes, whose rows would not fill vectors, go through `PlaneGroup` instead.
 #include "upfirdn2d.h"
 
 #include "cpu_isa.h"
@@ -20,6 +20,7 @@ namespace {
 constexpr int64_t kGrain = 8192;            // outputs a thread is worth waking for
 constexpr int64_t kScratchElements = 4096;  // of a scratch row, about
 constexpr int64_t kChannelBlock = 64;
+constexpr int64_t kSmallPlanes = 12 << 10;  // bytes of an input and an output plane, see PlaneGroup
 
 int64_t gcd(int64_t a, int64_t b) {
   return b == 0 ? a : gcd(b, a % b);
@@ -155,8 +156,11 @@ class Rows {
         linear_(split_ > 1 ? split_ * part_ : 0),
         phase_row_(steps_ + V),
         held_(ring_),
-        sources_(2 * sources_per_phase()),
-        weights_(2 * sources_per_phase()) {}
+        counts_(ax.phases),
+        sources_(ax.phases * sources_per_phase()),
+        above_(max64(ay.max_count, 1)),
+        weights_(ax.phases * sources_per_phase()),
+        above_weights_(max64(ay.max_count, 1)) {}
 
   // Output rows [begin, end) of the image (n, channels c0 ... of a block, or one channel).
   void run(int64_t n, int64_t c0, int64_t begin, int64_t end) {
@@ -172,19 +176,19 @@ class Rows {
         const int64_t m0 = max64(0, -first), m1 = max64(m0, min64(phase.count, p_.h - first));
         if (f_.separable) {
           for (int64_t m = m0; m < m1; ++m) {
-            sources_.data()[m - m0] = x + (first + m) * p_.x_stride_h;
-            weights_.data()[m - m0] = f_.gy.data()[phase.tap + m * ay_.up];
+            above_.data()[m - m0] = x + (first + m) * p_.x_stride_h;
+            above_weights_.data()[m - m0] = f_.gy.data()[phase.tap + m * ay_.up];
           }
           fill(rows_.data(), m1 - m0);
         } else {
           for (int64_t m = m0; m < m1; ++m) hold(x, first + m);
+          for (int64_t r = 0; r < ax_.phases; ++r) list_taps(r, phase, first, m0, m1);
         }
         T* out = y + oy * p_.y_stride_h + j0 * ax_.phases * p_.y_stride_w;
-        const auto list = [&](int64_t r, int64_t at) { return list_taps(r, at, phase, first, m0, m1); };
         if (p_.channels_last) {
-          finish_channels_last(out, list);
+          finish_channels_last(out);
         } else {
-          finish_planar(out, list);
+          finish_planar(out);
         }
       }
     }
@@ -205,14 +209,15 @@ class Rows {
     low_ = low, opened_channels_ = channels_;
     for (int64_t i = 0; i < ring_ * split_ * part_; ++i) rows_.data()[i] = 0;
     for (int64_t i = 0; split_ > 1 && i < split_ * part_; ++i) linear_.data()[i] = 0;
+    for (int64_t r = 0; f_.separable && r < ax_.phases; ++r) list_taps(r, ay_[0], 0, 0, 1);
   }
 
-  // row = weighted sum of the `n` input rows in sources_, zero outside the image.
+  // row = weighted sum of the `n` input rows in above_, zero outside the image.
   void fill(T* row, int64_t n) {
     const int64_t a = max64(low_, 0), b = min64(low_ + inputs(count_), p_.w);
     T* linear = split_ > 1 ? linear_.data() : row;
     with_count(n, [&]<int N>() {
-      const Sum<T, N> sum(sources_.data(), weights_.data(), n);
+      const Sum<T, N> sum(above_.data(), above_weights_.data(), n);
       const bool flat = channels_ == p_.x_stride_w || b - a <= 1;
       const int64_t pixels = flat ? 1 : b - a, length = flat ? (b - a) * channels_ : channels_;
       for (int64_t k = 0; k < pixels; ++k) {
@@ -240,7 +245,7 @@ class Rows {
   // The same sum where less than a vector is left to read.
   Vec<T> partial(int64_t n, int64_t i, int count) const {
     Vec<T> total{};
-    for (int64_t m = 0; m < n; ++m) total += weights_.data()[m] * load_partial(sources_.data()[m] + i, count);
+    for (int64_t m = 0; m < n; ++m) total += above_weights_.data()[m] * load_partial(above_.data()[m] + i, count);
     return total;
   }
 
@@ -249,16 +254,16 @@ class Rows {
     const int64_t slot = iy % ring_;
     if (held_.data()[slot] == iy) return;
     held_.data()[slot] = iy;
-    sources_.data()[0] = x + iy * p_.x_stride_h;
-    weights_.data()[0] = T(1);
+    above_.data()[0] = x + iy * p_.x_stride_h;
+    above_weights_.data()[0] = T(1);
     fill(row(slot), 1);
   }
 
-  // Sources and weights of horizontal phase r, at sources_[at ...]; returns their number.
-  int64_t list_taps(int64_t r, int64_t at, const Phase& vertical, int64_t first, int64_t m0, int64_t m1) {
+  // Sources and weights of horizontal phase r. Those of separable filters are the same in every row.
+  void list_taps(int64_t r, const Phase& vertical, int64_t first, int64_t m0, int64_t m1) {
     const Phase& phase = ax_[r];
-    const T** source = sources_.data() + at;
-    T* weight = weights_.data() + at;
+    const T** source = sources_.data() + r * sources_per_phase();
+    T* weight = weights_.data() + r * sources_per_phase();
     const int64_t rows = f_.separable ? 1 : m1 - m0;
     for (int64_t k = 0; k < rows; ++k) {
       const T* base = f_.separable ? rows_.data() : row((first + m0 + k) % ring_);
@@ -269,7 +274,13 @@ class Rows {
         *weight++ = taps[phase.tap + m * ax_.up];
       }
     }
-    return rows * phase.count;
+    counts_.data()[r] = rows * phase.count;
+  }
+
+  template <int N>
+  Sum<T, N> sum_of(int64_t r) const {
+    const int64_t at = r * sources_per_phase();
+    return {sources_.data() + at, weights_.data() + at, counts_.data()[r]};
   }
 
   void put(T* to, Vec<T> v) const {
@@ -280,22 +291,19 @@ class Rows {
     }
   }
 
-  template <typename List>
-  void finish_planar(T* out, const List& list) {
+  void finish_planar(T* out) {
     const int64_t width = min64(count_ * ax_.phases, p_.out_w - j0_ * ax_.phases);
     if (ax_.phases == 1) {
-      const int64_t n = list(0, 0);
-      with_count(n, [&]<int N>() {
-        const Sum<T, N> sum(sources_.data(), weights_.data(), n);
+      with_count(counts_.data()[0], [&]<int N>() {
+        const Sum<T, N> sum = sum_of<N>(0);
         int64_t j = 0;
         for (; j + V <= width; j += V) put(out + j, sum(j));
         if (j < width) store_partial(out + j, sum(j), int(width - j));
       });
     } else if (ax_.phases == 2) {
-      const int64_t second = sources_per_phase(), n0 = list(0, 0), n1 = list(1, second);
+      const int64_t n0 = counts_.data()[0], n1 = counts_.data()[1];
       with_count(n0 == n1 ? n0 : 0, [&]<int N>() {
-        const Sum<T, N> even(sources_.data(), weights_.data(), n0);
-        const Sum<T, N> odd(sources_.data() + second, weights_.data() + second, n1);
+        const Sum<T, N> even = sum_of<N>(0), odd = sum_of<N>(1);
         for (int64_t j = 0; 2 * j < width; j += V) {
           const Pair<T> both = interleave<T>(even(j), odd(j));
           T* to = out + 2 * j;
@@ -313,7 +321,7 @@ class Rows {
       });
     } else {
       for (int64_t r = 0; r < min64(ax_.phases, width); ++r) {
-        const Sum<T, 0> sum(sources_.data(), weights_.data(), list(r, 0));
+        const Sum<T, 0> sum = sum_of<0>(r);
         const int64_t steps = ceil_div(width - r, ax_.phases);
         for (int64_t j = 0; j < steps; j += V) store(phase_row_.data() + j, sum(j));
         for (int64_t j = 0; j < steps; ++j) out[r + j * ax_.phases] = phase_row_.data()[j];
@@ -321,19 +329,24 @@ class Rows {
     }
   }
 
-  template <typename List>
-  void finish_channels_last(T* out, const List& list) {
+  void finish_channels_last(T* out) {
     const int64_t width = min64(count_ * ax_.phases, p_.out_w - j0_ * ax_.phases);
     for (int64_t r = 0; r < min64(ax_.phases, width); ++r) {
-      const int64_t n = list(r, 0), steps = ceil_div(width - r, ax_.phases);
-      with_count(n, [&]<int N>() {
-        const Sum<T, N> sum(sources_.data(), weights_.data(), n);
+      const int64_t steps = ceil_div(width - r, ax_.phases);
+      with_count(counts_.data()[r], [&]<int N>() {
+        const Sum<T, N> sum = sum_of<N>(r);
         // Without resampling the row is one run of memory, and only its end may leave part of a vector.
         const bool flat = ax_.phases == 1 && ax_.advance == 1 && channels_ == p_.y_stride_w;
         const int64_t pixels = flat ? 1 : steps, length = flat ? steps * channels_ : channels_;
+        const int64_t step = ax_.advance * channels_, out_step = ax_.phases * p_.y_stride_w;
+        T* first = out + r * p_.y_stride_w;
+        if (length == V) {
+          for (int64_t j = 0; j < pixels; ++j) put(first + j * out_step, sum(j * step));
+          return;
+        }
         for (int64_t j = 0; j < pixels; ++j) {
-          const int64_t from = j * ax_.advance * channels_;
-          T* to = out + (r + j * ax_.phases) * p_.y_stride_w;
+          const int64_t from = j * step;
+          T* to = first + j * out_step;
           int64_t c = 0;
           for (; c + V <= length; c += V) put(to + c, sum(from + c));
           if (c < length) store_partial(to + c, sum(from + c), int(length - c));
@@ -348,11 +361,84 @@ class Rows {
   bool streaming_;
   int64_t block_, split_, steps_, part_, ring_;
   Scratch<T> rows_, linear_, phase_row_;
-  Scratch<int64_t> held_;  // the input row in each slot of the ring
-  Scratch<const T*> sources_;
-  Scratch<T> weights_;
+  Scratch<int64_t> held_;              // the input row in each slot of the ring
+  Scratch<int64_t> counts_;            // of sources, of each horizontal phase
+  Scratch<const T*> sources_, above_;  // of the horizontal and of the vertical sum
+  Scratch<T> weights_, above_weights_;
   int64_t j0_ = 0, count_ = 0, channels_ = 1, low_ = INT64_MIN, opened_channels_ = 0;
 };
+
+// Small planes: a row fills only part of a vector, so as many planes as a vector has lanes are brought into one image
+// laid out channels-last, filtered there, and brought back.
+template <typename T>
+class PlaneGroup {
+  static constexpr int64_t V = kLanes<T>;
+
+ public:
+  PlaneGroup(const Upfirdn2dParams& p, const Filter<T>& f, const Axis& ax, const Axis& ay, bool streaming)
+      : p_(p),
+        in_(ceil_div(p.h * p.w, V) * V * V),
+        out_(ceil_div(p.out_h * p.out_w, V) * V * V),
+        inner_(inner()),
+        rows_(inner_, f, ax, ay, false),
+        streaming_(streaming) {}
+
+  // Planes first ... first + V - 1 of all N * C, as far as there are that many.
+  void run(int64_t first) {
+    const int64_t planes = min64(V, p_.n * p_.c - first), in = p_.h * p_.w, out = p_.out_h * p_.out_w;
+    const T* x = static_cast<const T*>(p_.x) + first * in;
+    T* y = static_cast<T*>(p_.y) + first * out;
+    Vec<T> tile[V];
+    for (int64_t i = 0; i < in; i += V) {
+      const bool whole = i + V <= in;
+      for (int64_t c = 0; c < V; ++c) {
+        const T* from = x + min64(c, planes - 1) * in + i;
+        tile[c] = whole ? load(from) : load_partial(from, int(in - i));
+      }
+      transpose<T>(tile);
+      for (int64_t c = 0; c < V; ++c) store(in_.data() + (i + c) * V, tile[c]);
+    }
+    rows_.run(0, 0, 0, p_.out_h);
+    for (int64_t i = 0; i < out; i += V) {
+      for (int64_t c = 0; c < V; ++c) tile[c] = load(out_.data() + (i + c) * V);
+      transpose<T>(tile);
+      for (int64_t c = 0; c < planes; ++c) {
+        T* to = y + c * out + i;
+        if (i + V > out) {
+          store_partial(to, tile[c], int(out - i));
+        } else if (streaming_) {
+          stream(to, tile[c]);
+        } else {
+          store(to, tile[c]);
+        }
+      }
+    }
+  }
+
+ private:
+  Upfirdn2dParams inner() const {
+    Upfirdn2dParams q = p_;
+    q.x = in_.data(), q.y = out_.data(), q.channels_last = true, q.n = 1, q.c = V;
+    q.x_stride_n = 0, q.x_stride_c = 1, q.x_stride_h = V * p_.w, q.x_stride_w = V;
+    q.y_stride_n = 0, q.y_stride_c = 1, q.y_stride_h = V * p_.out_w, q.y_stride_w = V;
+    return q;
+  }
+
+  const Upfirdn2dParams& p_;
+  Scratch<T> in_, out_;
+  const Upfirdn2dParams inner_;
+  Rows<T> rows_;
+  bool streaming_;
+};
+
+template <typename T>
+bool small_planes(const Upfirdn2dParams& p) {
+  const bool dense = p.x_stride_w == 1 && p.x_stride_h == p.w && p.x_stride_c == p.h * p.w &&
+                     p.x_stride_n == p.c * p.x_stride_c && p.y_stride_h == p.out_w &&
+                     p.y_stride_c == p.out_h * p.out_w && p.y_stride_n == p.c * p.y_stride_c;
+  const int64_t bytes = (p.h * p.w + p.out_h * p.out_w) * int64_t(sizeof(T));
+  return !p.channels_last && dense && kLanes<T> >= 4 && 2 * p.n * p.c >= kLanes<T> && bytes <= kSmallPlanes;
+}
 
 template <typename T>
 void run(const Upfirdn2dParams& p) {
@@ -365,6 +451,14 @@ void run(const Upfirdn2dParams& p) {
                          aligned(p.y_stride_n) && aligned(p.y_stride_h) &&
                          (p.channels_last ? aligned(p.y_stride_w) : aligned(p.y_stride_c));
   const int threads = threads_for(outputs, kGrain);
+  if (small_planes<T>(p)) {
+    parallel_for(ceil_div(p.n * p.c, kLanes<T>), threads, [&](int64_t begin, int64_t end, int) {
+      PlaneGroup<T> group(p, filter, ax, ay, streaming);
+      for (int64_t i = begin; i < end; ++i) group.run(i * kLanes<T>);
+      stream_fence();
+    });
+    return;
+  }
   const int64_t block = !p.channels_last ? 1 : p.c <= 2 * kChannelBlock ? p.c : kChannelBlock;
   const int64_t blocks = ceil_div(p.c, block), rows = p.n * blocks * p.out_h;
   parallel_for(rows, threads, [&](int64_t begin, int64_t end, int) {

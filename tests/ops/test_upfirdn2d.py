@@ -102,8 +102,23 @@ def test_sizes_around_vectors_and_chunks(isa, shape, layout, up, down, name):
     torch.testing.assert_close(y.double(), expected, atol=tolerance(torch.float32), rtol=0)
 
 
-def test_threads_do_not_change_a_bit():
-    x = make((2, 8, 64, 64), torch.float32)
+# Planes too small to fill vectors are filtered in groups, as many as a vector has lanes; the last group is not full.
+@pytest.mark.parametrize("shape", [(1, 2, 8, 8), (3, 7, 5, 6), (1, 33, 4, 4), (5, 13, 1, 9), (2, 40, 13, 11)])
+@pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), ([3, 1], [2, 4])])
+@pytest.mark.parametrize("name", ["sep4", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_planes(isa, shape, up, down, name, dtype):
+    x = make(shape, dtype)
+    kw = {"up": up, "down": down, "padding": [2, 3, 4, -1], "gain": 1.5}
+    expected = upfirdn2d(x.double(), FILTERS[name], **kw, impl="reference")
+    for skip in (0, 1):  # without the first channel the planes are not one block of memory
+        y = upfirdn2d(x[:, skip:], FILTERS[name], **kw, impl="native")
+        torch.testing.assert_close(y.double(), expected[:, skip:], atol=tolerance(dtype), rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 64, 64), (2, 75, 16, 16)])
+def test_threads_do_not_change_a_bit(shape):
+    x = make(shape, torch.float32)
     before = torch.get_num_threads()
     results = []
     for threads in (1, 2, 3):
@@ -114,8 +129,9 @@ def test_threads_do_not_change_a_bit():
     assert torch.equal(results[0], results[2])
 
 
-def test_large_output_written_past_the_caches(isa):
-    x = make((1, 40, 256, 256), torch.float32)  # 10 MB
+@pytest.mark.parametrize("shape", [(1, 40, 256, 256), (24, 445, 16, 16)])  # 10 MB each
+def test_large_output_written_past_the_caches(isa, shape):
+    x = make(shape, torch.float32)
     y = upfirdn2d(x, FILTERS["sep4"], padding=[2, 1, 2, 1], impl="native")
     expected = upfirdn2d(x, FILTERS["sep4"], padding=[2, 1, 2, 1], impl="reference")
     torch.testing.assert_close(y, expected, atol=tolerance(torch.float32), rtol=0)
