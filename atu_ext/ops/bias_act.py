@@ -265,9 +265,13 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
         x = x if spec.curved or y is None else None
     ctx.save_for_backward(x, b, y)
     ctx.args = (dim, act, alpha, gain, clamp)
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple:
+def _backward(ctx: Any, dy: Tensor | None) -> tuple:
+    # The second gradient of a straight activation has nothing for x: zeros would cost the layers before a whole pass.
+    if dy is None:
+        return (None,) * 7
     x, b, y = ctx.saved_tensors
     want_db = b is not None and ctx.needs_input_grad[1]
     dx, db = _call_grad(dy, x, b, y, *ctx.args, want_db)

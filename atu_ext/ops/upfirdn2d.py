@@ -277,10 +277,13 @@ def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, f, *ctx.args = inputs
     ctx.sizes = (x.shape[2], x.shape[3], output.shape[2], output.shape[3])
     ctx.save_for_backward(f)
+    ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dy: Tensor) -> tuple:
+def _backward(ctx: Any, dy: Tensor | None) -> tuple:
     """The adjoint is the same operation with up and down exchanged and the filter flipped."""
+    if dy is None:  # in second gradients, see bias_act
+        return (None,) * 12
     (f,) = ctx.saved_tensors
     h, w, out_h, out_w = ctx.sizes
     upx, upy, downx, downy, padx0, _, pady0, _, flip_filter, gain = ctx.args

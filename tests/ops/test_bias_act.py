@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from atu_ext import _native
-from atu_ext.ops import bias_act
+from atu_ext.ops import bias_act, filter2d, setup_filter
 from atu_ext.ops.bias_act import activations
 
 pytestmark = pytest.mark.skipif(_native._C is None, reason=str(_native.error))
@@ -138,6 +138,23 @@ def test_gradients_where_the_output_does_not_tell_the_input(act, options):
     x = randn(2, 3, 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda t: bias_act(t, act=act, impl="native", **options), x)
     assert torch.autograd.gradgradcheck(lambda t: bias_act(t, act=act, impl="native", **options), x)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_second_gradient_of_a_straight_activation_costs_the_layers_before_nothing(layout):
+    """R1 through lrelu: x gets no zeros to send through the rest of the network, dy gets the slope."""
+    x = randn(2, 3, 4, 5).to(memory_format=layout).requires_grad_()
+    dy = randn(2, 3, 4, 5, seed=1).requires_grad_()
+    before = filter2d(x, setup_filter([1, 2, 1]), impl="native")
+    y = bias_act(before, act="lrelu", impl="native")
+    (dx,) = torch.autograd.grad(y, before, dy, create_graph=True)
+    arrived = []
+    before.register_hook(arrived.append)
+    found = torch.autograd.grad(dx.square().sum(), [x, dy], allow_unused=True)
+    slope = torch.where(before > 0, 1.0, 0.2) * math.sqrt(2)
+    assert found[0] is None
+    assert all(gradient is None for gradient in arrived)
+    torch.testing.assert_close(found[1], 2 * slope.square() * dy)
 
 
 def test_third_order_is_refused_or_right():
