@@ -120,8 +120,9 @@ class Repel:
     theta_G - warm_start (theta_N - theta_G). steps: unset, 600 for StyleGAN kinds, and 1,500
     for others, whose learning rate is a quarter of theirs. decay:
     last share of the steps, over which the learning rates fall to 0. check_every, check_samples: how often the run is
-    scored, and on how many samples. keep: the "best" generator by that score, or the "final" one after all steps.
-    patience: checks without a better score before stopping ("best" only); drift_weight: see `atu.score`.
+    scored, and on how many samples. keep: the "best" generator by that score (the latest whose score is the lowest
+    but for chance, see `atu.score.Keeper`), or the "final" one after all steps. patience: checks since the best before
+    stopping ("best" only); drift_weight: see `atu.score`.
     """
 
     steps: Count | None = None

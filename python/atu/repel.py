@@ -21,7 +21,7 @@ from .adversarial import AdversarialTrainer, falling
 from .feedback import Feedback
 from .gan import GAN, fork_rng, mix_seed
 from .runs import Run, StageHooks, run_stage
-from .score import Score
+from .score import Keeper, Score
 from .steering import Steering
 
 
@@ -87,47 +87,20 @@ class Repulsion:
 
 
 class Controller(StageHooks):
-    """Scores the EMA generator every so often, keeps the best, and stops when it gets no better."""
+    """Lets the learning rates fall, has the generator scored, and stops when it gets no better."""
 
-    def __init__(
-        self,
-        trainer: AdversarialTrainer,
-        repel: Repulsion,
-        steering: Steering | None,
-        score: Score,
-        cfg: config.Repel,
-        steps: int,
-        run: Run,
-    ):
-        self.steps = steps
-        self.trainer, self.repel, self.steering, self.score = trainer, repel, steering, score
-        self.cfg, self.run = cfg, run
-        self.best: dict[str, Any] = {"score": math.inf, "step": 0}
-        self.best_state: dict[str, Tensor] = {}
-        self.waited = 0
+    def __init__(self, keeper: Keeper, repel: Repulsion, steering: Steering | None, cfg: config.Repel, steps: int):
+        self.keeper, self.repel, self.steering, self.cfg, self.steps = keeper, repel, steering, cfg, steps
+        self.trainer = keeper.trainer
         self.stopped = ""
 
     def after_step(self, step: int, metrics: dict[str, float]) -> bool:
         self._set_lr(step)
         if step % self.cfg.check_every and step != self.steps:
             return False
-        found = self.score(self.trainer.ema)
-        metrics.update(found)
-        final = self.cfg.keep == "final"
-        if final or found["score"] < self.best["score"]:
-            self.best = {"step": step, **found}
-            self.best_state = {} if final else copy.deepcopy(self.trainer.ema.state_dict())
-            self.waited = 0
-        else:
-            self.waited += 1
-        seed = self.score.seed
-        self.run.picture(
-            f"repel-{step:06d}",
-            self.score.gan.sample(100, seed, generator=self.trainer.ema),
-            self.score.gan.image_range,
-        )
-        if self.waited >= self.cfg.patience:
-            self.stopped = f"no better score in {self.waited} checks"
+        self.keeper.check(step, metrics)
+        if self.keeper.waited >= self.cfg.patience:
+            self.stopped = f"no better score in {self.keeper.waited} checks"
         return bool(self.stopped)
 
     def _set_lr(self, step: int) -> None:
@@ -135,21 +108,22 @@ class Controller(StageHooks):
         self.trainer.set_lr_factor(falling(step / max(self.steps, 1), self.cfg.decay))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        best = {k: v if math.isfinite(v) else None for k, v in self.best.items()}
-        data = dict(best=best, waited=self.waited, stopped=self.stopped)
+        kept, scores = self.keeper.state()
+        data: dict[str, Any] = dict(keeper=scores, stopped=self.stopped)
         data.update(repel_step=self.repel.step, adversarial_norm=self.repel.adversarial_norm)
-        tensors = {f"best.{k}": v for k, v in self.best_state.items()}
+        tensors = {f"kept.{k}": v for k, v in kept.items()}
         if self.steering is not None:
             tensors.update({f"steering.{k}": v for k, v in self.steering.state().items()})
         return tensors, data
 
     def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
-        self.best = {k: math.inf if v is None else v for k, v in data["best"].items()}
-        self.best_state = {k.removeprefix("best."): v for k, v in tensors.items() if k.startswith("best.")}
+        def part(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+
+        self.keeper.load_state(part("kept."), data["keeper"])
         if self.steering is not None:
-            mine = {k.removeprefix("steering."): v for k, v in tensors.items() if k.startswith("steering.")}
-            self.steering.load_state(mine)
-        self.waited, self.stopped = data["waited"], data["stopped"]
+            self.steering.load_state(part("steering."))
+        self.stopped = data["stopped"]
         self.repel.step, self.repel.adversarial_norm = data["repel_step"], data["adversarial_norm"]
         self._set_lr(self.trainer.step_count)
 
@@ -199,18 +173,10 @@ def repel_gan(
         )
         trainer.extra_weight = cfg.negatives_weight
         score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
-        control = Controller(trainer, push, steering, score, cfg, steps, run)
+        keeper = Keeper("repel", trainer, score, run, cfg.keep)
+        control = Controller(keeper, push, steering, cfg, steps)
         run_stage(run, "repel", trainer, steps, control)
-    if control.best_state:
-        trainer.ema.load_state_dict(control.best_state)
-    decisions = dict(
-        kept_step=control.best["step"],
-        steps_run=trainer.step_count,
-        stopped=control.stopped or "all steps done",
-        score=control.best.get("score"),
-        negative_rate=control.best.get("negative_rate"),
-        drift=control.best.get("drift"),
-        **feedback.notes,
-    )
+    keeper.restore()
+    decisions = {**keeper.decisions(), "stopped": control.stopped or "all steps done", **feedback.notes}
     progress.log.info("repel: kept step %s (%s)", decisions["kept_step"], decisions["stopped"])
     return twin, decisions

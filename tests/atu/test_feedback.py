@@ -1,5 +1,7 @@
 """The oracle's checks, the probe on features with a known answer, positives, and the score."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from atu.data import TensorSamples
 from atu.feedback import Oracle, Probe, build, check_distinct, pool_size
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator
-from atu.score import Score
+from atu.score import Keeper, Score
 
 POOL = FeedbackConfig(pool=600)
 
@@ -158,3 +160,42 @@ def test_score_with_hardly_any_positives(mixture, n):
     positives = TensorSamples(torch.randn(n, 2))
     made = build(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), POOL, seed=0)
     assert np.isfinite(list(Score(mixture, made, n=20, drift_weight=1.0, seed=0)(mixture.generator).values())).all()
+
+
+class Told(Score):
+    """Scores 1,000 samples as told: the negatives counted, and the drift; a tenth were negative before."""
+
+    def __init__(self, gan, *found):
+        self.gan, self.n, self.before, self.seed = gan, 1000, 0.1, 0
+        self.found = iter(found)
+
+    def __call__(self, generator):
+        count, drift = next(self.found)
+        return {"negative_rate": count / 1000, "drift": drift, "score": count / 100 + drift}
+
+
+@pytest.mark.parametrize(
+    ("found", "kept", "waited"),
+    [
+        ([(5, 0.1), (2, 0.1), (0, 0.1)], 2, 0),
+        ([(0, 0.1), (0, 0.09), (0, 0.11)], 1, 1),  # drift is not left to chance
+        ([(0, 0.03), (3, 0.018), (4, 0.018)], 1, 1),  # 3 - sqrt(3 + 1) adds 0.01, 4 - sqrt(4 + 1) adds 0.018
+        ([(1, 0.02), (1, 0.025)], 1, 0),
+        ([(9, 0.0), (1, float("nan"))], 0, 1),
+    ],
+)
+def test_the_latest_is_kept_whose_score_is_the_lowest_but_for_chance(mixture, found, kept, waited):
+    trainer = SimpleNamespace(ema=mixture.generator, step_count=0)
+    keeper = Keeper("x", trainer, Told(mixture, *found), SimpleNamespace(picture=lambda *_: None), "best")
+    for step in range(len(found)):
+        with torch.no_grad():
+            mixture.generator.scale.fill_(step)
+        metrics = {}
+        keeper.check(step, metrics)
+        assert metrics["drift"] == pytest.approx(found[step][1], nan_ok=True)
+    assert (keeper.kept["step"], keeper.waited) == (kept, waited)
+    again = Keeper("x", trainer, Told(mixture), None, "best")
+    again.load_state(*keeper.state())
+    again.restore()
+    assert float(mixture.generator.scale) == kept
+    assert (again.kept["step"], again.waited, again.lowest) == (kept, waited, keeper.lowest)

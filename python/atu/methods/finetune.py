@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +13,7 @@ from ..adversarial import AdversarialTrainer, Samples
 from ..feedback import Feedback
 from ..gan import GAN, fork_rng, mix_seed
 from ..runs import Run, StageHooks, run_stage
-from ..score import Score
+from ..score import Keeper, Score
 
 AddGrad = Callable[[], dict[str, float]]
 
@@ -30,57 +28,27 @@ class Outcome:
 
 
 class Watch(StageHooks):
-    """Scores the EMA generator every so often; remembers the last score, and the best weights when asked to.
+    """Has the EMA generator scored every so often.
 
     on_step: called with the trainer's step count at the start, after each step, and when a run is taken up again.
     """
 
-    def __init__(
-        self,
-        trainer: AdversarialTrainer,
-        score: Score,
-        cfg: config.Finetune,
-        run: Run,
-        stage: str,
-        on_step: Callable[[int], None],
-    ):
-        self.trainer, self.score, self.cfg, self.run, self.stage = trainer, score, cfg, run, stage
-        self.kept: dict[str, Any] = {"score": math.inf, "step": 0}
-        self.kept_state: dict[str, Tensor] = {}
-        self.on_step = on_step
+    def __init__(self, keeper: Keeper, cfg: config.Finetune, on_step: Callable[[int], None]):
+        self.keeper, self.cfg, self.on_step = keeper, cfg, on_step
         self.on_step(0)
 
     def after_step(self, step: int, metrics: dict[str, float]) -> bool:
         self.on_step(step)
-        if step % self.cfg.check_every and step != self.cfg.steps:
-            return False
-        found = self.score(self.trainer.ema)
-        metrics.update(found)
-        final = self.cfg.keep == "final"
-        if final or found["score"] < self.kept["score"]:
-            self.kept = {"step": step, **found}
-            self.kept_state = {} if final else copy.deepcopy(self.trainer.ema.state_dict())
-        gan = self.score.gan
-        x = gan.sample(100, self.score.seed, generator=self.trainer.ema)
-        self.run.picture(f"{self.stage}-{step:06d}", x, gan.image_range)
+        if step % self.cfg.check_every == 0 or step == self.cfg.steps:
+            self.keeper.check(step, metrics)
         return False
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return dict(self.kept_state), {k: v if math.isfinite(v) else None for k, v in self.kept.items()}
+        return self.keeper.state()
 
     def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
-        self.kept_state = dict(tensors)
-        self.kept = {k: math.inf if v is None else v for k, v in data.items()}
-        self.on_step(self.trainer.step_count)
-
-    def decisions(self) -> dict[str, Any]:
-        return dict(
-            kept_step=self.kept["step"] if self.cfg.keep == "best" else self.trainer.step_count,
-            steps_run=self.trainer.step_count,
-            stopped="all steps done",
-            kept=f"the {self.cfg.keep} generator",
-            **{name: self.kept.get(name) for name in ("score", "negative_rate", "drift") if self.cfg.steps},
-        )
+        self.keeper.load_state(tensors, data)
+        self.on_step(self.keeper.trainer.step_count)
 
 
 def pretrained_copy(gan: GAN) -> GAN:
@@ -128,9 +96,9 @@ def finetune(
                 trainer.set_lr_factor(schedule_lr(step / max(cfg.steps, 1)))
 
         score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
-        watch = Watch(trainer, score, cfg, run, stage, follow)
-        run_stage(run, stage, trainer, cfg.steps, watch)
-    if watch.kept_state:
-        trainer.ema.load_state_dict(watch.kept_state)
-    progress.log.info("%s: kept step %s", stage, watch.decisions()["kept_step"])
-    return Outcome(twin, {**watch.decisions(), **feedback.notes})
+        keeper = Keeper(stage, trainer, score, run, cfg.keep)
+        run_stage(run, stage, trainer, cfg.steps, Watch(keeper, cfg, follow))
+    keeper.restore()
+    decisions = {**keeper.decisions(), "stopped": "all steps done", "kept": f"the {cfg.keep} generator"}
+    progress.log.info("%s: kept step %s", stage, decisions["kept_step"])
+    return Outcome(twin, {**decisions, **feedback.notes})
