@@ -316,18 +316,18 @@ def save_figure(path: Path, table: Mapping[str, Mapping[str, Mapping[str, Any]]]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained", dpi=120)
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained", dpi=120)
     axes = figure.add_subplot()
-    for method, rows in table.items():
+    for index, (method, rows) in enumerate(table.items()):
         points = [(r["ratio"]["mean"], r["pul"]["mean"]) for r in rows.values() if r["ratio"] and r["pul"]]
         if points:
             x, y = (mean(values) for values in zip(*points, strict=True))
-            axes.plot(x, y, "o", ms=7)
-            axes.annotate(method, (x, y), (6, 4), textcoords="offset points", fontsize=9)
+            axes.plot(x, y, "osD^vP"[index % 6], ms=7, color=f"C{index % 10}", label=method)
     axes.axvline(1, color="0.7", lw=1)
     axes.set(xlabel="FID_cls after / before (1 = unchanged; lower is better)", ylabel="PUL, %")
-    axes.margins(0.15)  # room for the names
+    axes.margins(0.08)
     axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", frameon=False)
     write_atomic(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
 
 

@@ -185,7 +185,7 @@ def compare(before: dict[str, Any], now: dict[str, Any], console: Console | None
 
 
 def plot(found: dict[str, Any], path: str | Path) -> Path:
-    """Bars of every case's times; for ops over the limit, and the growth beside them."""
+    """The times of every case, over the limit where there is one, a panel an op; growth below the second column."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -194,22 +194,34 @@ def plot(found: dict[str, Any], path: str | Path) -> Path:
     from ..files import write_atomic
 
     growth = found.get("growth") or []
-    height = max(3.0, 0.32 * len(found["rows"]) + 1.2)
-    figure = Figure(figsize=(17 if growth else 10, height), layout="constrained")
-    axes = figure.subplots(1, 2, width_ratios=[3, 2]) if growth else [figure.subplots()]
-    _bars(axes[0], found)
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        panels.setdefault(row.get("op", ""), []).append(row)
+    columns: list[list[tuple[str, int]]] = [[], []]
+    for op, rows in sorted(panels.items(), key=lambda item: -len(item[1])):
+        min(columns, key=lambda column: sum(height for _, height in column)).append((op, len(rows) + 5))
     if growth:
-        _growth_lines(axes[1], growth)
+        columns[1].append(("growth", 24))
+    columns = [column for column in columns if column]
+    height = 0.17 * max(sum(height for _, height in column) for column in columns)
+    figure = Figure(figsize=(8 * len(columns), max(3.0, height)), layout="constrained")
+    parts = figure.subfigures(1, len(columns), squeeze=False)[0]
+    for part, column in zip(parts, columns, strict=True):
+        axes = part.subplots(len(column), 1, squeeze=False, height_ratios=[height for _, height in column])[:, 0]
+        for axis, (op, _) in zip(axes, column, strict=True):
+            if op == "growth":
+                _growth_lines(axis, growth)
+            else:
+                _points(axis, panels[op])
     suffix = Path(path).suffix.lstrip(".") or "png"
     return write_atomic(Path(path), lambda temporary: figure.savefig(temporary, format=suffix, dpi=110))
 
 
-def _bars(axis, found: dict[str, Any]) -> None:
-    rows = found["rows"][::-1]
+def _points(axis, rows: list[dict[str, Any]]) -> None:
+    rows = rows[::-1]
     unit = "limit" if "limit" in rows[0] else "seconds"
-    kinds = ("ours", *OTHERS)
     marks = {"ours": "o", "reference": "s", "compiled": "^", "library": "D"}
-    for kind in kinds:
+    for kind in ("ours", *OTHERS):
         points = []
         for y, row in enumerate(rows):
             value = row["times"].get(kind, {}).get("median") if "times" in row else None
@@ -218,14 +230,15 @@ def _bars(axis, found: dict[str, Any]) -> None:
             if value is not None:
                 points.append((value / row.get("limit", 1.0), y))
         if points:
-            axis.scatter(*zip(*points, strict=True), marker=marks[kind], label=kind, s=28, zorder=3)
+            axis.scatter(*zip(*points, strict=True), marker=marks[kind], label=kind, s=22, zorder=3)
     axis.set_xscale("log")
     axis.set_yticks(range(len(rows)), [_key(row) for row in rows], fontsize=7)
-    axis.set_xlabel("time / limit of this machine" if unit == "limit" else "seconds")
+    axis.set_ylim(-1, len(rows))
+    axis.set_xlabel("time / limit of this machine" if unit == "limit" else "seconds", fontsize=8)
     if unit == "limit":
         axis.axvline(1, color="black", linewidth=0.8)
     axis.grid(axis="both", alpha=0.3)
-    axis.legend(loc="lower right", fontsize=8)
+    axis.legend(loc="best", fontsize=7)
 
 
 def _growth_lines(axis, growth: list[dict[str, Any]]) -> None:
@@ -238,4 +251,4 @@ def _growth_lines(axis, growth: list[dict[str, Any]]) -> None:
     axis.set_xlabel("size, relative to the smallest")
     axis.set_ylabel("time, relative to the smallest")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, title="fitted exponents", title_fontsize=7)
+    axis.legend(loc="upper left", fontsize=6, title="fitted exponents", title_fontsize=7)
