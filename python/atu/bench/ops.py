@@ -16,20 +16,22 @@ KINDS = ("ours", "reference", "compiled", "library")
 
 
 def _tensors(result: Any) -> list[Tensor]:
+    """The tensors of a result; a gradient that is None is zero."""
     if isinstance(result, Tensor):
         return [result]
     if isinstance(result, (tuple, list)):
         return [t for part in result for t in _tensors(part)]
-    return [torch.tensor(result, dtype=torch.float64)] if isinstance(result, (int, float)) else []
+    return [torch.tensor(0.0 if result is None else result, dtype=torch.float64)]
 
 
 def disagreement(case: Case) -> float:
     """Largest difference between ours and reference, over the largest value of each result."""
     worst = 0.0
     for mine, theirs in zip(_tensors(case.ours()), _tensors(case.reference()), strict=True):
-        scale = float(theirs.abs().max()) if theirs.numel() else 0.0
-        error = float((mine.double() - theirs.double()).abs().max()) if theirs.numel() else 0.0
-        worst = max(worst, error / scale if scale > 0 else error)
+        if mine.numel() or theirs.numel():
+            scale = float(theirs.abs().max())
+            error = float((mine.double() - theirs.double()).abs().max())
+            worst = max(worst, error / scale if scale > 0 else error)
     return worst
 
 
