@@ -5,13 +5,26 @@ from __future__ import annotations
 import importlib
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from . import presets
+from .cli_options import (
+    COMPAT,
+    CONFIG,
+    LABEL,
+    METHOD,
+    RETRAINED,
+    SAMPLES,
+    begin,
+    choose_labels,
+    common,
+    find_oracle,
+    load_gan,
+    oracle_options,
+    show,
+)
 
 LAZY = {
     "bench": ("atu.bench.cli:main", "Time the ops, a training step and a whole unlearning."),
@@ -97,137 +110,6 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.ensure_object(dict)["debug"] = debug
 
 
-def common(out_help: str) -> Callable:
-    """The options of every command that trains: --seed, --device, --quiet, --out."""
-
-    def add(function: Callable) -> Callable:
-        for option in (
-            click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help=out_help),
-            click.option("--quiet", is_flag=True, help="No progress output."),
-            click.option("--device", help='Where to compute, as torch names it: "cpu", "cuda", "cuda:1".'),
-            click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of everything random."),
-        ):
-            function = option(function)
-        return function
-
-    return add
-
-
-CONFIG = click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
-METHOD = click.option(
-    "--method",
-    type=click.Choice(list(presets.METHODS)),
-    metavar="NAME",
-    help=f"How to unlearn: {', '.join(presets.METHODS)}; {presets.DEFAULT} unless --config says otherwise.",
-)
-COMPAT = click.option(
-    "--compat",
-    type=click.Choice(presets.COMPAT),
-    help="Settings to start from: those of the paper's reference implementation (StyleGAN kinds).",
-)
-RETRAINED = click.option(
-    "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: attacks are compared with it."
-)
-SAMPLES = click.option(
-    "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
-)
-
-
-def _begin(quiet: bool = False, device: str | None = None) -> None:
-    import torch
-
-    from . import progress
-    from .environment import keep_freed_memory
-
-    keep_freed_memory()
-    progress.set_quiet(quiet)
-    if device is None:
-        return
-    try:
-        wanted = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device: expected one as torch names it (cpu, cuda, cuda:1), got {device!r}") from None
-    if wanted.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device: {device} was asked for, but torch sees no CUDA device; leave --device out for the CPU"
-        )
-
-
-def _load_gan(name: str, device: str | None = None):
-    from .assets import asset
-    from .gan import GAN
-
-    path = asset("mnist-gan.safetensors") if name == "mnist" and not Path(name).exists() else Path(name)
-    if not path.exists():
-        raise ValueError(f"CKPT: {name}: no such file")
-    gan = GAN.load(path)
-    return gan if device is None else gan.to(device)
-
-
-def _load_classifier(name: str, device: str | None = None):
-    from .assets import asset
-    from .classifier import Classifier
-
-    path = asset("mnist-classifier.safetensors") if name == "mnist" and not Path(name).exists() else Path(name)
-    classifier = Classifier.load(path)
-    return classifier if device is None else classifier.to(device)
-
-
-def _oracle_options(function: Callable) -> Callable:
-    function = click.option("--class", "classes", multiple=True, help="A class the oracle knows; may be repeated.")(
-        function
-    )
-    text = "A classifier file, or mnist: says which samples are negative."
-    return click.option("--oracle", metavar="CLASSIFIER", help=text)(function)
-
-
-def _oracle(oracle: str | None, classes: tuple[str, ...], device: str | None = None):
-    """(classifier, is_negative), or two Nones."""
-    if oracle is None:
-        if classes:
-            raise click.UsageError("--class needs --oracle CLASSIFIER")
-        return None, None
-    if not classes:
-        raise click.UsageError("--oracle needs at least one --class")
-    classifier = _load_classifier(oracle, device)
-    return classifier, classifier.oracle(classes)
-
-
-LABEL = click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="K[=WEIGHT]",
-    help="Conditional GANs: draw only this label; may be repeated, with weights. All labels equally when not given.",
-)
-
-
-def _choose_labels(gan, labels: tuple[str, ...]) -> None:
-    """Let `gan` draw the labels that were asked for."""
-    from .gan import label_choice
-
-    if not labels:
-        return
-    weights: dict[int, float] = {}
-    for text in labels:
-        index, _, weight = text.partition("=")
-        try:
-            weights[int(index)] = float(weight) if weight else 1.0
-        except ValueError:
-            raise click.UsageError(f"--label: expected K or K=WEIGHT, got {text!r}") from None
-    gan.label_sampler = label_choice(gan.c_dim, weights)
-
-
-def _show(data: dict[str, Any], out: Path, quiet: bool) -> None:
-    from . import report
-
-    if not quiet:
-        report.print_table(data)
-    for name in ("report.html", "report.json", "result.safetensors"):
-        if (out / name).exists():
-            click.echo(str(out / name))
-
-
 # --- commands
 
 
@@ -247,7 +129,7 @@ def _show(data: dict[str, Any], out: Path, quiet: bool) -> None:
     "--negative-label", type=click.IntRange(0), metavar="K", help="Conditional GANs: the label of all the negatives."
 )
 @LABEL
-@_oracle_options
+@oracle_options
 @METHOD
 @COMPAT
 @CONFIG
@@ -274,10 +156,10 @@ def unlearn_command(
     """Unlearn what the images in a folder show, and report on it."""
     from .jobs import unlearn_job
 
-    _begin(quiet, device)
-    classifier, is_negative = _oracle(oracle, classes, device)
-    gan = _load_gan(ckpt, device)
-    _choose_labels(gan, labels)
+    begin(quiet, device)
+    classifier, is_negative = find_oracle(oracle, classes, device)
+    gan = load_gan(ckpt, device)
+    choose_labels(gan, labels)
     if train_discriminator is not None and gan.discriminator is None:
         from .interop import fit_discriminator
 
@@ -300,7 +182,7 @@ def unlearn_command(
         compat,
         negative_label,
     )
-    _show(data, out, quiet)
+    show(data, out, quiet)
 
 
 @cli.command("sample")
@@ -310,17 +192,17 @@ def unlearn_command(
 @click.option("--noise", type=click.Choice(["random", "const", "none"]), help="Noise mode (StyleGAN kinds).")
 @click.option("--grid", is_flag=True, help="One picture OUT/grid.png instead of one file an image.")
 @LABEL
-@_oracle_options
+@oracle_options
 @common("Folder for the images.")
 def sample_command(ckpt, n, truncation, noise, grid, labels, oracle, classes, seed, device, quiet, out) -> None:
     """Write samples as PNG files; with --oracle, only those it calls one of the classes."""
     from . import images
     from .demo import mark_negatives
 
-    _begin(quiet, device)
-    gan = _load_gan(ckpt, device)
-    _choose_labels(gan, labels)
-    _, wanted = _oracle(oracle, classes, device)
+    begin(quiet, device)
+    gan = load_gan(ckpt, device)
+    choose_labels(gan, labels)
+    _, wanted = find_oracle(oracle, classes, device)
     options: dict[str, Any] = {} if truncation == 1 else {"truncation_psi": truncation}
     if noise is not None:
         options["noise_mode"] = noise
@@ -340,7 +222,7 @@ def sample_command(ckpt, n, truncation, noise, grid, labels, oracle, classes, se
 @cli.command("eval")
 @click.argument("before")
 @click.argument("after")
-@_oracle_options
+@oracle_options
 @click.option("--real", help="Folder of real images without the class, or mnist, for FID_cls.")
 @SAMPLES
 @common("Folder for report.json and report.html.")
@@ -348,19 +230,19 @@ def eval_command(before, after, oracle, classes, real, samples, seed, device, qu
     """Compare two checkpoints of one GAN, BEFORE and AFTER unlearning, on the same latents."""
     from .jobs import eval_job
 
-    _begin(quiet, device)
+    begin(quiet, device)
     if oracle is None:
         raise click.UsageError("--oracle CLASSIFIER and --class K are needed, to say which samples are negative")
-    classifier, _ = _oracle(oracle, classes, device)
-    gans = _load_gan(before, device), _load_gan(after, device)
+    classifier, _ = find_oracle(oracle, classes, device)
+    gans = load_gan(before, device), load_gan(after, device)
     command = shlex.join(["atu", *sys.argv[1:]])
-    _show(eval_job(*gans, classifier, classes, real, out, seed, samples, command), out, quiet)
+    show(eval_job(*gans, classifier, classes, real, out, seed, samples, command), out, quiet)
 
 
 @cli.command("attack")
 @click.argument("before")
 @click.argument("after")
-@_oracle_options
+@oracle_options
 @RETRAINED
 @click.option("--negatives", type=click.Path(path_type=Path), help="Folder to relearn from; BEFORE's own if not given.")
 @click.option("--starts", default=64, show_default=True, type=click.IntRange(1), help="Random starts of the search.")
@@ -374,12 +256,12 @@ def attack_command(
     from .attacks import Budget
     from .jobs import attack_job
 
-    _begin(quiet, device)
+    begin(quiet, device)
     if oracle is None:
         raise click.UsageError("--oracle CLASSIFIER and --class K are needed, to say which samples are negative")
-    classifier, _ = _oracle(oracle, classes, device)
-    first, last = _load_gan(before, device), _load_gan(after, device)
-    other = None if retrained is None else _load_gan(retrained, device)
+    classifier, _ = find_oracle(oracle, classes, device)
+    first, last = load_gan(before, device), load_gan(after, device)
+    other = None if retrained is None else load_gan(retrained, device)
     budget = Budget(starts=starts, steps=steps, relearn_steps=relearn_steps)
     command = shlex.join(["atu", *sys.argv[1:]])
     table = attack_job(first, last, other, classifier, classes, negatives, budget, out, seed, command)
@@ -430,7 +312,7 @@ def demo_mnist_command(
     """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
     from .demo import demo_mnist
 
-    _begin(quiet, device)
+    begin(quiet, device)
     if retrained is not None and not attacked:
         raise click.UsageError("--retrained needs --attacks")
     data = demo_mnist(
@@ -449,7 +331,7 @@ def demo_mnist_command(
         attacked,
         retrained,
     )
-    _show(data, out, quiet)
+    show(data, out, quiet)
 
 
 @demo_group.command("mog")
@@ -460,9 +342,9 @@ def demo_mog_command(config, samples, seed, device, quiet, out) -> None:
     """Train an MLP GAN on eight Gaussians and erase two of them."""
     from .demo import demo_mog
 
-    _begin(quiet, device)
+    begin(quiet, device)
     data = demo_mog(out, samples=samples, seed=seed, device=device, config=config)
-    _show(data, out, quiet)
+    show(data, out, quiet)
     if not quiet:
         _print_centres(data)
     click.echo(str(out / "mog.png"))
@@ -518,10 +400,10 @@ def reproduce_command(
     """Compute the published table: every method, class and seed, beside the paper's rows. A stopped one goes on."""
     from .jobs import reproduce_job
 
-    _begin(quiet, device)
+    begin(quiet, device)
     if (dataset == "mnist") != (data is None and ckpt is None) or (data is None) != (ckpt is None):
         raise click.UsageError("afhq and celebahq need --data FOLDER and --ckpt FILE; mnist takes neither")
-    gan = None if ckpt is None else _load_gan(ckpt, device)
+    gan = None if ckpt is None else load_gan(ckpt, device)
     options = dict(seeds=seeds, negatives=negatives, samples=samples)
     found = reproduce_job(dataset, classes, methods, gan, data, classifiers, extractor, config, device, out, options)
     click.echo(f"{found['cells_done']} of {found['cells']} cells", err=True)
@@ -545,7 +427,7 @@ def _pretrain_command(name: str, text: str) -> None:
     def command(steps, seed, quiet, out) -> None:
         from . import pretrain
 
-        _begin(quiet)
+        begin(quiet)
         options = {} if steps is None else dict(steps=steps)
         click.echo(str(getattr(pretrain, f"pretrain_{name}")(out, seed=seed, **options)))
 
@@ -569,7 +451,7 @@ def classifier_mnist_command(epochs, seed, quiet, out) -> None:
     """The command that made the bundled MNIST classifier."""
     from .classifier import train_mnist
 
-    _begin(quiet)
+    begin(quiet)
     path, accuracy = train_mnist(out, epochs, seed)
     click.echo(f"{100 * accuracy:.1f} % of the held-out images right", err=True)
     click.echo(str(path))
