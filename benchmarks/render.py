@@ -23,7 +23,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 FILES = {
     "ops-1": "atu bench ops --threads 1 --seconds 0.15 --json benchmarks/results/ops-1.json "
     "--plot docs/images/bench-ops.png",
-    "ops-2": "atu bench ops --threads 2 --seconds 0.15 --no-growth --json benchmarks/results/ops-2.json",
+    "ops-2": "atu bench ops --threads 2 --seconds 0.15 --no-compile --no-growth --json benchmarks/results/ops-2.json",
     "ops-float64": "atu bench ops --threads 1 --dtype float64 --seconds 0.25 --no-compile --no-growth "
     "--json benchmarks/results/ops-float64.json",
     "step-1": "atu bench step --threads 1 --json benchmarks/results/step-1.json",
