@@ -122,7 +122,7 @@ class Repel:
     last share of the steps, over which the learning rates fall to 0. check_every, check_samples: how often the run is
     scored, and on how many samples. keep: the "best" generator by that score (the latest whose score is the lowest
     but for chance, see `atu.score.Keeper`), or the "final" one after all steps. patience: checks since the best before
-    stopping ("best" only); drift_weight: see `atu.score`.
+    stopping ("best" only), once the learning rates fall; drift_weight: see `atu.score`.
     """
 
     steps: Count | None = None
@@ -139,7 +139,7 @@ class Repel:
     guide_steps: Count = 200
     guide_rate: NonNegative = 0.0025
     guide_r1: NonNegative = 1.0
-    preserve_weight: NonNegative = 1.0
+    preserve_weight: NonNegative = 2.0
     warm_start: NonNegative = 0.0
     check_every: PositiveCount = 50
     check_samples: PositiveCount = 2000

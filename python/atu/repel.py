@@ -99,9 +99,16 @@ class Controller(StageHooks):
         if step % self.cfg.check_every and step != self.steps:
             return False
         self.keeper.check(step, metrics)
-        if self.keeper.waited >= self.cfg.patience:
+        if self.steering is not None:
+            self.steering.drift = metrics["drift"]
+        if self.keeper.waited >= self.cfg.patience and step >= self._first_stop():
             self.stopped = f"no better score in {self.keeper.waited} checks"
         return bool(self.stopped)
+
+    def _first_stop(self) -> float:
+        """Not before `patience` checks at falling rates: those alone make the generator better."""
+        falls = self.steps * (1 - self.cfg.decay) if self.cfg.decay else 0
+        return falls + self.cfg.patience * self.cfg.check_every
 
     def _set_lr(self, step: int) -> None:
         """The learning rates fall to 0 over the last share `decay` of the steps."""

@@ -18,6 +18,7 @@ from .gan import GAN, mix_seed
 from .guide import Guide
 
 LEFT = (0.005, 0.05)  # share of the negatives: the guide's weight shrinks below, stays between and grows above
+LEFT_OF_DRIFT = 0.25  # of the drift's part of the score: it shrinks below that too, being the smaller part by far
 EARLY = 100  # steps in which it does not grow: what is left is still falling by itself
 LEFT_RATE = 0.05  # of the running share: about twenty batches count
 RANGE = (0.1, 3.0)  # of the guide's weight, in units of where it starts
@@ -42,10 +43,11 @@ class Steering:
     """The generator's loss beside the game, a weighted sum of two:
 
     guide: mean of -log(1 - P(negative)) over the share of negatives that the pretrained GAN makes. Its weight grows
-    while negatives are left and shrinks once they are gone. With an oracle the guide goes on learning in the course of
-    stage 2, from what the oracle says of the generator's samples: it would be evaded otherwise.
+    while negatives are left and shrinks once they are gone, or few beside the drift. With an oracle the guide goes on
+    learning in stage 2, from what the oracle says of the generator's samples: it would be evaded otherwise.
     moved: squared distance to the original's sample of the same latent, in units of the positives' variance, where
-    that one is not negative. The more samples are negative, the less it counts, as the rest has to make room for them.
+    that one is not negative, by the guide's balanced odds: what is on the boundary is not held there. The more samples
+    are negative, the less it counts, as the rest has to make room for them.
     """
 
     def __init__(self, gan: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
@@ -54,6 +56,7 @@ class Steering:
         share = min(max(feedback.negative_share, 0.01), 0.5)
         self.share, self.prior = share, math.log(share / (1 - share))
         self.guide_weight, self.left, self.step_count = cfg.guide_weight, 1.0, 0
+        self.drift = 0.0  # as last scored
         self.preserve_weight = cfg.preserve_weight * max(1 - 3 * share, 0.0)
         some = torch.arange(min(len(positives), 500))
         self.variance = float(positives.batch(some).var(0).mean())
@@ -77,7 +80,7 @@ class Steering:
             terms["guide"] = self.guide_weight / self.share * F.softplus(log_odds).mean()
         if original is not None:
             with torch.no_grad():
-                wanted = torch.sigmoid(-self.guide.log_odds(original, c) - self.prior)
+                wanted = torch.sigmoid(-self.guide.log_odds(original, c))
             moved = (fake - original).square().flatten(1).mean(1) / self.variance
             terms["moved"] = self.preserve_weight * (wanted * moved).mean()
         logged = {name: float(term.detach()) for name, term in terms.items()}
@@ -91,7 +94,8 @@ class Steering:
         self.left += (float(flags.float().mean()) / self.share - self.left) * LEFT_RATE
         self.step_count += 1
         grows = self.left > LEFT[1] and self.step_count > EARLY
-        direction = grows - (self.left < LEFT[0])
+        shrinks = self.left < max(LEFT[0], LEFT_OF_DRIFT * self.cfg.drift_weight * self.drift)
+        direction = int(grows) - int(shrinks)
         factor = self.guide_weight / self.cfg.guide_weight * math.exp(direction * self.cfg.guide_rate)
         self.guide_weight = self.cfg.guide_weight * min(max(factor, RANGE[0]), RANGE[1])
         if self.feedback.is_oracle:
@@ -110,7 +114,7 @@ class Steering:
     def state(self) -> dict[str, Tensor]:
         tensors = {f"guide.{k}": v for k, v in self.guide.discriminator.state_dict().items()}
         tensors.update(optimizer_tensors("optim", self.guide.optim))
-        numbers = [self.step_count, self.guide.step_count, self.guide_weight, self.left]
+        numbers = [self.step_count, self.guide.step_count, self.guide_weight, self.left, self.drift]
         return tensors | {
             "numbers": torch.tensor(numbers, dtype=torch.float64),
             "found": self.found.samples,
@@ -124,7 +128,7 @@ class Steering:
             parts.setdefault(part, {})[rest] = value
         self.guide.discriminator.load_state_dict(parts["guide"])
         load_optimizer(self.guide.optim, parts.get("optim", {}))
-        *counts, self.guide_weight, self.left = parts["numbers"][""].tolist()
+        *counts, self.guide_weight, self.left, self.drift = parts["numbers"][""].tolist()
         self.step_count, self.guide.step_count = map(int, counts)
         for mine, name in ((self.found, "found"), (self.fine, "fine")):
             mine.samples = parts[name][""].to(self.gan.device)

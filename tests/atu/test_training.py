@@ -2,6 +2,8 @@
 
 import copy
 import math
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from atu.gan import GAN
 from atu.guide import Guide
 from atu.networks.mlp import MLPDiscriminator
 from atu.networks.stylegan2 import Generator
-from atu.repel import Repulsion, Steering, _start, repulsion, schedule
+from atu.repel import Controller, Repulsion, Steering, _start, repulsion, schedule
 
 REAL = TensorSamples(torch.randn(3, 2, generator=torch.Generator().manual_seed(9)))
 
@@ -160,7 +162,7 @@ def test_steering_is_the_formula(image_gan):
     judge = steering.guide.discriminator
     p = torch.sigmoid(judge(fake)).flatten().double()
     negative = 0.2 * p / (0.2 * p + 0.8 * (1 - p))
-    odds = judge(original).flatten().double().exp() * 0.25
+    odds = judge(original).flatten().double().exp()  # balanced
     moved = (torch.arange(8.0).double() / 10) ** 2 / positives.double().var(0).mean()
     expected = -0.7 / 0.2 * (1 - negative).log().mean() + 0.3 * (1 - 3 * 0.2) * (moved / (1 + odds)).mean()
     torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)
@@ -182,6 +184,29 @@ def test_guide_weight_follows_what_is_left(image_gan):
     stays = [w for w in weights if w == pytest.approx(6.0)]
     assert len(stays) == sum(steering.left * 0.95 ** (n - 200) >= 0.005 for n in range(1, 201))
     assert weights[-1] == pytest.approx(0.2)
+
+
+def test_guide_weight_shrinks_where_the_drift_is_worse(image_gan):
+    """A fiftieth of the negatives is left: kept up beside no drift, let go beside one of over four times that."""
+    positives, negatives = torch.rand(40, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
+    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_bright, False, 0.25, {})
+    steering = Steering(image_gan, feedback, config.Repel(guide_steps=1, drift_weight=0.5), seed=0)
+    changes = {}
+    for drift in (0.0, 0.1, 0.2):
+        steering.drift, before = drift, steering.guide_weight
+        steering.left = 0.02 / 0.95
+        steering(positives[:8], None, None)
+        changes[drift] = math.log(steering.guide_weight / before)
+    assert changes == pytest.approx({0.0: 0.0, 0.1: 0.0, 0.2: -0.0025})
+
+
+@pytest.mark.parametrize(("decay", "first"), [(0.5, 80), (0.0, 30), (1.0, 30)])
+def test_patience_counts_once_the_rates_fall(decay, first):
+    """100 steps, a check every 10, patience 3: the first stop is three checks after the rates begin to fall."""
+    keeper = SimpleNamespace(waited=50, check=lambda step, metrics: None, trainer=Mock())
+    cfg = config.Repel(check_every=10, patience=3, decay=decay)
+    control = Controller(keeper, None, None, cfg, 100)
+    assert [step for step in range(1, 101) if control.after_step(step, {})] == list(range(first, 101, 10))
 
 
 def test_guide_slope_is_penalised(image_gan):
