@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import progress
-from .adversarial import AdversarialTrainer, Samples
+from .adversarial import AdversarialTrainer, Samples, falling
 from .assets import asset
 from .checkpoint import load_tensors, save_tensors
 from .classifier import Classifier
@@ -74,7 +74,7 @@ def train(
         start = time.monotonic() - seconds
         with progress.bar("pretrain", steps, trainer.step_count) as bar, open(log_path, "a", encoding="utf-8") as log:
             while trainer.step_count < steps:
-                trainer.set_lr_factor(min((steps - trainer.step_count) / (DECAY * steps), 1.0))
+                trainer.set_lr_factor(falling(trainer.step_count / steps, DECAY))
                 metrics = trainer.step()
                 bar.update(metrics)
                 if trainer.step_count % 100 == 0:
