@@ -251,4 +251,4 @@ def _growth_lines(axis, growth: list[dict[str, Any]]) -> None:
     axis.set_xlabel("size, relative to the smallest")
     axis.set_ylabel("time, relative to the smallest")
     axis.grid(alpha=0.3)
-    axis.legend(loc="upper left", fontsize=6, title="fitted exponents", title_fontsize=7)
+    axis.legend(loc="lower right", fontsize=6, title="fitted exponents", title_fontsize=7)
