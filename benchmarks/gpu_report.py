@@ -342,7 +342,7 @@ def make_plan(device: str, smoke: bool) -> Any:
 def environment(device: str) -> dict[str, Any]:
     import torch
 
-    from atu.environment import machine, versions
+    from atu.support.environment import machine, versions
     from atu_ext import _native
 
     found = dict(machine=machine(device), versions=versions(), build=dict(_native._C.build_info()))

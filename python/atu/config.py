@@ -18,7 +18,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from . import presets
-from .augment import check_policy
+from .data.augment import check_policy
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -52,7 +52,7 @@ class Adversarial:
     training from scratch). r1_gamma: weight of R1, every r1_interval steps; r2_gamma: of the same at generated samples.
     pl_weight: of path length (StyleGAN kinds), every pl_interval. ema_half_life: in images; ema_ramp: but at most this
     share of the images seen (0: no such limit), so that the average of a network that started at random forgets the
-    start (Karras et al., arXiv 2006.06676). augment: names of `atu.augment`, joined by commas.
+    start (Karras et al., arXiv 2006.06676). augment: names of `atu.data.augment`, joined by commas.
     """
 
     batch_size: PositiveCount = 32
@@ -113,7 +113,7 @@ class Repel:
     "tensor_mean" or "relative" (d2 / d2(theta_G), 1 at the start). gamma: weight of the loss; unset, the one at which
     the repulsion's gradient at the start has `strength` times the norm of the adversarial one. schedule: of gamma over
     the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. guide_weight: of the
-    guide's loss (`atu.guide`) over the share of negatives, at the start; 0 for none. guide_steps: that the guide is
+    guide's loss (see guide.py) over the share of negatives, at the start; 0 for none. guide_steps: that the guide is
     trained for. guide_rate: change of the log of its weight a step, up or down by what is left of the negatives; 0
     keeps it. guide_r1: weight of its gradient penalty. preserve_weight: of the distance to the original's samples of
     the same latents, those that the guide finds negative left out. warm_start: start at
@@ -121,8 +121,8 @@ class Repel:
     for others, whose learning rate is a quarter of theirs. decay:
     last share of the steps, over which the learning rates fall to 0. check_every, check_samples: how often the run is
     scored, and on how many samples. keep: the "best" generator by that score (the latest whose score is the lowest
-    but for chance, see `atu.score.Keeper`), or the "final" one after all steps. patience: checks since the best before
-    stopping ("best" only), once the learning rates fall; drift_weight: see `atu.score`.
+    but for chance, see `Keeper`), or the "final" one after all steps. patience: checks since the best before
+    stopping ("best" only), once the learning rates fall; drift_weight: see `Score`.
     """
 
     steps: Count | None = None
@@ -345,7 +345,7 @@ class Config:
 
     def save(self, path: str | Path) -> Path:
         """Write a TOML file atomically."""
-        from .files import write_text
+        from .support.files import write_text
 
         return write_text(path, self.to_toml())
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .support.modules import eval_mode
+from .support.seeding import fork_rng, mix_seed
 
 LatentSampler = Callable[[int, torch.Generator], Tensor]
 
@@ -82,10 +84,10 @@ class GAN:
     def load(cls, path: str | Path, **kwargs) -> GAN:
         """Load a checkpoint of a known format, recognised by its content. Nothing in the file is executed.
 
-        Keyword arguments go to `atu.checkpoint.load`: `generator` and `discriminator` modules to fill, for
+        Keyword arguments go to `atu.formats.load.load`: `generator` and `discriminator` modules to fill, for
         checkpoints of networks that atu does not build itself.
         """
-        from .checkpoint import load
+        from .formats.load import load
 
         return load(path, **kwargs)
 
@@ -94,9 +96,9 @@ class GAN:
 
         The suffix chooses: .pkl an NVIDIA pickle (the file it was loaded from, with new tensors), .pt a
         rosinality-style checkpoint, .onnx the generator; anything else safetensors (weights and JSON config). See
-        `atu.interop.export`.
+        `atu.formats.export`.
         """
-        from .interop import export
+        from .formats.export import export
 
         return export(self, path)
 
@@ -299,47 +301,3 @@ def _takes(module: nn.Module, option: str) -> bool:
 
 def _sigmoids(module: nn.Module) -> list[nn.Module]:
     return [m for m in module.modules() if isinstance(m, nn.Sigmoid)]
-
-
-def mix_seed(seed: int, index: int) -> int:
-    """A seed for part `index` of a run seeded with `seed`."""
-    return (seed * 1_000_003 + index * 7919 + 12345) % 2**63
-
-
-@contextmanager
-def fork_rng(device: torch.device, seed: int | None = None):
-    """Leave the CPU's (and the device's) random state as it was found; `seed` both inside."""
-    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        if seed is not None:  # not torch.manual_seed: it would seed every other device for good
-            torch.default_generator.manual_seed(seed)
-            for index in cuda:
-                torch.cuda.default_generators[index].manual_seed(seed)
-        yield
-
-
-@contextmanager
-def eval_mode(*modules: nn.Module):
-    """Put modules into eval mode and back, each submodule as it was."""
-    before = [(m, m.training) for module in modules for m in module.modules()]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for m, training in before:
-            m.training = training
-
-
-def ema_beta(batch_size: int, half_life_images: float) -> float:
-    """EMA decay of one step, from a half life in images."""
-    return 0.5 ** (batch_size / half_life_images) if half_life_images > 0 else 0.0
-
-
-@torch.no_grad()
-def update_ema(ema: nn.Module, module: nn.Module, beta: float) -> None:
-    """Move ema's parameters towards module's; copy its buffers."""
-    for average, parameter in zip(ema.parameters(), module.parameters(), strict=True):
-        average.lerp_(parameter, 1 - beta)
-    for mine, theirs in zip(ema.buffers(), module.buffers(), strict=True):
-        mine.copy_(theirs)

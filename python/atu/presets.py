@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rssa": {},
     "retrain": {},
 }
-REPULSION = (DEFAULT, "el2", "nl2", "il2")  # methods whose second stage is `atu.repel`
+REPULSION = (DEFAULT, "el2", "nl2", "il2")  # methods whose second stage is `atu.methods.adapt_then_unlearn.repel`
 COMPAT = ("reference",)
 
 

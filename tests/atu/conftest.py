@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from atu import progress
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.support import progress
 
 
 @pytest.fixture(autouse=True)

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 import atu
-from atu.adversarial import AdversarialTrainer
 from atu.config import Adversarial
-from atu.data import TensorSamples
-from atu.feedback import fill_labels
+from atu.data.samples import TensorSamples
+from atu.feedback.feedback import fill_labels
 from atu.gan import label_choice
+from atu.training.trainer import AdversarialTrainer
 
 
 class LabelledGenerator(nn.Module):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from atu.gan import GAN, ema_beta, eval_mode, fork_rng, mix_seed, update_ema
+from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.support.modules import ema_beta, eval_mode, update_ema
+from atu.support.seeding import fork_rng, mix_seed
 
 G = MLPGenerator(4, [2], hidden=(8,))
 D = MLPDiscriminator([2], hidden=(8,))

@@ -9,10 +9,10 @@ from torch import nn
 
 import atu_ext
 from atu import GAN, Config, adapt, extrapolate, repel, unlearn
-from atu.adversarial import AdversarialTrainer, NonFiniteError
 from atu.config import Adversarial
-from atu.data import TensorSamples
+from atu.data.samples import TensorSamples
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.training.trainer import AdversarialTrainer, NonFiniteError
 
 SHORT = {
     "feedback": {"pool": 64},

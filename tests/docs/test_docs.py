@@ -13,7 +13,9 @@ import click
 import pytest
 import torch
 
-from atu import assets, cli, demo
+from atu import assets
+from atu.cli import main as cli
+from atu.experiments import mog as demo
 
 ROOT = Path(__file__).parents[2]
 SET_UP = ("pip install", "make ")

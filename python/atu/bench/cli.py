@@ -40,7 +40,7 @@ def main(
     """
     import torch
 
-    from ..environment import keep_freed_memory
+    from ..support.environment import keep_freed_memory
     from . import output
 
     keep_freed_memory()  # as the other commands do; for every implementation alike
@@ -53,7 +53,7 @@ def main(
     )
     output.show(found)
     if json_path is not None:
-        from ..files import write_json
+        from ..support.files import write_json
 
         write_json(json_path, found)
     if plot_path is not None:
@@ -81,7 +81,7 @@ def _check(device: str, dtype: str) -> None:
 def _run(what, ops, device, dtype, threads, batch, digit, compile, growth, seconds, quick) -> dict[str, Any]:
     import torch
 
-    from ..environment import machine, versions
+    from ..support.environment import machine, versions
     from .limits import machine_rates
     from .measure import Plan
 

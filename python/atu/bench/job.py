@@ -10,12 +10,12 @@ import torch
 
 from atu_ext.ops import default_impl
 
+from ..api import unlearn
 from ..assets import asset
-from ..classifier import Classifier
 from ..config import Config
-from ..demo import mark_negatives, stage_seconds
+from ..evaluation.classifier import Classifier
+from ..experiments.marking import mark_negatives, stage_seconds
 from ..gan import GAN
-from ..unlearn import unlearn
 
 LEVELS = (95, 99)
 

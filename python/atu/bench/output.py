@@ -191,7 +191,7 @@ def plot(found: dict[str, Any], path: str | Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
-    from ..files import write_atomic
+    from ..support.files import write_atomic
 
     growth = found.get("growth") or []
     panels: dict[str, list[dict[str, Any]]] = {}

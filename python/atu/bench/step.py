@@ -11,16 +11,18 @@ from torch import Tensor
 
 from atu_ext.ops import default_impl
 
-from .. import losses
-from ..adapt import Ewc
-from ..adversarial import AdversarialTrainer
 from ..assets import asset
 from ..config import Adversarial, Config
-from ..data import TensorSamples
-from ..gan import GAN, fork_rng, update_ema
+from ..data.samples import TensorSamples
+from ..experiments.pretrain import mnist_stylegan2
+from ..gan import GAN
+from ..methods.adapt_then_unlearn.adapt import Ewc
+from ..methods.adapt_then_unlearn.repel import Repulsion, default_steps
 from ..networks.stylegan2 import Discriminator, Generator
-from ..pretrain import mnist_stylegan2
-from ..repel import Repulsion, default_steps
+from ..support.modules import update_ema
+from ..support.seeding import fork_rng
+from ..training import losses
+from ..training.trainer import AdversarialTrainer
 from .measure import Plan, peak_memory, times
 
 KINDS = ("ours", "reference", "compiled")

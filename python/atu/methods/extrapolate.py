@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..adapt import adapt_all
-from ..feedback import Feedback
+from ..feedback.feedback import Feedback
 from ..gan import GAN
-from ..runs import Run
-from ..score import Score
+from ..training.run_folder import Run
+from ..training.score import Score
+from .adapt_then_unlearn.adapt import adapt_all
 from .finetune import Outcome
 
 

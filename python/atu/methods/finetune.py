@@ -8,12 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import config, progress
-from ..adversarial import AdversarialTrainer, Samples
-from ..feedback import Feedback
-from ..gan import GAN, fork_rng, mix_seed
-from ..runs import Run, StageHooks, run_stage
-from ..score import Keeper, Score
+from .. import config
+from ..data.samples import Samples
+from ..feedback.feedback import Feedback
+from ..gan import GAN
+from ..support import progress
+from ..support.seeding import fork_rng, mix_seed
+from ..training.run_folder import Run
+from ..training.score import Keeper, Score
+from ..training.stage import StageHooks, run_stage
+from ..training.trainer import AdversarialTrainer
 
 AddGrad = Callable[[], dict[str, float]]
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 from torch import nn
 
 from .. import config
-from ..adversarial import trainable
-from ..feedback import Feedback
-from ..gan import GAN, fork_rng, mix_seed
-from ..runs import Run
+from ..feedback.feedback import Feedback
+from ..gan import GAN
+from ..support.modules import trainable
+from ..support.seeding import fork_rng, mix_seed
+from ..training.run_folder import Run
 from .finetune import Outcome, finetune, pretrained_copy
 from .layers import Layer, last_layers, reinitialise
 

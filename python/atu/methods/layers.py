@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..checkpoint import NETWORKS
-from ..gan import GAN, eval_mode, fork_rng
+from ..gan import GAN
+from ..networks.registry import NETWORKS
+from ..support.modules import eval_mode
+from ..support.seeding import fork_rng
 
 
 @dataclass(frozen=True)

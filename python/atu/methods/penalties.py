@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from .. import config
-from ..adapt import Ewc, fisher_of
-from ..adversarial import trainable
-from ..feedback import Feedback
-from ..gan import GAN, eval_mode, fork_rng, mix_seed
-from ..losses import generator_loss
-from ..repel import schedule
-from ..runs import Run
+from ..feedback.feedback import Feedback
+from ..gan import GAN
+from ..support.modules import eval_mode, trainable
+from ..support.seeding import fork_rng, mix_seed
+from ..training.losses import generator_loss
+from ..training.run_folder import Run
+from ..training.schedules import schedule
+from .adapt_then_unlearn.adapt import Ewc, fisher_of
 from .finetune import Outcome, finetune, pretrained_copy
 
 

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from .. import config
-from ..adversarial import Samples, falling
-from ..feedback import Feedback
-from ..gan import GAN, fork_rng, mix_seed
-from ..runs import Run
+from ..data.samples import Samples
+from ..feedback.feedback import Feedback
+from ..gan import GAN
+from ..support.seeding import fork_rng, mix_seed
+from ..training.run_folder import Run
+from ..training.schedules import falling
 from .finetune import Outcome, finetune
 from .layers import reinitialise
 

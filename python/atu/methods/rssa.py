@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import config
-from ..feedback import Feedback
+from ..feedback.feedback import Feedback
 from ..gan import GAN
-from ..runs import Run
+from ..training.run_folder import Run
 from .finetune import Outcome, finetune, pretrained_copy
 from .taps import Taps, tapped_layers
 

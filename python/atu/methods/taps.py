@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..gan import GAN, eval_mode, fork_rng
+from ..gan import GAN
+from ..support.modules import eval_mode
+from ..support.seeding import fork_rng
 from .layers import layers_in_order
 
 

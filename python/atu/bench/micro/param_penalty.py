@@ -10,8 +10,8 @@ from torch import Tensor
 
 from atu_ext.ops import ParamPenalty
 
+from ...experiments.pretrain import mnist_stylegan2
 from ...networks.stylegan2 import Generator
-from ...pretrain import mnist_stylegan2
 from ..case import Case, Traffic, nbytes
 
 WEIGHTS = (1e-3, -1e-3)  # of EWC and of the distance

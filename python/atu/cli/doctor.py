@@ -1,0 +1,167 @@
+"""`atu doctor`: what is installed, built and usable; and for what is off, why, and how to turn it on."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+import atu_ext
+from atu_ext import _native
+
+from ..support.environment import cpu_name
+
+EXTRAS = {
+    "demo": ("mlxtend", "sklearn"),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that can be on or off. `why` and `remedy` are given where it is off."""
+
+    name: str
+    on: bool
+    detail: str = ""
+    why: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything `atu doctor` tells, as plain data."""
+
+    versions: dict[str, str]
+    cpu: dict[str, str]
+    parts: list[Part] = field(default_factory=list)
+
+
+def openmp_runtimes() -> list[str]:
+    """Files of the OpenMP runtimes loaded into this process; one is right, several would not share their threads."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return sorted(set(re.findall(r"\S*/lib(?:gomp|omp|iomp5)[^/\s]*\.so\S*", maps)))
+
+
+def _cpu_kernels() -> Part:
+    if _native._C is None:
+        return Part("CPU kernels", False, why=str(_native.error), remedy="pip install --force-reinstall --no-deps .")
+    known = ", ".join(_native._C.cpu_isas())
+    return Part("CPU kernels", True, f"instruction set {_native._C.cpu_isa()} (this CPU has {known})")
+
+
+def _cuda_build() -> Part:
+    remedy = "install the CUDA toolkit, put nvcc on PATH, then ATU_CUDA=on pip install --force-reinstall --no-deps ."
+    if _native._C is None:
+        return Part("CUDA kernels built", False, why="there is no compiled module", remedy=remedy)
+    info = _native._C.build_info()
+    if not info["cuda"]:
+        return Part("CUDA kernels built", False, why=info["cuda_reason"], remedy=remedy)
+    return Part("CUDA kernels built", True, f"CUDA {info['cuda_version']}, architectures {info['cuda_architectures']}")
+
+
+def _cuda_torch() -> Part:
+    if torch.version.cuda is None:
+        return Part(
+            "torch with CUDA",
+            False,
+            why=f"torch {torch.__version__} is a build without CUDA",
+            remedy="install torch's CUDA build: https://pytorch.org/get-started/locally",
+        )
+    return Part("torch with CUDA", True, f"CUDA {torch.version.cuda}")
+
+
+def _cuda_device() -> Part:
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Part("CUDA device", True, ", ".join(names))
+    seen, problem = (0, "") if _native._C is None else _native._C.cuda_devices()
+    if torch.version.cuda is None:
+        why = f"torch cannot use one ({'the driver shows ' + str(seen) if seen else problem or 'none seen'})"
+        return Part("CUDA device", False, why=why, remedy="see torch with CUDA")
+    return Part("CUDA device", False, why=problem or "torch finds no device", remedy="check the driver with nvidia-smi")
+
+
+def _openmp() -> Part:
+    found = openmp_runtimes()
+    if len(found) > 1:
+        return Part(
+            "one OpenMP runtime",
+            False,
+            ", ".join(found),
+            why="several are loaded, and torch.set_num_threads governs torch's only",
+            remedy="import torch before other packages that bring an OpenMP runtime",
+        )
+    return Part("one OpenMP runtime", True, f"{found[0] if found else 'not found'}, {torch.get_num_threads()} threads")
+
+
+def _extra(name: str, modules: Sequence[str]) -> Part:
+    missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    if missing:
+        why = f"not installed: {', '.join(missing)}"
+        return Part(f"extra {name}", False, why=why, remedy=f"pip install 'atu-ext[{name}]'")
+    return Part(f"extra {name}", True, ", ".join(modules))
+
+
+def diagnose() -> Diagnosis:
+    """Look at this installation. Changes nothing and needs no device."""
+    compiler = "no compiled module" if _native._C is None else _native._C.build_info()["compiler"]
+    versions = {
+        "atu-ext": atu_ext.__version__,
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "compiler": compiler,
+    }
+    cpu = {
+        "name": cpu_name(),
+        "architecture": platform.machine(),
+        "torch's choice": torch.backends.cpu.get_cpu_capability(),
+    }
+    parts = [_cpu_kernels(), _openmp(), _cuda_build(), _cuda_torch(), _cuda_device()]
+    parts += [_extra(name, modules) for name, modules in EXTRAS.items()]
+    return Diagnosis(versions, cpu, parts)
+
+
+def show(diagnosis: Diagnosis) -> None:
+    """Print a diagnosis as tables."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    facts = Table.grid(padding=(0, 2))
+    for name, value in {**diagnosis.versions, "CPU": " · ".join(diagnosis.cpu.values())}.items():
+        facts.add_row(f"[bold]{escape(name)}[/]", escape(value))
+    console.print(facts)
+    table = Table("", "", "", box=None, show_header=False, padding=(0, 2))
+    for part in diagnosis.parts:
+        lines = [part.detail] if part.detail else []
+        if not part.on:
+            lines += [f"why: {part.why}", f"turn it on: {part.remedy}"]
+        table.add_row("[green]on[/]" if part.on else "[yellow]off[/]", escape(part.name), escape("\n".join(lines)))
+    console.print(table)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command: tables, or with --json the plain data. Exit code 1 where the CPU kernels are missing."""
+    parser = argparse.ArgumentParser(
+        prog="atu doctor", description="What is built and usable, and why the rest is off."
+    )
+    parser.add_argument("--json", action="store_true", help="print plain data")
+    options = parser.parse_args(args)
+    diagnosis = diagnose()
+    if options.json:
+        print(json.dumps(asdict(diagnosis), indent=2))
+    else:
+        show(diagnosis)
+    return 0 if diagnosis.parts[0].on else 1

@@ -1,0 +1,146 @@
+"""Images as tensors: reading and writing files, value ranges, grids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..support.files import write_atomic
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def _to_channels(image: Image.Image, channels: int, path: Path, name: str) -> np.ndarray:
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if channels not in modes:
+        raise ValueError(f"{name}: image files hold 1, 3 or 4 channels, and the GAN makes {channels}")
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if channels == 1 and image.mode not in ("1", "L"):
+        bands = np.asarray(image.convert("RGB"))
+        if (bands != bands[..., :1]).any():
+            raise ValueError(f"{name}: {path} is in colour, and the GAN makes images of 1 channel")
+    return np.asarray(image.convert(modes[channels]))
+
+
+def _read_image(path: Path, channels: int, height: int, width: int, name: str, resize: bool = False) -> Tensor:
+    """uint8 [C, H, W] of an image file; resize: of the same proportions, but any size."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: {path} cannot be read as an image ({error})") from error
+    if resize and image.size[0] * height == image.size[1] * width:
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    if image.size != (width, height):
+        raise ValueError(
+            f"{name}: {path} is {image.size[0]} x {image.size[1]}, and the GAN's images are {width} x {height}"
+        )
+    pixels = _to_channels(image, channels, path, name)
+    return torch.from_numpy(pixels.copy()).reshape(height, width, channels).permute(2, 0, 1)
+
+
+def load_folder(folder: str | Path, sample_shape: tuple[int, ...], name: str = "negatives") -> Tensor:
+    """All images below a folder, in the order of their paths: uint8 [N, C, H, W].
+
+    Raises:
+        ValueError: the folder is missing or holds no image, an image cannot be read, or its size or channels do not
+            fit `sample_shape` (C, H, W); `name` names the argument.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{name}: expected a folder of images, but {folder} is not a folder")
+    if len(sample_shape) != 3:
+        raise ValueError(f"{name}: a folder of images was given, but the GAN's samples have shape {list(sample_shape)}")
+    paths = sorted(path for path in folder.rglob("*") if is_image(path))
+    if not paths:
+        raise ValueError(f"{name}: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return load_images(paths, sample_shape, name)
+
+
+def load_images(paths: Sequence[Path], sample_shape: tuple[int, ...], name: str, resize: bool = False) -> Tensor:
+    """Image files as uint8 [N, C, H, W] of `sample_shape` (C, H, W); errors as of `load_folder`.
+
+    resize: scale images of the same proportions but another size.
+    """
+    channels, height, width = sample_shape
+    return torch.stack([_read_image(path, channels, height, width, name, resize) for path in paths])
+
+
+def to_range(x: Tensor, image_range: tuple[float, float]) -> Tensor:
+    """uint8 to float32 in image_range; floats pass as float32."""
+    if x.dtype == torch.uint8:
+        low, high = image_range
+        return x.float() / 255 * (high - low) + low
+    return x.float()
+
+
+def to_uint8(x: Tensor, image_range: tuple[float, float]) -> Tensor:
+    """Floats in image_range to uint8, clamped and rounded."""
+    low, high = image_range
+    return ((x - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def map_range(x: Tensor, source: tuple[float, float], target: tuple[float, float]) -> Tensor:
+    """Images [N, C, H, W] clamped to `source` and mapped to `target`; other samples as they are."""
+    if x.ndim != 4:
+        return x
+    x = x.clamp(*source)
+    if source == target:
+        return x
+    return (x - source[0]) / (source[1] - source[0]) * (target[1] - target[0]) + target[0]
+
+
+def image_grid(images: Tensor, image_range: tuple[float, float], columns: int, gap: int = 1) -> Image.Image:
+    """[n, C, H, W] (C = 1, 3 or 4) as one picture, row by row."""
+    x = to_uint8(images, image_range)
+    n, channels, height, width = x.shape
+    if channels not in (1, 3, 4):
+        raise ValueError(f"images: expected 1, 3 or 4 channels, got {channels}")
+    rows = -(-n // columns)
+    canvas = torch.zeros(channels, rows * (height + gap), columns * (width + gap), dtype=torch.uint8)
+    for index in range(n):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        canvas[:, top : top + height, left : left + width] = x[index]
+    array = canvas.permute(1, 2, 0).numpy()
+    return Image.fromarray(array[..., 0] if channels == 1 else array)
+
+
+def grid(images: Tensor, image_range: tuple[float, float], columns: int = 10) -> Image.Image:
+    """One picture of images [N, 1 or 3, H, W], row by row."""
+    x = to_uint8(images.detach().cpu(), image_range)
+    n, c, h, w = x.shape
+    rows = -(-n // columns)
+    sheet = torch.zeros(rows * columns, c, h, w, dtype=torch.uint8)
+    sheet[:n] = x
+    sheet = sheet.reshape(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+    return Image.fromarray(sheet[..., 0].numpy() if c == 1 else sheet.numpy())
+
+
+def save_folder(images: Tensor, image_range: tuple[float, float], folder: str | Path, start: int = 0) -> Path:
+    """Write images [n, C, H, W] as FOLDER/000000.png and so on, numbered from `start`; returns the folder.
+
+    Raises:
+        ValueError: the samples are no images of 1, 3 or 4 channels.
+    """
+    folder = Path(folder)
+    if images.ndim != 4:
+        raise ValueError(f"images: expected [N, C, H, W], got {list(images.shape)}; these samples are no images")
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        image_grid(image[None], image_range, 1, gap=0).save(folder / f"{start + index:06d}.png")
+    return folder
+
+
+def save_grid(images: Tensor, image_range: tuple[float, float], path: str | Path, columns: int = 10) -> Path:
+    """Write images [n, C, H, W] as one picture; returns its path."""
+    return write_atomic(path, lambda temporary: image_grid(images, image_range, columns).save(temporary, "PNG"))

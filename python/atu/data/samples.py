@@ -1,0 +1,149 @@
+"""Samples from what a user gives: tensors, arrays, datasets and folders of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .images import load_folder, to_range
+
+
+class Samples(Protocol):
+    """Where real samples come from: anything with a length that gives a batch for a list of indices."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> Tensor: ...
+
+
+class TensorSamples:
+    """Samples held in one tensor [N, ...], with their labels [N, c_dim] where a conditional GAN made them."""
+
+    def __init__(self, tensor: Tensor, labels: Tensor | None = None):
+        self.tensor, self.labels = tensor, labels
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def batch(self, index: Tensor) -> Tensor:
+        return self.tensor[index]
+
+
+class DatasetSamples:
+    """Samples of a map-style Dataset; each item is a tensor, or a tuple that starts with one."""
+
+    def __init__(self, dataset, convert: Callable[[Tensor], Tensor], name: str = "dataset"):
+        self.dataset, self.convert, self.name = dataset, convert, name
+        self.labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, index: Tensor) -> Tensor:
+        items = [self.dataset[i] for i in index.tolist()]
+        firsts = [item[0] if isinstance(item, (tuple, list)) else item for item in items]
+        try:
+            batch = torch.stack([torch.as_tensor(first) for first in firsts])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{self.name}: expected items that are tensors of one shape, or tuples that start with one, got "
+                f"{type(firsts[0]).__name__} ({error})"
+            ) from error
+        return self.convert(batch)
+
+
+def _check(x: Tensor, sample_shape: tuple[int, ...], image_range: tuple[float, float], name: str) -> None:
+    if tuple(x.shape[1:]) != sample_shape:
+        raise ValueError(f"{name}: expected samples of shape {list(sample_shape)}, got {list(x.shape[1:])}")
+    if x.dtype == torch.uint8:
+        if len(sample_shape) != 3:
+            raise ValueError(f"{name}: uint8 is for images; expected floats of shape {list(sample_shape)}")
+        return
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: expected uint8 or a floating dtype, got {x.dtype}")
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name}: holds values that are not finite")
+    low, high = image_range
+    span = high - low
+    # Generators without a squashing output overshoot their range somewhat; other units are far outside it.
+    if len(sample_shape) == 3 and (x.min() < low - span or x.max() > high + span):
+        raise ValueError(
+            f"{name}: expected values in [{low:g}, {high:g}], got [{x.min():.4g}, {x.max():.4g}]; "
+            "pass uint8 images, or scale them to the GAN's image_range"
+        )
+
+
+def _is_pair(value) -> bool:
+    """Whether a value is (samples, labels): labels are integers, which no sample is made of."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        return False
+    label = value[1]
+    if isinstance(label, (list, tuple)):
+        return len(label) > 0 and all(isinstance(k, int) and not isinstance(k, bool) for k in label)
+    if isinstance(label, (Tensor, np.ndarray)):
+        return label.ndim == 1 and not torch.as_tensor(label).is_floating_point()
+    return isinstance(label, int) and not isinstance(label, bool)
+
+
+def _one_hot(label, n: int, c_dim: int, name: str) -> Tensor:
+    """Labels float32 [n, c_dim] from one index for all samples or an index each."""
+    if c_dim < 1:
+        raise ValueError(f"{name}: labels were given, but this GAN is not conditional")
+    index = torch.as_tensor(label).long()
+    if index.ndim and len(index) != n:
+        raise ValueError(f"{name}: expected a label for each of {n} samples, got {len(index)}")
+    if index.numel() and (int(index.min()) < 0 or int(index.max()) >= c_dim):
+        raise ValueError(f"{name}: expected labels 0 to {c_dim - 1}, got {int(index.min())} to {int(index.max())}")
+    return F.one_hot(index.expand(n), c_dim).float()
+
+
+def as_samples(value, sample_shape: tuple[int, ...], image_range: tuple[float, float], name: str, c_dim: int = 0):
+    """Samples from what a user gives: a folder of images, a tensor, an ndarray or a map-style Dataset.
+
+    Args:
+        value: folder path; tensor or ndarray [N, *sample_shape], uint8 or floats in image_range; or a Dataset of such.
+            For a conditional GAN also a pair (samples, labels): one index for all of them, or int64 [N].
+        name: of the argument, for errors. c_dim: the GAN's number of labels.
+
+    Raises:
+        TypeError, ValueError: naming `name`, what was expected and what came.
+    """
+    if _is_pair(value):
+        samples, label = value
+        found = as_samples(samples, sample_shape, image_range, name)
+        found.labels = _one_hot(label, len(found), c_dim, name)
+        return found
+    if isinstance(value, (str, Path)):
+        value = load_folder(value, sample_shape, name)
+    if isinstance(value, (np.ndarray, list, tuple)):
+        if isinstance(value, (list, tuple)) and len(value) == 0:
+            raise ValueError(f"{name}: expected at least one sample, got none")
+        try:
+            array = isinstance(value, np.ndarray)
+            value = torch.from_numpy(np.array(value)) if array else torch.stack([torch.as_tensor(v) for v in value])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name}: cannot be made a tensor ({error})") from error
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or len(value) == 0:
+            raise ValueError(f"{name}: expected at least one sample, got shape {list(value.shape)}")
+        value = value.detach().cpu()
+        _check(value, sample_shape, image_range, name)
+        return TensorSamples(to_range(value, image_range))
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, Mapping):
+        if len(value) == 0:
+            raise ValueError(f"{name}: expected at least one sample, got an empty dataset")
+
+        def convert(x: Tensor) -> Tensor:
+            _check(x, sample_shape, image_range, name)
+            return to_range(x, image_range)
+
+        samples = DatasetSamples(value, convert, name)
+        samples.batch(torch.arange(min(len(value), 8)))
+        return samples
+    raise TypeError(f"{name}: expected a folder, tensor, ndarray or map-style Dataset, got {type(value).__name__}")

@@ -1,0 +1,135 @@
+"""A frozen image classifier: it says which samples are negative, and its penultimate layer measures distances.
+
+File format: one safetensors file, with the network's arguments, the class names and the image range as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..formats.tensors import CheckpointError, fill, load_tensors, module_tensors, save_tensors
+from ..networks.classifier import ConvClassifier
+
+FORMAT = "atu-classifier"
+
+
+class Classifier:
+    """A trained `ConvClassifier` in eval mode, with class names and the range of the images it expects.
+
+    Args:
+        module: the network; it is frozen in place.
+        classes: one name a class.
+        image_range: (low, high) of the images given to `logits`, `probabilities`, `predict` and `features`.
+    """
+
+    def __init__(self, module: ConvClassifier, classes: Sequence[str], image_range: tuple[float, float] = (-1.0, 1.0)):
+        if len(classes) != module.head.out_features:
+            raise ValueError(f"classes: expected {module.head.out_features} names, got {len(classes)}")
+        self.module = module.eval().requires_grad_(False)
+        self.classes = [str(name) for name in classes]
+        self.image_range = (float(image_range[0]), float(image_range[1]))
+
+    @property
+    def num_features(self) -> int:
+        return self.module.num_features
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        return self.module.img_channels, self.module.img_resolution, self.module.img_resolution
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def to(self, device: torch.device | str) -> Classifier:
+        """Move the network in place; returns self."""
+        self.module.to(device)
+        return self
+
+    def _check(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or tuple(x.shape[1:]) != self.sample_shape:
+            expected = ", ".join(map(str, self.sample_shape))
+            raise ValueError(f"images: the classifier expects [N, {expected}], got {list(x.shape)}")
+        return x.to(self.device, torch.float32)
+
+    @torch.no_grad()
+    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [N, classes], penultimate features [N, num_features]) of images in `image_range`."""
+        features = self.module.features(self._check(x))
+        return self.module.head(features), features
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [N, classes]."""
+        return self.judge(x)[0]
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features [N, num_features]."""
+        return self.judge(x)[1]
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Class probabilities [N, classes]."""
+        return self.logits(x).softmax(1)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Most likely class of each image, int64 [N]."""
+        return self.logits(x).argmax(1)
+
+    def class_indices(self, classes: Iterable[int | str]) -> list[int]:
+        """Indices of classes given by name or index.
+
+        Raises:
+            ValueError: on a class there is none of, or none at all, or all of them.
+        """
+        found = []
+        for one in classes:
+            name = str(one)
+            if name in self.classes:
+                found.append(self.classes.index(name))
+            elif name.isdigit() and int(name) < len(self.classes):
+                found.append(int(name))
+            else:
+                raise ValueError(f"class: expected one of {', '.join(self.classes)}, got {name!r}")
+        unique = sorted(set(found))
+        if not 0 < len(unique) < len(self.classes):
+            raise ValueError(f"class: expected 1 to {len(self.classes) - 1} classes to unlearn, got {len(unique)}")
+        return unique
+
+    def oracle(self, classes: Iterable[int | str]) -> Callable[[Tensor], Tensor]:
+        """images [N, ...] -> bool [N]: whether the classifier calls it one of `classes`."""
+        wanted = torch.tensor(self.class_indices(classes))
+
+        def is_negative(images: Tensor) -> Tensor:
+            return torch.isin(self.predict(images), wanted.to(self.device)).to(images.device)
+
+        return is_negative
+
+    def save(self, path: str | Path) -> Path:
+        """Write the classifier atomically; returns the path."""
+        config = dict(kwargs=self.module.init_kwargs, classes=self.classes, image_range=list(self.image_range))
+        return save_tensors(path, module_tensors("net", self.module), {"format": FORMAT, "config": json.dumps(config)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Classifier:
+        """Read a classifier that `save` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, corrupt, or no classifier of this format.
+        """
+        tensors, metadata = load_tensors(path)
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: expected a file of format {FORMAT}, got {metadata.get('format', 'another')}"
+            )
+        try:
+            config = json.loads(metadata["config"])
+            module = ConvClassifier(**config["kwargs"])
+            classes, image_range = config["classes"], tuple(config["image_range"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
+        fill(module, {name.removeprefix("net."): t for name, t in tensors.items()}, str(path))
+        return cls(module, classes, image_range)

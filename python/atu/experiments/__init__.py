@@ -1,0 +1,1 @@
+"""Demonstrations, published tables, and the trainings that made the bundled files."""

@@ -1,0 +1,208 @@
+"""`atu demo mnist`: digits, or a feature of the stroke, unlearned from the bundled GAN."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..api import unlearn
+from ..assets import asset
+from ..config import Config
+from ..data.images import save_folder
+from ..data.mnist import mnist
+from ..evaluation.attributes import FEATURES, SHARE, Attribute, attributes
+from ..evaluation.attributes import feature as feature_of
+from ..evaluation.audit import attack
+from ..evaluation.classifier import Classifier
+from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.judges import Scores, classifier_scorer
+from ..evaluation.parameter_path import ParameterPath, parameter_path
+from ..gan import GAN
+from ..job import Result
+from ..measures.shares import unlearning
+from ..report import plots, report
+from ..support.seeding import mix_seed
+from . import targets
+from .marking import adapted_generators, mark_negatives, stage_seconds
+
+
+def demo_mnist(
+    digits: Iterable[int | str],
+    out: str | Path,
+    negatives: int = 200,
+    samples: int = 10_000,
+    seed: int = 0,
+    device: str | None = None,
+    config: Config | Mapping | str | Path | None = None,
+    oracle: bool = True,
+    method: str | None = None,
+    compat: str | None = None,
+    feature: str | None = None,
+    source: str | Path | None = None,
+    attacked: bool = False,
+    retrained: str | Path | None = None,
+) -> dict[str, Any]:
+    """Unlearn digits, or a feature of the stroke, from the bundled MNIST GAN; writes the run folder and its report.
+
+    The bundled classifier (or the feature's measure) plays the user: it marks `negatives` samples of each digit and,
+    with `oracle`, answers for generated samples during the run too. It also judges the outcome, on other latents.
+
+    Args:
+        feature: one of `attributes.FEATURES`, in place of digits. source: folder of an earlier run to go on from;
+            what it had unlearned stays negative, and is counted before and after. attacked: attack the result
+            (audit.py), beside the GAN in `retrained` if given. method, compat: of `unlearn`.
+
+    Returns:
+        The content of OUT/report.json.
+    """
+    first = GAN.load(asset("mnist-gan.safetensors"))
+    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
+    earlier = [] if source is None else targets.earlier_targets(Path(source))
+    gan = first if source is None else GAN.load(Path(source) / "result.safetensors")
+    other = None if retrained is None else GAN.load(retrained)
+    if device is not None:
+        first, gan, classifier = first.to(device), gan.to(device), classifier.to(device)
+        other = None if other is None else other.to(device)
+    start = time.monotonic()
+    known = attributes(first)
+    target = _target(digits, feature, classifier, known, gan.image_range)
+    before = [targets.from_plain(plain, classifier, gan.image_range) for plain in earlier]
+    marked, looked = [], 0
+    for name, is_part in target.parts.items():
+        chosen, seen = mark_negatives(gan, is_part, negatives, mix_seed(seed, 77))
+        save_folder(chosen, gan.image_range, Path(out) / "negatives" / name)
+        marked.append(chosen)
+        looked = max(looked, seen)
+    marking = time.monotonic() - start
+    judge = targets.any_of([target.is_negative, *(one.is_negative for one in before)]) if oracle else None
+    result = unlearn(
+        gan,
+        torch.cat(marked),
+        is_negative=judge,
+        config=config,
+        out=out,
+        seed=seed,
+        device=device,
+        method=method,
+        compat=compat,
+    )
+    start = time.monotonic()
+    kept: dict[str, Callable[[Tensor], Tensor]] = {**known, **{one.subject: one.is_negative for one in before}}
+    evaluation = evaluate(
+        gan,
+        result.gan,
+        classifier,
+        target.classes,
+        mnist(),
+        is_negative=None if target.classes else target.is_negative,
+        others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
+        attributes=kept,
+        n=samples,
+        seed=mix_seed(seed, 999),
+    )
+    path = parameter_path_of(gan, result, evaluation, classifier_scorer_of(target, classifier, gan), seed)
+    if path is not None:
+        plots.save_path(Path(out) / "parameter-path.png", path)
+    seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
+    found = None
+    if attacked:
+        start = time.monotonic()
+        found = attack(gan, result.gan, target.goal, torch.cat(marked), other, seed=mix_seed(seed, 888))
+        seconds["attacks"] = time.monotonic() - start
+    context = report.Context(
+        subject=target.subject,
+        seconds=seconds,
+        command=_command(target, negatives, seed, oracle, method, compat, source, attacked, retrained),
+        config=result.config.to_dict(),
+        seed=seed,
+        device=str(gan.device),
+        history=result.history,
+        decisions=result.decisions,
+        notes=_notes(target, sum(map(len, marked)), looked, oracle),
+        targets=[*earlier, target.plain],
+        attacks=found,
+        path=path,
+        earlier=[still_unlearned(one.subject, evaluation) for one in before],
+    )
+    return report.write(out, evaluation, context)
+
+
+def _target(
+    digits: Iterable[int | str],
+    feature: str | None,
+    classifier: Classifier,
+    known: Mapping[str, Attribute],
+    image_range: tuple[float, float],
+) -> targets.Target:
+    if feature is None:
+        return targets.digits(classifier, digits, image_range)
+    if tuple(digits):
+        raise ValueError("feature: expected digits or a feature to unlearn, got both")
+    feature_of(feature)
+    return targets.stroke(known[feature])
+
+
+def _command(target, negatives, seed, oracle, method, compat, source, attacked, retrained) -> str:
+    """The command line of this run."""
+    words = ["atu", "demo", "mnist"]
+    words += [word for name in target.classes for word in ("--digit", name)] or ["--feature", target.plain["feature"]]
+    for name, value in (("from", source), ("method", method), ("compat", compat), ("retrained", retrained)):
+        words += [] if value is None else [f"--{name}", str(value)]
+    words += ["--negatives", str(negatives), "--seed", str(seed)]
+    words += ["--no-oracle"] * (not oracle) + ["--attacks"] * attacked
+    return shlex.join([*words, "--out", "DIR"])
+
+
+def _notes(target: targets.Target, marked: int, looked: int, oracle: bool) -> list[str]:
+    judge = "the bundled classifier" if target.classes else "the feature's measure"
+    again = "It also answered for generated samples during the run, and judges the outcome on other latents."
+    alone = "It was not asked again during the run; it judges the outcome on other latents."
+    notes = [f"{marked} negatives, marked by {judge} among {looked:,} samples. {again if oracle else alone}"]
+    if not target.classes:
+        unit = FEATURES[target.plain["feature"]].unit
+        notes.append(
+            f"A sample is negative above {target.plain['threshold']:.3g} {unit}, which {100 * SHARE:g} % of the "
+            "bundled GAN's samples exceed."
+        )
+    return notes
+
+
+def classifier_scorer_of(target: targets.Target, classifier: Classifier, gan: GAN) -> Callable[[Tensor], Scores]:
+    """The scorer that `evaluate` uses for a target."""
+    if not target.classes:
+        return classifier_scorer(classifier, [], gan.image_range, target.is_negative)
+    return classifier_scorer(classifier, classifier.class_indices(target.classes), gan.image_range)
+
+
+def parameter_path_of(
+    gan: GAN, result: Result, evaluation: Evaluation, score: Callable[[Tensor], Scores], seed: int
+) -> ParameterPath | None:
+    """The picture of the line to the first adapted generator; None for methods that adapt none."""
+    if not result.adapted:
+        return None
+    judged = evaluation.models["before"]
+    n = min(len(judged.negative), 400)
+    kept = judged.features[~judged.negative]
+    return parameter_path(gan, result.adapted[0], score, kept, n=n, seed=mix_seed(seed, 998))
+
+
+def still_unlearned(subject: str, evaluation: Evaluation) -> dict[str, Any]:
+    """Counts of an earlier target in the first GAN, before this run and after it, from an evaluation that asked for it.
+
+    stays_unlearned: the percentage unlearned since the first GAN fell by no more than one point in this run.
+    """
+    flags = {name: judged.attributes[subject] for name, judged in evaluation.models.items()}
+    since = {name: unlearning(flags["first"], flags[name]) for name in ("before", "after")}
+    counts = {"original": flags["first"], "before": flags["before"], "after": flags["after"]}
+    row: dict[str, Any] = {"subject": subject, **{name: int(flag.sum()) for name, flag in counts.items()}}
+    for name, numbers in since.items():
+        row.update({f"pul_{name}": numbers["pul"], f"pul_ci95_{name}": numbers["pul_ci95"]})
+    known = since["after"]["pul"] is not None
+    row["stays_unlearned"] = since["after"]["pul"] >= since["before"]["pul"] - 1 if known else None
+    return row

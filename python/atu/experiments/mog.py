@@ -1,0 +1,172 @@
+"""`atu demo mog`: two of eight Gaussians erased from an MLP GAN."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..api import unlearn
+from ..config import Adversarial, Config
+from ..data.samples import TensorSamples
+from ..evaluation.evaluate import Evaluation, evaluate
+from ..gan import GAN
+from ..networks.mlp import MLPDiscriminator, MLPGenerator
+from ..report import plots, report
+from ..support.seeding import fork_rng, mix_seed
+from ..training.scratch import train
+from .marking import adapted_generators, mark_negatives, stage_seconds
+
+# --- eight Gaussians
+
+_NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+MOG_RADIUS, MOG_STD, MOG_NEAR = 2.0, 0.1, 0.4
+
+
+MOG_STEPS = 4000
+
+
+MOG_ADAM: dict[str, Any] = dict(lr=1e-3, beta1=0.0, beta2=0.9)
+
+
+MOG_CONFIG = Adversarial(batch_size=256, **MOG_ADAM, r1_gamma=0.1, r1_interval=4, ema_half_life=25_000)
+
+
+# Points in the plane need a livelier game than images do; the discriminator's features of them say little about drift.
+MOG_GAME = dict(batch_size=256, **MOG_ADAM, r1_gamma=0.1, r1_interval=4, ema_half_life=5_000.0, augment="")
+
+
+MOG_UNLEARN: dict[str, Any] = dict(
+    adapt=dict(steps=500, ewc_weight=1.0, adversarial=MOG_GAME),
+    repel=dict(steps=1500, check_every=100, drift_weight=0.05, negatives_weight=0.5, adversarial=MOG_GAME),
+)
+
+
+def mog_centres() -> Tensor:
+    """The eight centres [8, 2], counter-clockwise from the right."""
+    angle = torch.arange(8) * (2 * math.pi / 8)
+    return MOG_RADIUS * torch.stack([angle.cos(), angle.sin()], 1)
+
+
+def mog_data(n: int, seed: int = 0) -> Tensor:
+    """n points [n, 2] of the mixture, all centres equally likely."""
+    rng = torch.Generator().manual_seed(seed)
+    centres = mog_centres()[torch.randint(8, (n,), generator=rng)]
+    return centres + MOG_STD * torch.randn(n, 2, generator=rng)
+
+
+class CentreJudge:
+    """Assigns points [N, 2] to the centre less than MOG_NEAR (four standard deviations) away, or to "elsewhere"."""
+
+    def __init__(self) -> None:
+        self.classes = [*map(str, range(8)), "elsewhere"]
+        self.image_range = (-1.0, 1.0)
+        self.feature_source = "samples"
+
+    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(scores [N, 9]: ten times the distance to spare, points [N, 2] themselves as features)."""
+        distance = torch.cdist(x.cpu(), mog_centres())
+        elsewhere = torch.full((len(x), 1), MOG_NEAR)
+        return -10 * torch.cat([distance, elsewhere], 1), x.cpu()
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Index into `classes`, int64 [N]."""
+        return self.judge(x)[0].argmax(1)
+
+    def class_indices(self, classes: Iterable[int | str]) -> list[int]:
+        return [self.classes.index(str(one)) for one in classes]
+
+
+def mog_gan(out: Path, seed: int, device: str | None, steps: int) -> GAN:
+    """The MLP GAN, trained from scratch (or taken from OUT, where an earlier run left it)."""
+    with fork_rng(torch.device("cpu")):
+        torch.manual_seed(seed)
+        gan = GAN(MLPGenerator(16, [2]), MLPDiscriminator([2]), image_range=(-4.0, 4.0)).to(device or "cpu")
+    path = out / "pretrained" / "gan.safetensors"
+    if path.exists():
+        return GAN.load(path).to(device or "cpu")
+    samples = TensorSamples(mog_data(50_000, seed))
+    train(gan, samples, MOG_CONFIG, steps, path.parent, seed, save_every=steps)
+    gan.save(path)
+    return gan
+
+
+def demo_mog(
+    out: str | Path,
+    erase: Sequence[int] = (0, 1),
+    negatives: int = 200,
+    samples: int = 10_000,
+    seed: int = 0,
+    device: str | None = None,
+    config: Config | Mapping | str | Path | None = None,
+    pretrain_steps: int | None = None,
+) -> dict[str, Any]:
+    """The paper's figure of eight Gaussians: train an MLP GAN, then erase the centres `erase`.
+
+    config: of the unlearning; MOG_UNLEARN when not given. pretrain_steps: MOG_STEPS when not given.
+
+    Returns:
+        The content of OUT/report.json; `centres` holds the share of samples at each centre, by model.
+    """
+    out, judge = Path(out), CentreJudge()
+    start = time.monotonic()
+    gan = mog_gan(out, seed, device, MOG_STEPS if pretrain_steps is None else pretrain_steps)
+    training = time.monotonic() - start
+    wanted = torch.tensor(judge.class_indices(erase))
+
+    def is_negative(x: Tensor) -> Tensor:
+        return torch.isin(judge.predict(x), wanted).to(x.device)
+
+    marked, _ = mark_negatives(gan, is_negative, negatives, mix_seed(seed, 77))
+    settings = MOG_UNLEARN if config is None else config
+    result = unlearn(gan, marked, is_negative=is_negative, config=settings, out=out, seed=seed, device=device)
+    start = time.monotonic()
+    evaluation = evaluate(
+        gan,
+        result.gan,
+        judge,
+        erase,
+        mog_data(10_000, seed + 1),
+        others=adapted_generators(gan, result),
+        n=samples,
+        seed=mix_seed(seed, 999),
+        keep=2000,
+    )
+    seconds = {"pretrain": training, **stage_seconds(result), "evaluate": time.monotonic() - start}
+    context = report.Context(
+        subject=f"{_NUMBERS[len(erase)]} of eight Gaussians",
+        seconds=seconds,
+        command=f"atu demo mog --seed {seed} --out DIR",
+        config=result.config.to_dict(),
+        seed=seed,
+        device=str(gan.device),
+        history=result.history,
+        decisions=result.decisions,
+        notes=[
+            f"Eight Gaussians on a circle of radius {MOG_RADIUS:g}; centres {', '.join(map(str, erase))} are erased."
+        ],
+        figures=mog_figures(evaluation),
+    )
+    plots.save_scatters(
+        out / "mog.png", [(report.LABELS[k], m.first, m.negative) for k, m in evaluation.models.items()]
+    )
+    return report.write(out, evaluation, context)
+
+
+def mog_figures(evaluation: Evaluation) -> list[tuple[str, str, str]]:
+    """One scatter plot a model: (label, caption, SVG)."""
+    figures = []
+    for name, judged in evaluation.models.items():
+        shown = judged.negative[: len(judged.first)]
+        svg = plots.scatter(name, judged.first, shown, limit=1.6 * MOG_RADIUS)
+        figures.append(
+            (report.LABELS.get(name, name), f"{100 * float(judged.negative.float().mean()):.1f} % negative", svg)
+        )
+    return figures

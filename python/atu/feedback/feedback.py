@@ -1,0 +1,124 @@
+"""The user's feedback: which samples are negative, and the positives built from that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import config
+from ..data.samples import Samples, TensorSamples
+from ..gan import GAN
+from ..support.seeding import mix_seed
+from .oracles import Judge, Oracle
+from .probe import fit_probe
+
+
+@dataclass
+class Feedback:
+    """What stage 2 needs to know.
+
+    negatives, positives: samples. judge: samples [N, ...] -> bools [N]. is_oracle: whether judge is the user's own.
+    negative_share: of the pretrained GAN's samples, by judge. notes: what was built and dropped, for the report.
+    """
+
+    negatives: Samples
+    positives: Samples
+    judge: Judge
+    is_oracle: bool
+    negative_share: float
+    notes: dict[str, object]
+
+
+def check_distinct(negatives: Samples, positives: Samples) -> None:
+    """Raise ValueError when the positives are the negatives."""
+    n = min(len(negatives), 64)
+    if len(negatives) == len(positives):
+        index = torch.arange(n)
+        if torch.equal(negatives.batch(index), positives.batch(index)):
+            raise ValueError("positives: expected samples other than the negatives, got the same ones")
+
+
+def pool_size(gan: GAN, wanted: int, budget_bytes: int = 2**30) -> int:
+    """How many samples to keep in memory at once: `wanted`, unless they take more than a GiB."""
+    bytes_each = 4 * int(np.prod(gan.sample_shape))
+    return max(min(wanted, budget_bytes // bytes_each), 64)
+
+
+def build(
+    gan: GAN, negatives: Samples, positives: Samples | None, oracle: Oracle | None, cfg: config.Feedback, seed: int
+) -> Feedback:
+    """Positives, and a judge of samples, from what the user gave (METHOD: positives are generated and not negative).
+
+    Raises:
+        ValueError: the oracle or the probe calls all of the generated samples negative.
+    """
+    size = pool_size(gan, cfg.pool)
+    pool = torch.cat([part.cpu() for part in gan.batches(size, seed=mix_seed(seed, 1))])
+    notes: dict[str, object] = {"pool": size}
+    if oracle is not None:
+        judge: Judge = oracle
+        flags = torch.cat([oracle(part.to(gan.device)) for part in pool.split(100)])
+    else:
+        probe = fit_probe(gan, negatives, pool, cfg.recall)
+        judge, flags = probe, probe(pool)
+    share = float(flags.float().mean())
+    notes["judge"] = "oracle" if oracle is not None else "probe"
+    notes["negative_share"] = share
+    if positives is None:
+        if int((~flags).sum()) < 2:
+            raise ValueError(
+                f"positives: the {notes['judge']} calls {int(flags.sum())} of {size} generated samples negative, so "
+                "none is left to learn from; give positives, or an is_negative that accepts some samples"
+            )
+        _, labels = gan.inputs(size, mix_seed(seed, 1))
+        labels = None if labels is None else labels.cpu()
+        positives = TensorSamples(pool[~flags], None if labels is None else labels[~flags])
+        notes["positives"] = f"{len(positives)} generated samples, {int(flags.sum())} dropped as negative"
+        if labels is not None:
+            positives, filled = fill_labels(positives, labels, mix_seed(seed, 6))
+            if filled:
+                notes["labels_filled"] = {str(label): count for label, count in filled.items()}
+        found = pool[flags]
+        if oracle is not None and len(found) and isinstance(negatives, TensorSamples):
+            notes["negatives_found"] = len(found)
+            known = negatives.labels
+            both = None if known is None or labels is None else torch.cat([known, labels[flags]])
+            negatives = TensorSamples(torch.cat([negatives.tensor, found]), both)
+    else:
+        check_distinct(negatives, positives)
+        notes["positives"] = f"{len(positives)} given"
+    return Feedback(negatives, positives, judge, oracle is not None, share, notes)
+
+
+def fill_labels(positives: TensorSamples, drawn: Tensor, seed: int) -> tuple[TensorSamples, dict[int, int]]:
+    """Give labels that lost (nearly) all of their samples as negatives the samples of the other labels.
+
+    Without positives of its own, nothing would tell the generator what to make of such a label.
+
+    Args:
+        positives: what was kept, with labels. drawn: labels [N, c_dim] of all samples, before any was dropped; nothing
+            is done where they are not one-hot.
+
+    Returns:
+        The positives with the added ones, and how many were added by label. A label below a tenth of the samples drawn
+        for it is filled up to their number.
+    """
+    assert positives.labels is not None
+    if not ((drawn == 0) | (drawn == 1)).all() or not (drawn.sum(1) == 1).all():
+        return positives, {}
+    before, after = drawn.sum(0).long(), positives.labels.sum(0).long()
+    lost = (after * 10 < before).nonzero().flatten().tolist()
+    others = (positives.labels[:, lost].sum(1) == 0).nonzero().flatten()
+    if not lost or len(others) == 0:
+        return positives, {}
+    rng = torch.Generator().manual_seed(seed)
+    images, labels, added = [positives.tensor], [positives.labels], {}
+    for label in lost:
+        added[label] = count = int(before[label] - after[label])
+        images.append(positives.tensor[others[torch.randint(len(others), (count,), generator=rng)]])
+        labels.append(F.one_hot(torch.full((count,), label), drawn.shape[1]).to(drawn.dtype))
+    return TensorSamples(torch.cat(images), torch.cat(labels)), added

@@ -1,0 +1,182 @@
+"""What a checkpoint holds, found without building a network or reading a weight."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+
+from ..networks import stylegan2
+from . import nvidia, rosinality
+from .assemble import TensorLike
+from .load import list_content
+from .native import FORMAT
+from .nvidia_pickle import plain
+from .recognise import NVIDIA, SAFETENSORS, recognise
+from .tensors import CheckpointError
+from .torch_file import read_structure, tensors_at
+
+
+def inspect_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Describe a checkpoint as plain data.
+
+    Returns:
+        {"path", "format", "bytes", "networks": {name: {"kind", "resolution", "channels", "latent", "labels",
+        "parameters", "parts": {part: parameters}, "dtypes", "options"}}, "options": training options if present,
+        "notes": [...]}
+
+    Raises:
+        CheckpointError: as of loading.
+    """
+    path = Path(path)
+    kind = recognise(path)
+    found: dict[str, Any] = {"path": str(path), "format": "", "bytes": path.stat().st_size, "networks": {}}
+    found |= {"options": {}, "notes": []}
+    try:
+        if kind == NVIDIA:
+            _nvidia(path, found)
+        elif kind == SAFETENSORS:
+            _safetensors(path, found)
+        else:
+            _torch(path, found)
+    except CheckpointError as error:
+        raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
+    held = found["networks"]
+    if "discriminator" not in held:
+        found["notes"].append("no discriminator: fit one with --train-discriminator STEPS")
+    if "generator" not in held and "generator_ema" in held:
+        found["notes"].append("no generator but the averaged one, which is used for both")
+    return found
+
+
+def _network(kind: str, options: dict[str, Any], tensors: Mapping[str, Any], buffers: set[str]) -> dict[str, Any]:
+    parameters = {name: t for name, t in tensors.items() if name not in buffers}
+    parts: dict[str, int] = {}
+    for name, tensor in parameters.items():
+        part = ".".join(name.split(".")[: 2 if name.startswith("synthesis.") else 1])
+        parts[part] = parts.get(part, 0) + _numel(tensor)
+    dtypes = sorted({str(getattr(t, "dtype", "")).removeprefix("torch.") for t in tensors.values()})
+    return {
+        "kind": kind,
+        "resolution": options.get("img_resolution"),
+        "channels": options.get("img_channels"),
+        "latent": options.get("z_dim"),
+        "labels": options.get("c_dim"),
+        "parameters": sum(parts.values()),
+        "parts": parts,
+        "dtypes": dtypes,
+        "options": plain(options),
+    }
+
+
+def _numel(tensor: TensorLike) -> int:
+    count = 1
+    for size in tensor.shape:
+        count *= size
+    return count
+
+
+def _nvidia(path: Path, found: dict[str, Any]) -> None:
+    snapshot = nvidia.read_snapshot(path)
+    found["format"] = "nvidia-pkl"
+    found["options"] = {key: plain(value) for key, value in snapshot.rest.items() if value is not None}
+    for key, stored in snapshot.networks.items():
+        kind = nvidia.kind_of(stored)
+        try:
+            options = nvidia.describe(stored)[1]
+        except CheckpointError as error:
+            options = plain(stored.init_kwargs)
+            found["notes"].append(f"{key} cannot be rebuilt: {error}")
+        name = "stylegan2 discriminator" if kind == "discriminator" else f"{kind} generator"
+        found["networks"][nvidia.NETWORK_KEYS[key]] = _network(name, options, stored.tensors(), stored.buffers())
+
+
+def _torch(path: Path, found: dict[str, Any]) -> None:
+    structure = read_structure(path)
+    found["format"] = "torch"
+    if not rosinality.is_rosinality(structure):
+        found["notes"].append(f"not a StyleGAN2 checkpoint: {list_content(structure)}")
+        return
+    found["format"] = "rosinality-pt"
+    found["options"] = {
+        key: plain(value)
+        for key, value in structure.items()
+        if key not in rosinality.NETWORK_KEYS and "optim" not in str(key)
+    }
+    found["notes"] += [f"{key}: optimiser state, not used" for key in ("g_optim", "d_optim") if key in structure]
+    for key, name in rosinality.NETWORK_KEYS.items():
+        stored = tensors_at(structure.get(key))
+        if not stored:
+            continue
+        options = rosinality.plan(key, stored)
+        kind = "stylegan2 discriminator" if key == "d" else "stylegan2 generator"
+        buffers = {n for n in stored if n.startswith("noises.") or n.endswith("kernel")}
+        found["networks"][name] = _network(kind, options, stored, buffers)
+
+
+def _safetensors(path: Path, found: dict[str, Any]) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: _Slice(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    if metadata.get("format") != FORMAT:
+        found["format"] = SAFETENSORS
+        found["notes"].append(
+            f"not written by atu; it holds {len(tensors)} tensors: {', '.join(sorted(tensors)[:5])} ..."
+        )
+        return
+    found["format"] = FORMAT
+    try:
+        config = json.loads(metadata["config"])
+        for name, entry in config["modules"].items():
+            own = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+            kind = (entry.get("network") or entry.get("class", "unknown")).replace(".", " ").lower()
+            buffers = {n for n in own if n.endswith(stylegan2.BUFFERS)}
+            found["networks"][name] = _network(kind, entry.get("kwargs", {}), own, buffers)
+        found["options"] = {key: value for key, value in config.items() if key != "modules" and value is not None}
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
+
+
+class _Slice:
+    """Shape and dtype of a safetensors entry."""
+
+    def __init__(self, entry: Any):
+        self.shape: tuple[int, ...] = tuple(entry.get_shape())
+        self.dtype = re.sub(r"^(b?)f(\d+)$", r"\1float\2", str(entry.get_dtype()).lower())
+        self.nbytes = 0
+
+
+def print_inspection(found: dict[str, Any], console: Console | None = None) -> None:
+    """Print the result of `inspect_checkpoint`."""
+    console = Console() if console is None else console
+    console.print(
+        f"{found['path']}: {found['format']}, {found['bytes'] / 2**20:.1f} MiB", highlight=False, markup=False
+    )
+    table = Table()
+    for column in ("", "kind", "pixels", "channels", "latent", "labels", "parameters", "dtype"):
+        table.add_column(column, justify="right" if column in ("pixels", "parameters") else "left", overflow="fold")
+    for name, net in found["networks"].items():
+        cells = [net[key] for key in ("kind", "resolution", "channels", "latent", "labels")]
+        table.add_row(
+            name, *("" if c is None else str(c) for c in cells), f"{net['parameters']:,}", *[", ".join(net["dtypes"])]
+        )
+    if found["networks"]:
+        console.print(table)
+    for name, net in found["networks"].items():
+        parts = ", ".join(f"{part} {count:,}" for part, count in net["parts"].items())
+        console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
+    if found["options"]:
+        console.print(
+            f"options: {json.dumps(found['options'], default=str)}", highlight=False, markup=False, soft_wrap=True
+        )
+    for note in found["notes"]:
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,61 @@
+"""Safetensors files, and filling modules from them: what every format needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..support.files import write_atomic
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not fit."""
+
+
+def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's state dict as contiguous CPU tensors that share no storage, under `prefix.`."""
+    state = module.state_dict()
+    return {f"{prefix}.{name}": value.detach().cpu().contiguous().clone() for name, value in state.items()}
+
+
+def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
+    """Write a safetensors file atomically."""
+    return write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+
+def load_tensors(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (those whose names begin with `prefix`) and metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or no safetensors file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load `state` strictly, with an error that names every key or shape that does not fit."""
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own.keys() - state.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
+    for name in own.keys() & state.keys():
+        if own[name].shape != state[name].shape:
+            problems.append(f"{name}: expected shape {list(own[name].shape)}, got {list(state[name].shape)}")
+        elif state[name].is_floating_point() and not torch.isfinite(state[name]).all():
+            problems.append(f"{name}: holds values that are not finite")
+    if problems:
+        shown = "; ".join(sorted(problems)[:8])
+        more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
+        raise CheckpointError(f"{what}: the weights do not fit the network: {shown}{more}")
+    module.load_state_dict(state)

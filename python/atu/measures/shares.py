@@ -1,0 +1,42 @@
+"""Shares of classes and of negatives, with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .intervals import unlearned_percentage, wilson
+
+
+def histogram(labels: Tensor, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Count, share and its 95 % interval (Wilson) of each class."""
+    counts = torch.bincount(labels, minlength=len(classes)).tolist()
+    return {name: share_of(count, len(labels)) for name, count in zip(classes, counts, strict=True)}
+
+
+def share_of(count: int, n: int) -> dict[str, Any]:
+    """Count, share and its 95 % interval (Wilson)."""
+    return dict(count=count, share=count / max(n, 1), ci95=list(wilson(count, n)))
+
+
+def total_variation(before: Tensor, after: Tensor, negative: Sequence[int], classes: int) -> float | None:
+    """Total-variation distance of the kept classes' shares, renormalised to one; None where there are none."""
+    kept = [index for index in range(classes) if index not in set(negative)]
+    shares = [torch.bincount(labels, minlength=classes)[kept].double() for labels in (before, after)]
+    if not all(float(share.sum()) > 0 for share in shares):
+        return None
+    p, q = (share / share.sum() for share in shares)
+    return float((p - q).abs().sum() / 2)
+
+
+def unlearning(before: Tensor, after: Tensor) -> dict[str, Any]:
+    """PUL and its interval from the negatives among the same latents, bool [n] each."""
+    n, first, second = len(before), int(before.sum()), int(after.sum())
+    numbers: dict[str, Any] = dict(pul=None, pul_ci95=None, negatives_before=first, negatives_after=second)
+    if first:
+        numbers["pul"], interval = unlearned_percentage(int((before & after).sum()), second, first, n)
+        numbers["pul_ci95"] = list(interval)
+    return numbers

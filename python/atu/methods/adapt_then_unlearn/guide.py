@@ -1,0 +1,87 @@
+"""A classifier of negatives grown from the pretrained discriminator: the rejection signal of stage 2.
+
+Beyond the paper. The adversarial game alone is slow to notice a few remaining negatives; the guide tells the generator
+about each of them, and says nothing (a gradient near 0) about samples that are clearly not negative.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...data.augment import augment
+from ...data.samples import Samples
+from ...gan import GAN
+from ...support.seeding import fork_rng
+
+INTERVAL = 4  # steps from one gradient penalty to the next, which counts that many times
+
+
+class Guide:
+    """Binary classifier with the discriminator's architecture, started from its weights.
+
+    Its gradient is what moves the generator, so its slope at the samples is held down as R1 does a discriminator's
+    (Mescheder et al., arXiv 1801.04406): by r1 v mean |d logit / d x|^2, v being the variance `scale` of the positives,
+    which makes it the same in any units of the samples.
+
+    Args:
+        gan: pretrained pair. negatives, positives: samples of the two classes, drawn equally often.
+        steps, batch_size: of Adam on the logistic loss. r1: weight of the gradient penalty.
+        scale: variance of the positives' elements.
+        policy: augmentation while training (see `atu.data.augment`); unset, translations when there are fewer than 100
+            negatives. With more it only blurs the boundary.
+        seed: of the batches; the same seed gives the same guide.
+    """
+
+    def __init__(
+        self,
+        gan: GAN,
+        negatives: Samples,
+        positives: Samples,
+        steps: int,
+        batch_size: int = 64,
+        r1: float = 0.0,
+        scale: float = 1.0,
+        policy: str | None = None,
+        seed: int = 0,
+    ):
+        self.gan, self.slope_weight, self.step_count = gan, r1 * scale, 0
+        self.discriminator = copy.deepcopy(gan.discriminator).train().requires_grad_(True)  # type: ignore[union-attr]
+        lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
+        self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
+        if policy is None:
+            policy = "translation" if len(negatives) < 100 else ""
+        self.policy, half = policy, max(batch_size // 2, 1)
+        with fork_rng(gan.device, seed):
+            for _ in range(steps):
+                pair = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
+                self.learn(*pair)
+        self.discriminator.eval().requires_grad_(False)
+
+    def learn(self, negatives: Tensor, positives: Tensor) -> None:
+        """One step of Adam on samples of either class."""
+        labels = torch.cat([torch.ones(len(negatives)), torch.zeros(len(positives))])
+        order = torch.randperm(len(labels))  # shuffled, so that minibatch statistics give nothing away
+        x = torch.cat([negatives.to(self.gan.device), positives.to(self.gan.device)])[order]
+        self.discriminator.train().requires_grad_(True)
+        x = augment(x, self.policy)
+        lazy = self.slope_weight > 0 and self.step_count % INTERVAL == 0
+        logits = self.log_odds(x.requires_grad_(lazy))
+        loss = F.binary_cross_entropy_with_logits(logits, labels[order].to(logits))
+        if lazy:
+            (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+            loss = loss + INTERVAL * self.slope_weight * slope.square().flatten(1).sum(1).mean()
+        self.optim.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optim.step()
+        self.step_count += 1
+        self.discriminator.eval().requires_grad_(False)
+
+    def log_odds(self, x: Tensor, c: Tensor | None = None) -> Tensor:
+        """Log-odds of being negative [N] of samples, were half of them so; differentiable in x."""
+        if c is None:
+            c = self.gan.labels(len(x), torch.default_generator)
+        return self.gan.logits(x, c, self.discriminator)

@@ -1,0 +1,183 @@
+"""Stage 2, unlearning: retrain the original GAN on positives, pushed away from the adapted weights.
+
+Source: Tiwary et al., "Adapt then Unlearn" (arXiv 2309.14054), section 3.3. Beyond the paper: the distance relative to
+the start's, a repulsion weight set from the gradients, the negatives shown to the discriminator as fakes, the guide,
+and stopping and keeping the best generator by a stated score.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atu_ext.ops import ParamPenalty
+
+from ... import config
+from ...feedback.feedback import Feedback
+from ...gan import GAN
+from ...support import progress
+from ...support.seeding import fork_rng, mix_seed
+from ...training.run_folder import Run
+from ...training.schedules import falling, schedule
+from ...training.score import Keeper, Score
+from ...training.stage import StageHooks, run_stage
+from ...training.trainer import AdversarialTrainer
+from .steering import Steering
+
+
+def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
+    """L_repulsion and its derivative with respect to the (reduced) distance d.
+
+    EL2 exp(-alpha d), NL2 -d, IL2 1 / (d + epsilon). NL2 has no lower bound: from `ceiling` on it is flat.
+    """
+    if cfg.loss == "el2":
+        value = math.exp(-cfg.alpha * distance)
+        return value, -cfg.alpha * value
+    if cfg.loss == "nl2":
+        return -min(distance, cfg.ceiling), (-1.0 if distance < cfg.ceiling else 0.0)
+    if cfg.loss == "il2":
+        value = 1 / (distance + cfg.epsilon)
+        return value, -value * value
+    return 0.0, 0.0
+
+
+class Repulsion:
+    """Adds the repulsion's gradient to the generator's, with a fixed weight or one set from the gradients."""
+
+    def __init__(
+        self, params: list[Tensor], adapted: list[list[Tensor]], start: list[Tensor], cfg: config.Repel, steps: int
+    ):
+        self.params, self.cfg, self.steps = params, cfg, steps
+        reduction = "sum" if cfg.loss == "none" else cfg.reduction
+        self.penalty = ParamPenalty(params, anchor=start, repel_from=adapted, reduction=reduction)
+        self.step = 0
+        self.adversarial_norm = 0.0
+        _, distance = self.penalty.value()
+        self.start_norm = abs(repulsion(distance, cfg)[1]) * self.penalty.distance_grad_norm()
+
+    def add_grad(self) -> dict[str, float]:
+        """Add gamma d L / d theta to the gradients; returns distance, repulsion and gamma."""
+        _, distance = self.penalty.value()
+        value, slope = repulsion(distance, self.cfg)
+        gamma = self._balanced_gamma() if self.cfg.gamma is None else self.cfg.gamma
+        gamma *= schedule(self.cfg.schedule, self.step, self.steps)
+        if gamma and slope:
+            self.penalty.add_grad_(0.0, gamma * slope)
+        self.step += 1
+        return {"distance": distance, "repulsion": gamma * value, "gamma": gamma}
+
+    def _balanced_gamma(self) -> float:
+        """gamma at which the repulsion's gradient at the start has `strength` times the adversarial one's (smoothed)
+        norm. Later it fades or grows with the distance as the loss says."""
+        grads = [p.grad for p in self.params if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        decay = 0.9 if self.adversarial_norm else 0.0
+        self.adversarial_norm = decay * self.adversarial_norm + (1 - decay) * norm
+        return self.cfg.strength * self.adversarial_norm / self.start_norm if self.start_norm > 0 else 0.0
+
+
+class Controller(StageHooks):
+    """Lets the learning rates fall, has the generator scored, and stops when it gets no better."""
+
+    def __init__(self, keeper: Keeper, repel: Repulsion, steering: Steering | None, cfg: config.Repel, steps: int):
+        self.keeper, self.repel, self.steering, self.cfg, self.steps = keeper, repel, steering, cfg, steps
+        self.trainer = keeper.trainer
+        self.stopped = ""
+
+    def after_step(self, step: int, metrics: dict[str, float]) -> bool:
+        self._set_lr(step)
+        if step % self.cfg.check_every and step != self.steps:
+            return False
+        self.keeper.check(step, metrics)
+        if self.steering is not None:
+            self.steering.drift = metrics["drift"]
+        if self.keeper.waited >= self.cfg.patience and step >= self._first_stop():
+            self.stopped = f"no better score in {self.keeper.waited} checks"
+        return bool(self.stopped)
+
+    def _first_stop(self) -> float:
+        """Not before `patience` checks at falling rates: those alone make the generator better."""
+        falls = self.steps * (1 - self.cfg.decay) if self.cfg.decay else 0
+        return falls + self.cfg.patience * self.cfg.check_every
+
+    def _set_lr(self, step: int) -> None:
+        """The learning rates fall to 0 over the last share `decay` of the steps."""
+        self.trainer.set_lr_factor(falling(step / max(self.steps, 1), self.cfg.decay))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        kept, scores = self.keeper.state()
+        data: dict[str, Any] = dict(keeper=scores, stopped=self.stopped)
+        data.update(repel_step=self.repel.step, adversarial_norm=self.repel.adversarial_norm)
+        tensors = {f"kept.{k}": v for k, v in kept.items()}
+        if self.steering is not None:
+            tensors.update({f"steering.{k}": v for k, v in self.steering.state().items()})
+        return tensors, data
+
+    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
+        def part(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
+
+        self.keeper.load_state(part("kept."), data["keeper"])
+        if self.steering is not None:
+            self.steering.load_state(part("steering."))
+        self.stopped = data["stopped"]
+        self.repel.step, self.repel.adversarial_norm = data["repel_step"], data["adversarial_norm"]
+        self._set_lr(self.trainer.step_count)
+
+
+def default_steps(gan: GAN) -> int:
+    """What `repel.steps` is when unset: other kinds than StyleGAN's learn at a lower rate, so it takes more of them."""
+    return 600 if gan.is_stylegan else 1500
+
+
+def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
+    """Set the generator to theta_G - warm_start (mean theta_N - theta_G); theta_G is the EMA generator's."""
+    if gan.generator_ema is not None:
+        gan.generator.load_state_dict(gan.generator_ema.state_dict())
+    if warm_start:
+        with torch.no_grad():
+            for p, *theirs in zip(gan.generator.parameters(), *adapted, strict=True):
+                p.sub_(torch.stack(theirs).mean(0) - p, alpha=warm_start)
+            if gan.generator_ema is not None:
+                gan.generator_ema.load_state_dict(gan.generator.state_dict())
+
+
+def repel_gan(
+    gan: GAN, feedback: Feedback, adapted: list[dict[str, Tensor]], cfg: config.Repel, run: Run, seed: int
+) -> tuple[GAN, dict[str, Any]]:
+    """Stage 2 on a copy of `gan`; returns the unlearned GAN and what the controller decided.
+
+    adapted: state dicts of generators from stage 1.
+    """
+    steps = default_steps(gan) if cfg.steps is None else cfg.steps
+    twin = gan.copy()
+    names = [name for name, _ in gan.generator.named_parameters()]
+    anchors = [[state[name].to(gan.device) for name in names] for state in adapted]
+    _start(twin, anchors, cfg.warm_start)
+    params: list[Tensor] = list(twin.generator.parameters())
+    push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
+    with fork_rng(gan.device, mix_seed(seed, 200)):
+        steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight)
+        steering = Steering(gan, feedback, cfg, seed) if steers else None
+        trainer = AdversarialTrainer(
+            twin,
+            feedback.positives,
+            cfg.adversarial,
+            extra_fakes=feedback.negatives,
+            add_penalty_grad=push.add_grad,
+            fake_penalty=steering,
+            original=copy.deepcopy(gan.sampling_generator) if steering and steering.preserve_weight else None,
+        )
+        trainer.extra_weight = cfg.negatives_weight
+        score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
+        keeper = Keeper("repel", trainer, score, run, cfg.keep)
+        control = Controller(keeper, push, steering, cfg, steps)
+        run_stage(run, "repel", trainer, steps, control)
+    keeper.restore()
+    decisions = {**keeper.decisions(), "stopped": control.stopped or "all steps done", **feedback.notes}
+    progress.log.info("repel: kept step %s (%s)", decisions["kept_step"], decisions["stopped"])
+    return twin, decisions

@@ -1,0 +1,1 @@
+"""The training step, the loop round it, the run folder it saves to, and how a generator is scored on the way."""

@@ -1,0 +1,70 @@
+"""Diagonal empirical Fisher information of a generator (METHOD: Kirkpatrick et al., arXiv 1612.00796)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..gan import GAN
+from ..support.modules import eval_mode
+
+
+@contextmanager
+def _requiring_grad(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Let tensors require grad (a generator that was only sampled from may be frozen), and back."""
+    before = [t.requires_grad for t in tensors]
+    for t in tensors:
+        t.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for t, required in zip(tensors, before, strict=True):
+            t.requires_grad_(required)
+
+
+def diagonal_fisher(
+    gan: GAN, z: Tensor, c: Tensor | None = None, of: str = "logit", parameters: Sequence[str] = ()
+) -> list[Tensor]:
+    """F_i = E[(d l / d theta_i)^2] over the samples made from z, one at a time.
+
+    Each sample passes both networks alone and in eval mode, so that minibatch statistics and batch norm couple nothing.
+
+    Args:
+        z: latents [N, latent_dim]; c: labels [N, c_dim] of a conditional GAN.
+        of: l is the "logit" D(G(z)), or the "log_likelihood" log sigmoid(D(G(z))).
+        parameters: regular expressions (searched) of the parameters to measure; the others get 0. All when empty.
+
+    Returns:
+        one tensor a generator parameter, of its shape and dtype.
+
+    Raises:
+        ValueError: `of` is unknown, z is empty, or an expression matches no parameter.
+    """
+    if of not in ("logit", "log_likelihood"):
+        raise ValueError(f"of: expected logit or log_likelihood, got {of!r}")
+    if len(z) == 0:
+        raise ValueError("z: expected at least one latent, got none")
+    named = list(gan.generator.named_parameters())
+    for pattern in parameters:
+        if not any(re.search(pattern, name) for name, _ in named):
+            raise ValueError(f"parameters: {pattern!r} matches none of the generator's, such as {named[0][0]}")
+    chosen = [not parameters or any(re.search(pattern, name) for pattern in parameters) for name, _ in named]
+    fisher = [torch.zeros_like(p) for _, p in named]
+    wanted = [p for (_, p), take in zip(named, chosen, strict=True) if take]
+    totals = [f for f, take in zip(fisher, chosen, strict=True) if take]
+    assert gan.discriminator is not None
+    with eval_mode(gan.generator, gan.discriminator), _requiring_grad(wanted):
+        for i in range(len(z)):
+            label = None if c is None else c[i : i + 1]
+            logit = gan.logits(gan.fake(z[i : i + 1], label), label).sum()
+            value = logit if of == "logit" else F.logsigmoid(logit)
+            grads = torch.autograd.grad(value, wanted, allow_unused=True)
+            for total, grad in zip(totals, grads, strict=True):
+                if grad is not None:
+                    total.add_(grad.square(), alpha=1 / len(z))
+    return fisher

@@ -1,0 +1,20 @@
+"""How learning rates and weights change over a stage."""
+
+from __future__ import annotations
+
+import math
+
+
+def falling(share: float, decay: float) -> float:
+    """Factor of the learning rates at a share of the steps: 1, and down to 0 over the last share `decay` of them."""
+    return min((1 - share) / decay, 1.0) if decay else 1.0
+
+
+def schedule(name: str, step: int, steps: int) -> float:
+    """Factor of a weight at a step: 1 ("constant"), or from 1 down to 0 over the stage ("linear", "cosine")."""
+    share = min(step / max(steps, 1), 1.0)
+    if name == "linear":
+        return 1 - share
+    if name == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * share))
+    return 1.0

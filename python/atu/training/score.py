@@ -1,0 +1,118 @@
+"""How good a generator is in the course of training: what is left of the negatives, how far the rest has drifted."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..data.samples import Samples
+from ..feedback.feedback import Feedback
+from ..gan import GAN
+from ..measures.features import Whitening, discriminator_features
+from ..measures.frechet import frechet_distance, moments
+from ..support.seeding import mix_seed
+from .run_folder import Run
+from .trainer import AdversarialTrainer
+
+
+class Score:
+    """Scores generators on fixed latents. Lower is better.
+
+        score = negative_rate / negative_rate before + drift_weight * drift
+
+    drift is the Frechet distance between the scored samples and the positives, in the pretrained discriminator's
+    penultimate features whitened on the positives, over the number of features, less that of a fresh draw of the same
+    size from the positives: 0 for a generator that makes just the positives, whatever the units of the features.
+    """
+
+    def __init__(self, gan: GAN, feedback: Feedback, n: int, drift_weight: float, seed: int):
+        self.gan, self.judge, self.n, self.drift_weight = gan, feedback.judge, n, drift_weight
+        self.seed = mix_seed(seed, 5)
+        features = self._features_of(feedback.positives)
+        order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self.seed))
+        held = features[order[: min(n, len(features) // 4)]]
+        rest = features[order[len(held) :]]
+        self.whiten = Whitening(rest)
+        self.kept = moments(self.whiten(rest))
+        self.size = max(self.kept[0].numel(), 1)
+        self.floor = frechet_distance(moments(self.whiten(held)), self.kept) / self.size if len(held) > 1 else 0.0
+        self.before = max(feedback.negative_share, 1 / n)
+
+    def _features_of(self, positives: Samples) -> Tensor:
+        index = torch.arange(min(len(positives), 5000))
+        return discriminator_features(self.gan, (positives.batch(part) for part in index.split(100)))
+
+    def __call__(self, generator: nn.Module) -> dict[str, float]:
+        """negative_rate, drift and score of a generator."""
+        flags, features = [], []
+        for x in self.gan.batches(self.n, self.seed, generator=generator):
+            flags.append(self.judge(x))
+            features.append(discriminator_features(self.gan, [x]))
+        rate = float(torch.cat(flags).float().mean())
+        drift = frechet_distance(moments(self.whiten(torch.cat(features))), self.kept) / self.size - self.floor
+        return {
+            "negative_rate": rate,
+            "drift": drift,
+            "score": rate / self.before + self.drift_weight * max(drift, 0.0),
+        }
+
+    def allowing_for_chance(self, found: dict[str, float]) -> float:
+        """The score with one standard error taken off the count of negatives, which is Poisson's where few are left."""
+        rate = found["negative_rate"]
+        error = math.sqrt(rate * self.n + 1) / self.n
+        return found["score"] - min(rate, error) / self.before
+
+
+class Keeper:
+    """Scores the EMA generator in the course of a stage and remembers the one to keep.
+
+    keep="best": the latest whose score is the lowest, but for a standard error of its count of negatives (Breiman et
+    al., "Classification and Regression Trees", section 3.4.3). The lowest alone would be the luckiest of small counts,
+    and of equals the later is the better trained. keep="final": the one after all steps.
+    """
+
+    def __init__(self, stage: str, trainer: AdversarialTrainer, score: Score, run: Run, keep: Literal["best", "final"]):
+        self.stage, self.trainer, self.score, self.run, self.keep = stage, trainer, score, run, keep
+        self.kept: dict[str, Any] = {"step": 0}
+        self.kept_state: dict[str, Tensor] = {}
+        self.lowest = math.inf
+        self.waited = 0  # checks since the kept one
+
+    def check(self, step: int, metrics: dict[str, float]) -> None:
+        """Score the generator, into `metrics` too, and save a picture of its samples."""
+        found = self.score(self.trainer.ema)
+        metrics.update(found)
+        self.lowest = min(self.lowest, found["score"])
+        if self.keep == "final":
+            self.kept = {"step": step, **found}
+        elif self.score.allowing_for_chance(found) <= self.lowest:
+            self.kept, self.waited = {"step": step, **found}, 0
+            self.kept_state = copy.deepcopy(self.trainer.ema.state_dict())
+        else:
+            self.waited += 1
+        gan = self.score.gan
+        x = gan.sample(100, self.score.seed, generator=self.trainer.ema)
+        self.run.picture(f"{self.stage}-{step:06d}", x, gan.image_range)
+
+    def restore(self) -> None:
+        """Put the kept weights into the trainer's EMA generator."""
+        if self.kept_state:
+            self.trainer.ema.load_state_dict(self.kept_state)
+
+    def decisions(self) -> dict[str, Any]:
+        """The kept step and its scores, and the steps run."""
+        scores = {name: self.kept.get(name) for name in ("score", "negative_rate", "drift")}
+        return {"kept_step": self.kept["step"], "steps_run": self.trainer.step_count, **scores}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        lowest = self.lowest if math.isfinite(self.lowest) else None
+        kept = {k: v if math.isfinite(v) else None for k, v in self.kept.items()}
+        return dict(self.kept_state), {"kept": kept, "lowest": lowest, "waited": self.waited}
+
+    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
+        self.kept, self.kept_state, self.waited = data["kept"], dict(tensors), data["waited"]
+        self.lowest = math.inf if data["lowest"] is None else data["lowest"]

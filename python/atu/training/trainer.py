@@ -1,0 +1,278 @@
+"""One adversarial training step, shared by pretraining, adaptation (stage 1) and repulsion (stage 2)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from ..config import Adversarial
+from ..data.augment import augment
+from ..data.samples import Samples
+from ..gan import GAN
+from ..support.modules import ema_beta, trainable, update_ema
+from ..support.seeding import fork_rng
+from . import losses
+
+# (fake, labels, original) -> (loss, its parts to log)
+FakePenalty = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, dict[str, float]]]
+
+
+def draw(gan: GAN, samples: Samples, n: int) -> tuple[Tensor, Tensor | None]:
+    """n samples on the GAN's device, drawn with replacement: fewer of them than n is fine.
+
+    With the labels they came with; for a conditional GAN's samples without any, labels are drawn.
+    """
+    index = torch.randint(len(samples), (n,))
+    known: Tensor | None = getattr(samples, "labels", None)
+    c = gan.labels(n, torch.default_generator) if known is None else known[index].to(gan.device)
+    return samples.batch(index).to(gan.device), c
+
+
+class NonFiniteError(RuntimeError):
+    """A loss is not finite."""
+
+    def __init__(self, name: str, step: int, value: float):
+        super().__init__(
+            f"{name} became {value} at step {step}: the training diverged. Lower adversarial.lr or the penalty's "
+            "weight, or raise adversarial.r1_gamma; a run folder keeps its last good checkpoint."
+        )
+        self.step = step
+
+
+def optimizer_tensors(name: str, optim: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies of an optimizer's state as NAME.INDEX.SLOT."""
+    return {
+        f"{name}.{index}.{key}": value.detach().cpu().contiguous().clone()
+        for index, slots in optim.state_dict()["state"].items()
+        for key, value in slots.items()
+    }
+
+
+def load_optimizer(optim: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Load what `optimizer_tensors` gave, the name and its dot left out."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, slot = key.partition(".")
+        slots.setdefault(int(index), {})[slot] = value
+    optim.load_state_dict({"state": slots, "param_groups": optim.state_dict()["param_groups"]})
+
+
+class AdversarialTrainer:
+    """Trains `gan` in place against `real` samples, one `step` at a time.
+
+    Args:
+        gan: pair to train; its EMA generator is made here when it has none.
+        real: samples shown to the discriminator as real.
+        config: settings of the game.
+        extra_fakes: further samples shown to the discriminator as fakes, weighted by `extra_weight`.
+        add_penalty_grad: called after the generator's backward pass; adds to the gradients, returns values to log.
+        fake_penalty: differentiable loss of generated samples, added to the generator's. It takes (fake, labels,
+            original): original is what the generator `original` makes of the same latents and noise, if there is one.
+
+    All randomness is drawn from torch's global generators, so that saving their states makes a run resumable.
+    """
+
+    def __init__(
+        self,
+        gan: GAN,
+        real: Samples,
+        config: Adversarial,
+        extra_fakes: Samples | None = None,
+        add_penalty_grad: Callable[[], dict[str, float]] | None = None,
+        fake_penalty: FakePenalty | None = None,
+        original: nn.Module | None = None,
+    ):
+        if gan.discriminator is None:
+            raise ValueError("discriminator: this GAN has none, and training needs one")
+        self.gan, self.real, self.config = gan, real, config
+        self.extra_fakes, self.add_penalty_grad, self.fake_penalty = extra_fakes, add_penalty_grad, fake_penalty
+        self.original = None if original is None else original.train()
+        self.extra_weight = 1.0
+        if gan.generator_ema is None:
+            gan.generator_ema = copy.deepcopy(gan.generator)
+        self.ema = gan.generator_ema.requires_grad_(False).eval()
+        self.generator: nn.Module = gan.generator.train()
+        self.discriminator: nn.Module = gan.discriminator.train()
+        self.path_length = losses.PathLength() if config.pl_weight > 0 and gan.is_stylegan else None
+        self.step_count = 0
+        g_interval = config.pl_interval if self.path_length else 0
+        self.optim_g = self._adam(self.generator, g_interval, 1.0)
+        self.optim_d = self._adam(
+            self.discriminator, config.r1_interval if config.r1_gamma + config.r2_gamma > 0 else 0, config.d_lr_ratio
+        )
+        self.base_lr = [group["lr"] for optim in (self.optim_g, self.optim_d) for group in optim.param_groups]
+
+    def _adam(self, module: nn.Module, lazy_interval: int, ratio: float) -> torch.optim.Adam:
+        c = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
+        default = (0.002, 0.0, 0.99) if self.gan.is_stylegan else (0.0005, 0.0, 0.99)
+        given = (self.config.lr, self.config.beta1, self.config.beta2)
+        lr, beta1, beta2 = (d if g is None else g for g, d in zip(given, default, strict=True))
+        params = trainable(module)
+        fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
+        return torch.optim.Adam(params, lr=lr * ratio * c, betas=(beta1**c, beta2**c), eps=1e-8, fused=fused)
+
+    def set_lr_factor(self, factor: float) -> None:
+        """Scale both learning rates."""
+        groups = [group for optim in (self.optim_g, self.optim_d) for group in optim.param_groups]
+        for group, lr in zip(groups, self.base_lr, strict=True):
+            group["lr"] = lr * factor
+
+    # --- one step
+
+    def step(self) -> dict[str, float]:
+        """One discriminator and one generator step; returns what to log."""
+        metrics = self._discriminator_step()
+        metrics.update(self._generator_step())
+        update_ema(self.ema, self.generator, self._ema_beta())
+        self.step_count += 1
+        # The weights too: a step may spoil them after its losses were taken, and they are what gets saved.
+        norms = {
+            f"norm of the {name}'s weights": float(get_total_norm([p.detach() for p in module.parameters()]))
+            for name, module in (("generator", self.generator), ("discriminator", self.discriminator))
+        }
+        for name, value in {**metrics, **norms}.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(name, self.step_count, value)
+        return metrics
+
+    def _ema_beta(self) -> float:
+        cfg = self.config
+        seen = cfg.batch_size * self.step_count
+        half_life = min(cfg.ema_half_life, cfg.ema_ramp * seen) if cfg.ema_ramp > 0 else cfg.ema_half_life
+        return ema_beta(cfg.batch_size, half_life)
+
+    def real_batch(self) -> tuple[Tensor, Tensor | None]:
+        """A batch of real samples and, for a conditional GAN, their labels."""
+        return draw(self.gan, self.real, self.config.batch_size)
+
+    def _latents(self, n: int) -> tuple[Tensor, Tensor | None]:
+        rng = torch.default_generator
+        return self.gan.latents(n, rng), self.gan.labels(n, rng)
+
+    def _judge(self, x: Tensor, c: Tensor | None) -> Tensor:
+        return self.gan.logits(augment(x, self.config.augment), c)
+
+    def _discriminator_step(self) -> dict[str, float]:
+        cfg = self.config
+        z, c = self._latents(cfg.batch_size)
+        with torch.no_grad():
+            fake = self.gan.fake(z, c, cfg.style_mixing)
+        real, real_c = self.real_batch()
+        self.optim_d.zero_grad(set_to_none=True)
+        fake_logits, real_logits = self._judge(fake, c), self._judge(real, real_c)
+        if cfg.loss == "relativistic":
+            loss = losses.relativistic_loss(real_logits, fake_logits)
+        else:
+            loss = losses.fake_loss(fake_logits) + losses.real_loss(real_logits)
+        metrics = {"loss_d": loss, "logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
+        loss.backward()
+        if self.extra_fakes is not None and self.extra_weight > 0:  # after that, so that its memory is free again
+            extra_logits = self._judge(*draw(self.gan, self.extra_fakes, cfg.batch_size))
+            extra_loss = self.extra_weight * losses.fake_loss(extra_logits)
+            extra_loss.backward()
+            metrics["loss_d"] = loss + extra_loss
+            metrics["logit_negative"] = extra_logits.mean()
+        if self.step_count % cfg.r1_interval == 0:
+            for name, gamma, x, labels in (("r1", cfg.r1_gamma, real, real_c), ("r2", cfg.r2_gamma, fake, c)):
+                if gamma > 0:
+                    metrics[name] = self._gradient_penalty(x, labels, gamma * cfg.r1_interval)
+        self.optim_d.step()
+        return {name: float(value.detach()) for name, value in metrics.items()}
+
+    def _gradient_penalty(self, x: Tensor, c: Tensor | None, weight: float) -> Tensor:
+        x = x.detach().requires_grad_(True)
+        penalty = losses.r1_penalty(self.gan.logits(x, c), x)
+        (penalty * weight).backward()
+        return penalty
+
+    def _generator_loss(self, fake: Tensor, c: Tensor | None) -> Tensor:
+        if self.config.loss == "logistic":
+            return losses.generator_loss(self._judge(fake, c))
+        real, real_c = self.real_batch()
+        with torch.no_grad():
+            real_logits = self._judge(real, real_c)
+        return losses.relativistic_loss(self._judge(fake, c), real_logits)
+
+    @torch.no_grad()
+    def _original_fake(self, z: Tensor, c: Tensor | None) -> Tensor | None:
+        """What the original makes of z. The random state is left as it was: the next pass has the same noise."""
+        if self.original is None:
+            return None
+        with fork_rng(self.gan.device):
+            return self.gan.fake(z, c, self.config.style_mixing, self.original)
+
+    def _generator_step(self) -> dict[str, float]:
+        cfg = self.config
+        self._hold_discriminator(True)
+        self.optim_g.zero_grad(set_to_none=True)
+        z, c = self._latents(cfg.batch_size)
+        original = self._original_fake(z, c)
+        fake = self.gan.fake(z, c, cfg.style_mixing)
+        loss = self._generator_loss(fake, c)
+        metrics = {"loss_g": float(loss.detach())}
+        if self.fake_penalty is not None:
+            penalty, parts = self.fake_penalty(fake, c, original)
+            metrics.update(parts)
+            loss = loss + penalty
+        loss.backward()
+        if self.path_length is not None and self.step_count % cfg.pl_interval == 0:
+            metrics["path_length"] = self._path_length_step()
+        if self.add_penalty_grad is not None:
+            metrics.update(self.add_penalty_grad())
+        self.optim_g.step()
+        self._hold_discriminator(False)
+        return metrics
+
+    def _hold_discriminator(self, hold: bool) -> None:
+        """Keep the generator's backward pass from computing gradients of the discriminator's weights."""
+        for group in self.optim_d.param_groups:
+            for p in group["params"]:
+                p.requires_grad_(not hold)
+
+    def _path_length_step(self) -> float:
+        assert self.path_length is not None
+        z, c = self._latents(max(self.config.batch_size // 2, 1))
+        ws = self.gan.mixed_ws(z, c, self.config.style_mixing)
+        synthesis: Any = self.generator.synthesis
+        loss = self.path_length(synthesis(ws), ws)
+        (loss * (self.config.pl_weight * self.config.pl_interval)).backward()
+        return float(loss.detach())
+
+    # --- resuming
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the next step depends on: tensors, and plain data."""
+        tensors: dict[str, Tensor] = {}
+        for name, module in self.gan.modules().items():
+            for key, value in module.state_dict().items():
+                tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
+        tensors.update(optimizer_tensors("optim_g", self.optim_g) | optimizer_tensors("optim_d", self.optim_d))
+        if self.path_length is not None:
+            tensors["path_length.mean"] = self.path_length.mean.detach().cpu().clone()
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if self.gan.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.gan.device)
+        return tensors, {"step": self.step_count, "extra_weight": self.extra_weight}
+
+    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
+        """Continue from `state`'s result, bit for bit on the CPU."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            part, _, rest = key.partition(".")
+            parts.setdefault(part, {})[rest] = value
+        for name, module in self.gan.modules().items():
+            module.load_state_dict(parts[name])
+        for name, optim in (("optim_g", self.optim_g), ("optim_d", self.optim_d)):
+            load_optimizer(optim, parts.get(name, {}))
+        if self.path_length is not None:
+            self.path_length.mean = parts["path_length"]["mean"].to(self.gan.device)
+        torch.set_rng_state(parts["rng"]["cpu"])
+        if "cuda" in parts["rng"]:
+            torch.cuda.set_rng_state(parts["rng"]["cuda"], self.gan.device)
+        self.step_count, self.extra_weight = data["step"], data["extra_weight"]

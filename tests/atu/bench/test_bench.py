@@ -1,0 +1,210 @@
+"""The suite runs, says what it says, and what it found good stays so: by counts of bytes and copies, not by times."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from atu import assets
+from atu.bench import growth, job, limits, measure, output, step
+from atu.bench.case import Traffic, cases_of
+from atu.bench.cli import main
+from atu.bench.micro import OPS, bias_act, cases, modulated_conv2d, param_penalty, upfirdn2d
+from atu.bench.ops import disagreement
+from atu.experiments.pretrain import mnist_stylegan2
+from atu_ext import _native
+from benchmarks import render
+
+pytestmark = pytest.mark.skipif(_native._C is None, reason=str(_native.error))
+
+
+def run(*arguments: str) -> int:
+    """Exit code of `atu bench ARGUMENTS`."""
+    return main.main(list(arguments), standalone_mode=False) or 0
+
+
+def test_ops_writes_and_compares(tmp_path, capsys):
+    first, picture = tmp_path / "first.json", tmp_path / "ops.png"
+    options = ("ops", "--op", "upfirdn2d", "--quick", "--no-growth", "--threads", str(torch.get_num_threads()))
+    assert run(*options, "--json", str(first), "--plot", str(picture)) == 0
+    found = json.loads(first.read_text())
+    assert found["limits"].keys() == {"copy", "read", "matmul", "conv"}
+    assert all(rate > 0 for rate in found["limits"].values())
+    for row in found["rows"]:
+        assert row["times"].keys() == {"ours", "reference"}
+        assert row["of_limit"] == pytest.approx(row["times"]["ours"]["median"] / row["limit"])
+        assert row["times"]["ours"]["peak_bytes"] > 0
+    told = capsys.readouterr().out
+    assert all(row["name"] in told for row in found["rows"])
+    assert picture.stat().st_size > 1000
+
+
+def test_step_runs(tmp_path):
+    path = tmp_path / "step.json"
+    assert run("step", "--quick", "--seconds", "0.001", "--json", str(path)) == 0
+    found = json.loads(path.read_text())
+    assert [row["name"] for row in found["rows"]] == [f"{s}: {p}" for s in step.STAGES for p in step.PARTS]
+    assert found["memory"]["stage_2"].keys() == {"1", "2", "5"}
+
+
+@pytest.mark.skipif(
+    not Path(assets.__file__).with_name("mnist-gan.safetensors").exists(), reason="the bundled GAN is not in this tree"
+)
+def test_job_runs(tmp_path):
+    path = tmp_path / "job.json"
+    assert run("job", "--quick", "--json", str(path)) == 0
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["impl"] == "ours"
+    assert row["to_pul"].keys() == {"95", "99"}
+    assert row["seconds"] >= sum(row["stages"].values()) * 0.99
+
+
+def test_time_to_a_level_is_that_of_the_first_check_there():
+    history = [
+        dict(seconds=1.0),
+        *(dict(seconds=s, negative_rate=r) for s, r in ((2.0, 0.05), (3.0, 0.004), (4.0, 0.01))),
+    ]
+    assert job.time_to(history, before=0.1, level=50, offset=10) == 12.0
+    assert job.time_to(history, before=0.1, level=95, offset=10) == 13.0
+    assert job.time_to(history, before=0.1, level=99, offset=10) is None
+
+
+def test_compare_points_out_what_got_slower():
+    def result(of_limit: float) -> dict:
+        row = dict(name="a", direction="forward", of_limit=of_limit, times=dict(ours=dict(median=1.0)))
+        return dict(what="ops", rows=[row])
+
+    assert output.compare(result(1.0), result(1.2)) == []
+    assert output.compare(result(1.0), result(1.3)) == ["a forward"]
+    with pytest.raises(ValueError, match="--compare"):
+        output.compare(dict(result(1.0), what="job"), result(1.0))
+
+
+def test_exponent_of_a_power_law():
+    assert growth.exponent([1, 2, 4, 8], [3 * s**1.5 for s in (1, 2, 4, 8)]) == pytest.approx(1.5)
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    def one_after_another():
+        for _ in range(3):
+            torch.empty(1000, dtype=torch.float32)
+
+    assert measure.peak_memory(one_after_another) == 4000
+    assert measure.peak_memory(lambda: [torch.empty(1000) for _ in range(3)]) == 12000
+
+
+def test_limit_moves_the_bytes_of_the_case():
+    copy = limits.traffic_run(Traffic(reads=400, writes=400), "cpu")
+    assert copy().nbytes == 400
+    target, _ = limits.traffic_run(Traffic(reads=1200, writes=400), "cpu")()
+    assert target.nbytes == 400
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_implementations_of_a_case_agree(op):
+    torch.manual_seed(0)
+    for case in cases((op,), torch.float64, "cpu", quick=True):
+        assert disagreement(case) < 1e-6, f"{case.name} {case.direction}"
+
+
+# ---- what was gained and must not be lost
+
+
+def test_ops_allocate_no_more_than_their_results():
+    """One output forward; backward the gradient and, of bias_act, the bias's."""
+    planar = torch.contiguous_format
+    made = {
+        "upfirdn2d": upfirdn2d.layer("up 2", (2, 8, 32, 32), upfirdn2d.UP, planar, torch.float32, "cpu"),
+        "bias_act": bias_act.layer((2, 8, 64, 64), planar, "lrelu", torch.float32, "cpu"),
+    }
+    for name, layer in made.items():
+        for case in cases_of(layer):
+            if case.direction == "second":
+                continue
+            peak = measure.peak_memory(case.ours)
+            assert case.traffic.writes <= peak <= 1.02 * case.traffic.writes + 1024, (name, case.direction)
+
+
+def test_the_modulated_layer_allocates_two_images():
+    """The modulated input and the output, which the epilogue overwrites; the reference makes more of them."""
+    layer = modulated_conv2d.layer(4, 16, 16, 32, 1, torch.channels_last, torch.float32, "cpu")
+    case = next(cases_of(layer))
+    image = 4 * 16 * 32 * 32 * 4
+    assert measure.peak_memory(case.ours) < 2.2 * image
+    assert measure.peak_memory(case.reference) > 2.5 * image
+
+
+@pytest.mark.parametrize("anchors", [1, 5])
+def test_the_penalty_allocates_no_arrays_whatever_the_number_of_anchors(anchors):
+    case = param_penalty.case(32, anchors, torch.float32, "cpu")
+    assert measure.peak_memory(case.ours) < 0.02 * case.traffic.writes
+
+
+class _Copies(TorchDispatchMode):
+    """Lists copies of batches of `batch` images with more than 8 x 8 pixels."""
+
+    def __init__(self, batch: int):
+        super().__init__()
+        self.batch, self.found = batch, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        copies = func.overloadpacket in (torch.ops.aten.copy_, torch.ops.aten.clone)
+        if copies and out.ndim == 4 and out.shape[0] == self.batch and out.shape[1] > 1 and out.shape[2] > 8:
+            self.found.append((str(func), tuple(out.shape)))
+        return out
+
+
+def test_a_training_step_changes_no_layout():
+    """Every image of the MNIST GAN stays channels-last from op to op; the largest has 24 channels of 32 x 32."""
+    torch.manual_seed(0)
+    parts = step.Parts(step.make_trainer(mnist_stylegan2(), "stage 2", step.settings("stage 2", 4)))
+    parts.step()
+    torch.autograd.set_multithreading_enabled(False)
+    try:
+        with _Copies(4) as copies:
+            parts.step()
+    finally:
+        torch.autograd.set_multithreading_enabled(True)
+    assert copies.found == []
+
+
+def test_stage_2_memory_is_that_of_fine_tuning_whatever_the_number_of_anchors():
+    """At most 1.1 times a plain step and two copies of the generator."""
+    memory = step._memory(mnist_stylegan2(), 4, "cpu")
+    peaks = {models: found["peak"] + found["kept"] for models, found in memory["stage_2"].items()}
+    assert max(peaks.values()) <= 1.1 * memory["plain"] + 2 * memory["generator"]
+    assert peaks["5"] <= 1.02 * peaks["1"]
+
+
+def test_resampling_is_far_faster_than_the_reference():
+    """A ratio within one run, with a wide margin: 34 was measured at 4x3x256x256."""
+    layer = upfirdn2d.layer("up 2", (1, 3, 128, 128), upfirdn2d.UP, torch.contiguous_format, torch.float32, "cpu")
+    case = next(cases_of(layer))
+    found = measure.times(dict(ours=case.ours, reference=case.reference), measure.Plan(0.02, 5))
+    assert found["reference"]["fastest"] > 3 * found["ours"]["fastest"]
+
+
+@pytest.mark.parametrize("code", ["import atu_ext", "import atu.cli.main"])
+def test_imports_stay_light(code):
+    """`import atu_ext` brings no training code, and `atu --help` not even torch."""
+    heavy = ("atu.api", "matplotlib", "torchmetrics") + (("torch",) if "cli" in code else ())
+    check = f"import sys; {code}; print([m for m in {heavy!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_rates_are_positive():
+    rates = limits.machine_rates(measure.Plan(0.001, 2), quick=True)
+    assert all(rate > 0 for rate in rates.values())
+
+
+def test_docs_tables_are_those_of_the_results():
+    page = render.PAGE.read_text(encoding="utf-8")
+    assert render.rendered(page) == page

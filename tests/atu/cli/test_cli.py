@@ -1,0 +1,248 @@
+"""The `atu` command on a tiny image GAN: every command, every error, and what --help costs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from atu.cli import main as cli
+from atu.evaluation.classifier import Classifier
+from atu.experiments.classifiers import train_classifier
+from atu.gan import GAN
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+
+QUICK = """
+[feedback]
+pool = 300
+[adapt]
+steps = 4
+fisher.n = 8
+adversarial.augment = ""
+[repel]
+steps = 6
+check_every = 3
+check_samples = 100
+guide_steps = 2
+"""
+
+
+def left_heavy(x):
+    """Whether the left half of images [N, 1, 8, 8] is brighter than the right one."""
+    return x[..., :4].mean(dim=(1, 2, 3)) > x[..., 4:].mean(dim=(1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A GAN of 8 x 8 images, a classifier of its samples (left, right), negatives as files, quick settings."""
+    folder = tmp_path_factory.mktemp("cli")
+    torch.manual_seed(0)
+    gan = GAN(MLPGenerator(4, [1, 8, 8], (16,), "tanh"), MLPDiscriminator([1, 8, 8], (16,)))
+    gan.save(folder / "gan.safetensors")
+    x = gan.sample(512)
+    labels = left_heavy(x).long()
+    module, _ = train_classifier(x, labels, (x[:64], labels[:64]), epochs=3)
+    Classifier(module, ["right", "left"]).save(folder / "judge.safetensors")
+    (folder / "quick.toml").write_text(QUICK)
+    return folder
+
+
+def run(*arguments):
+    """Exit code of the command line."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["--debug", *map(str, arguments)] if "--debug" in arguments else list(map(str, arguments)))
+    return exit_.value.code
+
+
+def judge(folder, name="left"):
+    return ["--oracle", folder / "judge.safetensors", "--class", name]
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from atu.cli.main import main; main(['unlearn', '--help'])"
+    check = f"""
+import atexit, sys
+atexit.register(lambda: print("HEAVY", [m for m in ("torch", "numpy", "matplotlib", "rich") if m in sys.modules]))
+{code}
+"""
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert "--negatives" in done.stdout
+    assert "HEAVY []" in done.stdout
+
+
+def test_every_command_has_help(capsys):
+    for name in cli.cli.list_commands(None):
+        if name not in cli.LAZY:
+            assert run(name, "--help") == 0
+            assert "Usage: atu" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert "0." in capsys.readouterr().out
+
+
+def test_lazy_commands_pass_their_arguments_on(capsys):
+    assert run("doctor", "--help") == 0
+    assert "--json" in capsys.readouterr().out
+    assert "doctor" in cli.cli.list_commands(None)
+    assert run("doctor", "--nonsense") == 2
+
+
+def test_sample_writes_images(folder, tmp_path, capsys):
+    assert run("sample", folder / "gan.safetensors", "--n", 7, "--out", tmp_path / "a") == 0
+    assert [path.name for path in sorted((tmp_path / "a").iterdir())] == [f"{i:06d}.png" for i in range(7)]
+    assert run("sample", folder / "gan.safetensors", "--n", 7, "--grid", "--out", tmp_path / "b") == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "a"), str(tmp_path / "b" / "grid.png")]
+
+
+def test_sample_of_a_class_is_what_the_oracle_calls_it(folder, tmp_path):
+    from atu.data.samples import as_samples
+
+    out = tmp_path / "left"
+    assert run("sample", folder / "gan.safetensors", "--n", 9, *judge(folder), "--out", out) == 0
+    x = as_samples(out, (1, 8, 8), (-1.0, 1.0), "images").tensor
+    assert len(x) == 9
+    # Rounded to 8 bits, an image at the edge may change sides.
+    assert int(Classifier.load(folder / "judge.safetensors").oracle(["left"])(x).sum()) >= 8
+
+
+def test_unlearn_with_an_oracle_then_eval(folder, tmp_path, capsys):
+    gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
+    assert run("sample", gan, "--n", 12, *judge(folder), "--out", negatives) == 0
+    arguments = ["unlearn", gan, "--negatives", negatives, *judge(folder), "--config", folder / "quick.toml"]
+    assert run(*arguments, "--samples", 200, "--out", out) == 0
+    printed = capsys.readouterr().out
+    assert "Unlearning class left" in printed
+    assert str(out / "report.html") in printed
+    data = json.loads((out / "report.json").read_text())
+    assert data["n"] == 200
+    assert data["negatives_before"] > 0
+    assert data["config"]["repel"]["steps"] == 6
+    assert data["seconds"] > 0
+    assert GAN.load(out / "result.safetensors").sample(2).shape == (2, 1, 8, 8)
+    again = ["eval", gan, out / "result.safetensors", *judge(folder), "--samples", 200]
+    assert run(*again, "--real", negatives, "--quiet", "--out", tmp_path / "eval") == 0
+    evaluated = json.loads((tmp_path / "eval" / "report.json").read_text())
+    assert evaluated["fid_cls_before"] is None or evaluated["fid_cls_before"] >= 0
+    assert evaluated["n"] == 200
+
+
+def test_unlearn_by_a_method(folder, tmp_path, capsys):
+    """A baseline has no adapted generator; its report is complete all the same. Another method is another run."""
+    gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
+    assert run("sample", gan, "--n", 12, *judge(folder), "--out", negatives) == 0
+    (tmp_path / "quick.toml").write_text(
+        QUICK + "[methods.cf_k]\nk = 1\nsteps = 4\ncheck_every = 2\ncheck_samples = 100\n"
+    )
+    arguments = ["unlearn", gan, "--negatives", negatives, *judge(folder), "--config", tmp_path / "quick.toml"]
+    assert run(*arguments, "--method", "cf-k", "--samples", 200, "--quiet", "--out", out) == 0
+    data = json.loads((out / "report.json").read_text())
+    assert data["decisions"]["method"] == "cf-k" and data["decisions"]["k"] == 1
+    assert data["negatives"].keys() == {"before", "after"}
+    page = (out / "report.html").read_text()
+    assert "cf-k: losses" in page and "Stage 2" not in page
+    capsys.readouterr()
+    assert "another config.method (cf-k there, el2 now)" in error(capsys, *arguments, "--method", "el2", "--out", out)
+    assert "'fisher' is not one of 'atu', 'el2'" in error(capsys, *arguments, "--method", "fisher", "--out", out)
+    line = error(capsys, *arguments, "--compat", "reference", "--out", tmp_path / "other")
+    assert "compat: the reference's settings are those of a StyleGAN2" in line and not (tmp_path / "other").exists()
+
+
+def test_unlearn_without_an_oracle_says_who_judged(folder, tmp_path):
+    gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
+    run("sample", gan, "--n", 20, *judge(folder), "--out", negatives)
+    arguments = ["unlearn", gan, "--negatives", negatives, "--config", folder / "quick.toml", "--samples", 150]
+    assert run(*arguments, "--quiet", "--out", out) == 0
+    assert "a probe fitted on your negatives" in (out / "report.html").read_text()
+    assert json.loads((out / "report.json").read_text())["features"] == "discriminator"
+
+
+def error(capsys, *arguments):
+    """The one line that a failing command prints; checks the exit code, and that there is no traceback."""
+    assert run(*arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in lines if line.startswith(("atu: error:", "Error:"))]) == 1
+    assert "Traceback" not in "\n".join(lines)
+    return lines[-1]
+
+
+def test_errors_are_one_clear_line(folder, tmp_path, capsys):
+    gan = folder / "gan.safetensors"
+    out = ["--out", tmp_path / "out"]
+    (tmp_path / "empty").mkdir()
+    unlearn = ["unlearn", gan, "--negatives"]
+    assert "nowhere.pt: no such file" in error(capsys, "sample", "nowhere.pt", *out)
+    assert "not a folder" in error(capsys, *unlearn, tmp_path / "none", *out)
+    assert "holds no image" in error(capsys, *unlearn, tmp_path / "empty", *out)
+    assert "expected one of right, left, got 'up'" in error(capsys, "sample", gan, *judge(folder, "up"), *out)
+    assert "--oracle needs" in error(capsys, "sample", gan, "--oracle", folder / "judge.safetensors", *out)
+    assert "--class needs" in error(capsys, "sample", gan, "--class", "left", *out)
+    assert "--oracle CLASSIFIER and --class K" in error(capsys, "eval", gan, gan, *out)
+    assert "expected a file of format atu-classifier" in error(
+        capsys, "sample", gan, "--oracle", gan, "--class", "left", *out
+    )
+    assert "got 'gpu7'" in error(capsys, "sample", gan, "--device", "gpu7", *out)
+    assert "truncation_psi" in error(capsys, "sample", gan, "--truncation", "0.5", *out)
+    assert "No such command 'unlaern'" in error(capsys, "unlaern")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")
+def test_cuda_asked_for_and_absent(folder, tmp_path, capsys):
+    line = error(capsys, "sample", folder / "gan.safetensors", "--device", "cuda", "--out", tmp_path / "out")
+    assert "torch sees no CUDA device" in line
+
+
+def test_corrupt_checkpoint(folder, tmp_path, capsys):
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes((folder / "gan.safetensors").read_bytes()[:-100])
+    assert "torn.safetensors" in error(capsys, "sample", torn, "--out", tmp_path / "out")
+
+
+def test_folder_of_another_run_is_left_alone(folder, tmp_path, capsys):
+    gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
+    run("sample", gan, "--n", 5, *judge(folder), "--out", negatives)
+    arguments = ["unlearn", gan, "--negatives", negatives, *judge(folder), "--config", folder / "quick.toml"]
+    arguments += ["--samples", 50, "--quiet", "--out", out]
+    assert run(*arguments) == 0
+    before = (out / "result.safetensors").read_bytes()
+    assert "another seed (0 there, 1 now)" in error(capsys, *arguments, "--seed", 1)
+    assert (out / "result.safetensors").read_bytes() == before
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    with pytest.raises(ValueError, match="no such file"):
+        cli.main(["--debug", "sample", "nowhere.pt", "--out", str(tmp_path)])
+
+
+def test_unexpected_errors_name_their_type(monkeypatch, capsys, folder, tmp_path):
+    def broken(self, *args, **kwargs):
+        raise KeyError("inner")
+
+    monkeypatch.setattr(GAN, "sample", broken)
+    line = error(capsys, "sample", folder / "gan.safetensors", "--out", tmp_path / "out")
+    assert "KeyError: 'inner' (atu --debug" in line
+
+
+def test_interrupt_says_how_to_go_on(monkeypatch, capsys, folder, tmp_path):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(GAN, "load", stop)
+    gan, out = folder / "gan.safetensors", tmp_path / "my run"
+    assert run("unlearn", gan, "--negatives", tmp_path, "--out", out) == 130
+    assert capsys.readouterr().err.strip().endswith(f"atu unlearn {gan} --negatives {tmp_path} --out '{out}'")
+    assert run("sample", gan, "--out", out) == 130
+    assert "goes on" not in capsys.readouterr().err
+
+
+def test_console_script_exits_with_the_code(tmp_path):
+    command = [sys.executable, "-m", "atu.cli.main", "sample", "nowhere.pt", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("atu: error: ")

@@ -1,0 +1,227 @@
+"""Evaluation of GANs whose samples, negatives and moments are known by construction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.linalg import sqrtm
+from torch import nn
+
+from atu.data.images import map_range
+from atu.evaluation.evaluate import evaluate
+from atu.evaluation.judges import judge_samples
+from atu.gan import GAN
+from atu.measures.frechet import frechet
+from atu.measures.shares import histogram, total_variation
+from atu.networks.mlp import MLPDiscriminator
+
+
+class Shift(nn.Module):
+    """Passes the latent on, moved by `offset`; records how it was called."""
+
+    latent_dim = 2
+
+    def __init__(self, offset: float = 0.0):
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor([offset, 0.0]))
+        self.modes: list[bool] = []
+
+    def forward(self, z):
+        self.modes.append(self.training)
+        return z + self.offset
+
+
+class Quadrants:
+    """Classes by the signs of x and y; the features are the points."""
+
+    classes = ["0", "1", "2", "3"]  # noqa: RUF012
+    image_range = (-1.0, 1.0)
+
+    def judge(self, x):
+        label = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
+        return 20.0 * nn.functional.one_hot(label, 4).float(), x
+
+    def class_indices(self, classes):
+        return [int(one) for one in classes]
+
+
+def gan(offset=0.0, **kwargs):
+    return GAN(Shift(offset), MLPDiscriminator([2], hidden=(8,)), **kwargs)
+
+
+def with_moments(n, mean, cov, seed=0):
+    """n points whose sample mean and covariance (ddof 1) are exactly as given."""
+    x = torch.randn(n, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    x = x - x.mean(0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(x.t())), x.t(), upper=False)
+    return (torch.linalg.cholesky(cov) @ white).t() + mean
+
+
+def test_frechet_of_axis_aligned_gaussians_is_the_closed_form():
+    # For diagonal covariances: |m1 - m2|^2 + sum (s1 - s2)^2.
+    s1, s2 = torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([2.0, 1.0, 0.5]).double()
+    m1, m2 = torch.zeros(3).double(), torch.tensor([1.0, 0.0, -2.0]).double()
+    a, b = with_moments(300, m1, s1.square().diag()), with_moments(500, m2, s2.square().diag(), seed=1)
+    assert frechet(a, b) == pytest.approx(5 + 2, rel=1e-9)
+    assert frechet(a, a) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_of_full_covariances_equals_scipys_matrix_root():
+    rng = torch.Generator().manual_seed(2)
+    a, b = (torch.randn(400, 6, generator=rng) @ torch.randn(6, 6, generator=rng) for _ in range(2))
+    ca, cb = torch.cov(a.double().t()).numpy(), torch.cov(b.double().t()).numpy()
+    mean = float((a.double().mean(0) - b.double().mean(0)).square().sum())
+    expected = mean + ca.trace() + cb.trace() - 2 * sqrtm(ca @ cb).real.trace()
+    assert frechet(a, b) == pytest.approx(expected, rel=1e-7)
+
+
+def test_frechet_of_too_few_samples_is_none():
+    assert frechet(torch.randn(1, 3), torch.randn(10, 3)) is None
+
+
+def test_numbers_agree_with_counting_by_hand():
+    n, seed = 4000, 3
+    result = evaluate(gan(), gan(1.0), Quadrants(), ["0", "2"], n=n, seed=seed)
+    z = gan().sample(n, seed, batch_size=250)  # left half plane is negative; the shift moves points out of it
+    before, after = z[:, 0] <= 0, z[:, 0] <= -1
+    numbers = result.numbers
+    assert numbers["negatives_before"] == int(before.sum())
+    assert numbers["negatives_after"] == int(after.sum())
+    assert numbers["pul"] == pytest.approx(100 * (1 - int(after.sum()) / int(before.sum())))
+    assert numbers["pul_ci95"][0] < numbers["pul"] < numbers["pul_ci95"][1]
+    # Phi(-1) / Phi(0) of the negatives are left in truth.
+    assert numbers["pul_ci95"][0] < 100 * (1 - 0.158655 / 0.5) < numbers["pul_ci95"][1]
+    upper = z[:, 1] > 0
+    assert numbers["class_histogram_before"]["3"]["count"] == int((~before & upper).sum())
+    assert sum(row["count"] for row in numbers["class_histogram_after"].values()) == n
+    expected = frechet(z[~before], z + torch.tensor([1.0, 0.0]))
+    assert numbers["frechet_kept"] == pytest.approx(expected, rel=1e-6)
+    assert numbers["fid_cls_before"] is None
+    assert torch.equal(result.models["before"].negative, before)
+
+
+def test_fid_is_against_real_samples_without_the_class():
+    real = torch.randn(3000, 2, generator=torch.Generator().manual_seed(9))
+    by_judge = evaluate(gan(), gan(0.5), Quadrants(), ["0", "2"], real, n=1000)
+    kept = real[real[:, 0] > 0]
+    z = gan().sample(1000, 0, batch_size=250)
+    assert by_judge.numbers["real_images"] == len(kept)
+    assert by_judge.numbers["fid_cls_before"] == pytest.approx(frechet(kept, z), rel=1e-6)
+    assert by_judge.numbers["fid_cls_after"] < by_judge.numbers["fid_cls_before"]
+    labels = (torch.arange(3000) % 4 == 0).long() * 2 + 1  # labels that are given win over the judge's
+    by_label = evaluate(gan(), gan(0.5), Quadrants(), ["1"], (real, labels), n=1000)
+    assert by_label.numbers["real_images"] == int((labels != 1).sum())
+
+
+def test_same_model_twice_changes_nothing():
+    numbers = evaluate(gan(), gan(), Quadrants(), ["1"], n=500).numbers
+    assert numbers["pul"] == 0.0
+    assert numbers["tv_kept"] == 0.0
+    assert numbers["class_histogram_before"] == numbers["class_histogram_after"]
+
+
+def test_ema_generator_in_eval_mode_is_judged_and_modes_are_restored():
+    pair = gan(0.0, generator_ema=Shift(5.0))
+    pair.generator_ema.train()
+    numbers = evaluate(gan(), pair, Quadrants(), ["0", "2"], n=200).numbers
+    assert numbers["negatives_after"] == 0
+    assert pair.generator_ema.modes
+    assert not any(pair.generator_ema.modes)
+    assert pair.generator_ema.training
+
+
+def test_others_and_grids_share_the_latents():
+    result = evaluate(gan(), gan(1.0), Quadrants(), ["0"], others={"adapted": Shift(-3.0)}, n=300, keep=16)
+    assert list(result.models) == ["before", "adapted", "after"]
+    shift = result.models["after"].first - result.models["before"].first
+    assert torch.allclose(shift, torch.tensor([1.0, 0.0]).expand(16, 2), atol=1e-6)
+    assert result.numbers["negatives"]["adapted"] == int(result.models["adapted"].negative.sum())
+
+
+def test_oracle_alone_uses_the_discriminators_features():
+    pair = gan()
+    result = evaluate(pair, gan(10.0), is_negative=lambda x: x[:, 0] < 0, n=400)
+    assert result.numbers["negatives_after"] == 0
+    assert result.numbers["pul"] == 100.0
+    assert result.numbers["features"] == "discriminator"
+    assert result.models["before"].features.shape == (400, 8)  # width of the discriminator's last hidden layer
+    assert result.numbers["frechet_kept"] > 0
+    assert result.numbers["tv_kept"] is None
+
+
+def test_oracle_beside_a_classifier_says_what_is_negative():
+    def high(x):
+        return x[:, 1] > 1
+
+    result = evaluate(gan(), gan(1.0), Quadrants(), is_negative=high, real=torch.randn(500, 2), n=2000, seed=4)
+    z = gan().sample(2000, 4, batch_size=250)
+    numbers = result.numbers
+    assert numbers["negatives_before"] == int(high(z).sum())
+    assert result.negative_classes == []
+    assert numbers["features"] == "classifier"
+    assert numbers["frechet_kept"] == pytest.approx(frechet(z[~high(z)], z + torch.tensor([1.0, 0.0])), rel=1e-6)
+    # Total variation of the quadrants' shares among what is not negative, by hand.
+    shares = []
+    for x in (z, z + torch.tensor([1.0, 0.0])):
+        label = Quadrants().judge(x[~high(x)])[0].argmax(1)
+        shares.append(torch.bincount(label, minlength=4).double() / len(label))
+    assert numbers["tv_kept"] == pytest.approx(float((shares[0] - shares[1]).abs().sum() / 2), abs=1e-12)
+    assert numbers["real_images"] < 500
+    with pytest.raises(ValueError, match="either negative_classes or is_negative"):
+        evaluate(gan(), gan(), Quadrants(), ["0"], is_negative=high, n=10)
+
+
+def test_shares_of_attributes():
+    questions = {"right": lambda x: x[:, 0] > 0, "far": lambda x: x.norm(dim=1) > 2}
+    numbers = evaluate(gan(), gan(1.0), Quadrants(), ["0"], attributes=questions, n=1000).numbers
+    z = gan().sample(1000, 0, batch_size=250)
+    assert numbers["attributes_before"]["right"]["count"] == int((z[:, 0] > 0).sum())
+    assert numbers["attributes_after"]["right"]["count"] == int((z[:, 0] > -1).sum())
+    low, high = numbers["attributes_after"]["far"]["ci95"]
+    assert low < numbers["attributes_after"]["far"]["share"] < high
+    assert evaluate(gan(), gan(), Quadrants(), ["0"], n=100).numbers["attributes_before"] is None
+
+
+def test_manifold_of_what_is_kept():
+    numbers = evaluate(gan(), gan(50.0), Quadrants(), ["0"], n=1000).numbers
+    assert (numbers["precision_kept_after"], numbers["recall_kept_after"]) == (0.0, 0.0)
+    assert numbers["precision_kept_before"] > 0.8
+
+
+def test_no_negatives_to_begin_with():
+    numbers = evaluate(gan(), gan(), is_negative=lambda x: x[:, 0] > 100, n=100).numbers
+    assert (numbers["pul"], numbers["pul_ci95"], numbers["negatives_before"]) == (None, None, 0)
+
+
+def test_total_variation_by_hand():
+    before = torch.tensor([0] * 10 + [1] * 60 + [2] * 30)
+    after = torch.tensor([1] * 50 + [2] * 50)
+    # Kept classes 1 and 2: (2/3, 1/3) before, (1/2, 1/2) after.
+    assert total_variation(before, after, [0], 3) == pytest.approx(1 / 6)
+    assert total_variation(before, torch.zeros(5, dtype=torch.long), [0], 3) is None
+
+
+def test_histogram_counts_absent_classes():
+    rows = histogram(torch.tensor([0, 0, 2]), ["a", "b", "c"])
+    assert [rows[name]["count"] for name in "abc"] == [2, 0, 1]
+    assert rows["b"]["ci95"][0] == 0.0
+
+
+def test_images_are_clamped_and_mapped_to_the_judges_range():
+    x = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).reshape(1, 1, 1, 5)
+    assert map_range(x, (-1, 1), (0, 1)).flatten().tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
+    points = torch.tensor([[5.0, -5.0]])
+    assert torch.equal(map_range(points, (-1, 1), (0, 1)), points)
+
+
+def test_judging_keeps_no_more_than_asked():
+    judged = judge_samples(torch.arange(20.0).reshape(20, 1).split(8), lambda x: (x[:, 0] > 3, x, None, None), keep=10)
+    assert judged.first.flatten().tolist() == list(range(10))
+    assert judged.labels is None
+
+
+def test_errors_name_the_argument():
+    with pytest.raises(ValueError, match="classifier: expected"):
+        evaluate(gan(), gan(), n=10)
+    with pytest.raises(ValueError, match="n: expected at least 2"):
+        evaluate(gan(), gan(), Quadrants(), ["0"], n=1)

@@ -1,0 +1,118 @@
+"""The DCGAN and MLP GAN that the settings are developed on: networks, data, and the commands that train them."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from atu.assets import asset
+from atu.data import mnist as mnist_data
+from atu.evaluation.classifier import Classifier
+from atu.experiments import pretrain
+from atu.gan import GAN
+from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from atu.networks.mlp import MLPDiscriminator
+
+cached_mnist = functools.cache(mnist_data.mnist)  # reading it takes seconds
+
+
+@pytest.fixture(autouse=True)
+def read_mnist_once(monkeypatch):
+    monkeypatch.setattr(pretrain, "mnist", cached_mnist)
+
+
+class FromTable(nn.Module):
+    """Gives the rows of a table, in order, whatever the latents."""
+
+    def __init__(self, table):
+        super().__init__()
+        self.table, self.next = table, 0
+
+    def forward(self, z):
+        self.next += len(z)
+        return self.table[self.next - len(z) : self.next]
+
+
+@pytest.mark.parametrize(("resolution", "channels"), [(16, 3), (64, 1)])
+def test_dcgan_has_batch_norm_and_the_asked_shapes(resolution, channels):
+    gan = GAN(DCGANGenerator(5, resolution, channels, 2), DCGANDiscriminator(resolution, channels, 2))
+    assert gan.sample(3).shape == (3, channels, resolution, resolution)
+    assert gan.logits(gan.sample(3)).shape == (3,)
+    for module in gan.modules().values():
+        assert any(isinstance(m, nn.BatchNorm2d) for m in module.modules())
+
+
+def test_dcgan_doubles_channels_as_it_halves_the_image():
+    gan = GAN(DCGANGenerator(5, 32, 1, 4), DCGANDiscriminator(32, 1, 4))
+    convolutions = [m for m in gan.generator.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert [m.out_channels for m in convolutions] == [16, 8, 4, 1]
+    assert [m.out_channels for m in gan.discriminator.modules() if isinstance(m, nn.Conv2d)] == [4, 8, 16, 1]
+
+
+@pytest.mark.parametrize("resolution", [0, 8, 24, 33])
+def test_dcgan_refuses_other_resolutions(resolution):
+    with pytest.raises(ValueError, match=f"expected a power of two from 16 on, got {resolution}"):
+        DCGANGenerator(5, resolution)
+    with pytest.raises(ValueError, match="img_resolution"):
+        DCGANDiscriminator(resolution)
+
+
+@pytest.mark.parametrize("build", [pretrain.mnist_dcgan, pretrain.mnist_mlp])
+def test_checkpoints_of_both_round_trip(tmp_path, build):
+    gan = build()
+    again = GAN.load(gan.save(tmp_path / "gan.safetensors"))
+    assert torch.equal(again.sample(4), gan.sample(4))
+    assert again.image_range == gan.image_range
+    gan.discriminator.eval()
+    assert torch.equal(again.logits(gan.sample(4)), gan.logits(gan.sample(4)))
+
+
+def test_mlp_discriminator_gives_probabilities_when_asked():
+    torch.manual_seed(0)
+    logits = MLPDiscriminator([2], (8,))
+    probabilities = MLPDiscriminator([2], (8,), output="sigmoid")
+    probabilities.load_state_dict(logits.state_dict())
+    x = torch.randn(7, 2)
+    assert torch.allclose(probabilities(x), logits(x).sigmoid())
+    with pytest.raises(ValueError, match="expected linear or sigmoid, got 'tanh'"):
+        MLPDiscriminator([2], output="tanh")
+
+
+def test_unequal_mnist_has_the_stated_shares():
+    images = pretrain.unequal_mnist(4000)
+    assert images.shape == (4000, 1, 32, 32)
+    assert (float(images.min()), float(images.max())) == (0.0, 1.0)
+    found = Classifier.load(asset("mnist-classifier.safetensors")).predict(images * 2 - 1).bincount(minlength=10)
+    # The classifier is right in 99 % of its own data and more: two in a hundred may be called something else.
+    assert torch.allclose(found / 4000, torch.tensor(pretrain.MLP_SHARES), atol=0.02)
+    assert sum(pretrain.MLP_SHARES) == pytest.approx(1)
+    assert (min(pretrain.MLP_SHARES), max(pretrain.MLP_SHARES)) == (0.02, 0.35)
+
+
+@pytest.mark.parametrize("kind", ["dcgan", "mlp"])
+def test_training_is_recorded_and_repeatable(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(pretrain, "describe", lambda gan: {"n": 0})
+    train = getattr(pretrain, f"pretrain_{kind}")
+    path = train(tmp_path / "a", steps=2, seed=3)
+    assert path == tmp_path / "a" / f"{kind}.safetensors"
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert (about["command"], about["seed"]) == (f"atu pretrain {kind}", 3)
+    assert [phase["until_step"] for phase in about["phases"]] == [2]
+    again = GAN.load(train(tmp_path / "b", steps=2, seed=3))
+    other = GAN.load(train(tmp_path / "c", steps=2, seed=4))
+    first = GAN.load(path).sample(3)
+    assert torch.equal(again.sample(3), first)
+    assert not torch.equal(other.sample(3), first)
+
+
+def test_description_maps_the_images_to_the_classifiers_range():
+    gan = pretrain.mnist_mlp()
+    images = pretrain.unequal_mnist(200)
+    gan.generator = FromTable(images)
+    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
+    expected = classifier.predict(images * 2 - 1).bincount(minlength=10) / 200
+    assert list(pretrain.describe(gan, n=200)["shares"].values()) == pytest.approx(expected.tolist(), abs=1e-4)

@@ -1,0 +1,298 @@
+"""The published table again, computed with tiny GANs and data made here, and going on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from atu import presets
+from atu.cli import jobs
+from atu.cli import main as cli
+from atu.data.images import load_images
+from atu.evaluation.classifier import Classifier
+from atu.experiments import recipes, reproduce
+from atu.experiments.classifiers import train_classifier
+from atu.experiments.published import PRETRAINED_FID, PUBLISHED
+from atu.experiments.reproduce import Plan, Task
+from atu.gan import GAN
+from atu.measures.frechet import frechet
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+
+# TorchScript is what such files come in, whatever its future.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+QUICK = """
+[feedback]
+pool = 150
+[adapt]
+steps = 2
+fisher.n = 4
+adversarial.augment = ""
+[repel]
+steps = 2
+check_every = 2
+check_samples = 40
+guide_steps = 1
+[methods.retrain]
+steps = 2
+check_samples = 40
+[methods.ewc]
+steps = 2
+check_samples = 40
+"""
+
+
+def bright_side(x):
+    """0 for images [N, C, 8, 8] that are brighter on the left, 1 on the right, 2 for those brighter above than both."""
+    halves = [x[..., :4], x[..., 4:], x[..., :4, :]]
+    return torch.stack([half.mean(dim=(1, 2, 3)) for half in halves], 1).argmax(1)
+
+
+def tiny_gan(channels=1):
+    torch.manual_seed(0)
+    shape = [channels, 8, 8]
+    return GAN(MLPGenerator(4, shape, (16,), "tanh"), MLPDiscriminator(shape, (16,)))
+
+
+@pytest.fixture(scope="module")
+def plan_parts():
+    gan = tiny_gan()
+    x = gan.sample(400, seed=1)
+    labels = bright_side(x)
+    module, _ = train_classifier(x, labels, (x[:50], labels[:50]), epochs=3)
+    judge = Classifier(module, ["left", "right", "above"])
+    return gan, [Task(name, judge, (name,), (x, labels)) for name in ("left", "right")]
+
+
+def plan_of(parts, tmp_path, methods=("ewc", "retrain"), seeds=2, **options):
+    (tmp_path / "quick.toml").write_text(QUICK)
+    settings = dict(negatives=8, samples=80, config=reproduce.read_config(tmp_path / "quick.toml"))
+    return Plan("mnist", *parts, methods=methods, seeds=seeds, **{**settings, **options})
+
+
+def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
+    plan, out = plan_of(plan_parts, tmp_path), tmp_path / "out"
+    table = reproduce.reproduce(plan, out)
+    assert (table["cells_done"], table["cells"]) == (8, 8)
+    assert sorted(path.name for path in (out / "cells").iterdir())[0] == "ewc-left-0.json"
+    cells = [json.loads((out / "cells" / f"ewc-left-{seed}.json").read_text()) for seed in range(2)]
+    row = table["table"]["ewc"]["left"]
+    assert row["pul"]["mean"] == pytest.approx(statistics.mean(cell["numbers"]["pul"] for cell in cells))
+    assert row["pul"]["deviation"] == pytest.approx(statistics.stdev(cell["numbers"]["pul"] for cell in cells))
+    assert row["ret_fid_cls"]["n"] == 2
+    assert table["table"]["retrain"]["left"]["ret_fid_cls"] is None
+    assert not list((out / "runs").glob("*"))
+    # What is there is not computed again; what is missing is.
+    stamp = (out / "cells" / "ewc-left-0.json").stat().st_mtime_ns
+    (out / "cells" / "ewc-right-1.json").unlink()
+    ran = []
+    run_cell = reproduce.run_cell
+
+    def counted(*arguments):
+        ran.append((arguments[1].name, *arguments[2:4]))
+        return run_cell(*arguments)
+
+    monkeypatch.setattr(reproduce, "run_cell", counted)
+    again = reproduce.reproduce(plan, out)
+    assert ran == [("right", 1, "ewc")]
+    assert (out / "cells" / "ewc-left-0.json").stat().st_mtime_ns == stamp
+    assert again["table"]["ewc"]["right"]["pul"] == table["table"]["ewc"]["right"]["pul"]
+    text = (out / "table.md").read_text()
+    assert "| ewc | " in text
+    assert "the feature extractor differ" in text
+    with Image.open(out / "figure.png") as picture:
+        assert picture.width > 500
+    with pytest.raises(ValueError, match=r"another negatives \(8 there, 9 now\)"):
+        reproduce.reproduce(plan_of(plan_parts, tmp_path, negatives=9), out)
+
+
+def test_retraining_comes_first_and_sees_no_negatives(plan_parts, tmp_path):
+    plan = plan_of(plan_parts, tmp_path, seeds=1)
+    assert [method for _, _, method in plan.cells()] == ["retrain", "ewc"] * 2
+    found = reproduce.run_cell(plan, plan.tasks[0], 0, "retrain", tmp_path)
+    images, labels = plan.tasks[0].real
+    # Negatives by label are left out here, and those by the judge in the method.
+    by_judge = plan.tasks[0].judge.oracle(["left"])(images[labels != 0])
+    assert found["decisions"]["trained_on"] == int((~by_judge).sum())
+    assert (tmp_path / "retrained" / "left-0.safetensors").is_file()
+
+
+class Brightness(nn.Module):
+    """Mean of each quarter of uint8 images [N, 3, H, W]: [N, 12]."""
+
+    def forward(self, x):
+        return nn.functional.adaptive_avg_pool2d(x.float(), 2).flatten(1)
+
+
+class WithOption(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Brightness()
+
+    def forward(self, x, return_features: bool = False):
+        return self.inner(x) if return_features else x.float().mean((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize("module", [Brightness(), WithOption()])
+def test_features_of_a_torchscript_file(plan_parts, tmp_path, module):
+    torch.jit.script(module).save(tmp_path / "extractor.pt")
+    extract = reproduce.load_extractor(tmp_path / "extractor.pt")
+    x = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
+    expected = x.float().reshape(5, 2, 4, 2, 4).mean((2, 4)).reshape(5, 4).repeat(1, 3)
+    assert torch.allclose(extract(x), expected)
+    plan = plan_of(plan_parts, tmp_path, extractor=extract)
+    found = reproduce.run_cell(plan, plan.tasks[1], 0, "ewc", tmp_path)
+    real, labels = plan.tasks[1].real
+    levels = ((real[labels != 1][:80] + 1) / 2 * 255).round().to(torch.uint8)
+    own = ((plan.gan.sample(80, reproduce.mix_seed(0, 999)) + 1) / 2 * 255).round().to(torch.uint8)
+    assert found["fid_before"] == pytest.approx(frechet(extract(levels), extract(own)), rel=1e-4)
+    assert found["fid_after"] > 0
+
+
+def test_errors_name_the_argument(tmp_path):
+    with pytest.raises(ValueError, match="method: expected one of"):
+        reproduce.check_methods(["el3"])
+    assert reproduce.check_methods([]) == list(presets.METHODS)
+    (tmp_path / "x.pt").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"extractor: .* is no readable TorchScript"):
+        reproduce.load_extractor(tmp_path / "x.pt")
+    assert reproduce.spread([None, None]) is None
+    assert reproduce.spread([2.0]) == {"mean": 2.0, "deviation": None, "n": 1}
+
+
+def test_published_rows():
+    assert PUBLISHED["mnist"]["el2"]["1"] == (99.32, 9.65, 6.29)
+    assert set(PUBLISHED) == set(PRETRAINED_FID)
+    for rows in PUBLISHED.values():
+        assert set(rows) <= set(presets.METHODS)
+        assert all(0 < row[0] <= 100 and row[1] > 0 for targets in rows.values() for row in targets.values())
+
+
+# --- recipes, on a stand-in of a few coloured squares
+
+
+def picture(colour, rng, size=16):
+    noise = rng.normal(0, 8, (size, size, 3))
+    return Image.fromarray((np.asarray(colour) + noise).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def afhq(tmp_path):
+    rng = np.random.default_rng(0)
+    colours = {"cat": (220, 30, 30), "dog": (30, 220, 30), "wild": (30, 30, 220)}
+    for name, colour in colours.items():
+        folder = tmp_path / "afhq" / "train" / name
+        folder.mkdir(parents=True)
+        for index in range(30):
+            picture(colour, rng).save(folder / f"{index:03d}.png")
+    return tmp_path / "afhq"
+
+
+@pytest.fixture
+def celebahq(tmp_path):
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "celebahq"
+    (folder / "images").mkdir(parents=True)
+    lines = ["80", "Bangs Bald Eyeglasses Smiling Wearing_Hat"]
+    for index in range(80):
+        values = [index % 2, index // 2 % 2, index // 4 % 2, 1, index // 8 % 2]
+        colour = (240 if values[0] else 20, 240 if values[1] else 20, 240 if values[2] else 20)
+        picture(colour, rng).save(folder / "images" / f"{index}.png")
+        lines.append(f"{index}.png  " + " ".join("1" if value else "-1" for value in values))
+    (folder / "list_attr_celeba.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def coloured_gan():
+    """Shows one of eight colours by the signs of the first three latents, nearly flat over the image."""
+    gan = tiny_gan(3)
+    with torch.no_grad():
+        first, last = gan.generator.net[0], gan.generator.net[2]
+        for p in (first.weight, first.bias, last.weight, last.bias):
+            p.zero_()
+        for channel in range(3):
+            first.weight[channel, channel], first.weight[3 + channel, channel] = 5.0, -5.0
+            part = slice(64 * channel, 64 * channel + 64)
+            last.weight[part, channel], last.weight[part, 3 + channel] = 1.0, -1.0
+    return gan
+
+
+def test_afhq_recipe(afhq, tmp_path):
+    gan, out = coloured_gan(), tmp_path / "out"
+    plan = recipes.afhq_plan(afhq, gan, out, methods=["extrapolate"], seeds=1)
+    assert [task.name for task in plan.tasks] == ["cat", "dog", "wild"]
+    images, labels = plan.tasks[0].real
+    assert images.shape == (90, 3, 8, 8)
+    assert labels.bincount().tolist() == [30, 30, 30]
+    # Resized, a red square stays red.
+    assert images[:30, 0].mean() > 0.6 > -0.6 > images[:30, 1].mean()
+    log = json.loads((out / "classifiers" / "afhq.json").read_text())
+    assert log["held_out_accuracy"] == 1.0
+    again = recipes.afhq_plan(afhq, gan, out, ["dog"], out / "classifiers", methods=["extrapolate"], seeds=1)
+    assert torch.equal(again.tasks[0].judge.predict(images), plan.tasks[0].judge.predict(images))
+    with pytest.raises(ValueError, match="expected some of cat, dog, wild, got 'cow'"):
+        recipes.afhq_plan(afhq, gan, out, ["cow"], methods=[], seeds=1)
+    with pytest.raises(ValueError, match="found no image in train/cat, train/dog, train/wild"):
+        recipes.afhq_plan(tmp_path, gan, out, methods=[], seeds=1)
+    with pytest.raises(ValueError, match=r"classifiers: expected .*afhq\.safetensors"):
+        recipes.afhq_plan(afhq, gan, out, [], tmp_path, methods=[], seeds=1)
+
+
+def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipes, "EPOCHS", 4)
+    ckpt = coloured_gan().save(tmp_path / "gan.safetensors")
+    (tmp_path / "quick.toml").write_text(QUICK)
+    out = tmp_path / "out"
+    arguments = ["reproduce", "celebahq", "--data", celebahq, "--ckpt", ckpt, "--classes", "bangs", "eyeglasses"]
+    arguments += ["--methods", "extrapolate", "ewc", "--seeds", 1, "--samples", 60, "--negatives", 6]
+    arguments += ["--config", tmp_path / "quick.toml", "--quiet", "--out", out]
+    with pytest.raises(SystemExit) as done:
+        cli.main(list(map(str, arguments)))
+    assert done.value.code == 0
+    table = json.loads((out / "table.json").read_text())
+    assert table["cells_done"] == 4
+    assert set(table["table"]["ewc"]) == {"bangs", "eyeglasses"}
+    text = (out / "table.md").read_text()
+    assert "## eyeglasses" in text
+    assert PUBLISHED["celebahq"]["el2"]["bangs"][0] == 90.45
+    cell = json.loads((out / "cells" / "extrapolate-bangs-0.json").read_text())
+    assert 0 < cell["numbers"]["negatives_before"] < 60
+
+
+def test_attribute_lists(celebahq, tmp_path):
+    path = celebahq / "list_attr_celeba.txt"
+    table = recipes.read_attributes(path, ["Bald", "Bangs"])
+    assert len(table) == 80
+    assert table["2.png"] == [True, False]
+    with pytest.raises(ValueError, match="does not list Young"):
+        recipes.read_attributes(path, ["Young"])
+    (tmp_path / "torn.txt").write_text("1\nBangs Bald\n0.png 1\n")
+    with pytest.raises(ValueError, match="line 3: expected a file name and 2 values"):
+        recipes.read_attributes(tmp_path / "torn.txt", ["Bangs"])
+    with pytest.raises(ValueError, match="the attribute list"):
+        recipes.celebahq_plan(tmp_path, coloured_gan(), tmp_path, methods=[], seeds=1)
+
+
+def test_images_of_another_shape_are_refused(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "wide.png")
+    with pytest.raises(ValueError, match="20 x 10"):
+        load_images([tmp_path / "wide.png"], (3, 8, 8), "data", resize=True)
+
+
+def test_mnist_recipe_names_the_bundled_files(monkeypatch, tmp_path):
+    ckpt = GAN(MLPGenerator(4, [1, 32, 32], (8,)), MLPDiscriminator([1, 32, 32], (8,))).save(tmp_path / "g.safetensors")
+    bundled = recipes.asset
+    monkeypatch.setattr(recipes, "asset", lambda name: ckpt if name == "mnist-gan.safetensors" else bundled(name))
+    monkeypatch.setattr(recipes, "mnist", lambda: (torch.zeros(2, 1, 32, 32), torch.tensor([1, 4])))
+    plans = []
+    monkeypatch.setattr(reproduce, "reproduce", lambda plan, out: plans.append(plan))
+    options = dict(seeds=3, negatives=200, samples=10_000)
+    jobs.reproduce_job("mnist", (), (), None, None, None, None, None, None, tmp_path, options)
+    assert [task.name for task in plans[0].tasks] == ["1", "4", "8"]
+    assert (plans[0].seeds, list(plans[0].methods)) == (3, list(presets.METHODS))

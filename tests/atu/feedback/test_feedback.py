@@ -1,0 +1,203 @@
+"""The oracle's checks, the probe on features with a known answer, positives, and the score."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from atu.config import Feedback as FeedbackConfig
+from atu.data.samples import TensorSamples
+from atu.feedback.feedback import build, check_distinct, pool_size
+from atu.feedback.oracles import Oracle
+from atu.feedback.probe import Probe
+from atu.gan import GAN
+from atu.networks.mlp import MLPDiscriminator
+from atu.training.score import Keeper, Score
+
+POOL = FeedbackConfig(pool=600)
+
+
+def negative(x):
+    return x[:, 0] > 0.5
+
+
+class Mixture(nn.Module):
+    """Three separated Gaussians, the one at x = 3 being a quarter of all."""
+
+    latent_dim = 3
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.2))
+
+    def forward(self, z):
+        centres = torch.tensor([[-3.0, 0.0], [0.0, 3.0], [3.0, 0.0]])
+        kind = (z[:, 0] > 0.6745).long() + (z[:, 0] > -0.3186).long()  # 3/8, 3/8, 1/4
+        return centres[kind] + self.scale * z[:, 1:]
+
+
+@pytest.fixture
+def mixture():
+    return GAN(Mixture(), MLPDiscriminator([2], hidden=(32,)))
+
+
+@pytest.mark.parametrize("kind", [lambda f: f, lambda f: f.numpy(), lambda f: f.tolist()])
+def test_oracle_passes_bools(kind):
+    x = torch.randn(9, 2)
+    assert torch.equal(Oracle(lambda v: kind(negative(v)))(x), negative(x))
+
+
+@pytest.mark.parametrize(
+    "answer, got",
+    [
+        (torch.zeros(3, dtype=torch.bool), r"\[3\] torch.bool"),
+        (torch.zeros(4, 1, dtype=torch.bool), r"\[4, 1\] torch.bool"),
+        (torch.zeros(4), r"\[4\] torch.float32"),
+        (torch.zeros(4, dtype=torch.int64), r"\[4\] torch.int64"),
+        (np.zeros((2, 2), dtype=bool), r"\[2, 2\] torch.bool"),
+        (None, "NoneType"),
+        (True, "bool"),
+    ],
+)
+def test_oracle_of_a_wrong_shape_or_kind_is_named(answer, got):
+    with pytest.raises(ValueError, match=rf"is_negative: expected a bool tensor \[4\] for 4 samples, got {got}"):
+        Oracle(lambda x: answer)(torch.zeros(4, 2))
+
+
+def test_oracle_must_be_callable():
+    with pytest.raises(TypeError, match="is_negative: expected a callable, got str"):
+        Oracle("x")
+
+
+@pytest.mark.parametrize("marked", [1, 2, 10, 100])
+def test_probe_finds_the_marked_cluster(vector_gan, marked):
+    """Features of two far clusters; a fifth of the unlabelled ones are of the marked kind."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(1000, 8, generator=rng)
+    truth = torch.arange(1000) % 5 == 0
+    unlabelled = noise + 8 * truth[:, None].float()
+    negatives = torch.randn(marked, 8, generator=rng) + 8
+    found = Probe(vector_gan, negatives, unlabelled, recall=0.95).judge(unlabelled)
+    assert float(found[truth].float().mean()) >= (0.85 if marked >= 10 else 0.2)
+    assert float(found[~truth].float().mean()) <= 0.01
+
+
+def test_probe_recall_moves_the_threshold(vector_gan):
+    rng = torch.Generator().manual_seed(1)
+    unlabelled = torch.randn(800, 4, generator=rng)
+    negatives = torch.randn(200, 4, generator=rng) + 1.5
+    counts = [int(Probe(vector_gan, negatives, unlabelled, r).judge(unlabelled).sum()) for r in (0.5, 0.8, 0.99)]
+    assert counts == sorted(counts) and counts[0] < counts[2]
+    fresh = torch.randn(2000, 4, generator=rng) + 1.5
+    hit = float(Probe(vector_gan, negatives, unlabelled, 0.8).judge(fresh).float().mean())
+    assert abs(hit - 0.8) < 0.12
+
+
+def test_positives_by_the_oracle(mixture):
+    negatives = TensorSamples(torch.tensor([[3.0, 0.0]]))
+    made = build(mixture, negatives, None, Oracle(negative), POOL, seed=0)
+    assert made.is_oracle and made.negative_share == pytest.approx(0.25, abs=0.06)
+    assert not negative(made.positives.tensor).any()
+    assert len(made.positives) == 600 - round(made.negative_share * 600)
+    # the negatives found on the way are used too
+    assert len(made.negatives) == 1 + 600 - len(made.positives) and negative(made.negatives.tensor).all()
+
+
+def test_positives_by_the_probe(mixture):
+    negatives = TensorSamples(torch.tensor([[3.0, 0.0]]) + 0.2 * torch.randn(40, 2))
+    made = build(mixture, negatives, None, None, POOL, seed=0)
+    assert not made.is_oracle and len(made.negatives) == 40
+    left = negative(made.positives.tensor)
+    assert float(left.float().mean()) < 0.1 and len(made.positives) > 400
+    assert made.negative_share == pytest.approx(0.25, abs=0.08)
+
+
+def test_positives_given_stay(mixture):
+    positives = TensorSamples(torch.randn(5, 2))
+    made = build(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), POOL, seed=0)
+    assert made.positives is positives and len(made.negatives) == 3
+
+
+def test_nothing_left_is_told(mixture):
+    with pytest.raises(ValueError, match="positives: the oracle calls 600 of 600 generated samples negative"):
+        build(mixture, TensorSamples(torch.ones(3, 2)), None, Oracle(lambda x: x[:, 0] > -99), POOL, seed=0)
+
+
+def test_positives_that_are_the_negatives_are_refused():
+    x = TensorSamples(torch.randn(5, 2))
+    with pytest.raises(ValueError, match="positives: expected samples other than the negatives"):
+        check_distinct(x, TensorSamples(x.tensor.clone()))
+    check_distinct(x, TensorSamples(torch.randn(5, 2)))
+    check_distinct(x, TensorSamples(torch.randn(6, 2)))
+
+
+def test_pool_size_is_bounded_by_memory(image_gan):
+    assert pool_size(image_gan, 500) == 500
+    assert pool_size(image_gan, 10**9, budget_bytes=4 * 64 * 1000) == 1000
+    assert pool_size(image_gan, 10**9, budget_bytes=1) == 64
+
+
+def test_score_tells_negatives_and_drift_apart(mixture):
+    made = build(mixture, TensorSamples(torch.tensor([[3.0, 0.0]])), None, Oracle(negative), POOL, seed=0)
+    score = Score(mixture, made, n=400, drift_weight=1.0, seed=0)
+
+    class Kept(Mixture):
+        def forward(self, z):
+            return super().forward(torch.cat([z[:, :1].clamp(max=0.6), z[:, 1:]], 1))
+
+    class Shifted(Kept):
+        def forward(self, z):
+            return super().forward(z) + torch.tensor([-2.0, 2.0])
+
+    before, kept, shifted = score(mixture.generator), score(Kept()), score(Shifted())
+    assert before["negative_rate"] == pytest.approx(0.25, abs=0.06) and kept["negative_rate"] == 0
+    assert kept["score"] < before["score"] and kept["drift"] < shifted["drift"]
+    assert score(Kept()) == kept
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_score_with_hardly_any_positives(mixture, n):
+    positives = TensorSamples(torch.randn(n, 2))
+    made = build(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), POOL, seed=0)
+    assert np.isfinite(list(Score(mixture, made, n=20, drift_weight=1.0, seed=0)(mixture.generator).values())).all()
+
+
+class Told(Score):
+    """Scores 1,000 samples as told: the negatives counted, and the drift; a tenth were negative before."""
+
+    def __init__(self, gan, *found):
+        self.gan, self.n, self.before, self.seed = gan, 1000, 0.1, 0
+        self.found = iter(found)
+
+    def __call__(self, generator):
+        count, drift = next(self.found)
+        return {"negative_rate": count / 1000, "drift": drift, "score": count / 100 + drift}
+
+
+@pytest.mark.parametrize(
+    ("found", "kept", "waited"),
+    [
+        ([(5, 0.1), (2, 0.1), (0, 0.1)], 2, 0),
+        ([(0, 0.1), (0, 0.09), (0, 0.11)], 1, 1),  # drift is not left to chance
+        ([(0, 0.03), (3, 0.018), (4, 0.018)], 1, 1),  # 3 - sqrt(3 + 1) adds 0.01, 4 - sqrt(4 + 1) adds 0.018
+        ([(1, 0.02), (1, 0.025)], 1, 0),
+        ([(9, 0.0), (1, float("nan"))], 0, 1),
+    ],
+)
+def test_the_latest_is_kept_whose_score_is_the_lowest_but_for_chance(mixture, found, kept, waited):
+    trainer = SimpleNamespace(ema=mixture.generator, step_count=0)
+    keeper = Keeper("x", trainer, Told(mixture, *found), SimpleNamespace(picture=lambda *_: None), "best")
+    for step in range(len(found)):
+        with torch.no_grad():
+            mixture.generator.scale.fill_(step)
+        metrics = {}
+        keeper.check(step, metrics)
+        assert metrics["drift"] == pytest.approx(found[step][1], nan_ok=True)
+    assert (keeper.kept["step"], keeper.waited) == (kept, waited)
+    again = Keeper("x", trainer, Told(mixture), None, "best")
+    again.load_state(*keeper.state())
+    again.restore()
+    assert float(mixture.generator.scale) == kept
+    assert (again.kept["step"], again.waited, again.lowest) == (kept, waited, keeper.lowest)

@@ -1,0 +1,186 @@
+"""ONNX, safetensors and the commands."""
+
+import json
+import os
+import subprocess
+import sys
+
+import nvidia_format as nf
+import pytest
+import torch
+from click.testing import CliRunner
+
+from atu.cli.main import cli, main
+from atu.formats.export import export, format_of
+from atu.gan import GAN
+from atu.networks import stylegan2
+from atu.training.fit_discriminator import fit_discriminator
+
+
+def test_format_by_suffix():
+    names = ["a.pkl", "a.pt", "a.pth", "a.onnx", "a.safetensors", "a"]
+    assert [format_of(n) for n in names] == ["nvidia-pkl", "rosinality-pt", "rosinality-pt", "onnx"] + [
+        "safetensors"
+    ] * 2
+    with pytest.raises(ValueError, match="format: expected one of nvidia-pkl"):
+        export(GAN(nf.small_pair()[0]), "x", "tflite")
+
+
+def test_safetensors_round_trip_keeps_every_buffer(tmp_path):
+    generator, discriminator, average = nf.small_pair(c_dim=2)
+    gan = GAN(generator, discriminator, generator_ema=average)
+    gan.save(tmp_path / "a.safetensors")
+    again = GAN.load(tmp_path / "a.safetensors")
+    for name, module in gan.modules().items():
+        loaded = again.modules()[name].state_dict()
+        assert {n for n in loaded if n.endswith(("w_avg", "noise_const"))} == {
+            n for n in module.state_dict() if n.endswith(("w_avg", "noise_const"))
+        }
+        assert all(torch.equal(value, loaded[n]) for n, value in module.state_dict().items())
+
+
+@pytest.mark.slow
+def test_onnx_agrees_with_torch(tmp_path):
+    import onnxruntime
+
+    generator, _, average = nf.small_pair(c_dim=3)
+    gan = GAN(generator, generator_ema=average)
+    gan.save(tmp_path / "g.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "g.onnx"), providers=["CPUExecutionProvider"])
+    z, c = torch.randn(5, 8), torch.eye(3)[[0, 1, 2, 0, 1]]
+    (image,) = session.run(None, {"z": z.numpy(), "c": c.numpy()})
+    expected = average.eval()(z, c, noise_mode="const")
+    torch.testing.assert_close(torch.from_numpy(image), expected, rtol=0, atol=1e-4)
+
+
+def test_onnx_without_its_packages_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"atu-ext\[onnx\]"):
+        GAN(nf.small_pair()[0]).save(tmp_path / "g.onnx")
+
+
+def test_fitted_discriminator_tells_samples_from_disturbed_ones():
+    """After 60 steps it scores the generator's samples above those of a strongly disturbed copy."""
+    generator = nf.small_pair(seed=3)[0]
+    gan = fit_discriminator(GAN(generator), 60, batch_size=16, channel_base=64, channel_max=8, seed=1)
+    disturbed = nf.small_pair(seed=9)[0]
+    with torch.no_grad():
+        own, other = gan.logits(gan.sample(128, seed=2)), gan.logits(gan.sample(128, seed=2, generator=disturbed))
+    assert float((own[:, None] > other[None]).float().mean()) > 0.6  # 0.5 is chance
+    with pytest.raises(ValueError, match="steps"):
+        fit_discriminator(gan, 0)
+
+
+def test_commands_end_to_end(tmp_path):
+    source = tmp_path / "net.pkl"
+    source.write_bytes(nf.dumps(nf.snapshot(*nf.small_pair())))
+    run = CliRunner().invoke(cli, ["inspect", str(source), "--json"])
+    assert run.exit_code == 0, run.output
+    assert json.loads(run.stdout)["networks"]["generator"]["kind"] == "stylegan2 generator"
+    shown = CliRunner().invoke(cli, ["inspect", str(source)]).output
+    assert "nvidia-pkl" in shown and "generator_ema" in shown and "training_set_kwargs" in shown
+    for target in ("a.safetensors", "b.pkl", "c.pt"):
+        run = CliRunner().invoke(cli, ["export", str(source), str(tmp_path / target)])
+        assert run.exit_code == 0, run.output
+    assert (tmp_path / "b.pkl").read_bytes() == source.read_bytes()
+    (tmp_path / "bad.pkl").write_bytes(b"\x80\x04cos\nsystem\n.")
+    run = CliRunner().invoke(cli, ["inspect", str(tmp_path / "bad.pkl")])
+    assert run.exit_code != 0 and "os.system" in run.output
+
+
+QUICK = """
+[feedback]
+pool = 64
+[adapt]
+steps = 2
+fisher.n = 2
+adversarial.batch_size = 4
+[repel]
+steps = 3
+check_every = 3
+check_samples = 20
+guide_steps = 1
+adversarial.batch_size = 4
+"""
+
+
+def atu(*arguments):
+    """Run the command line in this process; it must succeed."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(a) for a in arguments])
+    assert exit_.value.code == 0
+
+
+@pytest.mark.parametrize("held", ["all", "only G_ema", "no G_ema"])
+def test_unlearn_a_network_pickle_and_export_it_back(tmp_path, capfd, held):
+    """inspect, unlearn, export through the commands; the original's loader then reads the result."""
+    generator, discriminator, average = nf.small_pair()
+    kept = {
+        "all": (generator, discriminator, average),
+        "only G_ema": (None, None, average),
+        "no G_ema": (generator, discriminator, None),
+    }[held]
+    source, run = tmp_path / "net.pkl", tmp_path / "run"
+    source.write_bytes(nf.dumps(nf.snapshot(*kept)))
+    (tmp_path / "quick.toml").write_text(QUICK)
+    atu("inspect", source)
+    if held == "only G_ema":
+        assert "no discriminator" in capfd.readouterr().out
+    atu("sample", source, "--n", 12, "--seed", 3, "--out", tmp_path / "bad")
+    more = ["--train-discriminator", 2] if held == "only G_ema" else []
+    quick = ["--config", tmp_path / "quick.toml", "--samples", 20, "--quiet"]
+    atu("unlearn", source, "--negatives", tmp_path / "bad", *more, *quick, "--out", run)
+    atu("export", run, tmp_path / "unlearned.pkl")
+    name = "G" if held == "no G_ema" else "G_ema"
+    back = nf.original_loads((tmp_path / "unlearned.pkl").read_bytes())
+    result = GAN.load(run / "result.safetensors").sampling_generator
+    for layer in ("fc0", "fc1"):
+        weight = back[name]._modules["mapping"]._modules[layer]._parameters["weight"]
+        assert torch.equal(weight, getattr(result.mapping, layer).weight)
+        assert not torch.equal(weight, getattr((average if name == "G_ema" else generator).mapping, layer).weight)
+
+
+def test_unlearn_without_a_discriminator_says_what_to_do(tmp_path, capsys):
+    source = tmp_path / "net.pkl"
+    source.write_bytes(nf.dumps(nf.snapshot(None, None, nf.small_pair()[2])))
+    atu("sample", source, "--n", 2, "--out", tmp_path / "bad")
+    with pytest.raises(SystemExit) as exit_:
+        main(["unlearn", str(source), "--negatives", str(tmp_path / "bad"), "--out", str(tmp_path / "run")])
+    assert exit_.value.code == 2
+    assert "--train-discriminator STEPS" in capsys.readouterr().err
+
+
+MEASURE = """
+import os, sys
+from atu.gan import GAN
+
+def status(key):
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+
+GAN.load(sys.argv[1])  # imports what loading imports
+for path in sys.argv[2:]:
+    open("/proc/self/clear_refs", "w").write("5")  # forget the peak
+    before = status("VmRSS")
+    gan = GAN.load(path)
+    print((status("VmHWM") - before) / os.path.getsize(path))
+    del gan
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is read from Linux's /proc")
+def test_loading_takes_less_than_twice_the_file(tmp_path):
+    options = dict(z_dim=16, c_dim=0, w_dim=16, img_resolution=16, img_channels=3)
+    wide = dict(channel_base=4096, channel_max=256)
+    pair = [stylegan2.Generator(**options, synthesis_kwargs=wide) for _ in range(2)]
+    gan = GAN(pair[0], stylegan2.Discriminator(0, 16, 3, **wide), generator_ema=pair[1])
+    for path in (tmp_path / "big.pt", tmp_path / "big.safetensors"):
+        gan.save(path)
+    (tmp_path / "big.pkl").write_bytes(nf.dumps(nf.snapshot(gan.generator, gan.discriminator, gan.generator_ema)))
+    (tmp_path / "small.pkl").write_bytes(nf.dumps(nf.snapshot(*nf.small_pair())))
+    files = [str(tmp_path / name) for name in ("small.pkl", "big.pkl", "big.pt", "big.safetensors")]
+    assert all(os.path.getsize(name) > 30e6 for name in files[1:])
+    # What is freed goes back at once, so that one file's memory is not lent to the next.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", MEASURE, *files], capture_output=True, text=True, check=True, env=env)
+    ratios = [float(line) for line in done.stdout.split()]
+    assert len(ratios) == 3 and max(ratios) < 2, ratios

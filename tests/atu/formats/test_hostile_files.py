@@ -1,0 +1,259 @@
+"""Hostile and damaged files: each is refused with a CheckpointError that says why, and nothing of it runs."""
+
+import io
+import pickle
+import struct
+import sys
+import zipfile
+
+import nvidia_format as nf
+import pytest
+import torch
+
+from atu.formats.inspect import inspect_checkpoint
+from atu.formats.pickle_machine import MAX_OPCODES
+from atu.formats.tensors import CheckpointError
+from atu.gan import GAN
+
+
+def refused(tmp_path, data, message):
+    path = tmp_path / "hostile.bin"
+    path.write_bytes(data)
+    for read in (GAN.load, inspect_checkpoint):
+        with pytest.raises(CheckpointError, match=message) as error:
+            read(path)
+        assert str(path) in str(error.value)
+
+
+def call(module, name, argument="'x'"):
+    """A protocol-4 pickle that calls module.name(argument)."""
+
+    def text(s):
+        return b"\x8c" + bytes([len(s)]) + s.encode()
+
+    return b"\x80\x04" + text(module) + text(name) + b"\x93" + text(argument) + b"\x85R."
+
+
+CALLS = [
+    ("os", "system"),
+    ("posix", "system"),
+    ("builtins", "eval"),
+    ("builtins", "exec"),
+    ("builtins", "getattr"),
+    ("builtins", "__import__"),
+    ("subprocess", "Popen"),
+    ("numpy", "load"),
+    ("numpy", "fromfile"),
+    ("torch", "load"),
+    ("torch.hub", "load"),
+    ("torch.serialization", "load"),
+    ("torch.utils.cpp_extension", "load"),
+    ("runpy", "run_path"),
+    ("importlib", "import_module"),
+    ("pickle", "loads"),
+    ("shutil", "rmtree"),
+    ("webbrowser", "open"),
+    ("socket", "socket"),
+    ("operator", "attrgetter"),
+    ("collections", "OrderedDict.__class__"),
+    ("torch", "Tensor"),
+    ("dnnlib.util", "open_url"),
+    ("torch_utils.persistence", "import_hook"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), CALLS)
+def test_global_outside_the_list(tmp_path, module, name):
+    refused(tmp_path, call(module, name), f"{module}.{name}, which is not on the list")
+
+
+@pytest.mark.parametrize(("module", "name"), CALLS[:6])
+def test_global_outside_the_list_in_pt(tmp_path, module, name):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", call(module, name))
+        archive.writestr("archive/version", "3\n")
+    refused(tmp_path, buffer.getvalue(), f"{module}.{name}, which is not on the list")
+
+
+def test_nothing_ran_and_nothing_was_imported(tmp_path):
+    marker = tmp_path / "marker"
+    before = set(sys.modules)
+
+    class Attack:
+        def __reduce__(self):
+            return exec, (f"open({str(marker)!r}, 'w')",)
+
+    refused(tmp_path, pickle.dumps(Attack()), "builtins.exec")
+    refused(tmp_path, call("antigravity", "x"), "antigravity")
+    assert not marker.exists()
+    assert "antigravity" not in sys.modules and not {m for m in set(sys.modules) - before if "antigravity" in m}
+
+
+def hostile_source(tmp_path):
+    marker = tmp_path / "marker"
+    data = nf.dumps(nf.snapshot(*nf.small_pair()))
+    line = f"open({str(marker)!r}, 'w')\n".encode()
+    return marker, data.replace(nf.SOURCE.encode(), line.ljust(len(nf.SOURCE), b"#"))
+
+
+def test_embedded_source_never_runs(tmp_path):
+    marker, data = hostile_source(tmp_path)
+    path = tmp_path / "a.pkl"
+    path.write_bytes(data)
+    gan = GAN.load(path)
+    gan.save(tmp_path / "b.pkl")
+    inspect_checkpoint(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"hello world, this is not a pickle", "begins with"),
+        (b"<html>404</html>", "HTML"),
+        (b"\x80\x04", "truncated"),
+        (b"\x80\xc8N.", "protocol 200"),
+        (b"\x80\x01N.", "protocol 1"),
+        (b"\x80\x04N.", "NoneType"),
+        (b"\x80\x04(" + b"K\x01", "truncated"),
+        (b"\x80\x04]h\x05.", "memo entry 5"),
+        (b"\x80\x04R.", "stack is empty"),
+        (b"\x80\x04K\x01K\x02R.", "not an admitted global"),
+        (b"\x80\x04}]K\x01s.", "dictionary key of type list"),
+        (b"\x80\x04\x8b" + struct.pack("<i", -5) + b".", "integer of -5 bytes"),
+        (b"\x80\x04\x8b" + struct.pack("<i", 2**31 - 1) + b".", "integer of 2147483647 bytes"),
+        (b"\x80\x04\x8e" + struct.pack("<Q", 2**40) + b"abc", "truncated: 1099511627776 bytes are claimed"),
+        (b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b"abc", "truncated"),
+        (b"\x80\x04\x95" + struct.pack("<Q", 2**63) + b"N.", "truncated: a frame"),
+        (b"\x80\x04N\x82\x01.", "opcode"),
+        (b"\x80\x02cos\nsystem\n.", "os.system"),
+        (b"\x80\x02(cos\nsystem\no.", "os.system"),
+        (b"\x80\x02(S'ls'\nios\nsystem\n.", "opcode"),
+        (b"\x80\x04Nr\xff\xff\xff\xff.", "NoneType"),  # a memo index that an array would pay 32 GiB for
+    ],
+)
+def test_damaged_pickles(tmp_path, data, message):
+    refused(tmp_path, data, message)
+
+
+def test_truncated_anywhere(tmp_path):
+    data = nf.dumps(nf.snapshot(*nf.small_pair()))
+    path = tmp_path / "cut.pkl"
+    for cut in [1, 2, 10, 100, 1000, len(data) // 2, len(data) - 1]:
+        path.write_bytes(data[:cut])
+        with pytest.raises(CheckpointError):
+            GAN.load(path)
+
+
+def test_billion_laughs(tmp_path):
+    nest = b"\x80\x04]\x94" + b"".join(b"(" + b"h\x00" * 10 + b"l\x94h" + bytes([i]) + b"2\x86" for i in range(200))
+    refused(tmp_path, nest + b".", "expected networks|memo|malformed|holds|opcode")
+    doubling = b"\x80\x04)" + b"2\x86" * 60 + b"}2K\x01s."  # 2^60 leaves if anyone walked it
+    refused(tmp_path, doubling, "holds|expected|keys|dict|malformed")
+    key = b"\x80\x04}" + b")" + b"2\x86" * 60 + b"K\x01s."  # hashing it would take 2^60 steps
+    refused(tmp_path, key, "dictionary key of type tuple")
+
+
+def test_recursive_structures(tmp_path):
+    refused(tmp_path, b"\x80\x04]\x94h\x00a.", "a pickle of list")
+    loop = b"\x80\x04}\x94\x8c\x01Gh\x00s."
+    refused(tmp_path, loop, "without networks")
+
+
+def test_opcode_budget(tmp_path):
+    refused(tmp_path, b"\x80\x04" + b"N0" * (MAX_OPCODES // 2 + 5) + b".", f"more than {MAX_OPCODES}")
+
+
+def test_repeated_copies_are_charged(tmp_path):
+    """A list of 100,000 numbers, copied again and again by a call that is admitted."""
+    big = b"\x80\x04](" + b"K\x01" * 100_000 + b"e\x94"
+    step = b"\x8c\x08builtins\x8c\x03set\x93h\x00\x85R0"
+    refused(tmp_path, big + step * 1000 + b"N.", f"more than {MAX_OPCODES}")
+
+
+def tensor_pickle(**changes):
+    """A snapshot whose first tensor has other numbers."""
+
+    class Forged:
+        def __reduce__(self):
+            arguments = {"offset": 0, "size": (2, 3), "stride": (3, 1), **changes}
+            return torch._utils._rebuild_tensor_v2, (
+                torch.arange(6.0)._typed_storage(),
+                arguments["offset"],
+                arguments["size"],
+                arguments["stride"],
+                False,
+                {},
+            )
+
+    return nf.dumps({"G": Forged()})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(size=(2, 4)),
+        dict(offset=1),
+        dict(stride=(300, 1)),
+        dict(size=(2**38,), stride=(0,)),
+        dict(size=(2**20, 2**20), stride=(0, 0)),
+        dict(size=(2, 3), stride=(-3, 1)),
+        dict(offset=-1),
+        dict(size=(2.0, 3), stride=(3, 1)),
+        dict(size=(1,) * 40, stride=(1,) * 40),
+        dict(size=(2, 3), stride=(1,)),
+    ],
+)
+def test_tensors_outside_their_storage(tmp_path, changes):
+    refused(tmp_path, tensor_pickle(**changes), "a tensor")
+
+
+def test_storage_that_claims_more_than_it_has(tmp_path):
+    data = nf.dumps({"G": torch.arange(6.0)})
+    claimed = data.replace(b"K\x06Ntq\x04Q", b"K\x60Ntq\x04Q")
+    assert claimed != data
+    refused(tmp_path, claimed, "claims 96 elements")
+
+
+def pt(content, legacy=False):
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def rezip(data, compression=zipfile.ZIP_STORED, change=None):
+    source, buffer = zipfile.ZipFile(io.BytesIO(data)), io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for record in source.infolist():
+            content = source.read(record)
+            archive.writestr(record.filename, content if change is None else change(record.filename, content))
+    return buffer.getvalue()
+
+
+def test_zip_bombs(tmp_path):
+    good = pt({"g": {"input.input": torch.zeros(64, 1024)}})
+    refused(tmp_path, rezip(good, zipfile.ZIP_DEFLATED), "claim more bytes than the file|compressed")
+    short = rezip(good, change=lambda name, data: data[:16] if "/data/" in name else data)
+    refused(tmp_path, short, "claims 65536 elements")
+    refused(tmp_path, good[: len(good) // 2], "truncated or damaged")
+    other = io.BytesIO()
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("readme.txt", "x")
+    refused(tmp_path, other.getvalue(), "readme.txt|not a StyleGAN2")
+
+
+def test_unknown_pt_lists_its_content(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(pt({"model": {"fc.weight": torch.zeros(2)}, "epoch": 3}))
+    with pytest.raises(CheckpointError, match=r"model: 1 entries \(fc.weight"):
+        GAN.load(path)
+
+
+def test_pt_with_objects(tmp_path):
+    for legacy in (False, True):
+        path = tmp_path / "x.pt"
+        path.write_bytes(pt({"g": torch.nn.Linear(2, 2)}, legacy))
+        with pytest.raises(CheckpointError, match=r"torch\.nn\.modules\.linear\.Linear"):
+            GAN.load(path)

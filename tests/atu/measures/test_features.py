@@ -1,0 +1,124 @@
+"""Features, moments, Frechet distance and whitening against closed forms in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from atu.gan import GAN
+from atu.measures.features import Whitening, discriminator_features
+from atu.measures.frechet import frechet_distance, moments
+from atu.networks.mlp import MLPGenerator
+
+
+def spd(n, seed):
+    a = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return a @ a.t() + 0.1 * torch.eye(n, dtype=torch.float64)
+
+
+def test_moments_are_numpys():
+    x = torch.randn(50, 4)
+    mean, cov = moments(x)
+    assert mean.dtype == cov.dtype == torch.float64
+    centred = x.double() - x.double().mean(0)
+    torch.testing.assert_close(cov, centred.t() @ centred / 49)
+    torch.testing.assert_close(mean, x.double().mean(0))
+    assert moments(x[:, :1])[1].shape == (1, 1)
+    assert torch.equal(moments(x[:1])[1], torch.zeros(4, 4, dtype=torch.float64))
+
+
+def test_frechet_of_diagonal_covariances():
+    m1, m2 = torch.randn(2, 6, dtype=torch.float64)
+    s1, s2 = torch.rand(2, 6, dtype=torch.float64) + 0.1
+    expected = ((m1 - m2) ** 2).sum() + ((s1 - s2) ** 2).sum()
+    got = frechet_distance((m1, torch.diag(s1**2)), (m2, torch.diag(s2**2)))
+    assert got == pytest.approx(expected.item(), rel=1e-12)
+
+
+def test_frechet_of_commuting_covariances():
+    q = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))[0]
+    s1, s2 = torch.rand(2, 5, dtype=torch.float64) + 0.1
+    mean = torch.zeros(5, dtype=torch.float64)
+    got = frechet_distance((mean, q @ torch.diag(s1**2) @ q.t()), (mean, q @ torch.diag(s2**2) @ q.t()))
+    assert got == pytest.approx(((s1 - s2) ** 2).sum().item(), rel=1e-10)
+
+
+def test_frechet_of_any_covariances_is_the_trace_formula():
+    a, b, mean = spd(6, 1), spd(6, 2), torch.zeros(6, dtype=torch.float64)
+    root = torch.linalg.eigvals(a @ b).sqrt().sum().real  # of the product, which is not symmetric
+    expected = (a.trace() + b.trace() - 2 * root).item()
+    assert frechet_distance((mean, a), (mean, b)) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance((mean, b), (mean, a)) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance((mean, a), (mean, a)) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_of_singular_covariances():
+    v = torch.tensor([3.0, 4.0], dtype=torch.float64)
+    zero = torch.zeros(2, dtype=torch.float64)
+    got = frechet_distance((zero, torch.outer(v, v)), (v, torch.zeros(2, 2, dtype=torch.float64)))
+    assert got == pytest.approx(25 + 25, rel=1e-12)
+
+
+def test_whitening_makes_the_reference_white():
+    x = torch.randn(400, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64) + 7
+    white = Whitening(x)(x)
+    mean, cov = moments(white)
+    torch.testing.assert_close(mean, torch.zeros(5, dtype=torch.float64), atol=1e-10, rtol=0)
+    torch.testing.assert_close(cov, torch.eye(5, dtype=torch.float64), atol=1e-10, rtol=0)
+    # free of units: rescaling the features changes nothing but signs
+    again = Whitening(x * 1000 - 3)(x * 1000 - 3)
+    torch.testing.assert_close(again.abs(), white.abs(), rtol=1e-6, atol=1e-8)
+
+
+def test_whitening_keeps_the_leading_components_and_drops_the_empty_ones():
+    scale = torch.tensor([100.0, 10.0, 1.0, 0.0], dtype=torch.float64)
+    x = torch.randn(500, 4, dtype=torch.float64) * scale
+    assert Whitening(x)(x).shape == (500, 3)
+    two = Whitening(x, components=2)(x)
+    correlation = torch.corrcoef(torch.cat([two, x[:, :2]], 1).t())[:2, 2:].abs()
+    assert torch.allclose(correlation.max(0).values, torch.ones(2, dtype=torch.float64), atol=0.05)
+    assert Whitening(torch.ones(9, 4))(torch.ones(2, 4)).shape == (2, 0)
+
+
+def test_features_are_what_the_last_layer_takes_in(vector_gan):
+    x = torch.randn(7, 2)
+    with torch.no_grad():
+        expected = vector_gan.discriminator.net[:-1](x)
+    torch.testing.assert_close(discriminator_features(vector_gan, x.split(3)), expected)
+    assert discriminator_features(vector_gan, []).shape[0] == 0
+
+
+def test_features_of_spectral_and_batch_norm(conv_gan, snapshot, unchanged):
+    """In eval mode, without touching running statistics, from the layer and not from its parametrization."""
+    before = snapshot(conv_gan)
+    x = conv_gan.sample(6)
+    f = discriminator_features(conv_gan, [x])
+    unchanged(before, snapshot(conv_gan))
+    assert f.shape == (6, 128 + conv_gan.c_dim)
+    with torch.no_grad():
+        expected = conv_gan.discriminator.eval().body(x)
+    torch.testing.assert_close(f[:, :128], expected)
+    alone = torch.cat([discriminator_features(conv_gan, [x[i : i + 1]])[:, :128] for i in range(6)])
+    torch.testing.assert_close(alone, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_large_maps_are_averaged_over_space():
+    d = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 8))
+    gan = GAN(MLPGenerator(4, [1, 8, 8], hidden=(8,)), d)
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        maps = d[0](x)
+    torch.testing.assert_close(discriminator_features(gan, [x]), maps.flatten(1))
+    torch.testing.assert_close(discriminator_features(gan, [x], max_features=100), maps.mean([2, 3]))
+
+
+def test_features_need_a_discriminator():
+    with pytest.raises(ValueError, match="discriminator: this GAN has none"):
+        discriminator_features(GAN(MLPGenerator(4, [2])), [torch.zeros(1, 2)])
+
+
+def test_frechet_of_samples_estimates_the_gaussians():
+    x, y = torch.randn(20000, 3, dtype=torch.float64), 2 * torch.randn(20000, 3, dtype=torch.float64) + 1
+    assert frechet_distance(moments(x), moments(y)) == pytest.approx(3 * (1 + 1), rel=0.05)
+    assert math.isfinite(frechet_distance(moments(x[:2]), moments(y[:2])))

@@ -1,0 +1,441 @@
+"""The adversarial step, the EWC penalty and the repulsion, against the written formulas."""
+
+import copy
+import math
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from atu import config
+from atu.config import Adversarial
+from atu.data.samples import TensorSamples
+from atu.feedback.feedback import Feedback
+from atu.gan import GAN
+from atu.methods.adapt_then_unlearn.adapt import Ewc, fisher_of
+from atu.methods.adapt_then_unlearn.guide import Guide
+from atu.methods.adapt_then_unlearn.repel import Controller, Repulsion, _start, repulsion
+from atu.methods.adapt_then_unlearn.steering import Steering
+from atu.networks.mlp import MLPDiscriminator
+from atu.networks.stylegan2 import Generator
+from atu.training.schedules import schedule
+from atu.training.trainer import AdversarialTrainer, NonFiniteError
+
+REAL = TensorSamples(torch.randn(3, 2, generator=torch.Generator().manual_seed(9)))
+
+
+def trainer(gan, real=REAL, **settings):
+    return AdversarialTrainer(gan, real, Adversarial(**{"batch_size": 8, **settings}))
+
+
+def weights(gan):
+    return {f"{n}.{k}": v.clone() for n, m in gan.modules().items() for k, v in m.state_dict().items()}
+
+
+@pytest.mark.parametrize("extra", [{}, dict(r1_interval=1), dict(augment="color,translation,cutout")])
+def test_any_gan_trains(conv_gan, extra):
+    """Batch norm, dropout, labels, a sigmoid; and three real samples for a batch of eight."""
+    real = TensorSamples(torch.rand(3, 3, 8, 8) * 2 - 1)
+    before = weights(conv_gan)
+    t = trainer(conv_gan, real, **extra)
+    for _ in range(2):
+        metrics = t.step()
+    assert all(math.isfinite(v) for v in metrics.values()) and t.step_count == 2
+    after = weights(conv_gan)
+    assert all(not torch.equal(before[k], after[k]) for k in before if k.endswith(("fc.weight", "last.weight")))
+    assert all(p.requires_grad for p in conv_gan.discriminator.parameters())
+
+
+def test_step_is_the_written_one(vector_gan):
+    """One step of plain Adam (r1 off) equals a few lines of torch with the same draws."""
+    twin = vector_gan.copy()
+    torch.manual_seed(4)
+    t = trainer(vector_gan, r1_gamma=0.0, lr=0.01, beta1=0.5, beta2=0.9, ema_half_life=80.0)
+    t.step()
+
+    torch.manual_seed(4)
+    g, d = twin.generator, twin.discriminator
+    start = [p.detach().clone() for p in g.parameters()]
+    optim_d = torch.optim.Adam(d.parameters(), 0.01, (0.5, 0.9))
+    optim_g = torch.optim.Adam(g.parameters(), 0.01, (0.5, 0.9))
+    fake = g(torch.randn(8, 4)).detach()
+    real = REAL.tensor[torch.randint(3, (8,))]
+    (-(torch.sigmoid(d(real))).log().mean() - (1 - torch.sigmoid(d(fake))).log().mean()).backward()
+    optim_d.step()
+    optim_g.zero_grad()
+    (-torch.sigmoid(d(g(torch.randn(8, 4)))).log().mean()).backward()
+    optim_g.step()
+    for a, b in ((vector_gan.generator, g), (vector_gan.discriminator, d)):
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+    beta = 0.5 ** (8 / 80)
+    for average, s, p in zip(vector_gan.generator_ema.parameters(), start, g.parameters(), strict=True):
+        torch.testing.assert_close(average, beta * s + (1 - beta) * p, rtol=1e-4, atol=1e-5)
+
+
+def test_relativistic_step_is_the_written_one(vector_gan):
+    """With R1 and R2 at every step; the penalties' gradients by hand."""
+    twin = vector_gan.copy()
+    torch.manual_seed(4)
+    plain = dict(lr=0.01, beta1=0.5, beta2=0.9)
+    trainer(vector_gan, loss="relativistic", r1_gamma=0.3, r2_gamma=0.7, r1_interval=1, **plain).step()
+
+    torch.manual_seed(4)
+    g, d = twin.generator, twin.discriminator
+    optim_d = torch.optim.Adam(d.parameters(), 0.01 / 2, (0.5**0.5, 0.9**0.5))
+    optim_g = torch.optim.Adam(g.parameters(), 0.01, (0.5, 0.9))
+    fake = g(torch.randn(8, 4)).detach().requires_grad_(True)
+    real = REAL.tensor[torch.randint(3, (8,))].requires_grad_(True)
+    loss = (1 + torch.exp(d(fake) - d(real))).log().mean()
+    for gamma, x in ((0.3, real), (0.7, fake)):
+        (grad,) = torch.autograd.grad(d(x).sum(), x, create_graph=True)
+        loss = loss + gamma / 2 * grad.square().sum(1).mean()
+    loss.backward()
+    optim_d.step()
+    optim_g.zero_grad()
+    made = g(torch.randn(8, 4))
+    other = REAL.tensor[torch.randint(3, (8,))]
+    (1 + torch.exp(d(other) - d(made))).log().mean().backward()
+    optim_g.step()
+    for a, b in ((vector_gan.generator, g), (vector_gan.discriminator, d)):
+        for p, q in zip(a.parameters(), b.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_lazy_regularisation_rescales_adam(vector_gan):
+    t = trainer(vector_gan, lr=0.01, beta1=0.5, beta2=0.99, r1_gamma=1.0, r1_interval=16, d_lr_ratio=2.0)
+    g, d = t.optim_g.param_groups[0], t.optim_d.param_groups[0]
+    c = 16 / 17
+    assert (g["lr"], *g["betas"]) == pytest.approx((0.01, 0.5, 0.99))
+    assert (d["lr"], *d["betas"]) == pytest.approx((0.02 * c, 0.5**c, 0.99**c))
+
+
+def test_extra_fakes_are_shown_as_fakes(vector_gan):
+    """The discriminator's logit of a constant extra fake falls, and more so with a higher weight."""
+    x = torch.full((8, 2), 4.0)
+    logits = []
+    for weight in (0.0, 5.0):
+        gan = vector_gan.copy()
+        torch.manual_seed(0)
+        t = AdversarialTrainer(gan, REAL, Adversarial(batch_size=8, lr=0.01), extra_fakes=TensorSamples(x))
+        t.extra_weight = weight
+        for _ in range(10):
+            t.step()
+        logits.append(gan.logits(x).mean().item())
+    assert logits[1] < logits[0] - 0.2
+
+
+def test_original_makes_the_same_latents_and_noise():
+    """At the first step the original, a copy, gives the very same samples."""
+    generator = Generator(4, 0, 4, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=8))
+    with torch.no_grad():
+        generator.synthesis.b8.conv1.noise_strength.fill_(1.0)
+    gan = GAN(generator, MLPDiscriminator([1, 8, 8], hidden=(8,)))
+    real = TensorSamples(torch.rand(3, 1, 8, 8) * 2 - 1)
+    seen, states = [], []
+
+    def watch(fake, c, original):
+        seen.append((fake.detach(), original))
+        return 0 * fake.sum(), {"watched": 1.0}
+
+    for original in (copy.deepcopy(generator), None):
+        torch.manual_seed(3)
+        twin = gan.copy()
+        settings = Adversarial(batch_size=4, style_mixing=0.9)
+        t = AdversarialTrainer(twin, real, settings, fake_penalty=watch, original=original)
+        assert t.step()["watched"] == 1.0
+        states.append(weights(twin))
+    (fake, original), (_, none) = seen
+    assert torch.equal(fake, original) and none is None
+    assert fake[0].std() > 0 and not torch.equal(fake[0], fake[1])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_steering_is_the_formula(image_gan):
+    """Both terms against the probabilities of the guide's own discriminator, by Bayes' rule with the share a fifth."""
+    positives, negatives = torch.rand(80, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
+    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_bright, False, 0.2, {})
+    cfg = config.Repel(guide_weight=0.7, preserve_weight=0.3, guide_steps=100, guide_r1=0.0, guide_rate=0.01)
+    steering = Steering(image_gan, feedback, cfg, seed=0)
+    fake = torch.cat([positives[:4], negatives[:4]]).requires_grad_(True)
+    original = fake.detach() + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
+    loss, parts = steering(fake, None, original)
+    judge = steering.guide.discriminator
+    p = torch.sigmoid(judge(fake)).flatten().double()
+    negative = 0.2 * p / (0.2 * p + 0.8 * (1 - p))
+    odds = judge(original).flatten().double().exp()  # balanced
+    moved = (torch.arange(8.0).double() / 10) ** 2 / positives.double().var(0).mean()
+    expected = -0.7 / 0.2 * (1 - negative).log().mean() + 0.3 * (1 - 3 * 0.2) * (moved / (1 + odds)).mean()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)
+    assert parts["guide_weight"] == 0.7
+    assert float(p.detach()[:4].max()) < 0.2 and float(p.detach()[4:].min()) > 0.8  # the guide has learnt
+
+
+def test_guide_weight_follows_what_is_left(image_gan):
+    """Up while many negatives are left, the same at a few, down at none; from a tenth to thrice where it starts."""
+    positives, negatives = torch.rand(40, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
+    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_bright, False, 0.25, {})
+    cfg = config.Repel(guide_weight=2.0, guide_steps=1, guide_rate=0.1)
+    steering = Steering(image_gan, feedback, cfg, seed=0)
+    half = torch.cat([negatives[:1], positives[:7]])  # half as many as before
+    weights = [steering(half, None, None)[1]["guide_weight"] for _ in range(130)]
+    assert weights == pytest.approx([min(2.0 * math.exp(0.1 * max(n - 100, 0)), 6.0) for n in range(1, 131)])
+    assert steering.left == pytest.approx(0.5 + 0.5 * 0.95**130)
+    weights = [steering(positives[:8], None, None)[1]["guide_weight"] for _ in range(200)]
+    stays = [w for w in weights if w == pytest.approx(6.0)]
+    assert len(stays) == sum(steering.left * 0.95 ** (n - 200) >= 0.005 for n in range(1, 201))
+    assert weights[-1] == pytest.approx(0.2)
+
+
+def test_guide_weight_shrinks_where_the_drift_is_worse(image_gan):
+    """A fiftieth of the negatives is left: kept up beside no drift, let go beside one of over four times that."""
+    positives, negatives = torch.rand(40, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
+    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_bright, False, 0.25, {})
+    steering = Steering(image_gan, feedback, config.Repel(guide_steps=1, drift_weight=0.5), seed=0)
+    changes = {}
+    for drift in (0.0, 0.1, 0.2):
+        steering.drift, before = drift, steering.guide_weight
+        steering.left = 0.02 / 0.95
+        steering(positives[:8], None, None)
+        changes[drift] = math.log(steering.guide_weight / before)
+    assert changes == pytest.approx({0.0: 0.0, 0.1: 0.0, 0.2: -0.0025})
+
+
+@pytest.mark.parametrize(("decay", "first"), [(0.5, 80), (0.0, 30), (1.0, 30)])
+def test_patience_counts_once_the_rates_fall(decay, first):
+    """100 steps, a check every 10, patience 3: the first stop is three checks after the rates begin to fall."""
+    keeper = SimpleNamespace(waited=50, check=lambda step, metrics: None, trainer=Mock())
+    cfg = config.Repel(check_every=10, patience=3, decay=decay)
+    control = Controller(keeper, None, None, cfg, 100)
+    assert [step for step in range(1, 101) if control.after_step(step, {})] == list(range(first, 101, 10))
+
+
+def test_guide_slope_is_penalised(image_gan):
+    """One step with the gradient penalty is Adam on the written sum; the next three are without it."""
+    negatives, positives = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8) - 1
+    guide = Guide(image_gan, TensorSamples(negatives), TensorSamples(positives), 0, r1=0.3, scale=2.0, policy="")
+    other = copy.deepcopy(guide.discriminator).requires_grad_(True)
+    optim = torch.optim.Adam(other.parameters(), lr=0.001, betas=(0.5, 0.99))
+    x = torch.cat([negatives, positives])
+    for step in range(5):
+        guide.learn(negatives, positives)
+        x.requires_grad_(True)
+        p = torch.sigmoid(other(x)).flatten()
+        loss = -(p[:4].log().sum() + (1 - p[4:]).log().sum()) / 8
+        if step % 4 == 0:
+            (slope,) = torch.autograd.grad(other(x).sum(), x, create_graph=True)
+            loss = loss + 4 * 0.3 * 2.0 * slope.square().sum((1, 2, 3)).mean()
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+    for p, q in zip(guide.discriminator.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_guide_learns_from_the_oracle(image_gan):
+    """What the oracle flags and the guide does not yet is learnt in the course of stage 2; and the state resumes."""
+    bright = torch.rand(60, 1, 8, 8) * 0.2 + 0.7
+    sides = bright[:20] * torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1])
+    feedback = Feedback(TensorSamples(sides), TensorSamples(bright * 0), is_bright, True, 0.2, {})
+    steering = Steering(image_gan, feedback, config.Repel(guide_steps=40), seed=0)
+    before = steering.guide.log_odds(bright).mean()
+    for _ in range(200):
+        steering(torch.cat([bright[:8], bright[:8] * 0]).requires_grad_(True), None, None)
+    after = steering.guide.log_odds(bright).mean()
+    assert after > before + 1 and after > 0
+    again = Steering(image_gan, feedback, config.Repel(guide_steps=40), seed=0)
+    again.load_state(steering.state())
+    for one in (steering, again):
+        torch.manual_seed(2)
+        one(torch.cat([bright[:8], bright[:8] * 0]), None, None)
+    assert torch.equal(steering.guide.log_odds(bright), again.guide.log_odds(bright))
+    assert (steering.guide_weight, steering.left) == (again.guide_weight, again.left)
+    assert steering.guide.step_count == again.guide.step_count and len(again.found.samples) == len(
+        steering.found.samples
+    )
+
+
+def is_bright(x):
+    return x.flatten(1).mean(1) > 0.5
+
+
+def test_frozen_networks_are_trained_and_part_frozen_ones_stay_so(vector_gan):
+    vector_gan.generator.requires_grad_(False)
+    vector_gan.discriminator.net[1].weight.requires_grad_(False)
+    before = weights(vector_gan)
+    t = trainer(vector_gan)
+    t.step()
+    after = weights(vector_gan)
+    assert not torch.equal(before["generator.net.0.weight"], after["generator.net.0.weight"])
+    assert torch.equal(before["discriminator.net.1.weight"], after["discriminator.net.1.weight"])
+    assert not torch.equal(before["discriminator.net.3.weight"], after["discriminator.net.3.weight"])
+    assert not vector_gan.discriminator.net[1].weight.requires_grad
+
+
+def test_state_goes_on_bit_for_bit(conv_gan):
+    real = TensorSamples(torch.rand(5, 3, 8, 8) * 2 - 1)
+    other = conv_gan.copy()
+    a = trainer(conv_gan, real, r1_interval=2)
+    for _ in range(3):
+        a.step()
+    tensors, data = a.state()
+    for _ in range(2):
+        a.step()
+    b = trainer(other, real, r1_interval=2)
+    torch.manual_seed(99)
+    b.load_state(tensors, data)
+    for _ in range(2):
+        b.step()
+    mine, theirs = weights(conv_gan), weights(other)
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+@pytest.mark.parametrize("where", ["real", "weights"])
+def test_what_is_not_finite_stops_the_training(vector_gan, where):
+    def spoil():
+        vector_gan.generator.net[0].bias.grad.fill_(float("inf"))
+        return {}
+
+    real = TensorSamples(torch.full((3, 2), float("nan"))) if where == "real" else REAL
+    t = AdversarialTrainer(
+        vector_gan,
+        real,
+        Adversarial(batch_size=4),
+        add_penalty_grad=spoil if where == "weights" else None,
+    )
+    with pytest.raises(NonFiniteError, match=r"(loss_d|logit_real|weights) .*at step 1.*adversarial\.lr") as error:
+        t.step()
+    assert error.value.step == 1
+
+
+def test_no_discriminator(vector_gan):
+    vector_gan.discriminator = None
+    with pytest.raises(ValueError, match="discriminator: this GAN has none"):
+        trainer(vector_gan)
+
+
+# --- stage 1: EWC
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_ewc_gradient_is_that_of_the_formula(vector_gan, relative):
+    params = list(vector_gan.generator.parameters())
+    anchor, fisher = [torch.randn_like(p) for p in params], [torch.rand_like(p) for p in params]
+    ewc = Ewc(vector_gan, anchor, fisher, 3.0, relative)
+    weight = 3.0
+    if relative:
+        weight /= 0.5 * sum(float((f * a.square()).sum()) for f, a in zip(fisher, anchor, strict=True))
+    value = sum((f * (p - a).square()).sum() for p, a, f in zip(params, anchor, fisher, strict=True)) * weight / 2
+    expected = torch.autograd.grad(value, params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    logged = ewc.add_grad()
+    assert logged["ewc"] == pytest.approx(value.item(), rel=1e-5)
+    for p, e in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.grad - 1, e, rtol=1e-4, atol=1e-5)
+    assert not any("anchor" in k or "fisher" in k for k in vector_gan.generator.state_dict())
+
+
+def test_fisher_at_negatives(vector_gan, snapshot, unchanged):
+    feedback = Feedback(REAL, REAL, lambda x: x[:, 0] > 0, True, 0.5, {})
+    before, state = snapshot(vector_gan), torch.get_rng_state()
+    cfg = config.Fisher(n=6, samples="negatives")
+    a = fisher_of(vector_gan, feedback, cfg, seed=1)
+    assert all(torch.equal(x, y) for x, y in zip(a, fisher_of(vector_gan, feedback, cfg, seed=1), strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+    unchanged(before, snapshot(vector_gan))
+    feedback.judge = lambda x: x[:, 0] > 1e9
+    with pytest.raises(ValueError, match=r"fisher\.samples: expected some .* to be negative, none is"):
+        fisher_of(vector_gan, feedback, cfg, seed=1)
+
+
+# --- stage 2: repulsion
+
+
+@pytest.mark.parametrize("loss", ["el2", "nl2", "il2", "none"])
+@pytest.mark.parametrize("d", [0.0, 0.3, 1.0, 3.9, 7.0])
+def test_repulsion_is_the_formula_and_its_derivative(loss, d):
+    cfg = config.Repel(loss=loss, alpha=1.7, ceiling=4.0, epsilon=0.01)
+    x = torch.tensor(d, dtype=torch.float64, requires_grad=True)
+    value = {
+        "el2": (-1.7 * x).exp(),
+        "nl2": -x.clamp(max=4.0),
+        "il2": 1 / (x + 0.01),
+        "none": x * 0,
+    }[loss]
+    value.backward()
+    assert repulsion(d, cfg) == pytest.approx((value.item(), x.grad.item()), rel=1e-12)
+
+
+def test_schedules():
+    for name, middle, end in (("constant", 1, 1), ("linear", 0.5, 0), ("cosine", 0.5, 0)):
+        values = [schedule(name, step, 100) for step in range(121)]
+        assert values[0] == 1 and values[50] == pytest.approx(middle) and values[100:] == pytest.approx([end] * 21)
+        assert values == sorted(values, reverse=True)
+    assert schedule("linear", 0, 0) == 1
+
+
+@pytest.mark.parametrize("loss", ["el2", "nl2", "il2"])
+@pytest.mark.parametrize("reduction", ["sum", "tensor_mean", "relative"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_repulsion_gradient_is_that_of_the_formula(loss, reduction, n):
+    """The ensemble folded into one anchor against the mean over its members."""
+    shapes = [(3, 2), (4,), ()]
+    params = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    start = [p.detach() + 0.1 * torch.randn_like(p) for p in params]
+    adapted = [[torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(n)]
+    cfg = config.Repel(
+        loss=loss, reduction=reduction, gamma=2.5, schedule="constant", alpha=0.3, ceiling=1e9, epsilon=0.1
+    )
+    push = Repulsion(params, adapted, start, cfg, 100)
+
+    def d2(theta):
+        members = [[(p - a).square() for p, a in zip(theta, model, strict=True)] for model in adapted]
+        if reduction == "tensor_mean":
+            return sum(sum(s.mean() for s in model) / len(shapes) for model in members) / n
+        return sum(sum(s.sum() for s in model) for model in members) / n
+
+    d = d2(params) / (d2(start) if reduction == "relative" else 1)
+    value = {"el2": (-0.3 * d).exp(), "nl2": -d, "il2": 1 / (d + 0.1)}[loss]
+    expected = torch.autograd.grad(2.5 * value, params)
+    logged = push.add_grad()
+    assert logged["distance"] == pytest.approx(d.item(), rel=1e-9)
+    assert logged["repulsion"] == pytest.approx(2.5 * value.item(), rel=1e-9)
+    for p, e in zip(params, expected, strict=True):
+        torch.testing.assert_close(p.grad, e, rtol=1e-8, atol=1e-12)
+
+
+def test_gamma_is_set_from_the_gradients():
+    params = [torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    start = [p.detach().clone() for p in params]
+    cfg = config.Repel(gamma=None, strength=0.25, schedule="constant", loss="el2")
+    push = Repulsion(params, [[torch.zeros(4, dtype=torch.float64)] * 2], start, cfg, 100)
+    adversarial = [torch.randn_like(p) for p in params]
+    for p, a in zip(params, adversarial, strict=True):
+        p.grad = a.clone()
+    push.add_grad()
+    added = torch.cat([p.grad - a for p, a in zip(params, adversarial, strict=True)])
+    assert added.norm().item() == pytest.approx(0.25 * torch.cat(adversarial).norm().item(), rel=1e-6)
+    # away from the adapted weights (0): against the gradient step's sign, the parameters grow
+    torch.testing.assert_close(-added / added.norm(), torch.cat(start) / torch.cat(start).norm())
+
+
+def test_adapted_weights_that_are_the_start_are_refused():
+    params = [torch.randn(3, requires_grad=True)]
+    with pytest.raises(ValueError, match="repel_from"):
+        Repulsion(params, [[params[0].detach().clone()]], [params[0].detach().clone()], config.Repel(), 100)
+
+
+def test_start_is_the_ema_generator_moved_away(vector_gan):
+    twin = vector_gan.copy()
+    twin.generator_ema = vector_gan.copy().generator
+    with torch.no_grad():
+        for p in twin.generator.parameters():
+            p.add_(5)
+    ema = [p.clone() for p in twin.generator_ema.parameters()]
+    models = [[torch.randn_like(p) for p in ema] for _ in range(2)]
+    _start(twin, models, 0.3)
+    for p, q, e, a, b in zip(twin.generator.parameters(), twin.generator_ema.parameters(), ema, *models, strict=True):
+        torch.testing.assert_close(p, e - 0.3 * ((a + b) / 2 - e))
+        assert torch.equal(p, q)
