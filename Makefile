@@ -1,5 +1,5 @@
 # make demo   unlearn the digit 8 from the bundled MNIST GAN and write out/demo/report.html
-# make test   the whole test suite           make lint   ruff, mypy, clang-format
+# make test   the whole test suite           make lint   ruff, mypy, import-linter, clang-format
 # make ptxas  resources of the CUDA kernels against benchmarks/results/ptxas.md (needs nvcc, no GPU)
 # Each sets up .venv on a fresh machine, and uses it again the next time.
 
@@ -30,6 +30,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format --dry-run -Werror
 
 ptxas: $(VENV)/installed
