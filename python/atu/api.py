@@ -14,7 +14,7 @@ from .gan import GAN
 from .job import Result, _check_gan, _Job
 from .methods.adapt_then_unlearn.adapt import adapt_all
 from .methods.adapt_then_unlearn.repel import repel_gan
-from .methods.extrapolate import away
+from .methods.extrapolate import extrapolated
 from .methods.finetune import Outcome
 from .methods.registry import REGISTRY
 
@@ -143,4 +143,4 @@ def extrapolate(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float = 1.
 
     s = -1 is the adapted generator itself, 0 the pretrained one. Buffers stay as in `gan`.
     """
-    return away(gan, _check_adapted(gan, adapted), s)
+    return extrapolated(gan, _check_adapted(gan, adapted), s)

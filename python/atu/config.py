@@ -121,7 +121,7 @@ class Repel:
     for others, whose learning rate is a quarter of theirs. decay:
     last share of the steps, over which the learning rates fall to 0. check_every, check_samples: how often the run is
     scored, and on how many samples. keep: the "best" generator by that score (the latest whose score is the lowest
-    but for chance, see `Keeper`), or the "final" one after all steps. patience: checks since the best before
+    but for chance, see `CheckpointKeeper`), or the "final" one after all steps. patience: checks since the best before
     stopping ("best" only), once the learning rates fall; drift_weight: see `Score`.
     """
 

@@ -21,7 +21,7 @@ from .gan import GAN
 from .methods.registry import REGISTRY
 from .support.digest import digest
 from .support.modules import eval_mode
-from .training.run_folder import Run, gan_digest, samples_digest
+from .training.run_folder import RunFolder, gan_digest, samples_digest
 
 
 @dataclass
@@ -125,7 +125,7 @@ class _Job:
     gan: GAN
     feedback: Feedback
     config: Config
-    run: Run
+    run: RunFolder
     seed: int
     start: float
 
@@ -177,7 +177,7 @@ class _Job:
         if adapted is not None:
             identity["adapted"] = [digest(dict(state)) for state in adapted]
         weights = sum(t.numel() * t.element_size() for m in gan.modules().values() for t in m.state_dict().values())
-        run = Run(out, cfg, identity, needed_bytes=weights * (5 + cfg.adapt.models))
+        run = RunFolder(out, cfg, identity, needed_bytes=weights * (5 + cfg.adapt.models))
         return cls(gan, build(gan, marked, given, oracle, cfg.feedback, seed), cfg, run, seed, start)
 
     def result(self, gan: GAN, adapted: list[dict[str, Tensor]], decisions: dict[str, Any]) -> Result:

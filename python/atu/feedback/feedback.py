@@ -13,7 +13,7 @@ from .. import config
 from ..data.samples import Samples, TensorSamples
 from ..gan import GAN
 from ..support.seeding import mix_seed
-from .oracles import Judge, Oracle
+from .oracles import IsNegative, Oracle
 from .probe import fit_probe
 
 
@@ -21,13 +21,13 @@ from .probe import fit_probe
 class Feedback:
     """What stage 2 needs to know.
 
-    negatives, positives: samples. judge: samples [N, ...] -> bools [N]. is_oracle: whether judge is the user's own.
-    negative_share: of the pretrained GAN's samples, by judge. notes: what was built and dropped, for the report.
+    negatives, positives: samples. is_negative: samples [N, ...] -> bools [N]. is_oracle: whether it is the user's own.
+    negative_share: of the pretrained GAN's samples, by is_negative. notes: what was built and dropped, for the report.
     """
 
     negatives: Samples
     positives: Samples
-    judge: Judge
+    is_negative: IsNegative
     is_oracle: bool
     negative_share: float
     notes: dict[str, object]
@@ -51,7 +51,7 @@ def pool_size(gan: GAN, wanted: int, budget_bytes: int = 2**30) -> int:
 def build(
     gan: GAN, negatives: Samples, positives: Samples | None, oracle: Oracle | None, cfg: config.Feedback, seed: int
 ) -> Feedback:
-    """Positives, and a judge of samples, from what the user gave (METHOD: positives are generated and not negative).
+    """Positives, and who answers for samples, from what the user gave.
 
     Raises:
         ValueError: the oracle or the probe calls all of the generated samples negative.
@@ -60,11 +60,11 @@ def build(
     pool = torch.cat([part.cpu() for part in gan.batches(size, seed=mix_seed(seed, 1))])
     notes: dict[str, object] = {"pool": size}
     if oracle is not None:
-        judge: Judge = oracle
+        is_negative: IsNegative = oracle
         flags = torch.cat([oracle(part.to(gan.device)) for part in pool.split(100)])
     else:
         probe = fit_probe(gan, negatives, pool, cfg.recall)
-        judge, flags = probe, probe(pool)
+        is_negative, flags = probe, probe(pool)
     share = float(flags.float().mean())
     notes["judge"] = "oracle" if oracle is not None else "probe"
     notes["negative_share"] = share
@@ -91,7 +91,7 @@ def build(
     else:
         check_distinct(negatives, positives)
         notes["positives"] = f"{len(positives)} given"
-    return Feedback(negatives, positives, judge, oracle is not None, share, notes)
+    return Feedback(negatives, positives, is_negative, oracle is not None, share, notes)
 
 
 def fill_labels(positives: TensorSamples, drawn: Tensor, seed: int) -> tuple[TensorSamples, dict[int, int]]:

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Judge = Callable[[Tensor], Tensor]
+IsNegative = Callable[[Tensor], Tensor]
 
 
 class Oracle:
     """Checks what the user's `is_negative` returns: bools [N] for samples [N, ...]."""
 
-    def __init__(self, is_negative: Judge):
+    def __init__(self, is_negative: IsNegative):
         if not callable(is_negative):
             raise TypeError(f"is_negative: expected a callable, got {type(is_negative).__name__}")
         self.is_negative = is_negative

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import config
 from ..feedback.feedback import Feedback
 from ..gan import GAN
-from ..training.run_folder import Run
+from ..training.run_folder import RunFolder
 from .finetune import Outcome, finetune, pretrained_copy
 from .taps import Taps, tapped_layers
 
@@ -41,7 +41,7 @@ def correspondence_loss(before: Sequence[Tensor], after: Sequence[Tensor]) -> Te
     return torch.stack(terms).mean()
 
 
-def cdc(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+def cdc(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
     """Fine-tune on the positives under the correspondence loss."""
     own = cfg.methods.cdc
     names = tapped_layers(gan, own.layers, "methods.cdc.layers")

@@ -10,14 +10,14 @@ from torch import Tensor
 from .. import config
 from ..feedback.feedback import Feedback
 from ..gan import GAN
-from ..training.run_folder import Run
+from ..training.run_folder import RunFolder
 from ..training.score import Score
 from .adapt_then_unlearn.adapt import adapt_all
 from .finetune import Outcome
 
 
 @torch.no_grad()
-def away(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float) -> GAN:
+def extrapolated(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float) -> GAN:
     """A copy of `gan` with theta_G - s (theta_N - theta_G), theta_N the mean of the adapted generators' weights."""
     twin = gan.copy()
     for module in {id(m): m for m in (twin.generator, twin.sampling_generator)}.values():
@@ -28,11 +28,11 @@ def away(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float) -> GAN:
     return twin
 
 
-def extrapolate(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+def extrapolate(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
     """Stage 1, then the closed form."""
     own = cfg.methods.extrapolate
     adapted = adapt_all(gan, feedback, cfg.adapt, run, seed)
-    twin = away(gan, adapted, own.s)
+    twin = extrapolated(gan, adapted, own.s)
     found = Score(gan, feedback, own.check_samples, own.drift_weight, seed)(twin.sampling_generator)
     run.picture("extrapolate", twin.sample(100, seed=seed), gan.image_range)
     return Outcome(twin, {"s": own.s, **found, **feedback.notes}, adapted)

@@ -14,8 +14,8 @@ from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support import progress
 from ..support.seeding import fork_rng, mix_seed
-from ..training.run_folder import Run
-from ..training.score import Keeper, Score
+from ..training.run_folder import RunFolder
+from ..training.score import CheckpointKeeper, Score
 from ..training.stage import StageHooks, run_stage
 from ..training.trainer import AdversarialTrainer
 
@@ -37,7 +37,7 @@ class Watch(StageHooks):
     on_step: called with the trainer's step count at the start, after each step, and when a run is taken up again.
     """
 
-    def __init__(self, keeper: Keeper, cfg: config.Finetune, on_step: Callable[[int], None]):
+    def __init__(self, keeper: CheckpointKeeper, cfg: config.Finetune, on_step: Callable[[int], None]):
         self.keeper, self.cfg, self.on_step = keeper, cfg, on_step
         self.on_step(0)
 
@@ -69,7 +69,7 @@ def finetune(
     gan: GAN,
     feedback: Feedback,
     cfg: config.Finetune,
-    run: Run,
+    run: RunFolder,
     seed: int,
     add_grad: AddGrad | None = None,
     real: Samples | None = None,
@@ -100,7 +100,7 @@ def finetune(
                 trainer.set_lr_factor(schedule_lr(step / max(cfg.steps, 1)))
 
         score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
-        keeper = Keeper(stage, trainer, score, run, cfg.keep)
+        keeper = CheckpointKeeper(stage, trainer, score, run, cfg.keep)
         run_stage(run, stage, trainer, cfg.steps, Watch(keeper, cfg, follow))
     keeper.restore()
     decisions = {**keeper.decisions(), "stopped": "all steps done", "kept": f"the {cfg.keep} generator"}

@@ -14,18 +14,18 @@ from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.modules import trainable
 from ..support.seeding import fork_rng, mix_seed
-from ..training.run_folder import Run
+from ..training.run_folder import RunFolder
 from .finetune import Outcome, finetune, pretrained_copy
 from .layers import Layer, last_layers, reinitialise
 
 
-def cf_k(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+def cf_k(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
     """Fine-tune the last k layers."""
     layers = last_layers(gan, cfg.methods.cf_k.k, "methods.cf_k.k")
     return _train(pretrained_copy(gan), layers, "cf-k", gan, feedback, cfg.methods.cf_k, run, seed)
 
 
-def eu_k(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+def eu_k(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
     """Re-initialise the last k layers, then train them."""
     layers = last_layers(gan, cfg.methods.eu_k.k, "methods.eu_k.k")
     twin = pretrained_copy(gan)
@@ -39,7 +39,14 @@ def eu_k(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) 
 
 
 def _train(
-    twin: GAN, layers: list[Layer], stage: str, gan: GAN, feedback: Feedback, cfg: config.Finetune, run: Run, seed: int
+    twin: GAN,
+    layers: list[Layer],
+    stage: str,
+    gan: GAN,
+    feedback: Feedback,
+    cfg: config.Finetune,
+    run: RunFolder,
+    seed: int,
 ) -> Outcome:
     names = {name for layer in layers for name in layer.parameters}
     flags = {p: p.requires_grad for p in twin.generator.parameters()}

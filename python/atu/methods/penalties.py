@@ -14,13 +14,13 @@ from ..gan import GAN
 from ..support.modules import eval_mode, trainable
 from ..support.seeding import fork_rng, mix_seed
 from ..training.losses import generator_loss
-from ..training.run_folder import Run
+from ..training.run_folder import RunFolder
 from ..training.schedules import schedule
 from .adapt_then_unlearn.adapt import Ewc, fisher_of
 from .finetune import Outcome, finetune, pretrained_copy
 
 
-def ewc(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+def ewc(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
     """Fine-tune on the positives under EWC's penalty around theta_G.
 
     Source: Li et al., "Few-shot Image Generation with Elastic Weight Consolidation" (arXiv 2012.02780).
@@ -63,7 +63,7 @@ def adversarial_norm(gan: GAN, params: list[Tensor], batch_size: int, batches: i
     return total / batches
 
 
-def l1_sparse(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+def l1_sparse(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
     """Fine-tune on the positives under an l1 penalty.
 
     Source: Jia et al., "Model Sparsity Can Simplify Machine Unlearning" (arXiv 2304.04934).

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..config import Config
 from ..feedback.feedback import Feedback
 from ..gan import GAN
-from ..training.run_folder import Run
+from ..training.run_folder import RunFolder
 from .adapt_then_unlearn.stages import adapt_then_unlearn
 from .cdc import cdc
 from .extrapolate import extrapolate
@@ -30,7 +30,7 @@ from .taps import tapped_layers
 class Method:
     """run: does it. check: raises ValueError, before any work, where settings and GAN do not fit."""
 
-    run: Callable[[GAN, Feedback, Config, Run, int], Outcome]
+    run: Callable[[GAN, Feedback, Config, RunFolder, int], Outcome]
     check: Callable[[GAN, Config], object] = lambda gan, cfg: None
 
 

@@ -10,8 +10,8 @@ from ..data.samples import Samples
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.seeding import fork_rng, mix_seed
-from ..training.run_folder import Run
-from ..training.schedules import falling
+from ..training.run_folder import RunFolder
+from ..training.schedules import lr_decay
 from .finetune import Outcome, finetune
 from .layers import reinitialise
 
@@ -40,7 +40,7 @@ def without_negatives(gan: GAN, feedback: Feedback) -> tuple[Samples, int]:
     if not feedback.is_oracle:
         return feedback.positives, 0
     parts = torch.arange(len(feedback.positives)).split(100)
-    flags = torch.cat([feedback.judge(feedback.positives.batch(part).to(gan.device)) for part in parts])
+    flags = torch.cat([feedback.is_negative(feedback.positives.batch(part).to(gan.device)) for part in parts])
     kept = (~flags).nonzero().flatten()
     if len(kept) < 2:
         raise ValueError(f"positives: the oracle calls {int(flags.sum())} of {len(flags)} negative; nothing is left")
@@ -49,7 +49,7 @@ def without_negatives(gan: GAN, feedback: Feedback) -> tuple[Samples, int]:
     return Subset(feedback.positives, kept), int(flags.sum())
 
 
-def retrain(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+def retrain(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
     """Train networks of the same kind from new weights on the positives: the user's real samples where there are."""
     own = cfg.methods.retrain
     real, dropped = without_negatives(gan, feedback)
@@ -60,7 +60,7 @@ def retrain(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: in
     twin.generator_ema = None
 
     def factor(share: float) -> float:
-        return falling(share, own.decay)
+        return lr_decay(share, own.decay)
 
     outcome = finetune(twin, "retrain", gan, feedback, own, run, seed, real=real, schedule_lr=factor)
     outcome.decisions.update(trained_on=len(real), dropped_as_negative=dropped, drawn_without_a_rule=len(drawn))

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import config
 from ..feedback.feedback import Feedback
 from ..gan import GAN
-from ..training.run_folder import Run
+from ..training.run_folder import RunFolder
 from .finetune import Outcome, finetune, pretrained_copy
 from .taps import Taps, tapped_layers
 
@@ -54,7 +54,7 @@ def disturbance_loss(before: Sequence[Tensor], after: Sequence[Tensor], max_size
     return torch.stack(total).sum()
 
 
-def rssa(gan: GAN, feedback: Feedback, cfg: config.Config, run: Run, seed: int) -> Outcome:
+def rssa(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
     """Fine-tune on the positives under both losses."""
     own = cfg.methods.rssa
     names = tapped_layers(gan, own.layers, "methods.rssa.layers", maps_only=True)

@@ -43,7 +43,7 @@ def samples_digest(samples: Samples) -> str:
     return f"{len(samples)}:{digest({'samples': samples.batch(index), **known})}"
 
 
-class Run:
+class RunFolder:
     """One run, with a folder or (out None) without.
 
     Args:

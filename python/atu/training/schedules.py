@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def falling(share: float, decay: float) -> float:
+def lr_decay(share: float, decay: float) -> float:
     """Factor of the learning rates at a share of the steps: 1, and down to 0 over the last share `decay` of them."""
     return min((1 - share) / decay, 1.0) if decay else 1.0
 

@@ -15,7 +15,7 @@ from ..gan import GAN
 from ..measures.features import Whitening, discriminator_features
 from ..measures.frechet import frechet_distance, moments
 from ..support.seeding import mix_seed
-from .run_folder import Run
+from .run_folder import RunFolder
 from .trainer import AdversarialTrainer
 
 
@@ -30,7 +30,7 @@ class Score:
     """
 
     def __init__(self, gan: GAN, feedback: Feedback, n: int, drift_weight: float, seed: int):
-        self.gan, self.judge, self.n, self.drift_weight = gan, feedback.judge, n, drift_weight
+        self.gan, self.is_negative, self.n, self.drift_weight = gan, feedback.is_negative, n, drift_weight
         self.seed = mix_seed(seed, 5)
         features = self._features_of(feedback.positives)
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self.seed))
@@ -50,7 +50,7 @@ class Score:
         """negative_rate, drift and score of a generator."""
         flags, features = [], []
         for x in self.gan.batches(self.n, self.seed, generator=generator):
-            flags.append(self.judge(x))
+            flags.append(self.is_negative(x))
             features.append(discriminator_features(self.gan, [x]))
         rate = float(torch.cat(flags).float().mean())
         drift = frechet_distance(moments(self.whiten(torch.cat(features))), self.kept) / self.size - self.floor
@@ -67,7 +67,7 @@ class Score:
         return found["score"] - min(rate, error) / self.before
 
 
-class Keeper:
+class CheckpointKeeper:
     """Scores the EMA generator in the course of a stage and remembers the one to keep.
 
     keep="best": the latest whose score is the lowest, but for a standard error of its count of negatives (Breiman et
@@ -75,7 +75,9 @@ class Keeper:
     and of equals the later is the better trained. keep="final": the one after all steps.
     """
 
-    def __init__(self, stage: str, trainer: AdversarialTrainer, score: Score, run: Run, keep: Literal["best", "final"]):
+    def __init__(
+        self, stage: str, trainer: AdversarialTrainer, score: Score, run: RunFolder, keep: Literal["best", "final"]
+    ):
         self.stage, self.trainer, self.score, self.run, self.keep = stage, trainer, score, run, keep
         self.kept: dict[str, Any] = {"step": 0}
         self.kept_state: dict[str, Tensor] = {}

@@ -16,7 +16,7 @@ from ..gan import GAN
 from ..support import progress
 from ..support.modules import eval_mode
 from ..support.seeding import fork_rng
-from .schedules import falling
+from .schedules import lr_decay
 from .trainer import AdversarialTrainer
 
 DECAY = 0.25  # last share of the steps, over which the learning rates fall to 0
@@ -43,7 +43,7 @@ def train(
         start = time.monotonic() - seconds
         with progress.bar("pretrain", steps, trainer.step_count) as bar, open(log_path, "a", encoding="utf-8") as log:
             while trainer.step_count < steps:
-                trainer.set_lr_factor(falling(trainer.step_count / steps, DECAY))
+                trainer.set_lr_factor(lr_decay(trainer.step_count / steps, DECAY))
                 metrics = trainer.step()
                 bar.update(metrics)
                 if trainer.step_count % 100 == 0:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..support import progress
-from .run_folder import Run
+from .run_folder import RunFolder
 from .trainer import AdversarialTrainer, NonFiniteError
 
 
@@ -53,7 +53,7 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler if before is None else before)
 
 
-def run_stage(run: Run, stage: str, trainer: AdversarialTrainer, steps: int, hooks: StageHooks) -> None:
+def run_stage(run: RunFolder, stage: str, trainer: AdversarialTrainer, steps: int, hooks: StageHooks) -> None:
     """Train for `steps` steps (fewer if the hooks say so), logging, saving and taking up a killed run.
 
     Raises:

@@ -155,7 +155,7 @@ class AdversarialTrainer:
         rng = torch.default_generator
         return self.gan.latents(n, rng), self.gan.labels(n, rng)
 
-    def _judge(self, x: Tensor, c: Tensor | None) -> Tensor:
+    def _logits(self, x: Tensor, c: Tensor | None) -> Tensor:
         return self.gan.logits(augment(x, self.config.augment), c)
 
     def _discriminator_step(self) -> dict[str, float]:
@@ -165,7 +165,7 @@ class AdversarialTrainer:
             fake = self.gan.fake(z, c, cfg.style_mixing)
         real, real_c = self.real_batch()
         self.optim_d.zero_grad(set_to_none=True)
-        fake_logits, real_logits = self._judge(fake, c), self._judge(real, real_c)
+        fake_logits, real_logits = self._logits(fake, c), self._logits(real, real_c)
         if cfg.loss == "relativistic":
             loss = losses.relativistic_loss(real_logits, fake_logits)
         else:
@@ -173,7 +173,7 @@ class AdversarialTrainer:
         metrics = {"loss_d": loss, "logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
         loss.backward()
         if self.extra_fakes is not None and self.extra_weight > 0:  # after that, so that its memory is free again
-            extra_logits = self._judge(*draw(self.gan, self.extra_fakes, cfg.batch_size))
+            extra_logits = self._logits(*draw(self.gan, self.extra_fakes, cfg.batch_size))
             extra_loss = self.extra_weight * losses.fake_loss(extra_logits)
             extra_loss.backward()
             metrics["loss_d"] = loss + extra_loss
@@ -193,11 +193,11 @@ class AdversarialTrainer:
 
     def _generator_loss(self, fake: Tensor, c: Tensor | None) -> Tensor:
         if self.config.loss == "logistic":
-            return losses.generator_loss(self._judge(fake, c))
+            return losses.generator_loss(self._logits(fake, c))
         real, real_c = self.real_batch()
         with torch.no_grad():
-            real_logits = self._judge(real, real_c)
-        return losses.relativistic_loss(self._judge(fake, c), real_logits)
+            real_logits = self._logits(real, real_c)
+        return losses.relativistic_loss(self._logits(fake, c), real_logits)
 
     @torch.no_grad()
     def _original_fake(self, z: Tensor, c: Tensor | None) -> Tensor | None:

@@ -14,7 +14,7 @@ from atu.feedback.oracles import Oracle
 from atu.feedback.probe import Probe
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator
-from atu.training.score import Keeper, Score
+from atu.training.score import CheckpointKeeper, Score
 
 POOL = FeedbackConfig(pool=600)
 
@@ -188,7 +188,7 @@ class Told(Score):
 )
 def test_the_latest_is_kept_whose_score_is_the_lowest_but_for_chance(mixture, found, kept, waited):
     trainer = SimpleNamespace(ema=mixture.generator, step_count=0)
-    keeper = Keeper("x", trainer, Told(mixture, *found), SimpleNamespace(picture=lambda *_: None), "best")
+    keeper = CheckpointKeeper("x", trainer, Told(mixture, *found), SimpleNamespace(picture=lambda *_: None), "best")
     for step in range(len(found)):
         with torch.no_grad():
             mixture.generator.scale.fill_(step)
@@ -196,7 +196,7 @@ def test_the_latest_is_kept_whose_score_is_the_lowest_but_for_chance(mixture, fo
         keeper.check(step, metrics)
         assert metrics["drift"] == pytest.approx(found[step][1], nan_ok=True)
     assert (keeper.kept["step"], keeper.waited) == (kept, waited)
-    again = Keeper("x", trainer, Told(mixture), None, "best")
+    again = CheckpointKeeper("x", trainer, Told(mixture), None, "best")
     again.load_state(*keeper.state())
     again.restore()
     assert float(mixture.generator.scale) == kept

@@ -19,7 +19,7 @@ from atu.data.images import grid
 from atu.data.samples import TensorSamples
 from atu.formats.tensors import CheckpointError
 from atu.gan import GAN
-from atu.training.run_folder import Run
+from atu.training.run_folder import RunFolder
 from atu.training.stage import StageHooks, _interrupts, run_stage
 from atu.training.trainer import AdversarialTrainer, NonFiniteError
 
@@ -34,7 +34,7 @@ from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
 progress.set_quiet(True)
 torch.set_num_threads(1)
-log = run_folder.Run.log
+log = run_folder.RunFolder.log
 
 
 def run(out, stage, step, sent):
@@ -43,7 +43,7 @@ def run(out, stage, step, sent):
         if (name, at) == (stage, step):
             os.kill(os.getpid(), sent)
 
-    run_folder.Run.log = log_and_die
+    run_folder.RunFolder.log = log_and_die
     torch.manual_seed(0)
     gan = GAN(MLPGenerator(4, [1, 4, 4], (8,), "tanh"), MLPDiscriminator([1, 4, 4], (8,)))
     x = gan.sample(60)
@@ -174,7 +174,7 @@ def test_repel_minds_from_what_it_was_pushed(vector_gan, negatives, tmp_path):
 
 
 def run_in(out, needed=0):
-    return Run(out, Config(), {"seed": 0}, needed)
+    return RunFolder(out, Config(), {"seed": 0}, needed)
 
 
 def test_folders_that_will_not_do(tmp_path, monkeypatch):
@@ -314,7 +314,7 @@ def test_training_in_another_thread_leaves_signals_alone(vector_gan):
 
 def test_a_step_that_spoils_the_weights_is_never_saved(vector_gan, tmp_path):
     """The losses of step 4 are finite, its update is not: the state of step 2 stays."""
-    run = Run(tmp_path, Config(save_every=2), {"seed": 0})
+    run = RunFolder(tmp_path, Config(save_every=2), {"seed": 0})
 
     def penalty():
         if trainer.step_count == 3:
@@ -331,7 +331,7 @@ def test_a_step_that_spoils_the_weights_is_never_saved(vector_gan, tmp_path):
 
 
 def test_a_disk_that_fills_up_keeps_the_last_state(vector_gan, tmp_path, monkeypatch):
-    run = Run(tmp_path, Config(save_every=2), {"seed": 0})
+    run = RunFolder(tmp_path, Config(save_every=2), {"seed": 0})
 
     def full(tensors, target, metadata):
         target.write_bytes(b"half")

@@ -345,7 +345,7 @@ def test_fisher_at_negatives(vector_gan, snapshot, unchanged):
     assert all(torch.equal(x, y) for x, y in zip(a, fisher_of(vector_gan, feedback, cfg, seed=1), strict=True))
     assert torch.equal(torch.get_rng_state(), state)
     unchanged(before, snapshot(vector_gan))
-    feedback.judge = lambda x: x[:, 0] > 1e9
+    feedback.is_negative = lambda x: x[:, 0] > 1e9
     with pytest.raises(ValueError, match=r"fisher\.samples: expected some .* to be negative, none is"):
         fisher_of(vector_gan, feedback, cfg, seed=1)
 

@@ -16,7 +16,7 @@ from ...gan import GAN
 from ...support.modules import eval_mode
 from ...support.seeding import fork_rng, mix_seed
 from ...training.fisher import diagonal_fisher
-from ...training.run_folder import Run
+from ...training.run_folder import RunFolder
 from ...training.stage import StageHooks, run_stage
 from ...training.trainer import AdversarialTrainer
 
@@ -39,7 +39,7 @@ def _negative_latents(gan: GAN, feedback: Feedback, n: int, rng: torch.Generator
         z, c = gan.latents(100, rng), gan.labels(100, rng)
         with eval_mode(gan.generator):
             x = gan.fake(z, c)
-        flags = feedback.judge(x).to(z.device)
+        flags = feedback.is_negative(x).to(z.device)
         found_z.append(z[flags])
         if c is not None:
             found_c.append(c[flags])
@@ -73,7 +73,7 @@ class Ewc:
 
 
 def adapt_one(
-    gan: GAN, feedback: Feedback, fisher: list[Tensor], cfg: config.Adapt, run: Run, index: int, seed: int
+    gan: GAN, feedback: Feedback, fisher: list[Tensor], cfg: config.Adapt, run: RunFolder, index: int, seed: int
 ) -> dict[str, Tensor]:
     """Adapt a copy of `gan` to the negatives; returns its EMA generator's state dict."""
     stage = f"adapt-{index}"
@@ -94,7 +94,7 @@ def adapt_one(
     return state
 
 
-def adapt_all(gan: GAN, feedback: Feedback, cfg: config.Adapt, run: Run, seed: int) -> list[dict[str, Tensor]]:
+def adapt_all(gan: GAN, feedback: Feedback, cfg: config.Adapt, run: RunFolder, seed: int) -> list[dict[str, Tensor]]:
     """The ensemble of N adapted generators, each with its own seed; their state dicts."""
     fisher = fisher_of(gan, feedback, cfg.fisher, seed)
     return [adapt_one(gan, feedback, fisher, cfg, run, index, seed) for index in range(cfg.models)]

@@ -21,9 +21,9 @@ from ...feedback.feedback import Feedback
 from ...gan import GAN
 from ...support import progress
 from ...support.seeding import fork_rng, mix_seed
-from ...training.run_folder import Run
-from ...training.schedules import falling, schedule
-from ...training.score import Keeper, Score
+from ...training.run_folder import RunFolder
+from ...training.schedules import lr_decay, schedule
+from ...training.score import CheckpointKeeper, Score
 from ...training.stage import StageHooks, run_stage
 from ...training.trainer import AdversarialTrainer
 from .steering import Steering
@@ -83,7 +83,9 @@ class Repulsion:
 class Controller(StageHooks):
     """Lets the learning rates fall, has the generator scored, and stops when it gets no better."""
 
-    def __init__(self, keeper: Keeper, repel: Repulsion, steering: Steering | None, cfg: config.Repel, steps: int):
+    def __init__(
+        self, keeper: CheckpointKeeper, repel: Repulsion, steering: Steering | None, cfg: config.Repel, steps: int
+    ):
         self.keeper, self.repel, self.steering, self.cfg, self.steps = keeper, repel, steering, cfg, steps
         self.trainer = keeper.trainer
         self.stopped = ""
@@ -106,7 +108,7 @@ class Controller(StageHooks):
 
     def _set_lr(self, step: int) -> None:
         """The learning rates fall to 0 over the last share `decay` of the steps."""
-        self.trainer.set_lr_factor(falling(step / max(self.steps, 1), self.cfg.decay))
+        self.trainer.set_lr_factor(lr_decay(step / max(self.steps, 1), self.cfg.decay))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         kept, scores = self.keeper.state()
@@ -147,7 +149,7 @@ def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
 
 
 def repel_gan(
-    gan: GAN, feedback: Feedback, adapted: list[dict[str, Tensor]], cfg: config.Repel, run: Run, seed: int
+    gan: GAN, feedback: Feedback, adapted: list[dict[str, Tensor]], cfg: config.Repel, run: RunFolder, seed: int
 ) -> tuple[GAN, dict[str, Any]]:
     """Stage 2 on a copy of `gan`; returns the unlearned GAN and what the controller decided.
 
@@ -174,7 +176,7 @@ def repel_gan(
         )
         trainer.extra_weight = cfg.negatives_weight
         score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
-        keeper = Keeper("repel", trainer, score, run, cfg.keep)
+        keeper = CheckpointKeeper("repel", trainer, score, run, cfg.keep)
         control = Controller(keeper, push, steering, cfg, steps)
         run_stage(run, "repel", trainer, steps, control)
     keeper.restore()

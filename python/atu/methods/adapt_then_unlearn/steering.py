@@ -91,7 +91,7 @@ class Steering:
 
     def _observe(self, fake: Tensor) -> None:
         """Judge the samples just made: for the guide's weight, and, with an oracle, for the guide to learn from."""
-        flags = self.feedback.judge(fake).to(fake.device)
+        flags = self.feedback.is_negative(fake).to(fake.device)
         self.left += (float(flags.float().mean()) / self.share - self.left) * LEFT_RATE
         self.step_count += 1
         grows = self.left > LEFT[1] and self.step_count > EARLY
