@@ -1,5 +1,6 @@
 # make demo   unlearn the digit 8 from the bundled MNIST GAN and write out/demo/report.html
 # make test   the whole test suite           make lint   ruff, mypy, import-linter, clang-format
+# make docs   the docs site into site/, strictly: no broken link, no missing page
 # make ptxas  resources of the CUDA kernels against benchmarks/results/ptxas.md (needs nvcc, no GPU)
 # Each sets up .venv on a fresh machine, and uses it again the next time.
 
@@ -18,7 +19,7 @@ export ATU_CUDA_ARCHITECTURES ?= $(or $(GPU_ARCH),80-real;90)
 
 BUILD_INPUTS := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard cmake/*) $(wildcard csrc/*/*)
 
-.PHONY: demo test lint ptxas format clean
+.PHONY: demo test lint docs ptxas format clean
 
 demo: $(VENV)/installed
 	$(BIN)/atu demo mnist --digit $(DIGIT) --out $(OUT)
@@ -33,6 +34,9 @@ lint: $(VENV)/installed
 	$(BIN)/lint-imports --no-logo
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs -r $(BIN)/clang-format --dry-run -Werror
 
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+
 ptxas: $(VENV)/installed
 	$(BIN)/python benchmarks/ptxas_report.py --check --jobs 2
 
@@ -43,8 +47,8 @@ format: $(VENV)/installed
 
 $(VENV)/installed: $(BUILD_INPUTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,onnx,test]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,docs,onnx,test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out
+	rm -rf $(VENV) build out site

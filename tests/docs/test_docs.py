@@ -75,7 +75,7 @@ def test_commands_of_the_page(page, tmp_path, monkeypatch):
             run_line(line, tmp_path)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/ops.md"])
 def test_python_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)  # the pages' untrained networks: some draws make no sample that the page calls negative
@@ -84,7 +84,8 @@ def test_python_of_the_page(page, tmp_path, monkeypatch):
     assert found
     for text in found:
         exec(compile(text, page, "exec"), scope)
-    assert scope["result"].generator is not None
+    if page != "docs/ops.md":
+        assert scope["result"].generator is not None
 
 
 def commands(group: click.Group, prefix: str = "") -> list[tuple[str, click.Command]]:
