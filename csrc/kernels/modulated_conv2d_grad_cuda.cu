@@ -298,6 +298,12 @@ Sums make_sums(const P& p, void* sum0, void* sum1, void* pixel_sums, const char*
           pixel_sums, false};
 }
 
+// Whether the blocks of planar rows begin as well aligned as the rows.
+template <class T, class P>
+bool wide_blocks(const P& p) {
+  return p.pixel_block % kVector<T> == 0;
+}
+
 template <class T, class Pass>
 void launch_planar(const Pass& pass, const Sums& s, void* stream) {
   if (s.n * s.c * s.blocks == 0) return;
@@ -323,7 +329,7 @@ void launch(const ModulateGradParams& p, void* stream) {
     s.wide = wide_accesses<T>(p.c, p.x, p.grad_out, p.grad_x, p.styles);
     launch_channels_last<T>(ModulateGradPass<T, true>{p}, s, stream);
   } else {
-    s.wide = wide_accesses<T>(p.pixels, p.x, p.grad_out, p.grad_x);
+    s.wide = wide_blocks<T>(p) && wide_accesses<T>(p.pixels, p.x, p.grad_out, p.grad_x);
     launch_planar<T>(ModulateGradPass<T, false>{p}, s, stream);
   }
   add_partials<T>(s, 0, p.grad_styles, stream);
@@ -336,7 +342,7 @@ void launch(const EpilogueGradParams& p, void* stream) {
     s.wide = wide_accesses<T>(p.c, p.u, p.dy, p.du, p.d, p.bias);
     launch_channels_last<T>(EpilogueGradPass<T, true>{p, make_finish(p)}, s, stream);
   } else {
-    s.wide = wide_accesses<T>(p.pixels, p.u, p.dy, p.du, p.noise);
+    s.wide = wide_blocks<T>(p) && wide_accesses<T>(p.pixels, p.u, p.dy, p.du, p.noise);
     launch_planar<T>(EpilogueGradPass<T, false>{p, make_finish(p)}, s, stream);
   }
   add_partials<T>(s, 0, p.dd, stream);
@@ -350,7 +356,7 @@ void launch(const EpilogueGrad2Params& p, void* stream) {
     s.wide = wide_accesses<T>(p.c, p.u, p.dy, p.gu, p.d_dy, p.d_u, p.d, p.bias, p.gd, p.gb);
     launch_channels_last<T>(EpilogueGrad2Pass<T, true>{p, make_finish(p)}, s, stream);
   } else {
-    s.wide = wide_accesses<T>(p.pixels, p.u, p.dy, p.gu, p.d_dy, p.d_u, p.noise, p.gn);
+    s.wide = wide_blocks<T>(p) && wide_accesses<T>(p.pixels, p.u, p.dy, p.gu, p.d_dy, p.d_u, p.noise, p.gn);
     launch_planar<T>(EpilogueGrad2Pass<T, false>{p, make_finish(p)}, s, stream);
   }
   add_partials<T>(s, 0, p.d_d, stream);
