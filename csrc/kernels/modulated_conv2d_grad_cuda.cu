@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (!s.pixel_sums) continue;
     __syncthreads();
     for (int i = thread; i < pixels; i += kThreads) {
-      static_cast<T*>(s.pixel_sums)[run.n * s.pixels + first + i] = from_float<T>(pixel_sums[i]);
+      static_cast<T*>(s.pixel_sums)[run.n * s.pixels + first + i] = from_float<T>(s.c > 0 ? pixel_sums[i] : 0.f);
     }
     __syncthreads();
   }
@@ -280,7 +280,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void add_partials(const Sums& s, int array, void* out, void* stream) {
-  if (!out) return;
+  if (!out || s.n * s.c == 0) return;
   const dim3 grid(unsigned(ceil_div(s.c, 32)), 1, sample_blocks(s.n));
   ATU_LAUNCH(add_partials_kernel<T>, grid, dim3(32, kWarps), 0, stream, s.partials + array * s.n * s.blocks * s.c,
              static_cast<T*>(out), s.n, s.c, s.blocks);
@@ -298,6 +298,11 @@ Sums make_sums(const P& p, void* sum0, void* sum1, void* pixel_sums, const char*
           pixel_sums, false};
 }
 
+// Without channels the sums over them are still to be written.
+bool nothing_to_write(const Sums& s) {
+  return s.n * s.blocks == 0 || (s.c == 0 && !s.pixel_sums);
+}
+
 // Whether the blocks of planar rows begin as well aligned as the rows.
 template <class T, class P>
 bool wide_blocks(const P& p) {
@@ -306,7 +311,7 @@ bool wide_blocks(const P& p) {
 
 template <class T, class Pass>
 void launch_planar(const Pass& pass, const Sums& s, void* stream) {
-  if (s.n * s.c * s.blocks == 0) return;
+  if (nothing_to_write(s)) return;
   const int64_t warps = s.pixel_sums ? 1 : min64(ceil_div(s.c, kWarps), 65535);
   const dim3 grid(unsigned(s.blocks), unsigned(warps), sample_blocks(s.n));
   ATU_LAUNCH((planar_kernel<T, Pass>), grid, kThreads, 0, stream, pass, s);
@@ -314,7 +319,7 @@ void launch_planar(const Pass& pass, const Sums& s, void* stream) {
 
 template <class T, class Pass>
 void launch_channels_last(const Pass& pass, const Sums& s, void* stream) {
-  if (s.n * s.c * s.blocks == 0) return;
+  if (nothing_to_write(s)) return;
   int lanes = 1;
   while (lanes < 32 && lanes * kVector<T> < s.c) lanes *= 2;
   const int64_t chunks = s.pixel_sums ? 1 : min64(ceil_div(s.c, lanes * kVector<T>), 65535);
