@@ -229,11 +229,15 @@ void launch_tiled(const Upfirdn2dParams& p, void* stream) {
   const unsigned grid = unsigned(min64(t.count, kMaxGrid));
   if (p.separable) {
     ATU_LAUNCH((tiled_kernel<T, Up, Down, true, kMaxTaps, false>), grid, kThreads, shared, stream, p, t);
-  } else if (p.filter_h == 4 && sizeof(T) < 8) {
-    ATU_LAUNCH((tiled_kernel<T, Up, Down, false, 4, true>), grid, kThreads, shared, stream, p, t);
-  } else {
-    ATU_LAUNCH((tiled_kernel<T, Up, Down, false, kMaxTaps, false>), grid, kThreads, shared, stream, p, t);
+    return;
   }
+  if constexpr (sizeof(T) < 8) {
+    if (p.filter_h == 4) {
+      ATU_LAUNCH((tiled_kernel<T, Up, Down, false, 4, true>), grid, kThreads, shared, stream, p, t);
+      return;
+    }
+  }
+  ATU_LAUNCH((tiled_kernel<T, Up, Down, false, kMaxTaps, false>), grid, kThreads, shared, stream, p, t);
 }
 
 // ---- pixels -----------------------------------------------------------------------------------------------------
