@@ -246,22 +246,14 @@ __device__ __forceinline__ void finish_vector(const Kernel& k, float (&v)[kVecto
   for (int j = 0; j < V; ++j) v[j] = to_float(from_float<T>(v[j]));
   if (k.u) store(static_cast<T*>(k.u) + at, v, count, k.wide_out);
   if (!k.y) return;
-  float operand[V];
-  if (k.out_scale) {
-    load(operand, static_cast<const T*>(k.out_scale) + image * k.out_c + channel, count, k.wide_out);
+  float d[V], bias[V], noise = 0.f;
+  fill(d, 1.f);
+  fill(bias, 0.f);
+  if (k.out_scale) load(d, static_cast<const T*>(k.out_scale) + image * k.out_c + channel, count, k.wide_out);
+  if (k.bias) load(bias, static_cast<const T*>(k.bias) + channel, count, k.wide_out);
+  if (k.noise) noise = to_float(static_cast<const T*>(k.noise)[image * k.noise_stride_n + pixel]);
 #pragma unroll
-    for (int j = 0; j < V; ++j) v[j] *= operand[j];
-  }
-  if (k.noise) {
-    const float noise = to_float(static_cast<const T*>(k.noise)[image * k.noise_stride_n + pixel]);
-#pragma unroll
-    for (int j = 0; j < V; ++j) v[j] += noise;
-  }
-  if (k.bias) {
-    load(operand, static_cast<const T*>(k.bias) + channel, count, k.wide_out);
-#pragma unroll
-    for (int j = 0; j < V; ++j) v[j] += operand[j];
-  }
+  for (int j = 0; j < V; ++j) v[j] = affine(v[j], d[j], noise, bias[j]);
   finish(k.finish, v);
   store(static_cast<T*>(k.y) + at, v, count, k.wide_out);
 }
