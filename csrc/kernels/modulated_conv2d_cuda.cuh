@@ -43,7 +43,7 @@ __device__ __forceinline__ void store(T* p, const float (&in)[V], int count, boo
       Pack<T> pack;
 #pragma unroll
       for (int j = 0; j < kVector<T>; ++j) pack.v[j] = from_float<T>(in[i + j]);
-      *reinterpret_cast<Pack<T>*>(p + i) = pack;
+      store_pack(p + i, pack);
     }
   } else {
 #pragma unroll
