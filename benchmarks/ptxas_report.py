@@ -97,7 +97,7 @@ def dynamic_shared(kernel: str) -> int | None:
     if tile:
         warps_m, warps_n, tiles_m, tiles_n, stages = map(int, tile.groups())
         warp_rows, cols = 16 * tiles_m, 8 * tiles_n * warps_n
-        return max(stages * (warps_m * warp_rows + cols + 1) * 64, warp_rows * (cols + 4) * 4)
+        return max(stages * (warps_m * warp_rows + cols + 1) * 64, warp_rows * (cols + 8) * 4)
     return None if kernel.startswith("upfirdn2d") else 0
 
 

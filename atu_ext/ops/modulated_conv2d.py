@@ -61,8 +61,9 @@ def _pixel_block(t: Tensor, channels_last: bool) -> int:
     n, _, pixels = _size(t)
     if channels_last:
         return 64
-    most = 256 if on_cuda(t) else 1024  # kCudaPixelBlock, kMaxPixelBlock
-    return min(most, max(64, -(-n * pixels // 16)))
+    if not on_cuda(t):
+        return min(1024, max(64, -(-n * pixels // 16)))  # kMaxPixelBlock
+    return min(256, max(64, -(-n * pixels // (16 * 8)) * 8))  # kCudaPixelBlock; whole vectors of 16 bytes
 
 
 def _partials(t: Tensor, block: int, count: int) -> Tensor:

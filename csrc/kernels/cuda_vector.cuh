@@ -1,6 +1,8 @@
 // Runs of 16 bytes of a dense array, in accumulator precision: how the elementwise kernels read and write.
 #pragma once
 
+#include <cstring>
+
 #include "cuda_common.cuh"
 
 namespace atu::cuda {
@@ -12,6 +14,15 @@ template <class T>
 struct alignas(16) Pack {
   T v[kVector<T>];
 };
+
+// *p = pack in one store of 16 bytes, to global memory aligned to it. By name: nvcc takes an assignment of a struct
+// apart, into a store for each element or two, each of which touches all of the warp's sectors.
+template <class T>
+__device__ __forceinline__ void store_pack(T* p, const Pack<T>& pack) {
+  uint4 word;
+  memcpy(&word, &pack, 16);
+  __stwb(reinterpret_cast<uint4*>(p), word);
+}
 
 // Where the vectors of arrays of `numel` elements lie: vector k covers elements [first + k V, first + (k + 1) V) cut to
 // [0, numel). first is in (-V, 0], so that vectors are aligned to 16 bytes where all arrays are misaligned alike; where
@@ -56,7 +67,7 @@ __device__ __forceinline__ void store_vector(T* p, int64_t i, int64_t numel, boo
     Pack<T> pack;
 #pragma unroll
     for (int j = 0; j < kVector<T>; ++j) pack.v[j] = from_float<T>(in[j]);
-    *reinterpret_cast<Pack<T>*>(p + i) = pack;
+    store_pack(p + i, pack);
   } else {
 #pragma unroll
     for (int j = 0; j < kVector<T>; ++j) {

@@ -112,12 +112,18 @@ void launch_modulate_transpose(const ModulateParams& p, void* stream) {
 
 // ---- weights --------------------------------------------------------------------------------------------------------
 
-// Where tap k of row (o, c) of the weight lies.
+// Where tap k of row (o, c) of the weight lies, and the row of what lies at i.
 struct WeightIndex {
   int64_t inner, taps;
   bool channels_last;
   __device__ __forceinline__ int64_t at(int64_t row, int64_t k) const {
     return channels_last ? (row / inner * taps + k) * inner + row % inner : row * taps + k;
+  }
+  // Index: uint32_t where that is enough (64-bit divisions are slow).
+  template <class Index>
+  __device__ __forceinline__ int64_t row(int64_t i) const {
+    const Index at = Index(i), c = Index(inner), k = Index(taps);
+    return channels_last ? at / (k * c) * c + at % c : at / k;
   }
 };
 
@@ -138,15 +144,11 @@ __global__ void __launch_bounds__(kThreads) square_sum_kernel(const T* w, T* q, 
   }
 }
 
-template <class T>
+template <class T, class Index>
 __global__ void __launch_bounds__(kThreads)
-    square_sum_grad_kernel(const T* w, const T* dq, T* dw, int64_t rows, WeightIndex index) {
-  for (int64_t row = int64_t{blockIdx.x} * kThreads + threadIdx.x; row < rows; row += int64_t{gridDim.x} * kThreads) {
-    const float factor = 2.f * to_float(dq[row]);
-    for (int64_t k = 0; k < index.taps; ++k) {
-      const int64_t at = index.at(row, k);
-      dw[at] = from_float<T>(factor * to_float(w[at]));
-    }
+    square_sum_grad_kernel(const T* w, const T* dq, T* dw, int64_t count, WeightIndex index) {
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += int64_t{gridDim.x} * kThreads) {
+    dw[i] = from_float<T>(2.f * to_float(dq[index.row<Index>(i)]) * to_float(w[i]));
   }
 }
 
@@ -227,9 +229,17 @@ void square_sum_grad_cuda(const SquareSumParams& p, void* stream) {
   if (p.rows * p.taps == 0) return;
   for_dtype(p.dtype, "square_sum_grad_cuda", [&](auto t) {
     using T = decltype(t);
-    ATU_LAUNCH(square_sum_grad_kernel<T>, blocks_for(p.rows), kThreads, 0, stream, static_cast<const T*>(p.w),
-               static_cast<const T*>(p.dq), static_cast<T*>(p.dw), p.rows,
-               WeightIndex{p.inner, p.taps, p.channels_last});
+    const int64_t count = p.rows * p.taps;
+    const auto *w = static_cast<const T*>(p.w), *dq = static_cast<const T*>(p.dq);
+    auto* dw = static_cast<T*>(p.dw);
+    const WeightIndex index{p.inner, p.taps, p.channels_last};
+    if (count <= UINT_MAX) {
+      ATU_LAUNCH((square_sum_grad_kernel<T, uint32_t>), blocks_for(count), kThreads, 0, stream, w, dq, dw, count,
+                 index);
+    } else {
+      ATU_LAUNCH((square_sum_grad_kernel<T, uint64_t>), blocks_for(count), kThreads, 0, stream, w, dq, dw, count,
+                 index);
+    }
   });
 }
 

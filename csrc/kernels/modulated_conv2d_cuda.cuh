@@ -43,7 +43,7 @@ __device__ __forceinline__ void store(T* p, const float (&in)[V], int count, boo
       Pack<T> pack;
 #pragma unroll
       for (int j = 0; j < kVector<T>; ++j) pack.v[j] = from_float<T>(in[i + j]);
-      *reinterpret_cast<Pack<T>*>(p + i) = pack;
+      store_pack(p + i, pack);
     }
   } else {
 #pragma unroll
@@ -130,7 +130,12 @@ bool wide_accesses(int64_t length, Pointers... pointers) {
   return length % kVector<T> == 0 && (aligned16(pointers) && ...);
 }
 
-// v = d u + noise + bias
+// d u + noise + bias. One rounding for the first two, by name: left to itself nvcc fuses them here and not there, and
+// the GEMM's y would not be the epilogue's.
+__device__ __forceinline__ float affine(float u, float d, float noise, float bias) {
+  return __fmaf_rn(d, u, noise) + bias;
+}
+
 template <class T, class R, int V>
 __device__ __forceinline__ void pre_activation(const EpilogueParams& e, const R& run, const float (&u)[V],
                                                const float (&d)[V], float (&v)[V]) {
@@ -138,7 +143,7 @@ __device__ __forceinline__ void pre_activation(const EpilogueParams& e, const R&
   run.template pixel<T>(noise, e.noise, e.noise_stride_n, 0.f);
   run.template channel<T>(bias, e.bias, 0, 0.f);
 #pragma unroll
-  for (int j = 0; j < V; ++j) v[j] = d[j] * u[j] + noise[j] + bias[j];
+  for (int j = 0; j < V; ++j) v[j] = affine(u[j], d[j], noise[j], bias[j]);
 }
 
 static inline Finish make_finish(const EpilogueParams& e) {

@@ -34,7 +34,9 @@ struct Tile {
   static constexpr int warp_rows = 16 * TilesM, warp_cols = 8 * TilesN;
   static constexpr int rows = WarpsM * warp_rows, cols = WarpsN * warp_cols;
   static constexpr int stage_bytes = (rows + cols + 1) * kSlabBytes;
-  static constexpr int staging_stride = cols + 4;  // floats; the output tile passes through shared memory by warp rows
+  // Floats; the output tile passes through shared memory by warp rows. 8 more than a row: a half-warp stores 8 bytes a
+  // lane to four rows, and these then lie in different banks.
+  static constexpr int staging_stride = cols + 8;
   static constexpr int staging_bytes = warp_rows * staging_stride * 4;
   static constexpr int shared_bytes = stages * stage_bytes > staging_bytes ? stages* stage_bytes : staging_bytes;
   static constexpr int row_step = threads / kChunks;  // rows that the block's threads fill at a time
@@ -51,7 +53,7 @@ struct Kernel {
   int64_t first_tile;
   unsigned pixel_tiles, channel_tiles;
   int in_c, in_h, in_w, out_w, kernel_h, kernel_w, stride, pad_y, pad_x;
-  bool wide_in, wide_out;  // 16-byte accesses along in_c, along out_c
+  bool wide_out;  // 16-byte accesses along out_c
   Finish finish;
 };
 
@@ -67,16 +69,18 @@ __device__ __forceinline__ int row_offset(int i) {
 }
 
 // One 16-byte chunk from global to shared memory: elements [0, count) of `source`, zeros after them.
-template <class T>
-__device__ __forceinline__ void copy_chunk(unsigned char* target, const T* source, int count, bool wide) {
-  if (wide) {
+template <class T, bool Wide>
+__device__ __forceinline__ void copy_chunk(unsigned char* target, const T* source, int count) {
+  if constexpr (Wide) {
     cp_async<16>(target, source, count > 0);
-    return;
-  }
-  Pack<T> pack;
+  } else {
+    Pack<T> pack;
+    uint4 word;
 #pragma unroll
-  for (int j = 0; j < kVector<T>; ++j) pack.v[j] = j < count ? source[j] : from_float<T>(0.f);
-  *reinterpret_cast<Pack<T>*>(target) = pack;
+    for (int j = 0; j < kVector<T>; ++j) pack.v[j] = j < count ? source[j] : from_float<T>(0.f);
+    memcpy(&word, &pack, 16);
+    *reinterpret_cast<uint4*>(target) = word;
+  }
 }
 
 // A word of x times a word of in_scale, rounded to T (tf32 for float).
@@ -105,8 +109,8 @@ __device__ __forceinline__ void multiply(float (&d)[4], const std::uint32_t (&a)
 }
 
 // Fills the slabs in the order of K: taps outside, channels inside. A thread copies the same chunk of every
-// row_step-th row.
-template <class T, class Tile>
+// row_step-th row. Wide: rows of x, w and in_scale are whole chunks, aligned to 16 bytes.
+template <class T, class Tile, bool Wide>
 class Loader {
  public:
   __device__ Loader(const Kernel& k, unsigned char* shared, int64_t image, int64_t first_pixel, int64_t first_channel)
@@ -138,18 +142,18 @@ class Loader {
       const bool inside = static_cast<unsigned>(iy) < static_cast<unsigned>(k_.in_h) &&
                           static_cast<unsigned>(ix) < static_cast<unsigned>(k_.in_w) && left > 0;
       const T* source = inside ? x_ + (iy * k_.in_row + int64_t{ix} * k_.in_c + c_) : x_;
-      copy_chunk(stage + target + row_offset<Tile::row_step>(i), source, inside ? left : 0, k_.wide_in);
+      copy_chunk<T, Wide>(stage + target + row_offset<Tile::row_step>(i), source, inside ? left : 0);
     }
     unsigned char* w_tile = stage + Tile::rows * kSlabBytes;
 #pragma unroll
     for (int i = 0; i < kChannels; ++i) {
       const bool inside = i * Tile::row_step < w_rows_ && left > 0;
       const T* source = inside ? w_ + i * Tile::row_step * k_.w_row : static_cast<const T*>(k_.w);
-      copy_chunk(w_tile + target + row_offset<Tile::row_step>(i), source, inside ? left : 0, k_.wide_in);
+      copy_chunk<T, Wide>(w_tile + target + row_offset<Tile::row_step>(i), source, inside ? left : 0);
     }
     if (in_scale_ && row_ == 0) {
       const T* source = left > 0 ? in_scale_ + c_ : in_scale_;
-      copy_chunk(w_tile + Tile::cols * kSlabBytes + chunk * 16, source, left, k_.wide_in);
+      copy_chunk<T, Wide>(w_tile + Tile::cols * kSlabBytes + chunk * 16, source, left);
     }
     advance();
   }
@@ -246,22 +250,14 @@ __device__ __forceinline__ void finish_vector(const Kernel& k, float (&v)[kVecto
   for (int j = 0; j < V; ++j) v[j] = to_float(from_float<T>(v[j]));
   if (k.u) store(static_cast<T*>(k.u) + at, v, count, k.wide_out);
   if (!k.y) return;
-  float operand[V];
-  if (k.out_scale) {
-    load(operand, static_cast<const T*>(k.out_scale) + image * k.out_c + channel, count, k.wide_out);
+  float d[V], bias[V], noise = 0.f;
+  fill(d, 1.f);
+  fill(bias, 0.f);
+  if (k.out_scale) load(d, static_cast<const T*>(k.out_scale) + image * k.out_c + channel, count, k.wide_out);
+  if (k.bias) load(bias, static_cast<const T*>(k.bias) + channel, count, k.wide_out);
+  if (k.noise) noise = to_float(static_cast<const T*>(k.noise)[image * k.noise_stride_n + pixel]);
 #pragma unroll
-    for (int j = 0; j < V; ++j) v[j] *= operand[j];
-  }
-  if (k.noise) {
-    const float noise = to_float(static_cast<const T*>(k.noise)[image * k.noise_stride_n + pixel]);
-#pragma unroll
-    for (int j = 0; j < V; ++j) v[j] += noise;
-  }
-  if (k.bias) {
-    load(operand, static_cast<const T*>(k.bias) + channel, count, k.wide_out);
-#pragma unroll
-    for (int j = 0; j < V; ++j) v[j] += operand[j];
-  }
+  for (int j = 0; j < V; ++j) v[j] = affine(v[j], d[j], noise, bias[j]);
   finish(k.finish, v);
   store(static_cast<T*>(k.y) + at, v, count, k.wide_out);
 }
@@ -302,7 +298,7 @@ __device__ __forceinline__ void write_tile(const Kernel& k, const Accumulators<T
   }
 }
 
-template <class T, class Tile>
+template <class T, class Tile, bool WideIn>
 __global__ void __launch_bounds__(Tile::threads, Tile::threads <= 128 ? 4 : 2)
     modulated_conv2d_gemm_kernel(const __grid_constant__ Kernel k) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -316,7 +312,7 @@ __global__ void __launch_bounds__(Tile::threads, Tile::threads <= 128 ? 4 : 2)
 
   constexpr int kDepth = kSlabBytes / static_cast<int>(sizeof(T));
   const int slabs = k.kernel_h * k.kernel_w * ((k.in_c + kDepth - 1) / kDepth);
-  Loader<T, Tile> loader(k, shared, image, first_pixel, first_channel);
+  Loader<T, Tile, WideIn> loader(k, shared, image, first_pixel, first_channel);
 #pragma unroll 1
   for (int s = 0; s < Tile::stages - 1; ++s) {
     if (s < slabs) loader.load(shared + s * Tile::stage_bytes);
@@ -355,13 +351,14 @@ void launch(const ModulatedGemmParams& p, void* stream) {
   k.in_h = int(p.in_h), k.in_w = int(p.in_w), k.out_w = int(p.out_w);
   k.kernel_h = int(p.kernel_h), k.kernel_w = int(p.kernel_w), k.stride = int(p.stride);
   k.pad_y = int(p.pad_y), k.pad_x = int(p.pad_x);
-  k.wide_in = p.in_c % V == 0 && aligned16(p.x) && aligned16(p.w) && aligned16(p.in_scale);
+  const bool wide_in = p.in_c % V == 0 && aligned16(p.x) && aligned16(p.w) && aligned16(p.in_scale);
   k.wide_out = p.out_c % V == 0 && aligned16(p.u) && aligned16(p.y) && aligned16(p.out_scale) && aligned16(p.bias);
   k.finish = {p.act, float(p.alpha), float(p.gain), float(p.clamp)};
   k.pixel_tiles = unsigned(ceil_div(k.pixels, Tile::rows));
   k.channel_tiles = unsigned(ceil_div(k.out_c, Tile::cols));
 
-  const auto kernel = modulated_conv2d_gemm_kernel<T, Tile>;
+  const auto kernel =
+      wide_in ? modulated_conv2d_gemm_kernel<T, Tile, true> : modulated_conv2d_gemm_kernel<T, Tile, false>;
   if (Tile::shared_bytes > 48 * 1024) allow_dynamic_shared(kernel, Tile::shared_bytes);
   const int64_t tiles = p.n * k.pixel_tiles * k.channel_tiles;
   for (k.first_tile = 0; k.first_tile < tiles; k.first_tile += INT_MAX) {

@@ -136,38 +136,47 @@ struct Sums {
   }
 };
 
+// v[0..3] to shared memory in one store. Lanes with 16 bytes each side by side reach all banks; with one store for each
+// element, lanes would meet in every fourth or eighth.
+__device__ __forceinline__ void store_four(float* shared, const float* v) {
+  *reinterpret_cast<float4*>(shared) = make_float4(v[0], v[1], v[2], v[3]);
+}
+
 __device__ __forceinline__ float warp_sum(float v, int lanes) {
   for (int step = lanes / 2; step > 0; step /= 2) v += __shfl_xor_sync(0xffffffffu, v, step);
   return v;
 }
 
-// Contiguous images. A warp takes one channel at a time, a lane the same kRun pixels of each.
-constexpr int kRun = kCudaPixelBlock / 32;
-
+// Contiguous images. A warp takes one channel at a time, a lane the same runs of V pixels of each: lanes side by side,
+// so that one access of a warp covers 512 bytes without gaps.
 template <class T, class Pass>
 __global__ void __launch_bounds__(kThreads, 2)
     planar_kernel(const __grid_constant__ Pass pass, const __grid_constant__ Sums s) {
+  constexpr int V = kVector<T>, kRuns = static_cast<int>(kCudaPixelBlock) / 32 / V;
   ATU_SHARED(float, warp_pixels, [kWarps][kCudaPixelBlock]);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   Run<false> run;
   run.channels = s.c, run.pixels = s.pixels, run.wide = s.wide;
   const int64_t first = blockIdx.x * s.pixel_block;
-  const int64_t end = first + s.pixel_block < s.pixels ? first + s.pixel_block : s.pixels;
-  run.p = first + lane * kRun;
-  run.count = run.p >= end ? 0 : end - run.p < kRun ? static_cast<int>(end - run.p) : kRun;
+  const int pixels = static_cast<int>(s.pixels - first < s.pixel_block ? s.pixels - first : s.pixel_block);
   for (run.n = blockIdx.z; run.n < s.n; run.n += gridDim.z) {
-    float pixel_sums[kRun] = {};
+    float pixel_sums[kRuns][V] = {};
     for (run.c = int64_t{blockIdx.y} * kWarps + warp; run.c < s.c; run.c += int64_t{gridDim.y} * kWarps) {
       float sum0 = 0.f, sum1 = 0.f;
-      if (run.count > 0) {
-        float term0[kRun], term1[kRun], pixel[kRun];
+#pragma unroll
+      for (int r = 0; r < kRuns; ++r) {
+        const int p = (r * 32 + lane) * V;
+        run.p = first + p;
+        run.count = pixels - p < V ? pixels - p : V;
+        if (run.count <= 0) continue;
+        float term0[V], term1[V], pixel[V];
         pass(run, term0, term1, pixel);
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) {
+        for (int j = 0; j < V; ++j) {
           if (j >= run.count) continue;
           sum0 += term0[j];
           if (s.second) sum1 += term1[j];
-          if (s.pixel_sums) pixel_sums[j] += pixel[j];
+          if (s.pixel_sums) pixel_sums[r][j] += pixel[j];
         }
       }
       if (!s.partials) continue;
@@ -180,9 +189,12 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     if (!s.pixel_sums) continue;
 #pragma unroll
-    for (int j = 0; j < kRun; ++j) warp_pixels[warp][lane * kRun + j] = pixel_sums[j];
+    for (int r = 0; r < kRuns; ++r) {
+#pragma unroll
+      for (int j = 0; j < V; j += 4) store_four(&warp_pixels[warp][(r * 32 + lane) * V + j], &pixel_sums[r][j]);
+    }
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); first + i < end; i += kThreads) {
+    for (int i = static_cast<int>(threadIdx.x); i < pixels; i += kThreads) {
       float sum = 0.f;
       for (int w = 0; w < kWarps; ++w) sum += warp_pixels[w][i];
       static_cast<T*>(s.pixel_sums)[run.n * s.pixels + first + i] = from_float<T>(sum);
@@ -197,7 +209,8 @@ template <class T, class Pass>
 __global__ void __launch_bounds__(kThreads, 2)
     channels_last_kernel(const __grid_constant__ Pass pass, const __grid_constant__ Sums s, int lanes) {
   constexpr int V = kVector<T>;
-  ATU_SHARED(float, group_sums, [2][kThreads * V]);
+  // Four channels of each thread side by side, the next four after them; 16 more shift these to the other banks.
+  ATU_SHARED(float, group_sums, [2][V / 4][kThreads * 4 + 16]);
   ATU_SHARED(float, pixel_sums, [kCudaPixelBlock]);
   const int thread = static_cast<int>(threadIdx.x), group = thread / lanes, lane = thread % lanes;
   const int groups = kThreads / lanes, chunk = lanes * V;
@@ -231,15 +244,15 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
       if (!s.partials) continue;
 #pragma unroll
-      for (int j = 0; j < V; ++j) {
-        group_sums[0][group * chunk + lane * V + j] = sum0[j];
-        if (s.second) group_sums[1][group * chunk + lane * V + j] = sum1[j];
+      for (int q = 0; q < V / 4; ++q) {
+        store_four(&group_sums[0][q][thread * 4], &sum0[q * 4]);
+        if (s.second) store_four(&group_sums[1][q][thread * 4], &sum1[q * 4]);
       }
       __syncthreads();
       for (int i = thread; i < chunk && c0 + i < s.c; i += kThreads) {
         for (int array = 0; array < (s.second ? 2 : 1); ++array) {
           float sum = 0.f;
-          for (int g = 0; g < groups; ++g) sum += group_sums[array][g * chunk + i];
+          for (int g = 0; g < groups; ++g) sum += group_sums[array][i % V / 4][(g * lanes + i / V) * 4 + i % 4];
           *s.partial(array, run.n, blockIdx.x, c0 + i) = sum;
         }
       }
@@ -248,7 +261,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (!s.pixel_sums) continue;
     __syncthreads();
     for (int i = thread; i < pixels; i += kThreads) {
-      static_cast<T*>(s.pixel_sums)[run.n * s.pixels + first + i] = from_float<T>(pixel_sums[i]);
+      static_cast<T*>(s.pixel_sums)[run.n * s.pixels + first + i] = from_float<T>(s.c > 0 ? pixel_sums[i] : 0.f);
     }
     __syncthreads();
   }
@@ -280,7 +293,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 void add_partials(const Sums& s, int array, void* out, void* stream) {
-  if (!out) return;
+  if (!out || s.n * s.c == 0) return;
   const dim3 grid(unsigned(ceil_div(s.c, 32)), 1, sample_blocks(s.n));
   ATU_LAUNCH(add_partials_kernel<T>, grid, dim3(32, kWarps), 0, stream, s.partials + array * s.n * s.blocks * s.c,
              static_cast<T*>(out), s.n, s.c, s.blocks);
@@ -298,9 +311,20 @@ Sums make_sums(const P& p, void* sum0, void* sum1, void* pixel_sums, const char*
           pixel_sums, false};
 }
 
+// Without channels the sums over them are still to be written.
+bool nothing_to_write(const Sums& s) {
+  return s.n * s.blocks == 0 || (s.c == 0 && !s.pixel_sums);
+}
+
+// Whether the blocks of planar rows begin as well aligned as the rows.
+template <class T, class P>
+bool wide_blocks(const P& p) {
+  return p.pixel_block % kVector<T> == 0;
+}
+
 template <class T, class Pass>
 void launch_planar(const Pass& pass, const Sums& s, void* stream) {
-  if (s.n * s.c * s.blocks == 0) return;
+  if (nothing_to_write(s)) return;
   const int64_t warps = s.pixel_sums ? 1 : min64(ceil_div(s.c, kWarps), 65535);
   const dim3 grid(unsigned(s.blocks), unsigned(warps), sample_blocks(s.n));
   ATU_LAUNCH((planar_kernel<T, Pass>), grid, kThreads, 0, stream, pass, s);
@@ -308,7 +332,7 @@ void launch_planar(const Pass& pass, const Sums& s, void* stream) {
 
 template <class T, class Pass>
 void launch_channels_last(const Pass& pass, const Sums& s, void* stream) {
-  if (s.n * s.c * s.blocks == 0) return;
+  if (nothing_to_write(s)) return;
   int lanes = 1;
   while (lanes < 32 && lanes * kVector<T> < s.c) lanes *= 2;
   const int64_t chunks = s.pixel_sums ? 1 : min64(ceil_div(s.c, lanes * kVector<T>), 65535);
@@ -323,7 +347,7 @@ void launch(const ModulateGradParams& p, void* stream) {
     s.wide = wide_accesses<T>(p.c, p.x, p.grad_out, p.grad_x, p.styles);
     launch_channels_last<T>(ModulateGradPass<T, true>{p}, s, stream);
   } else {
-    s.wide = wide_accesses<T>(p.pixels, p.x, p.grad_out, p.grad_x);
+    s.wide = wide_blocks<T>(p) && wide_accesses<T>(p.pixels, p.x, p.grad_out, p.grad_x);
     launch_planar<T>(ModulateGradPass<T, false>{p}, s, stream);
   }
   add_partials<T>(s, 0, p.grad_styles, stream);
@@ -336,7 +360,7 @@ void launch(const EpilogueGradParams& p, void* stream) {
     s.wide = wide_accesses<T>(p.c, p.u, p.dy, p.du, p.d, p.bias);
     launch_channels_last<T>(EpilogueGradPass<T, true>{p, make_finish(p)}, s, stream);
   } else {
-    s.wide = wide_accesses<T>(p.pixels, p.u, p.dy, p.du, p.noise);
+    s.wide = wide_blocks<T>(p) && wide_accesses<T>(p.pixels, p.u, p.dy, p.du, p.noise);
     launch_planar<T>(EpilogueGradPass<T, false>{p, make_finish(p)}, s, stream);
   }
   add_partials<T>(s, 0, p.dd, stream);
@@ -350,7 +374,7 @@ void launch(const EpilogueGrad2Params& p, void* stream) {
     s.wide = wide_accesses<T>(p.c, p.u, p.dy, p.gu, p.d_dy, p.d_u, p.d, p.bias, p.gd, p.gb);
     launch_channels_last<T>(EpilogueGrad2Pass<T, true>{p, make_finish(p)}, s, stream);
   } else {
-    s.wide = wide_accesses<T>(p.pixels, p.u, p.dy, p.gu, p.d_dy, p.d_u, p.noise, p.gn);
+    s.wide = wide_blocks<T>(p) && wide_accesses<T>(p.pixels, p.u, p.dy, p.gu, p.d_dy, p.d_u, p.noise, p.gn);
     launch_planar<T>(EpilogueGrad2Pass<T, false>{p, make_finish(p)}, s, stream);
   }
   add_partials<T>(s, 0, p.d_d, stream);

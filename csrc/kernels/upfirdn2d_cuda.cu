@@ -192,15 +192,21 @@ int power_of_two_at_least(int64_t v, int low, int high) {
   return result;
 }
 
-// Tile sizes: 64 x 32 outputs, or smaller ones of several planes for small images, within 40 KiB of shared memory.
+int even(int64_t v) {
+  return int(v + 1) / 2 * 2;
+}
+
+// Tile sizes: up to 64 columns and about 32 rows of outputs, so that tiles share a plane out evenly: 65 columns are two
+// tiles of 34. Several planes where these are small; within 40 KiB of shared memory. in_w relies on even widths.
 template <int Up, int Down>
 Tiles make_tiles(const Upfirdn2dParams& p, size_t element, bool separable, size_t& shared) {
-  constexpr int strip = kStrip<Up, Down>;
+  constexpr int strip = kStrip<Up, Down>, strips_wanted = 32 / strip;
   constexpr size_t limit = 40 * 1024;
   Tiles t;
   t.first_y = Up == 2 ? -(p.pad_y0 & 1) : 0;
-  t.w = power_of_two_at_least(p.out_w, 8, 64);
-  t.h = power_of_two_at_least(p.out_h - t.first_y, strip, 32);
+  t.w = even(ceil_div(p.out_w, ceil_div(p.out_w, 64)));
+  const int64_t strips = ceil_div(p.out_h - t.first_y, strip);
+  t.h = strip * int(ceil_div(strips, max64(1, (strips + strips_wanted / 2) / strips_wanted)));
   t.planes = int(max64(1, min64(min64(kMaxPlanes, p.n * p.c), kThreads * strip / (t.w * t.h))));
   for (;;) {
     t.in_w = Up == 1 ? (t.w - 1) * Down + int(p.filter_w) : t.w / 2 + int(p.filter_w + 1) / 2;
@@ -210,9 +216,9 @@ Tiles make_tiles(const Upfirdn2dParams& p, size_t element, bool separable, size_
     if (t.planes > 1) {
       t.planes /= 2;
     } else if (t.h > strip) {
-      t.h /= 2;
+      t.h = (t.h / strip + 1) / 2 * strip;
     } else {
-      t.w /= 2;
+      t.w = even(t.w / 2);
     }
   }
   t.across = int(ceil_div(p.out_w, t.w));
@@ -229,11 +235,15 @@ void launch_tiled(const Upfirdn2dParams& p, void* stream) {
   const unsigned grid = unsigned(min64(t.count, kMaxGrid));
   if (p.separable) {
     ATU_LAUNCH((tiled_kernel<T, Up, Down, true, kMaxTaps, false>), grid, kThreads, shared, stream, p, t);
-  } else if (p.filter_h == 4 && sizeof(T) < 8) {
-    ATU_LAUNCH((tiled_kernel<T, Up, Down, false, 4, true>), grid, kThreads, shared, stream, p, t);
-  } else {
-    ATU_LAUNCH((tiled_kernel<T, Up, Down, false, kMaxTaps, false>), grid, kThreads, shared, stream, p, t);
+    return;
   }
+  if constexpr (sizeof(T) < 8) {
+    if (p.filter_h == 4) {
+      ATU_LAUNCH((tiled_kernel<T, Up, Down, false, 4, true>), grid, kThreads, shared, stream, p, t);
+      return;
+    }
+  }
+  ATU_LAUNCH((tiled_kernel<T, Up, Down, false, kMaxTaps, false>), grid, kThreads, shared, stream, p, t);
 }
 
 // ---- pixels -----------------------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ unsigned ballot(unsigned mask, bool predicate, Loc loc);
 
 // Runs change(&value at address, operand) as one atomic step; returns the old value.
 void atomic_access(void* address, std::size_t bytes);
+// A store of `bytes` in one, whatever the compiler makes of the assignment.
+void store_access(void* address, std::size_t bytes);
 
 void cp_async(void* shared, const void* global, int bytes, int source_bytes, Loc loc);
 void cp_async_commit();
@@ -172,6 +174,12 @@ __attribute__((no_sanitize("thread"))) T atomicCAS(T* address, std::type_identit
   const T old = *address;
   if (old == compare) *address = v;
   return old;
+}
+
+template <class T>
+__attribute__((no_sanitize("thread"))) void __stwb(T* address, T v) {
+  emu::store_access(address, sizeof(T));
+  *address = v;
 }
 
 // clang-format off

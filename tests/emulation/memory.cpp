@@ -275,6 +275,10 @@ void atomic_access(void* address, std::size_t bytes) {
   if (current) check_access(address, bytes, Access::atomic, bytes, __builtin_return_address(0));
 }
 
+void store_access(void* address, std::size_t bytes) {
+  if (current) check_access(address, bytes, Access::write, bytes, __builtin_return_address(0));
+}
+
 }  // namespace emu
 
 // ---- what the instrumented code calls ---------------------------------------------------------------------------

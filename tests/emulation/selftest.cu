@@ -26,6 +26,12 @@ __global__ void scale_vectors(const float* x, float* y, int n) {
   if (i + Vector <= n) *reinterpret_cast<float4*>(y + i) = *reinterpret_cast<const float4*>(x + i);
 }
 
+template <int Vector>
+__global__ void store_vectors(const float* x, float* y, int n) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * Vector;
+  if (i + Vector <= n) __stwb(reinterpret_cast<float4*>(y + i), make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]));
+}
+
 template <bool Barrier>
 __global__ void reverse_tile(const float* x, float* y, int n) {
   ATU_SHARED(float, tile, [64]);
@@ -173,6 +179,8 @@ void run_case(const std::string& name, const float* x, float* y, std::int64_t co
   CASE("faulty_off_by_one", scale_off_by_one, blocks, 64, 0);
   CASE("vectors", scale_vectors<4>, blocks, 64, 0);
   CASE("faulty_misaligned", scale_vectors<1>, 1, 2, 0);
+  CASE("stored_vectors", store_vectors<4>, blocks, 64, 0);
+  CASE("faulty_misaligned_store", store_vectors<1>, 1, 2, 0);
   CASE("reverse", reverse_tile<true>, blocks, 64, 0);
   CASE("faulty_no_barrier", reverse_tile<false>, blocks, 64, 0);
   CASE("faulty_lost_barrier", reverse_twice, 1, 64, 0);

@@ -43,6 +43,7 @@ def test_simple_kernels(library):
         assert torch.equal(run(library, "reverse", x, torch.empty(n)), expected)
     x = values(64)
     assert torch.equal(run(library, "vectors", x, torch.empty(64)), x)
+    assert torch.equal(run(library, "stored_vectors", x, torch.empty(64)), x)
 
 
 def test_warp_operations(library):
@@ -94,6 +95,7 @@ FAULTS = {
     "faulty_tail": (61, 61, r"scale_without_tail_guard: block \(0,0,0\), thread \(61,0,0\): out-of-bounds 4-byte read"),
     "faulty_off_by_one": (61, 61, r"unwritten output: y at byte 240 of 244, after kernel scale_off_by_one"),
     "faulty_misaligned": (64, 64, r"thread \(1,0,0\): misaligned 16-byte access"),
+    "faulty_misaligned_store": (64, 64, r"thread \(1,0,0\): misaligned 16-byte access"),
     "faulty_no_barrier": (64, 64, r"reverse_tile<false>: block \(0,0,0\), thread .*: (read of uninitialised|race)"),
     "faulty_lost_barrier": (64, 64, r"thread .*: race: (read|write) .* by thread .* in shared array tile"),
     "faulty_shared_row": (64, 64, r"thread \(63,0,0\): array index 8 out of bounds"),

@@ -90,6 +90,11 @@ def test_upfirdn2d_many_tiles_and_planes(emulated, up, down):
     f = randn(4, 4, dtype=torch.float32, seed=1)
     check_upfirdn2d(emulated, randn(1, 1, 70, 75, dtype=torch.float32), f, up, down, [2, 1, 2, 1])
     check_upfirdn2d(emulated, randn(3, 13, 2, 3, dtype=torch.float32), f, up, down, [2, 1, 2, 1])
+    check_upfirdn2d(emulated, randn(2, 3, 33, 33, dtype=torch.float16), f.half(), up, down, [2, 1, 2, 1])
+    check_upfirdn2d(emulated, randn(1, 2, 17, 65, dtype=torch.bfloat16), f.bfloat16(), up, down, [1, 2, 3, 0])
+    # Tiles cut down to what shared memory holds.
+    many = randn(8, dtype=torch.float64, seed=2)
+    check_upfirdn2d(emulated, randn(1, 1, 88, 128, dtype=torch.float64), many, up, down, [4, 3, 4, 3])
     strided = randn(2, 6, 9, 12, dtype=torch.float32)[:, ::2, 1:8, 2:11]
     check_upfirdn2d(emulated, strided, f, up, down, [2, 1, 2, 1])
 

@@ -2,7 +2,7 @@
 
 u is a sum of `terms` products of exactly known factors (after the rounding of in_scale x, part of the contract),
 accumulated in float32 and rounded once to the dtype: |error| <= eps(dtype) |u| + terms 2^-23 sum |products|.
-y must equal bit for bit what the separate epilogue pass makes of u.
+y must equal bit for bit what the separate epilogue pass makes of u: both round the same operations.
 """
 
 from __future__ import annotations
@@ -135,6 +135,22 @@ def test_against_float64(emulated, name):
 
 def test_shared_noise(emulated):
     check(emulated, Case(F16, 2, 8, 3, 4, 8, k=1, pad=0), noise_n=1)
+
+
+def test_scale_and_noise_are_rounded_once(emulated):
+    """As both kernels ask for it (fma): no compiler's choice may set their y apart. noise = -d u but for a rounding."""
+    case = Case(F32, 1, 1, 1, 1, 1, k=1, pad=0)
+    x, one, d = torch.ones(1), torch.ones(1), torch.tensor([1 + 2**-14])
+    weight = torch.tensor([1 + 2**-10])  # a tf32: u is the same
+    exact = d.double() * weight.double()
+    noise = -exact.float()
+    u, y = gemm(emulated, case, x, weight, one, d, noise, torch.zeros(1))
+    assert torch.equal(u.flatten(), weight)
+    assert y.item() == (exact + noise.double()).item() != 0
+    pointers = tuple(t.data_ptr() for t in (u, d, noise, torch.zeros(1)))
+    alone = torch.empty(1)
+    emulated.epilogue(pointers, (0, 0.0, 1.0, -1.0), alone.data_ptr(), 0, (1, 1, 1), True, 0, CPU)
+    assert torch.equal(alone, y.flatten())
 
 
 @pytest.mark.parametrize("dtype", CODES, ids=str)

@@ -262,6 +262,21 @@ def test_no_pixels(emulated, channels_last):
     assert (ds == 0).all()
 
 
+@pytest.mark.parametrize("channels_last", LAYOUTS, ids=IDS)
+@pytest.mark.parametrize("dtype", CODES, ids=str)
+def test_no_channels(emulated, dtype, channels_last):
+    """Sums over no channels are zero: every pixel's is written."""
+    noise = randn(2, 1, 70, dtype=dtype, seed=1)
+    where = CODES[dtype], (2, 0, 70), channels_last, 70, 64, 0, CPU
+    first, second = (torch.empty(2, 1, 70, dtype=dtype) for _ in range(2))
+    inputs = addresses(None, None, noise, None), finish("tanh", 1.0, -1.0), 0
+    emulated.epilogue_grad(*inputs, addresses(None, None, None, first), *where)
+    emulated.epilogue_grad2(*inputs, (0, 0, 0, 0), addresses(None, None, None, None, second), *where)
+    assert (first == 0).all()
+    assert (second == 0).all()
+    emulated.epilogue_grad(*inputs, (0, 0, 0, 0), *where)  # nothing to write, nothing launched
+
+
 def test_too_large_a_block_is_refused(emulated):
     ds, s = torch.empty(2, 3), torch.ones(2, 3)
     with pytest.raises(ValueError, match=r"pixel_block must be 1\.\.256, got 1024"):
