@@ -265,9 +265,13 @@ class Config:
     )
 
     def __post_init__(self) -> None:
+        stray = [name for name in self.methods if name != self.method]
+        if stray:
+            raise ValueError(f"methods: expected settings of {self.method!r} alone, got those of {stray[0]!r}")
         settings = presets.METHODS.get(self.method).settings
         if settings is not None:
-            self.methods.setdefault(self.method, settings())
+            own = self.methods.get(self.method, {})
+            self.methods[self.method] = TypeAdapter(settings).validate_python(own)
 
     @property
     def own(self) -> Any:

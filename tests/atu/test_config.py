@@ -153,6 +153,15 @@ def test_a_config_is_for_one_method(name):
         assert Config(method=name).own == config.own
 
 
+def test_settings_given_to_the_constructor_are_checked():
+    config = Config(method="cdc", methods={"cdc": {"weight": 3}})
+    assert config == Config.of("cdc", data={"methods": {"cdc": {"weight": 3}}})
+    with pytest.raises(ValueError, match="batch"):
+        Config(method="cdc", methods={"cdc": {"batch": 1}})
+    with pytest.raises(ValueError, match="expected settings of 'cdc' alone, got those of 'ewc'"):
+        Config(method="cdc", methods={"ewc": {}})
+
+
 def test_tables_of_other_methods_are_checked_and_left_out():
     data = {"method": "cdc", "methods": {"cdc": {"weight": 3}, "ewc": {"weight": 2.0}}}
     assert Config.of(data=data) == Config.of("cdc", data={"methods": {"cdc": {"weight": 3.0}}})
