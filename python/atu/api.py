@@ -16,7 +16,7 @@ from .methods.adapt_then_unlearn.adapt import adapt_all
 from .methods.adapt_then_unlearn.repel import repel_gan
 from .methods.extrapolate import extrapolated
 from .methods.finetune import Outcome
-from .methods.registry import REGISTRY
+from .methods.registry import METHODS
 
 
 def unlearn(
@@ -62,7 +62,7 @@ def unlearn(
     """
     job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device, method=method, compat=compat)
     try:
-        outcome = REGISTRY[job.config.method].run(job.gan, job.feedback, job.config, job.run, seed)
+        outcome = METHODS[job.config.method].run(job.gan, job.feedback, job.config, job.run, seed)
         return _finish(job, outcome)
     finally:
         job.run.close()

@@ -1,6 +1,7 @@
 """All settings of an unlearning run: nested dataclasses, read from and written to TOML.
 
-Every default is meant to work on a GAN that nobody tuned on: weights are relative to quantities of the run itself.
+Every default is meant to work on a GAN that nobody tuned on: weights are relative to quantities of the run itself. Each
+field's annotation says what it is, and `atu config` prints that. A method's own settings are in the method's file.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from pydantic.dataclasses import dataclass
 
 from . import presets
 from .data.augment import check_policy
+from .support.files import write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
 
-STRICT = ConfigDict(extra="forbid", validate_assignment=True)
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What a setting is counted in; stands in its annotation."""
+
+    name: str
 
 
 def _check_expression(pattern: str) -> str:
@@ -42,246 +43,246 @@ def _check_expression(pattern: str) -> str:
     return pattern
 
 
+STRICT = ConfigDict(extra="forbid", validate_assignment=True)
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Expression = Annotated[str, AfterValidator(_check_expression)]
+STEPS, IMAGES, SAMPLES = Unit("steps"), Unit("images"), Unit("samples")
+PER_STEP, OF_STEPS = Unit("per step"), Unit("share of the steps")
+
+
 @dataclass(config=STRICT)
 class Adversarial:
-    """Settings of the adversarial game.
+    """Settings of the adversarial loss, its optimiser and its regularisers."""
 
-    lr, beta1, beta2: Adam; unset takes 0.002, 0 and 0.99 for StyleGAN kinds (equalised learning rates), and 0.0005,
-    0 and 0.99 otherwise. With lazy regularisation of interval k they become lr c, beta^c, c = k / (k + 1).
-    loss: "logistic" (non-saturating), or "relativistic" (pairs of real and generated samples; covers modes better when
-    training from scratch). r1_gamma: weight of R1, every r1_interval steps; r2_gamma: of the same at generated samples.
-    pl_weight: of path length (StyleGAN kinds), every pl_interval. ema_half_life: in images; ema_ramp: but at most this
-    share of the images seen (0: no such limit), so that the average of a network that started at random forgets the
-    start (Karras et al., arXiv 2006.06676). augment: names of `atu.data.augment`, joined by commas.
-    """
-
-    batch_size: PositiveCount = 32
-    lr: Positive | None = None
-    beta1: Beta | None = None
-    beta2: Beta | None = None
-    d_lr_ratio: Positive = 1.0
-    loss: Literal["logistic", "relativistic"] = "logistic"
-    r1_gamma: NonNegative = 1.0
-    r2_gamma: NonNegative = 0.0
-    r1_interval: PositiveCount = 16
-    pl_weight: NonNegative = 0.0
-    pl_interval: PositiveCount = 4
-    style_mixing: Fraction = 0.0
-    ema_half_life: NonNegative = 1000.0
-    ema_ramp: Fraction = 0.0
-    augment: Annotated[str, AfterValidator(check_policy)] = ""
+    batch_size: Annotated[PositiveCount, SAMPLES, Field(description="Real and generated samples of one step.")] = 32
+    lr: Annotated[
+        Positive | None,
+        Field(
+            description="Adam's learning rate; unset, 0.002 for StyleGAN kinds (equalised learning rates) and 0.0005 "
+            "for others. Lazy regularisation of interval k makes it lr c, and each beta beta^c, c = k / (k + 1)."
+        ),
+    ] = None
+    beta1: Annotated[Beta | None, Field(description="Adam's beta1; unset, 0.")] = None
+    beta2: Annotated[Beta | None, Field(description="Adam's beta2; unset, 0.99.")] = None
+    d_lr_ratio: Annotated[Positive, Field(description="The discriminator's learning rate over the generator's.")] = 1.0
+    loss: Annotated[
+        Literal["logistic", "relativistic"],
+        Field(
+            description="logistic: non-saturating. relativistic: on pairs of a real and a generated sample; covers "
+            "modes better when training from scratch."
+        ),
+    ] = "logistic"
+    r1_gamma: Annotated[NonNegative, Field(description="Weight of R1, the gradient penalty at real samples.")] = 1.0
+    r2_gamma: Annotated[NonNegative, Field(description="Weight of R2, the same at generated samples.")] = 0.0
+    r1_interval: Annotated[PositiveCount, STEPS, Field(description="Every how many steps R1 and R2 are applied.")] = 16
+    pl_weight: Annotated[NonNegative, Field(description="Weight of path length (StyleGAN kinds).")] = 0.0
+    pl_interval: Annotated[PositiveCount, STEPS, Field(description="Every how many steps it is applied.")] = 4
+    style_mixing: Annotated[
+        Fraction, Field(description="Probability that a sample mixes the styles of two latents (StyleGAN kinds).")
+    ] = 0.0
+    ema_half_life: Annotated[NonNegative, IMAGES, Field(description="Half life of the weight average (EMA).")] = 1000.0
+    ema_ramp: Annotated[
+        Fraction,
+        Field(
+            description="The half life is at most this share of the images seen, so that the average of a network that "
+            "started at random forgets the start (Karras et al., arXiv 2006.06676); 0: no such limit."
+        ),
+    ] = 0.0
+    augment: Annotated[
+        str,
+        AfterValidator(check_policy),
+        Field(description="Augmentations of what the discriminator sees, with commas: color, translation, cutout."),
+    ] = ""
 
 
 @dataclass(config=STRICT)
 class Fisher:
-    """Diagonal empirical Fisher information of the generator.
+    """Diagonal empirical Fisher information of the generator, by which EWC weighs its parameters."""
 
-    of: "logit" (squared gradients of D's logit) or "log_likelihood" (of log sigmoid of it). samples: "generated", or
-    "negatives" (those of the generated samples that the oracle or the probe calls negative). n: how many. parameters:
-    regular expressions of the parameters that EWC holds; all when empty.
-    """
-
-    of: Literal["logit", "log_likelihood"] = "logit"
-    samples: Literal["generated", "negatives"] = "generated"
-    n: PositiveCount = 64
-    parameters: list[Annotated[str, AfterValidator(_check_expression)]] = field(default_factory=list)
+    of: Annotated[
+        Literal["logit", "log_likelihood"],
+        Field(description="Whose squared gradients: the discriminator's logit, or the log of its sigmoid."),
+    ] = "logit"
+    samples: Annotated[
+        Literal["generated", "negatives"],
+        Field(description="At which samples: generated ones, or those that the oracle or probe calls negative."),
+    ] = "generated"
+    n: Annotated[PositiveCount, SAMPLES, Field(description="How many.")] = 64
+    parameters: Annotated[
+        list[Expression],
+        Field(description="Regular expressions of the parameters that EWC holds; all when empty."),
+    ] = field(default_factory=list)
 
 
 @dataclass(config=STRICT)
 class Adapt:
-    """Stage 1: adapt the GAN to the negatives.
+    """Stage 1: adapt the GAN to the negatives."""
 
-    models: adapted generators N, each with its own seed. ewc_weight: lambda of METHOD (lambda/2 sum F dtheta^2) when
-    ewc_relative is off; with it on, the penalty is divided by sum F theta_G^2, the same for every network.
-    """
-
-    models: PositiveCount = 1
-    steps: Count = 200
-    ewc_weight: NonNegative = 50.0
-    ewc_relative: bool = True
-    fisher: Fisher = field(default_factory=Fisher)
-    adversarial: Adversarial = field(
+    models: Annotated[PositiveCount, Field(description="Adapted generators, each with a seed of its own.")] = 1
+    steps: Annotated[Count, STEPS, Field(description="Training steps of each.")] = 200
+    ewc_weight: Annotated[
+        NonNegative,
+        Field(
+            description="Weight lambda of EWC, lambda/2 sum F (theta - theta_G)^2; with ewc_relative it is divided "
+            "by sum F theta_G^2."
+        ),
+    ] = 50.0
+    ewc_relative: Annotated[
+        bool, Field(description="Divide EWC by sum F theta_G^2, so that one weight means the same for every network.")
+    ] = True
+    fisher: Annotated[Fisher, Field(description="The Fisher information F.")] = field(default_factory=Fisher)
+    adversarial: Annotated[Adversarial, Field(description="The adversarial loss, on the negatives.")] = field(
         default_factory=lambda: Adversarial(augment="color,translation,cutout", ema_half_life=500.0)
     )
 
 
 @dataclass(config=STRICT)
 class Repel:
-    """Stage 2: retrain the original on positives, away from the adapted weights.
+    """Stage 2: retrain the original on positives, repelled from the adapted weights."""
 
-    loss: "el2" exp(-alpha d), "nl2" -d (up to `ceiling`), "il2" 1 / (d + epsilon), or "none". reduction of d: "sum",
-    "tensor_mean" or "relative" (d2 / d2(theta_G), 1 at the start). gamma: weight of the loss; unset, the one at which
-    the repulsion's gradient at the start has `strength` times the norm of the adversarial one. schedule: of gamma over
-    the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. guide_weight: of the
-    guide's loss (see guide.py) over the share of negatives, at the start; 0 for none. guide_steps: that the guide is
-    trained for. guide_rate: change of the log of its weight a step, up or down by what is left of the negatives; 0
-    keeps it. guide_r1: weight of its gradient penalty. preserve_weight: of the distance to the original's samples of
-    the same latents, those that the guide finds negative left out. warm_start: start at
-    theta_G - warm_start (theta_N - theta_G). steps: unset, 600 for StyleGAN kinds, and 1,500
-    for others, whose learning rate is a quarter of theirs. decay:
-    last share of the steps, over which the learning rates fall to 0. check_every, check_samples: how often the run is
-    scored, and on how many samples. keep: the "best" generator by that score (the latest whose score is the lowest
-    but for chance, see `CheckpointKeeper`), or the "final" one after all steps. patience: checks since the best before
-    stopping ("best" only), once the learning rates fall; drift_weight: see `Score`.
-    """
-
-    steps: Count | None = None
-    loss: Literal["el2", "nl2", "il2", "none"] = "el2"
-    reduction: Literal["sum", "tensor_mean", "relative"] = "relative"
-    gamma: NonNegative | None = None
-    strength: NonNegative = 0.05
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    alpha: Positive = 1.0
-    ceiling: Positive = 4.0
-    epsilon: Positive = 1e-3
-    negatives_weight: NonNegative = 0.05
-    guide_weight: NonNegative = 0.8
-    guide_steps: Count = 200
-    guide_rate: NonNegative = 0.0025
-    guide_r1: NonNegative = 1.0
-    preserve_weight: NonNegative = 2.0
-    warm_start: NonNegative = 0.0
-    check_every: PositiveCount = 50
-    check_samples: PositiveCount = 2000
-    keep: Literal["best", "final"] = "best"
-    patience: PositiveCount = 6
-    drift_weight: NonNegative = 1.0
-    decay: Fraction = 0.5
-    adversarial: Adversarial = field(default_factory=lambda: Adversarial(loss="relativistic", ema_half_life=1500.0))
+    steps: Annotated[
+        Count | None,
+        STEPS,
+        Field(
+            description="Training steps; unset, 600 for StyleGAN kinds, and 1,500 for others, whose learning rate is a "
+            "quarter of theirs."
+        ),
+    ] = None
+    loss: Annotated[
+        Literal["el2", "nl2", "il2", "none"],
+        Field(description="Repulsion of distance d: el2 exp(-alpha d), nl2 -d up to ceiling, il2 1 / (d + epsilon)."),
+    ] = "el2"
+    reduction: Annotated[
+        Literal["sum", "tensor_mean", "relative"],
+        Field(
+            description="The distance d: the squared one d2 summed over all weights, its mean over the tensors' means, "
+            "or d2 / d2(theta_G), which is 1 at the start."
+        ),
+    ] = "relative"
+    gamma: Annotated[
+        NonNegative | None,
+        Field(description="Weight of the repulsion; unset, chosen at the start by strength."),
+    ] = None
+    strength: Annotated[
+        NonNegative,
+        Field(
+            description="If gamma is unset: norm of the repulsion's gradient over the adversarial one's at the start."
+        ),
+    ] = 0.05
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"],
+        Field(description="Of the weight over the steps; the last two fall to 0."),
+    ] = "cosine"
+    alpha: Annotated[Positive, Field(description="Of el2: how fast the repulsion falls with d.")] = 1.0
+    ceiling: Annotated[Positive, Field(description="Of nl2: distance from which on it is flat.")] = 4.0
+    epsilon: Annotated[Positive, Field(description="Of il2: keeps it finite at 0.")] = 1e-3
+    negatives_weight: Annotated[
+        NonNegative, Field(description="Weight of the negatives shown to the discriminator as fakes.")
+    ] = 0.05
+    guide_weight: Annotated[
+        NonNegative,
+        Field(description="Weight of the guide's loss over the share of negatives, at the start; 0: no guide."),
+    ] = 0.8
+    guide_steps: Annotated[Count, STEPS, Field(description="Steps that the guide is trained for before stage 2.")] = 200
+    guide_rate: Annotated[
+        NonNegative,
+        PER_STEP,
+        Field(description="Change of the log of the guide's weight, up or down by the negatives left; 0 keeps it."),
+    ] = 0.0025
+    guide_r1: Annotated[NonNegative, Field(description="Weight of the guide's gradient penalty.")] = 1.0
+    preserve_weight: Annotated[
+        NonNegative,
+        Field(
+            description="Weight of the distance to the original's samples of the same latents, those that the guide "
+            "finds negative left out."
+        ),
+    ] = 2.0
+    warm_start: Annotated[
+        NonNegative, Field(description="w of the weights to start at, theta_G - w (theta_N - theta_G).")
+    ] = 0.0
+    check_every: Annotated[PositiveCount, STEPS, Field(description="How often the generator is scored.")] = 50
+    check_samples: Annotated[PositiveCount, SAMPLES, Field(description="On how many it is scored.")] = 2000
+    keep: Annotated[
+        Literal["best", "final"],
+        Field(
+            description="Which generator is kept: the best by its score (the latest whose score is the lowest but for "
+            "chance), or the final one after all steps."
+        ),
+    ] = "best"
+    patience: Annotated[
+        PositiveCount,
+        Unit("checks"),
+        Field(description="Checks since the best before stopping (keep = best), counted once the learning rates fall."),
+    ] = 6
+    drift_weight: Annotated[
+        NonNegative, Field(description="Weight of the drift of the kept samples beside the negatives in the score.")
+    ] = 1.0
+    decay: Annotated[
+        Fraction, OF_STEPS, Field(description="The last ones, over which the learning rates fall to 0.")
+    ] = 0.5
+    adversarial: Annotated[Adversarial, Field(description="The adversarial loss, on the positives.")] = field(
+        default_factory=lambda: Adversarial(loss="relativistic", ema_half_life=1500.0)
+    )
 
 
 @dataclass(config=STRICT)
 class Feedback:
-    """How positives are built when the user gives none.
+    """How positives are built when the user gives none."""
 
-    pool: samples drawn from the pretrained GAN and filtered. recall: share of the negatives that the probe must
-    recognise when there is no oracle; more drops more of what is merely similar.
-    """
-
-    pool: PositiveCount = 5000
-    recall: Fraction = 0.95
-
-
-@dataclass(config=STRICT)
-class Extrapolate:
-    """The closed form theta_G - s (theta_N - theta_G) after stage 1. check_samples, drift_weight: of its score."""
-
-    s: Annotated[float, Field(allow_inf_nan=False)] = 1.0
-    check_samples: PositiveCount = 1000
-    drift_weight: NonNegative = 1.0
-
-
-@dataclass(config=STRICT)
-class Finetune:
-    """What the methods share that train on the positives alone, without stage 1.
-
-    check_every, check_samples, drift_weight: when and how the run is scored, as in `Repel`. keep: the "final"
-    generator, or the "best" by that score.
-    """
-
-    steps: Count = 600
-    check_every: PositiveCount = 50
-    check_samples: PositiveCount = 1000
-    drift_weight: NonNegative = 1.0
-    keep: Literal["final", "best"] = "final"
-    adversarial: Adversarial = field(default_factory=lambda: Adversarial(ema_half_life=5000.0))
-
-
-@dataclass(config=STRICT)
-class Ewc(Finetune):
-    """Positives and an EWC penalty that holds the generator at theta_G; weight, relative, fisher as in `Adapt`."""
-
-    weight: NonNegative = 5.0
-    relative: bool = True
-    fisher: Fisher = field(default_factory=Fisher)
-
-
-@dataclass(config=STRICT)
-class LastLayers(Finetune):
-    """CF-k and EU-k: only the generator's last k layers are trained, half of them (rounded up) when k is unset."""
-
-    k: PositiveCount | None = None
-
-
-@dataclass(config=STRICT)
-class L1Sparse(Finetune):
-    """Positives and weight * sum |theta| over the generator. weight: unset, the one at which its gradient has
-    `strength` times the norm of the adversarial one at theta_G. schedule: of the weight over the steps."""
-
-    weight: NonNegative | None = None
-    strength: NonNegative = 0.2
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-
-
-@dataclass(config=STRICT)
-class Cdc(Finetune):
-    """Cross-domain correspondence. weight: of the loss. batch: latents compared in one step. layers: regular
-    expressions of the modules whose inputs are compared; when empty all that take in feature maps (hidden
-    activations, where the generator has no maps)."""
-
-    weight: NonNegative = 1000.0
-    batch: Annotated[int, Field(ge=3)] = 4
-    layers: list[Annotated[str, AfterValidator(_check_expression)]] = field(default_factory=list)
-
-
-@dataclass(config=STRICT)
-class Rssa(Finetune):
-    """Spatial structural alignment. self_weight, disturbance_weight: of the two losses. disturbance: share of fresh
-    noise in the latents compared with each other. max_size: larger maps are averaged down to it. batch, layers: as in
-    `Cdc`, feature maps only."""
-
-    self_weight: NonNegative = 0.8
-    disturbance_weight: NonNegative = 0.4
-    disturbance: Fraction = 0.15
-    max_size: Annotated[int, Field(ge=2)] = 16
-    batch: Annotated[int, Field(ge=2)] = 4
-    layers: list[Annotated[str, AfterValidator(_check_expression)]] = field(default_factory=list)
-
-
-@dataclass(config=STRICT)
-class Retrain(Finetune):
-    """From scratch on positives. decay: last share of the steps, over which the learning rates fall to 0."""
-
-    steps: Count = 10_000
-    check_every: PositiveCount = 500
-    decay: Fraction = 0.25
-    adversarial: Adversarial = field(
-        default_factory=lambda: Adversarial(
-            loss="relativistic", r1_gamma=0.5, r2_gamma=0.5, ema_half_life=10_000.0, ema_ramp=0.05
-        )
-    )
-
-
-@dataclass(config=STRICT)
-class Methods:
-    """Settings of the methods other than the repulsion ones, which are in `Config.repel`."""
-
-    extrapolate: Extrapolate = field(default_factory=Extrapolate)
-    ewc: Ewc = field(default_factory=Ewc)
-    cf_k: LastLayers = field(default_factory=LastLayers)
-    eu_k: LastLayers = field(
-        default_factory=lambda: LastLayers(adversarial=Adversarial(ema_half_life=5000.0, ema_ramp=0.05))
-    )
-    l1_sparse: L1Sparse = field(default_factory=L1Sparse)
-    cdc: Cdc = field(default_factory=Cdc)
-    rssa: Rssa = field(default_factory=Rssa)
-    retrain: Retrain = field(default_factory=Retrain)
+    pool: Annotated[
+        PositiveCount, SAMPLES, Field(description="Drawn from the pretrained GAN, and filtered by the oracle or probe.")
+    ] = 5000
+    recall: Annotated[
+        Fraction,
+        Field(
+            description="Share of the negatives that the probe must recognise when there is no oracle; more drops more "
+            "of what is merely similar."
+        ),
+    ] = 0.95
 
 
 @dataclass(config=STRICT)
 class Config:
-    """Settings of `atu.unlearn`. `Config.of(method)`, `Config.load(path)`, `Config().save(path)`.
+    """Settings of `atu.unlearn`. `Config.of(method)`, `Config.load(path)`, `Config().save(path)`."""
 
-    method: one of `atu.presets.METHODS`; a Config made for one method is not one for another.
-    """
+    method: Annotated[
+        str,
+        AfterValidator(presets.check_method),
+        Field(description="How to unlearn. A config made for one method is not one for another."),
+    ] = presets.DEFAULT
+    log_every: Annotated[PositiveCount, STEPS, Field(description="How often losses are logged.")] = 10
+    save_every: Annotated[PositiveCount, STEPS, Field(description="How often the state to resume from is saved.")] = 100
+    feedback: Annotated[Feedback, Field(description="Positives when none are given.")] = field(default_factory=Feedback)
+    adapt: Annotated[Adapt, Field(description="Stage 1.")] = field(default_factory=Adapt)
+    repel: Annotated[Repel, Field(description="Stage 2.")] = field(default_factory=Repel)
+    methods: Annotated[dict[str, Any], Field(description="The method's own settings, under its name.")] = field(
+        default_factory=dict
+    )
 
-    method: Annotated[str, AfterValidator(presets.check_method)] = presets.DEFAULT
-    feedback: Feedback = field(default_factory=Feedback)
-    adapt: Adapt = field(default_factory=Adapt)
-    repel: Repel = field(default_factory=Repel)
-    methods: Methods = field(default_factory=Methods)
-    log_every: PositiveCount = 10
-    save_every: PositiveCount = 100
+    def __post_init__(self) -> None:
+        stray = [name for name in self.methods if name != self.method]
+        if stray:
+            raise ValueError(f"methods: expected settings of {self.method!r} alone, got those of {stray[0]!r}")
+        settings = presets.METHODS.get(self.method).settings
+        if settings is not None:
+            own = self.methods.get(self.method, {})
+            self.methods[self.method] = TypeAdapter(settings).validate_python(own)
+
+    @property
+    def own(self) -> Any:
+        """The settings of the method itself, an instance of its settings dataclass.
+
+        Raises:
+            ValueError: there are none, as the method was changed after the config was made.
+        """
+        if self.method not in self.methods:
+            raise ValueError(f"config: holds no settings of {self.method!r}; make it with Config.of({self.method!r})")
+        return self.methods[self.method]
 
     @classmethod
     def of(cls, method: str | None = None, compat: str | None = None, data: Mapping[str, Any] | None = None) -> Config:
@@ -290,7 +291,8 @@ class Config:
         Args:
             method: one of `atu.presets.METHODS`; unset, data's own `method`, or else the default method.
             compat: "reference" for the constants and the schedule of the paper's reference implementation.
-            data: nested dicts of fields.
+            data: nested dicts of fields. Under `methods` there may be tables of other methods too: they are checked and
+                left out, so that one file serves several methods.
 
         Raises:
             ValueError: naming each field that is unknown or has a wrong value; `data` is for another method.
@@ -300,12 +302,14 @@ class Config:
         if method is not None and given is not None and method != given:
             raise ValueError(f"method: expected {given!r}, which the config is for, got {method!r}")
         method = method if method is not None else given if isinstance(given, str) else presets.DEFAULT
-        merged = _merged(cls().to_dict(), presets.METHODS[presets.check_method(method)])
+        tables = _tables(data.pop("methods", {}))
+        own = {name: _defaults(name) for name in (method, *tables)}
+        merged = _merged({**cls().to_dict(), "methods": own}, presets.METHODS.get(method).preset)
         if presets.check_compat(compat) is not None:
             adapt = data.get("adapt")
             models = adapt.get("models") if isinstance(adapt, Mapping) else None
             merged = _merged(merged, presets.reference(method, *([models] if isinstance(models, int) else [])))
-        return cls._validated(_merged(merged, {"method": method, **data}))
+        return cls._validated(_merged(merged, {"method": method, **data, "methods": tables}))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Config:
@@ -318,12 +322,18 @@ class Config:
 
     @classmethod
     def _validated(cls, data: dict[str, Any]) -> Config:
-        try:
-            # Merged before, as a stage's own defaults differ from those of the class its settings are held in.
-            return TypeAdapter(cls).validate_python(data)
-        except ValidationError as error:
-            lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-            raise ValueError("config: " + "; ".join(lines)) from None
+        """From dicts that hold every field: a stage's own defaults differ from those of the class of its settings."""
+        errors: list[str] = []
+        tables = {
+            name: _checked(presets.METHODS.get(name).settings, table, f"methods.{name}.", errors)
+            for name, table in data.pop("methods").items()
+        }
+        config: Config = _checked(cls, data, "", errors)
+        if errors:
+            raise ValueError("config: " + "; ".join(errors))
+        if config.method in config.methods:
+            config.methods[config.method] = tables[config.method]
+        return config
 
     @classmethod
     def load(cls, path: str | Path, method: str | None = None, compat: str | None = None) -> Config:
@@ -345,8 +355,6 @@ class Config:
 
     def save(self, path: str | Path) -> Path:
         """Write a TOML file atomically."""
-        from .support.files import write_text
-
         return write_text(path, self.to_toml())
 
 
@@ -359,3 +367,36 @@ def _merged(defaults: Any, data: Any) -> Any:
 
 def _without_none(data: dict[str, Any]) -> dict[str, Any]:
     return {k: _without_none(v) if isinstance(v, dict) else v for k, v in data.items() if v is not None}
+
+
+def _tables(data: Any) -> dict[str, Any]:
+    """The tables under `methods` by the methods' names; cf_k may stand for cf-k, as it once was written."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"config: methods: expected a table for each method, got {data!r}")
+    found: dict[str, Any] = {}
+    for key, table in data.items():
+        name = key if key in presets.METHODS else str(key).replace("_", "-")
+        if name not in presets.METHODS or presets.METHODS.get(name).settings is None:
+            raise ValueError(f"config: methods.{key}: there is no method of this name with settings of its own")
+        if name in found:
+            raise ValueError(f"config: methods.{key}: given a second time as methods.{name}")
+        found[name] = table
+    return found
+
+
+def _defaults(method: str) -> dict[str, Any]:
+    settings = presets.METHODS.get(method).settings
+    return {} if settings is None else _without_none(dataclasses.asdict(settings()))
+
+
+def _checked(kind: Any, data: Any, where: str, errors: list[str]) -> Any:
+    """An instance of the dataclass `kind`; what is wrong in `data` is added to `errors`."""
+    if kind is None:
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        for one in error.errors():
+            path = f"{where}{'.'.join(map(str, one['loc']))}".removesuffix(".")
+            errors.append(f"{path}: {one['msg']}, got {one['input']!r}")
+    return None

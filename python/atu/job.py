@@ -18,7 +18,7 @@ from .data.samples import as_samples
 from .feedback.feedback import Feedback, build, check_distinct
 from .feedback.oracles import Oracle
 from .gan import GAN
-from .methods.registry import REGISTRY
+from .methods.registry import METHODS
 from .support.digest import digest
 from .support.modules import eval_mode
 from .training.run_folder import RunFolder, gan_digest, samples_digest
@@ -112,9 +112,6 @@ def _config(config: Config | Mapping | str | Path | None, method: str | None, co
         cfg = Config.load(config, method, compat)
     else:
         raise TypeError(f"config: expected a Config, dict or path of a TOML file, got {type(config).__name__}")
-    loss = presets.METHODS[cfg.method].get("repel", {}).get("loss", cfg.repel.loss)
-    if cfg.repel.loss != loss:
-        raise ValueError(f"config: expected repel.loss {loss!r} for the method {cfg.method!r}, got {cfg.repel.loss!r}")
     return cfg
 
 
@@ -159,7 +156,7 @@ class _Job:
             )
         if adapted is not None and cfg.method not in presets.REPULSION:
             raise ValueError(f"method: expected one of {', '.join(presets.REPULSION)} for stage 2, got {cfg.method!r}")
-        REGISTRY[cfg.method].check(gan, cfg)
+        METHODS[cfg.method].check(gan, cfg)
         shape, image_range = gan.sample_shape, gan.image_range
         marked = as_samples(negatives, shape, image_range, "negatives", gan.c_dim)
         given = None if positives is None else as_samples(positives, shape, image_range, "positives", gan.c_dim)

@@ -1,14 +1,38 @@
-"""The methods by name, and what each sets in the config beneath what the user gives. Plain data, no imports."""
+"""The methods by name, and the settings of the paper's reference implementation."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .support.registry import Registry
+
 # What `method=None` stands for: Adapt-then-Unlearn with this project's additions, as the defaults of `Config` say.
 DEFAULT = "atu"
 
-# The paper's stage 2 is the adversarial game on positives and the repulsion, for a fixed number of steps: no more.
-_PAPER: dict[str, Any] = dict(
+# Each is an `atu.methods.registry.Method`. It stands here as text, below the methods, since a config looks up in it
+# which settings a method has.
+METHODS: Registry[Any] = Registry(
+    "atu.methods",
+    {
+        DEFAULT: "atu.methods.adapt_then_unlearn.stages:ATU",
+        "el2": "atu.methods.adapt_then_unlearn.stages:EL2",
+        "nl2": "atu.methods.adapt_then_unlearn.stages:NL2",
+        "il2": "atu.methods.adapt_then_unlearn.stages:IL2",
+        "extrapolate": "atu.methods.extrapolate:EXTRAPOLATE",
+        "ewc": "atu.methods.penalties:EWC",
+        "cf-k": "atu.methods.last_layers:CF_K",
+        "eu-k": "atu.methods.last_layers:EU_K",
+        "l1-sparse": "atu.methods.penalties:L1_SPARSE",
+        "cdc": "atu.methods.cdc:CDC",
+        "rssa": "atu.methods.rssa:RSSA",
+        "retrain": "atu.methods.retrain:RETRAIN",
+    },
+)
+REPULSION = (DEFAULT, "el2", "nl2", "il2")  # methods whose second stage is `atu.methods.adapt_then_unlearn.repel`
+COMPAT = ("reference",)
+
+# The paper's stage 2 is the adversarial loss on positives and the repulsion, for a fixed number of steps: no more.
+PAPER_REPEL: dict[str, Any] = dict(
     negatives_weight=0.0,
     guide_weight=0.0,
     preserve_weight=0.0,
@@ -20,29 +44,10 @@ _PAPER: dict[str, Any] = dict(
     keep="final",
 )
 
-METHODS: dict[str, dict[str, Any]] = {
-    DEFAULT: {},
-    "el2": {"repel": {**_PAPER, "loss": "el2"}},
-    "nl2": {"repel": {**_PAPER, "loss": "nl2"}},
-    "il2": {"repel": {**_PAPER, "loss": "il2"}},
-    "extrapolate": {},
-    "ewc": {},
-    "cf-k": {},
-    "eu-k": {},
-    "l1-sparse": {},
-    "cdc": {},
-    "rssa": {},
-    "retrain": {},
-}
-REPULSION = (DEFAULT, "el2", "nl2", "il2")  # methods whose second stage is `atu.methods.adapt_then_unlearn.repel`
-COMPAT = ("reference",)
-
 
 def check_method(method: str) -> str:
     """Raise ValueError unless `method` is one of METHODS."""
-    if method not in METHODS:
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    return method
+    return METHODS.check(method)
 
 
 def check_compat(compat: str | None) -> str | None:
@@ -53,7 +58,7 @@ def check_compat(compat: str | None) -> str | None:
 
 
 def reference(method: str, models: int = 5) -> dict[str, Any]:
-    """Settings of the paper's public reference implementation (StyleGAN2 on MNIST), as a preset of the config.
+    """Settings of the paper's public reference implementation (StyleGAN2 on MNIST), beneath a config of the method.
 
     With N adapted models and T tensors its distance is v = N/2 (1/T) sum_t sum_k MSE(theta_t, theta_k,t), N^2/2 times
     this package's "tensor_mean". At its gamma of 1 its losses are 100 exp(-v), -v and 1 / v.
@@ -62,7 +67,7 @@ def reference(method: str, models: int = 5) -> dict[str, Any]:
     """
     # Its EMA decay is 0.5^(32 / 10,000) a step of 16 images: a half life of 5,000 images. Adam's settings and their
     # rescaling for lazy regularisation are those of every StyleGAN kind here.
-    game = dict(
+    adversarial = dict(
         batch_size=16,
         loss="logistic",
         r1_gamma=10.0,
@@ -82,15 +87,17 @@ def reference(method: str, models: int = 5) -> dict[str, Any]:
         "nl2": dict(loss="nl2", gamma=factor, ceiling=1e12),
         "il2": dict(loss="il2", gamma=1 / factor, epsilon=1e-12),
     }
-    plain: dict[str, Any] = dict(steps=1000, adversarial=game)
+    plain: dict[str, Any] = dict(steps=1000, adversarial=adversarial)
+    stage1 = dict(models=models, steps=2000, ewc_weight=5e8, ewc_relative=False, fisher=fisher, adversarial=adversarial)
+    own: dict[str, dict[str, Any]] = {
+        "ewc": {**plain, "weight": 5e8, "relative": False, "fisher": fisher},
+        "l1-sparse": {**plain, "weight": 5e-5, "schedule": "constant"},
+        "cdc": {**plain, "weight": 1000.0},
+        **dict.fromkeys(("cf-k", "eu-k", "rssa", "retrain"), plain),
+    }
     return {
         "feedback": dict(pool=5000),
-        "adapt": dict(models=models, steps=2000, ewc_weight=5e8, ewc_relative=False, fisher=fisher, adversarial=game),
-        "repel": {**_PAPER, **plain, "reduction": "tensor_mean", **losses.get(method, losses["el2"])},
-        "methods": {
-            "ewc": {**plain, "weight": 5e8, "relative": False, "fisher": fisher},
-            "l1_sparse": {**plain, "weight": 5e-5, "schedule": "constant"},
-            "cdc": {**plain, "weight": 1000.0},
-            **dict.fromkeys(("cf_k", "eu_k", "rssa", "retrain"), plain),
-        },
+        "adapt": stage1,
+        "repel": {**PAPER_REPEL, **plain, "reduction": "tensor_mean", **losses.get(method, losses["el2"])},
+        "methods": {method: own[method]} if method in own else {},
     }

@@ -1,10 +1,17 @@
 """Settings: TOML there and back, and every mistake named."""
 
 import dataclasses
+import re
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
 
-from atu.config import Adversarial, Config, Repel
+from atu import presets
+from atu.config import Adversarial, Config, Repel, tomllib
+from atu.config_toml import commented, settings
+from atu.methods.registry import METHODS, Method
 
 
 def leaves(data, path=()):
@@ -105,3 +112,154 @@ def test_assignment_is_checked():
         repel.steps = -5
     with pytest.raises(ValueError):
         Adversarial(batch_size=0)
+
+
+# --- the methods' own settings
+
+
+def nested(kind):
+    """A settings dataclass and those within it."""
+    yield kind
+    for one in dataclasses.fields(kind):
+        value = getattr(kind(), one.name)
+        if dataclasses.is_dataclass(value):
+            yield from nested(type(value))
+
+
+EVERY_CLASS = {kind for name in presets.METHODS if (own := METHODS.get(name).settings) for kind in nested(own)}
+EVERY_CLASS |= set(nested(Config))
+
+
+@pytest.mark.parametrize("kind", sorted(EVERY_CLASS, key=lambda kind: kind.__name__))
+def test_every_setting_says_what_it_is(kind):
+    assert kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}(")
+    for one in settings(kind):
+        assert one.description.endswith((".", ")")), f"{kind.__name__}.{one.name}: {one.description!r}"
+        default = getattr(kind(), one.name)
+        assert bool(one.allowed) != (dataclasses.is_dataclass(default) or isinstance(default, dict)), one
+        assert default is not None or one.allowed.endswith(" or unset"), one
+
+
+@pytest.mark.parametrize("name", presets.METHODS)
+def test_a_config_is_for_one_method(name):
+    method, config = METHODS.get(name), Config.of(name)
+    assert isinstance(method, Method)
+    assert list(config.methods) == ([] if method.settings is None else [name])
+    if method.settings is None:
+        with pytest.raises(ValueError, match=f"config: holds no settings of '{name}'"):
+            config.own  # noqa: B018
+    else:
+        assert type(config.own) is method.settings and config.own == method.settings()
+        assert Config(method=name).own == config.own
+
+
+def test_settings_given_to_the_constructor_are_checked():
+    config = Config(method="cdc", methods={"cdc": {"weight": 3}})
+    assert config == Config.of("cdc", data={"methods": {"cdc": {"weight": 3}}})
+    with pytest.raises(ValueError, match="batch"):
+        Config(method="cdc", methods={"cdc": {"batch": 1}})
+    with pytest.raises(ValueError, match="expected settings of 'cdc' alone, got those of 'ewc'"):
+        Config(method="cdc", methods={"ewc": {}})
+
+
+def test_tables_of_other_methods_are_checked_and_left_out():
+    data = {"method": "cdc", "methods": {"cdc": {"weight": 3}, "ewc": {"weight": 2.0}}}
+    assert Config.of(data=data) == Config.of("cdc", data={"methods": {"cdc": {"weight": 3.0}}})
+    with pytest.raises(ValueError, match=r"config: methods\.ewc\.weight: .*got -1; .*repel\.steps: .*got -2"):
+        Config.of(data={**data, "methods": {"ewc": {"weight": -1}}, "repel": {"steps": -2}})
+
+
+def test_the_old_spelling_is_read():
+    """cf_k in TOML was cf-k on the command line; now it is cf-k, and cf_k is taken as that."""
+    for name in ("cf-k", "cf_k"):
+        assert Config.of("cf-k", data={"methods": {name: {"k": 3}}}).own.k == 3
+    with pytest.raises(
+        ValueError, match=r"config: methods\.cf-k: given a second time|methods\.cf_k: given a second time"
+    ):
+        Config.of("cf-k", data={"methods": {"cf-k": {"k": 3}, "cf_k": {"k": 4}}})
+
+
+@pytest.mark.parametrize(
+    "tables, words",
+    [
+        ({"cfk": {}}, "methods.cfk: there is no method of this name with settings of its own"),
+        ({"atu": {}}, "methods.atu: there is no method of this name with settings of its own"),
+        ({"ewc": 3}, "methods.ewc: .*got 3"),
+        ({"ewc": {"fisher": {"n": 0}}}, r"methods\.ewc\.fisher\.n: .*got 0"),
+        ({"ewc": {"wait": 1}}, r"methods\.ewc\.wait: "),
+        (3, "methods: expected a table for each method, got 3"),
+    ],
+)
+def test_mistakes_in_the_tables_are_named(tables, words):
+    with pytest.raises(ValueError, match=f"^config: {words}"):
+        Config.from_dict({"methods": tables})
+
+
+# --- commented TOML
+
+
+@pytest.mark.parametrize("method", [None, *presets.METHODS])
+def test_commented_toml_is_the_defaults(method, tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(commented(method), encoding="utf-8")
+    assert Config.load(path) == Config.of(method)
+
+
+def names_of(group):
+    """The names of a settings object's fields, nested."""
+    values = {one.name: getattr(group, one.name) for one in dataclasses.fields(group)}
+    return {name: names_of(value) if dataclasses.is_dataclass(value) else None for name, value in values.items()}
+
+
+def names_in(data):
+    return {name: names_in(value) if isinstance(value, dict) else None for name, value in data.items()}
+
+
+def test_commented_toml_has_every_setting():
+    """Each field of every table stands there, set or as a comment; with a method, only what the method uses."""
+    text = commented()
+    found = names_in(tomllib.loads(re.sub(r"^# (\w+) =$", r"\1 = 0", text, flags=re.MULTILINE)))
+    expected = names_of(Config())
+    expected["methods"] = {name: names_of(Config.of(name).own) for name in presets.METHODS if METHODS[name].settings}
+    assert found == expected
+    assert "# number above 0 or unset; default unset\n# lr =\n" in text
+    assert "# Every how many steps R1 and R2 are applied. [steps]\n# whole number from 1; default 16\n" in text
+    assert '# "constant" or "linear" or "cosine"; default "cosine"\n' in text
+    assert set(tomllib.loads(commented("cdc"))) == {"method", "log_every", "save_every", "feedback", "methods"}
+    assert "adapt" in tomllib.loads(commented("extrapolate")) and "repel" not in tomllib.loads(commented("extrapolate"))
+    assert 'keep = "final"' in commented("nl2") and 'default "nl2"' in commented("nl2")
+
+
+def values(hint):
+    """Some allowed values of a setting's type, its bounds aside."""
+    if "unset" in hint:
+        return st.none() | values(hint.replace(" or unset", ""))
+    if hint.startswith('"'):
+        return st.sampled_from([word.strip('"') for word in hint.split(" or ")])
+    kinds = {"whole": st.integers(3, 10**6), "number": st.floats(0.01, 0.99), "true": st.booleans()}
+    return {**kinds, "list": st.lists(st.just(r"a\.b"))}[hint.split()[0]]
+
+
+@st.composite
+def configs(draw):
+    """A Config with random values in every table that a method has."""
+    config = Config.of(draw(st.sampled_from(list(presets.METHODS))))
+
+    def change(group):
+        for one in settings(type(group)):
+            value = getattr(group, one.name)
+            if dataclasses.is_dataclass(value):
+                change(value)
+            elif one.allowed and one.allowed != "text":
+                setattr(group, one.name, draw(values(one.allowed)))
+
+    for group in (config.feedback, config.adapt, config.repel, *config.methods.values()):
+        change(group)
+    return config
+
+
+@examples(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
+@given(config=configs())
+def test_any_config_round_trips(config):
+    again = Config.from_dict(tomllib.loads(config.to_toml()))
+    assert again == config

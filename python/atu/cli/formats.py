@@ -35,7 +35,7 @@ def inspect(file: Path, as_json: bool) -> None:
 @click.command("export")
 @click.argument("source", metavar="RUN", type=click.Path(exists=True, path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path))
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by TARGET's suffix.")
+@click.option("--format", "form", type=click.Choice(FORMATS.names()), help="Default: by TARGET's suffix.")
 @click.option("--template", type=_FILE, help="nvidia-pkl: the pickle to put the tensors into. Default: the original.")
 @click.option("--train-discriminator", type=click.IntRange(1), metavar="STEPS", help="Fit one first, if it has none.")
 def export(

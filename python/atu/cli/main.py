@@ -28,6 +28,7 @@ from .options import (
 
 LAZY = {
     "bench": ("atu.bench.cli:main", "Time the ops, a training step and a whole unlearning."),
+    "config": ("atu.cli.config:config", "Print all settings as TOML with comments."),
     "doctor": ("atu.cli.doctor:main", "Say what is installed, built and usable, and why what is off is off."),
     "export": ("atu.cli.formats:export", "Convert a checkpoint to another format."),
     "inspect": ("atu.cli.formats:inspect", "Say what a checkpoint holds, without executing anything in it."),

@@ -18,6 +18,7 @@ from ..measures.frechet import frechet
 from ..measures.manifold import kept_manifold
 from ..measures.shares import histogram, share_of, total_variation, unlearning
 from .judges import Judge, Judged, Scores, classifier_scorer, judge_samples, oracle_scorer
+from .metrics import compute, description, load_metrics
 
 Real = Tensor | tuple[Tensor, Tensor]
 
@@ -96,10 +97,11 @@ def evaluate(
         frechet_kept (after against the non-negative samples of before), precision_kept_after, recall_kept_after (see
         manifold.py; `_before` is what chance allows), class_histogram_before, class_histogram_after, tv_kept (of the
         class shares among non-negative samples), confident_before, confident_after (share judged with a confidence of
-        0.9 or more), attributes_before, attributes_after, n, seed, features.
+        0.9 or more), attributes_before, attributes_after, metrics (by name, see metrics.py), n, seed, features.
     """
     if n < 2:
         raise ValueError(f"n: expected at least 2 samples, got {n}")
+    metrics = load_metrics()
     score, negative = _scorer(before, classifier, tuple(negative_classes), is_negative)
     final = after.sampling_generator if isinstance(after, GAN) else after
     generators = {"before": before.sampling_generator, **(others or {}), "after": final}
@@ -128,6 +130,8 @@ def evaluate(
         for name, judged in models.items():
             numbers[f"fid_cls_{name}"] = frechet(reference, judged.features)
         numbers["real_images"] = len(reference)
+    numbers["metrics"] = {name: compute(metric, name, first, last) for name, metric in metrics.items()}
+    numbers["metric_descriptions"] = {name: description(metric) for name, metric in metrics.items()}
     numbers.update(n=n, seed=seed, features=_feature_source(classifier))
     classes = list(classifier.classes) if classifier is not None else []
     return Evaluation(numbers, models, before.image_range, classes, negative)

@@ -247,7 +247,10 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "ret_fid": [cell.get("ret_fid") for cell in cells],
         "seconds": [cell["seconds"] for cell in cells],
     }
-    return {name: spread(columns[name]) for name in FIGURES}
+    found: dict[str, Any] = {name: spread(columns[name]) for name in FIGURES}
+    metrics = dict.fromkeys(name for one in numbers for name in one.get("metrics") or {})
+    found["metrics"] = {name: spread([(one.get("metrics") or {}).get(name) for one in numbers]) for name in metrics}
+    return found
 
 
 def collect(plan: Plan, out: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -277,6 +280,7 @@ def _published(dataset: str, method: str, target: str) -> str:
 def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The table as markdown, one section a target."""
     extracted = any(row.get("fid") for rows in table.values() for row in rows.values())
+    metrics = list(dict.fromkeys(m for rows in table.values() for row in rows.values() for m in row["metrics"]))
     before = PRETRAINED_FID.get(plan.dataset, "–")
     size = f"{plan.negatives} negatives, {plan.samples:,} latents"
     done = sum(row["seconds"]["n"] for rows in table.values() for row in rows.values())
@@ -293,7 +297,7 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
     ]
     for task in plan.tasks:
         head = ["method", "PUL %", "FID_cls", "after / before", "Ret-FID_cls", "TV kept"]
-        head += ["FID", "Ret-FID"] * extracted + ["seconds", "published PUL / FID / Ret-FID"]
+        head += ["FID", "Ret-FID"] * extracted + metrics + ["seconds", "published PUL / FID / Ret-FID"]
         lines += ["", f"## {task.name}", "", _line(head), _line(["---"] * len(head))]
         for method in plan.methods:
             row = table.get(method, {}).get(task.name)
@@ -307,6 +311,7 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
             ]
             cells += [_cell(row["tv_kept"], 3)]
             cells += [_cell(row["fid"], 2), _cell(row["ret_fid"], 2)] * extracted
+            cells += [_cell(row["metrics"].get(name), 3) for name in metrics]
             cells += [_cell(row["seconds"], 0), _published(plan.dataset, method, task.name)]
             lines.append(_line([method, *cells]))
     return "\n".join(lines) + "\n"

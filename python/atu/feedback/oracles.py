@@ -1,4 +1,8 @@
-"""An oracle answers during a run: samples [N, ...] -> bools [N], whether they are negative."""
+"""An oracle answers during a run: samples [N, ...] -> bools [N], whether they are negative.
+
+Other packages add oracles by name (entry point group `atu.oracles`, or `@ORACLES.register("name")`): functions of one
+text, the arguments, that return an `is_negative`. Samples come on the GAN's device and in its range.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..support.registry import Registry
+
 IsNegative = Callable[[Tensor], Tensor]
+ORACLES: Registry[Callable[[str], IsNegative]] = Registry("atu.oracles", {})
+
+
+def find(spec: str) -> IsNegative:
+    """The oracle that "NAME" or "NAME:ARGUMENTS" stands for.
+
+    Raises:
+        ValueError: there is none of that name, or it does not take these arguments.
+        ImportError: the package that gives it cannot be imported.
+    """
+    name, _, arguments = spec.partition(":")
+    return Oracle(ORACLES.get(name)(arguments))
 
 
 class Oracle:

@@ -18,7 +18,8 @@ from .assemble import TensorLike
 from .load import list_content
 from .native import FORMAT
 from .nvidia_pickle import plain
-from .recognise import NVIDIA, SAFETENSORS, recognise
+from .recognise import recognise
+from .registry import FORMATS, SAFETENSORS, Format
 from .tensors import CheckpointError
 from .torch_file import read_structure, tensors_at
 
@@ -35,16 +36,15 @@ def inspect_checkpoint(path: str | Path) -> dict[str, Any]:
         CheckpointError: as of loading.
     """
     path = Path(path)
-    kind = recognise(path)
-    found: dict[str, Any] = {"path": str(path), "format": "", "bytes": path.stat().st_size, "networks": {}}
+    name = recognise(path)
+    found: dict[str, Any] = {"path": str(path), "format": name, "bytes": path.stat().st_size, "networks": {}}
     found |= {"options": {}, "notes": []}
     try:
-        if kind == NVIDIA:
-            _nvidia(path, found)
-        elif kind == SAFETENSORS:
-            _safetensors(path, found)
+        form = FORMATS.get(name)
+        if form.inspect is not None:
+            form.inspect(path, found)
         else:
-            _torch(path, found)
+            _inspect_loaded(path, form, found)
     except CheckpointError as error:
         raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
     held = found["networks"]
@@ -53,6 +53,17 @@ def inspect_checkpoint(path: str | Path) -> dict[str, Any]:
     if "generator" not in held and "generator_ema" in held:
         found["notes"].append("no generator but the averaged one, which is used for both")
     return found
+
+
+def _inspect_loaded(path: Path, form: Format, found: dict[str, Any]) -> None:
+    """Describe a file of a format that has nothing to inspect it with: load it."""
+    if form.load is None:
+        raise CheckpointError("its format can be written but not read")
+    for name, module in form.load(path).modules().items():
+        buffers = {buffer for buffer, _ in module.named_buffers()}
+        found["networks"][name] = _network(
+            type(module).__name__, dict(vars(module).get("init_kwargs", {})), module.state_dict(), buffers
+        )
 
 
 def _network(kind: str, options: dict[str, Any], tensors: Mapping[str, Any], buffers: set[str]) -> dict[str, Any]:
@@ -82,7 +93,7 @@ def _numel(tensor: TensorLike) -> int:
     return count
 
 
-def _nvidia(path: Path, found: dict[str, Any]) -> None:
+def inspect_nvidia(path: Path, found: dict[str, Any]) -> None:
     snapshot = nvidia.read_snapshot(path)
     found["format"] = "nvidia-pkl"
     found["options"] = {key: plain(value) for key, value in snapshot.rest.items() if value is not None}
@@ -97,7 +108,7 @@ def _nvidia(path: Path, found: dict[str, Any]) -> None:
         found["networks"][nvidia.NETWORK_KEYS[key]] = _network(name, options, stored.tensors(), stored.buffers())
 
 
-def _torch(path: Path, found: dict[str, Any]) -> None:
+def inspect_torch(path: Path, found: dict[str, Any]) -> None:
     structure = read_structure(path)
     found["format"] = "torch"
     if not rosinality.is_rosinality(structure):
@@ -120,7 +131,7 @@ def _torch(path: Path, found: dict[str, Any]) -> None:
         found["networks"][name] = _network(kind, options, stored, buffers)
 
 
-def _safetensors(path: Path, found: dict[str, Any]) -> None:
+def inspect_native(path: Path, found: dict[str, Any]) -> None:
     try:
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})

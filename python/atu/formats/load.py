@@ -11,9 +11,12 @@ from torch import nn
 from ..gan import GAN, LatentSampler
 from . import nvidia, rosinality
 from .native import load_native
-from .recognise import NVIDIA, recognise
+from .recognise import recognise
+from .registry import FORMATS, SAFETENSORS
 from .tensors import CheckpointError
 from .torch_file import read_structure
+
+log = logging.getLogger("atu")
 
 
 def load(
@@ -26,6 +29,9 @@ def load(
 ) -> GAN:
     """Load a checkpoint: the project's own, or another project's recognised by content.
 
+    A file with G_ema and no G gives its G_ema as both. One without a discriminator loads, and says how to get one. The
+    GAN remembers another project's file in `origin`, which export needs to write an NVIDIA pickle.
+
     Args:
         generator, discriminator: modules to fill, for networks that atu does not build itself. They are filled in
             place.
@@ -35,44 +41,36 @@ def load(
         CheckpointError: naming the file and what is wrong with it.
     """
     path = Path(path)
-    if recognise(path) != "safetensors":
-        if generator is not None or discriminator is not None:
-            raise CheckpointError(f"{path}: generator and discriminator can be given for atu's own format only")
-        foreign = load_foreign(path)
-        foreign.latent_sampler, foreign.label_sampler = latent_sampler, label_sampler
-        return foreign
-    return load_native(path, generator, discriminator, latent_sampler, label_sampler)
-
-
-log = logging.getLogger("atu")
-
-
-def load_foreign(path: str | Path) -> GAN:
-    """Load an NVIDIA network pickle or a rosinality-style .pt; nothing in the file is executed.
-
-    A file with G_ema and no G gives its G_ema as both. One without a discriminator loads, and says how to get one. The
-    GAN remembers its file in `origin`, which export needs to write an NVIDIA pickle.
-
-    Raises:
-        CheckpointError: naming the file and what is wrong with it, or listing what was found in it.
-    """
-    path = Path(path)
-    kind = recognise(path)
+    name = recognise(path)
+    if name == SAFETENSORS:
+        return load_native(path, generator, discriminator, latent_sampler, label_sampler)
+    if generator is not None or discriminator is not None:
+        raise CheckpointError(f"{path}: generator and discriminator can be given for atu's own format only")
+    read = FORMATS.get(name).load
+    if read is None:
+        raise CheckpointError(f"{path}: a file of the format {name}, which can be written but not read")
     try:
-        if kind == NVIDIA:
-            networks = nvidia.build_networks(path, nvidia.read_snapshot(path))
-            origin = {"format": "nvidia-pkl", "path": str(path.resolve())}
-        else:
-            structure = read_structure(path)
-            if not rosinality.is_rosinality(structure):
-                raise CheckpointError(f"not a StyleGAN2 checkpoint: {list_content(structure)}")
-            networks = rosinality.build_networks(path, structure)
-            origin = {"format": "rosinality-pt", "path": str(path.resolve())}
+        gan = read(path)
     except CheckpointError as error:
         raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
-    gan = _pair(networks, path)
-    gan.origin = origin
+    gan.origin = {"format": name, "path": str(path.resolve())}
+    gan.latent_sampler = latent_sampler or gan.latent_sampler
+    gan.label_sampler = label_sampler or gan.label_sampler
     return gan
+
+
+def load_nvidia(path: Path) -> GAN:
+    """Load an NVIDIA network pickle; nothing in it is executed."""
+    return _pair(nvidia.build_networks(path, nvidia.read_snapshot(path)), path)
+
+
+def load_rosinality(path: Path) -> GAN:
+    """Load a rosinality-style .pt; nothing in it is executed. Any other file of torch.save is refused with a list of
+    what it holds."""
+    structure = read_structure(path)
+    if not rosinality.is_rosinality(structure):
+        raise CheckpointError(f"not a StyleGAN2 checkpoint: {list_content(structure)}")
+    return _pair(rosinality.build_networks(path, structure), path)
 
 
 def _pair(networks: dict[str, nn.Module], path: Path) -> GAN:

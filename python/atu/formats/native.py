@@ -21,9 +21,9 @@ FORMAT = "atu-gan"
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
-    for name, cls in NETWORKS.items():
-        if type(module) is cls:
-            return {"network": name, "kwargs": module.init_kwargs}
+    name = NETWORKS.name_of(type(module))
+    if name is not None:
+        return {"network": name, "kwargs": module.init_kwargs}
     return {"network": None, "class": f"{type(module).__module__}.{type(module).__qualname__}"}
 
 
@@ -61,10 +61,10 @@ def _build(entry: dict[str, Any], given: nn.Module | None, state: dict[str, Tens
 
 def load_native(
     path: Path,
-    generator: nn.Module | None,
-    discriminator: nn.Module | None,
-    latent_sampler: LatentSampler | None,
-    label_sampler: LatentSampler | None,
+    generator: nn.Module | None = None,
+    discriminator: nn.Module | None = None,
+    latent_sampler: LatentSampler | None = None,
+    label_sampler: LatentSampler | None = None,
 ) -> GAN:
     """Load a file that `save` wrote; arguments and errors as of `atu.formats.load.load`."""
     tensors, metadata = load_tensors(path)

@@ -8,17 +8,41 @@ thousands, and it is left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from .. import config
+from ..config import SAMPLES, STRICT, Config, Expression, NonNegative
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..training.run_folder import RunFolder
-from .finetune import Outcome, finetune, pretrained_copy
+from .finetune import Finetune, Outcome, finetune, pretrained_copy
+from .registry import Method
 from .taps import Taps, tapped_layers
+
+
+@dataclass(config=STRICT)
+class Cdc(Finetune):
+    """Cross-domain correspondence on the positives."""
+
+    weight: Annotated[NonNegative, Field(description="Of the correspondence loss.")] = 1000.0
+    batch: Annotated[int, SAMPLES, Field(ge=3, description="Latents compared with each other in one step.")] = 4
+    layers: Annotated[
+        list[Expression],
+        Field(
+            description="Regular expressions of the modules whose inputs are compared; when empty all that take in "
+            "feature maps (hidden activations, where the generator has no maps)."
+        ),
+    ] = field(default_factory=list)
+
+
+def _layers(gan: GAN, cfg: Config) -> list[str]:
+    return tapped_layers(gan, cfg.own.layers, "methods.cdc.layers")
 
 
 def log_similarities(features: Tensor) -> Tensor:
@@ -41,10 +65,10 @@ def correspondence_loss(before: Sequence[Tensor], after: Sequence[Tensor]) -> Te
     return torch.stack(terms).mean()
 
 
-def cdc(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
+def cdc(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
     """Fine-tune on the positives under the correspondence loss."""
-    own = cfg.methods.cdc
-    names = tapped_layers(gan, own.layers, "methods.cdc.layers")
+    own = cfg.own
+    names = _layers(gan, cfg)
     twin = pretrained_copy(gan)
     taps = Taps(twin, names)
 
@@ -58,3 +82,6 @@ def cdc(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: 
     outcome = finetune(twin, "cdc", gan, feedback, own, run, seed, add_grad=add_grad)
     outcome.decisions["compared_layers"] = names
     return outcome
+
+
+CDC = Method(cdc, Cdc, check=_layers)

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from .. import config
+from ..config import SAMPLES, STRICT, Config, NonNegative, PositiveCount
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..training.run_folder import RunFolder
 from ..training.score import Score
 from .adapt_then_unlearn.adapt import adapt_all
 from .finetune import Outcome
+from .registry import Method
+
+
+@dataclass(config=STRICT)
+class Extrapolate:
+    """The closed form theta_G - s (theta_N - theta_G) after stage 1."""
+
+    s: Annotated[float, Field(allow_inf_nan=False, description="How far; 0 is the original, -1 the adapted one.")] = 1.0
+    check_samples: Annotated[PositiveCount, SAMPLES, Field(description="On how many the result is scored.")] = 1000
+    drift_weight: Annotated[
+        NonNegative, Field(description="Weight of the drift of the kept samples beside the negatives in the score.")
+    ] = 1.0
 
 
 @torch.no_grad()
@@ -28,11 +43,14 @@ def extrapolated(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float) ->
     return twin
 
 
-def extrapolate(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
+def extrapolate(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
     """Stage 1, then the closed form."""
-    own = cfg.methods.extrapolate
+    own = cfg.own
     adapted = adapt_all(gan, feedback, cfg.adapt, run, seed)
     twin = extrapolated(gan, adapted, own.s)
     found = Score(gan, feedback, own.check_samples, own.drift_weight, seed)(twin.sampling_generator)
     run.picture("extrapolate", twin.sample(100, seed=seed), gan.image_range)
     return Outcome(twin, {"s": own.s, **found, **feedback.notes}, adapted)
+
+
+EXTRAPOLATE = Method(extrapolate, Extrapolate, stages={"adapt": "Stage 1"})

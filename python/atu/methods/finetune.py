@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import pydantic
+from pydantic import Field
 from torch import Tensor, nn
 
-from .. import config
+from ..config import SAMPLES, STEPS, STRICT, Adversarial, Count, NonNegative, PositiveCount
 from ..data.samples import Samples
 from ..feedback.feedback import Feedback
 from ..gan import GAN
@@ -20,6 +22,24 @@ from ..training.stage import StageHooks, run_stage
 from ..training.trainer import AdversarialTrainer
 
 AddGrad = Callable[[], dict[str, float]]
+
+
+@pydantic.dataclasses.dataclass(config=STRICT)
+class Finetune:
+    """What the methods share that train on the positives alone, without stage 1."""
+
+    steps: Annotated[Count, STEPS, Field(description="Training steps.")] = 600
+    check_every: Annotated[PositiveCount, STEPS, Field(description="How often the generator is scored.")] = 50
+    check_samples: Annotated[PositiveCount, SAMPLES, Field(description="On how many it is scored.")] = 1000
+    drift_weight: Annotated[
+        NonNegative, Field(description="Weight of the drift of the kept samples beside the negatives in the score.")
+    ] = 1.0
+    keep: Annotated[
+        Literal["final", "best"], Field(description="Which generator is kept: the final one, or the best by its score.")
+    ] = "final"
+    adversarial: Annotated[Adversarial, Field(description="The adversarial loss, on the positives.")] = field(
+        default_factory=lambda: Adversarial(ema_half_life=5000.0)
+    )
 
 
 @dataclass
@@ -34,10 +54,10 @@ class Outcome:
 class Watch(StageHooks):
     """Has the EMA generator scored every so often.
 
-    on_step: called with the trainer's step count at the start, after each step, and when a run is taken up again.
+    on_step: called with the trainer's step count at the start, after each step, and when a run is resumed.
     """
 
-    def __init__(self, keeper: CheckpointKeeper, cfg: config.Finetune, on_step: Callable[[int], None]):
+    def __init__(self, keeper: CheckpointKeeper, cfg: Finetune, on_step: Callable[[int], None]):
         self.keeper, self.cfg, self.on_step = keeper, cfg, on_step
         self.on_step(0)
 
@@ -68,7 +88,7 @@ def finetune(
     stage: str,
     gan: GAN,
     feedback: Feedback,
-    cfg: config.Finetune,
+    cfg: Finetune,
     run: RunFolder,
     seed: int,
     add_grad: AddGrad | None = None,
@@ -82,7 +102,7 @@ def finetune(
     Args:
         stage: its name in the history and the run folder. gan: the pretrained pair, which features are taken from.
         add_grad: as `AdversarialTrainer`'s add_penalty_grad.
-        on_step: called with the steps done: at the start, after each step, and when a run is taken up again.
+        on_step: called with the steps done: at the start, after each step, and when a run is resumed.
         schedule_lr: share of the steps done -> factor of the learning rates.
         prepare: called with the generator once it is in training mode.
     """

@@ -7,33 +7,58 @@ the model to be unlearned; the discriminator, which only tells it what the posit
 
 from __future__ import annotations
 
+from dataclasses import field
+from typing import Annotated
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import nn
 
-from .. import config
+from ..config import STRICT, Adversarial, Config, PositiveCount
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.modules import trainable
 from ..support.seeding import fork_rng, mix_seed
 from ..training.run_folder import RunFolder
-from .finetune import Outcome, finetune, pretrained_copy
+from .finetune import Finetune, Outcome, finetune, pretrained_copy
 from .layers import Layer, last_layers, reinitialise
+from .registry import Method
 
 
-def cf_k(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
+@dataclass(config=STRICT)
+class CfK(Finetune):
+    """Only the generator's last k layers are trained, on the positives."""
+
+    k: Annotated[PositiveCount | None, Field(description="How many layers; unset, half of them, rounded up.")] = None
+
+
+@dataclass(config=STRICT)
+class EuK(CfK):
+    """Only the generator's last k layers are trained, on the positives and from new weights."""
+
+    adversarial: Annotated[Adversarial, Field(description="The adversarial loss, on the positives.")] = field(
+        default_factory=lambda: Adversarial(ema_half_life=5000.0, ema_ramp=0.05)
+    )
+
+
+def _layers(gan: GAN, cfg: Config) -> list[Layer]:
+    return last_layers(gan, cfg.own.k, f"methods.{cfg.method}.k")
+
+
+def cf_k(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
     """Fine-tune the last k layers."""
-    layers = last_layers(gan, cfg.methods.cf_k.k, "methods.cf_k.k")
-    return _train(pretrained_copy(gan), layers, "cf-k", gan, feedback, cfg.methods.cf_k, run, seed)
+    return _train(pretrained_copy(gan), _layers(gan, cfg), "cf-k", gan, feedback, cfg.own, run, seed)
 
 
-def eu_k(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
+def eu_k(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
     """Re-initialise the last k layers, then train them."""
-    layers = last_layers(gan, cfg.methods.eu_k.k, "methods.eu_k.k")
+    layers = _layers(gan, cfg)
     twin = pretrained_copy(gan)
     with fork_rng(gan.device, mix_seed(seed, 301)):
         drawn = reinitialise(twin.generator, {layer.name for layer in layers})
     if twin.generator_ema is not None:
         twin.generator_ema.load_state_dict(twin.generator.state_dict())
-    outcome = _train(twin, layers, "eu-k", gan, feedback, cfg.methods.eu_k, run, seed)
+    outcome = _train(twin, layers, "eu-k", gan, feedback, cfg.own, run, seed)
     outcome.decisions["drawn_without_a_rule"] = len(drawn)
     return outcome
 
@@ -44,7 +69,7 @@ def _train(
     stage: str,
     gan: GAN,
     feedback: Feedback,
-    cfg: config.Finetune,
+    cfg: Finetune,
     run: RunFolder,
     seed: int,
 ) -> Outcome:
@@ -69,3 +94,7 @@ def _hold_the_rest(generator: nn.Module) -> None:
         has_state = any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
         if has_state and not any(p.requires_grad for p in module.parameters()):
             module.training = False
+
+
+CF_K = Method(cf_k, CfK, check=_layers)
+EU_K = Method(eu_k, EuK, check=_layers)

@@ -112,7 +112,7 @@ def reinitialise(module: nn.Module, layers: set[str] | None = None) -> list[str]
         The names of the tensors without a rule.
     """
     mine = {n: p for n, p in module.named_parameters() if layers is None or owner(n) in layers}
-    if type(module) in NETWORKS.values():
+    if NETWORKS.name_of(type(module)) is not None:
         fresh = type(module)(**module.init_kwargs)  # type: ignore[arg-type]
         state, own = fresh.state_dict(), module.state_dict()
         for name, tensor in own.items():

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import field
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from .. import config
+from ..config import STRICT, Config, Fisher, NonNegative
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.modules import eval_mode, trainable
@@ -17,15 +21,48 @@ from ..training.losses import generator_loss
 from ..training.run_folder import RunFolder
 from ..training.schedules import schedule
 from .adapt_then_unlearn.adapt import Ewc, fisher_of
-from .finetune import Outcome, finetune, pretrained_copy
+from .finetune import Finetune, Outcome, finetune, pretrained_copy
+from .registry import Method
 
 
-def ewc(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
+@dataclass(config=STRICT)
+class EwcSettings(Finetune):
+    """Positives and an EWC penalty that holds the generator at theta_G."""
+
+    weight: Annotated[
+        NonNegative,
+        Field(
+            description="Weight lambda of EWC, lambda/2 sum F (theta - theta_G)^2; with relative it is divided by "
+            "sum F theta_G^2."
+        ),
+    ] = 5.0
+    relative: Annotated[
+        bool, Field(description="Divide EWC by sum F theta_G^2, so that one weight means the same for every network.")
+    ] = True
+    fisher: Annotated[Fisher, Field(description="The Fisher information F.")] = field(default_factory=Fisher)
+
+
+@dataclass(config=STRICT)
+class L1Sparse(Finetune):
+    """Positives and weight * sum |theta| over the generator."""
+
+    weight: Annotated[NonNegative | None, Field(description="Of the penalty; unset, chosen by strength.")] = None
+    strength: Annotated[
+        NonNegative,
+        Field(description="Norm of the penalty's gradient over the adversarial one's at theta_G, if weight is unset."),
+    ] = 0.2
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine"],
+        Field(description="Of the weight over the steps; the last two fall to 0."),
+    ] = "constant"
+
+
+def ewc(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
     """Fine-tune on the positives under EWC's penalty around theta_G.
 
     Source: Li et al., "Few-shot Image Generation with Elastic Weight Consolidation" (arXiv 2012.02780).
     """
-    own = cfg.methods.ewc
+    own = cfg.own
     fisher = fisher_of(gan, feedback, own.fisher, seed)
     twin = pretrained_copy(gan)
     anchor = [p.detach().clone() for p in twin.generator.parameters()]
@@ -36,7 +73,7 @@ def ewc(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: 
 class L1:
     """Adds the gradient of weight * sum |theta|, over the generator's trained parameters, to the gradients."""
 
-    def __init__(self, params: list[Tensor], weight: float, cfg: config.L1Sparse):
+    def __init__(self, params: list[Tensor], weight: float, cfg: L1Sparse):
         self.params, self.weight, self.cfg = params, weight, cfg
         self.step = 0
 
@@ -63,12 +100,12 @@ def adversarial_norm(gan: GAN, params: list[Tensor], batch_size: int, batches: i
     return total / batches
 
 
-def l1_sparse(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
+def l1_sparse(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
     """Fine-tune on the positives under an l1 penalty.
 
     Source: Jia et al., "Model Sparsity Can Simplify Machine Unlearning" (arXiv 2304.04934).
     """
-    own = cfg.methods.l1_sparse
+    own = cfg.own
     twin = pretrained_copy(gan)
     params = trainable(twin.generator)
     weight = own.weight
@@ -84,3 +121,7 @@ def l1_sparse(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, 
     outcome = finetune(twin, "l1-sparse", gan, feedback, own, run, seed, add_grad=penalty.add_grad, on_step=set_step)
     outcome.decisions["l1_weight"] = weight
     return outcome
+
+
+EWC = Method(ewc, EwcSettings)
+L1_SPARSE = Method(l1_sparse, L1Sparse)

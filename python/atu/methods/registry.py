@@ -1,50 +1,46 @@
-"""The methods of unlearning, by name: one function each, of one signature.
+"""What a method of unlearning is, and the methods by name.
 
-    run(gan, feedback, config, run, seed) -> Outcome
-
-gan is the pretrained pair (left as it is), feedback the negatives, positives and their judge, run the run folder.
+A method is one file of this room and one line of `atu.presets.METHODS`. One of another package is an entry point of the
+group `atu.methods`, or is added by `METHODS.register("name")(Method(...))`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from .. import presets
 from ..config import Config
 from ..feedback.feedback import Feedback
 from ..gan import GAN
+from ..support.registry import Registry
 from ..training.run_folder import RunFolder
-from .adapt_then_unlearn.stages import adapt_then_unlearn
-from .cdc import cdc
-from .extrapolate import extrapolate
 from .finetune import Outcome
-from .last_layers import cf_k, eu_k
-from .layers import last_layers
-from .penalties import ewc, l1_sparse
-from .retrain import retrain
-from .rssa import rssa
-from .taps import tapped_layers
+
+
+def _fits(gan: GAN, cfg: Config) -> None:
+    pass
 
 
 @dataclass(frozen=True)
 class Method:
-    """run: does it. check: raises ValueError, before any work, where settings and GAN do not fit."""
+    """A method of unlearning.
+
+    run: (gan, feedback, config, run folder, seed) -> Outcome. gan is the pretrained pair (left as it is), feedback the
+    negatives, positives and who says what is negative.
+    settings: dataclass of the method's own settings (pydantic's, with `atu.config.STRICT`; each field annotated with a
+    description), which `config.own` then is and `[methods.NAME]` of a TOML file sets; None where it has none.
+    preset: what the method sets in the config, beneath what the user gives: nested dicts.
+    check: raises ValueError, before any work, where config and GAN do not fit.
+    stages: how people call the method's stages, by their names in the run's history ("adapt" for all of stage 1).
+    """
 
     run: Callable[[GAN, Feedback, Config, RunFolder, int], Outcome]
-    check: Callable[[GAN, Config], object] = lambda gan, cfg: None
+    settings: type[Any] | None = None
+    preset: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[GAN, Config], object] = _fits
+    stages: Mapping[str, str] = field(default_factory=dict)
 
 
-REGISTRY: dict[str, Method] = {
-    "atu": Method(adapt_then_unlearn),
-    "el2": Method(adapt_then_unlearn),
-    "nl2": Method(adapt_then_unlearn),
-    "il2": Method(adapt_then_unlearn),
-    "extrapolate": Method(extrapolate),
-    "ewc": Method(ewc),
-    "cf-k": Method(cf_k, lambda gan, cfg: last_layers(gan, cfg.methods.cf_k.k, "methods.cf_k.k")),
-    "eu-k": Method(eu_k, lambda gan, cfg: last_layers(gan, cfg.methods.eu_k.k, "methods.eu_k.k")),
-    "l1-sparse": Method(l1_sparse),
-    "cdc": Method(cdc, lambda gan, cfg: tapped_layers(gan, cfg.methods.cdc.layers, "methods.cdc.layers")),
-    "rssa": Method(rssa, lambda gan, cfg: tapped_layers(gan, cfg.methods.rssa.layers, "methods.rssa.layers", True)),
-    "retrain": Method(retrain),
-}
+METHODS: Registry[Method] = presets.METHODS

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import field
+from typing import Annotated
+
 import torch
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from .. import config
+from ..config import OF_STEPS, STEPS, STRICT, Adversarial, Config, Count, Fraction, PositiveCount
 from ..data.samples import Samples
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.seeding import fork_rng, mix_seed
 from ..training.run_folder import RunFolder
 from ..training.schedules import lr_decay
-from .finetune import Outcome, finetune
+from .finetune import Finetune, Outcome, finetune
 from .layers import reinitialise
+from .registry import Method
+
+
+@dataclass(config=STRICT)
+class Retrain(Finetune):
+    """From scratch on the positives."""
+
+    steps: Annotated[Count, STEPS, Field(description="Training steps.")] = 10_000
+    check_every: Annotated[PositiveCount, STEPS, Field(description="How often the generator is scored.")] = 500
+    decay: Annotated[
+        Fraction, OF_STEPS, Field(description="The last ones, over which the learning rates fall to 0.")
+    ] = 0.25
+    adversarial: Annotated[Adversarial, Field(description="The adversarial loss, on the positives.")] = field(
+        default_factory=lambda: Adversarial(
+            loss="relativistic", r1_gamma=0.5, r2_gamma=0.5, ema_half_life=10_000.0, ema_ramp=0.05
+        )
+    )
 
 
 class Subset:
@@ -49,9 +71,9 @@ def without_negatives(gan: GAN, feedback: Feedback) -> tuple[Samples, int]:
     return Subset(feedback.positives, kept), int(flags.sum())
 
 
-def retrain(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
+def retrain(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
     """Train networks of the same kind from new weights on the positives: the user's real samples where there are."""
-    own = cfg.methods.retrain
+    own = cfg.own
     real, dropped = without_negatives(gan, feedback)
     twin = gan.copy()
     with fork_rng(gan.device, mix_seed(seed, 302)):
@@ -65,3 +87,6 @@ def retrain(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, se
     outcome = finetune(twin, "retrain", gan, feedback, own, run, seed, real=real, schedule_lr=factor)
     outcome.decisions.update(trained_on=len(real), dropped_as_negative=dropped, drawn_without_a_rule=len(drawn))
     return outcome
+
+
+RETRAIN = Method(retrain, Retrain)

@@ -8,18 +8,49 @@ are thousands, and their latents span the whole space. Large maps are averaged d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import field
 from itertools import combinations
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from .. import config
+from ..config import SAMPLES, STRICT, Config, Expression, Fraction, NonNegative, Unit
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..training.run_folder import RunFolder
-from .finetune import Outcome, finetune, pretrained_copy
+from .finetune import Finetune, Outcome, finetune, pretrained_copy
+from .registry import Method
 from .taps import Taps, tapped_layers
+
+
+@dataclass(config=STRICT)
+class Rssa(Finetune):
+    """Spatial structural alignment on the positives."""
+
+    self_weight: Annotated[NonNegative, Field(description="Of the loss between places of one sample.")] = 0.8
+    disturbance_weight: Annotated[
+        NonNegative, Field(description="Of the loss between places of samples of neighbouring latents.")
+    ] = 0.4
+    disturbance: Annotated[
+        Fraction, Field(description="Share of fresh noise in latents that are compared with each other.")
+    ] = 0.15
+    max_size: Annotated[int, Unit("places a side"), Field(ge=2, description="Larger maps are averaged to it.")] = 16
+    batch: Annotated[int, SAMPLES, Field(ge=2, description="Latents compared with each other in one step.")] = 4
+    layers: Annotated[
+        list[Expression],
+        Field(
+            description="Regular expressions of the modules whose inputs are compared; when empty all that take in "
+            "feature maps."
+        ),
+    ] = field(default_factory=list)
+
+
+def _layers(gan: GAN, cfg: Config) -> list[str]:
+    return tapped_layers(gan, cfg.own.layers, "methods.rssa.layers", maps_only=True)
 
 
 def places(features: Tensor, max_size: int) -> Tensor:
@@ -54,10 +85,10 @@ def disturbance_loss(before: Sequence[Tensor], after: Sequence[Tensor], max_size
     return torch.stack(total).sum()
 
 
-def rssa(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed: int) -> Outcome:
+def rssa(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
     """Fine-tune on the positives under both losses."""
-    own = cfg.methods.rssa
-    names = tapped_layers(gan, own.layers, "methods.rssa.layers", maps_only=True)
+    own = cfg.own
+    names = _layers(gan, cfg)
     twin = pretrained_copy(gan)
     taps = Taps(twin, names)
     rng = torch.default_generator
@@ -75,3 +106,6 @@ def rssa(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed:
     outcome = finetune(twin, "rssa", gan, feedback, own, run, seed, add_grad=add_grad)
     outcome.decisions["compared_layers"] = names
     return outcome
+
+
+RSSA = Method(rssa, Rssa, check=_layers)

@@ -15,24 +15,26 @@ from ..evaluation.audit import rows as attack_rows
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judges import Judged
 from ..evaluation.parameter_path import ParameterPath
+from ..methods.registry import METHODS
+from ..presets import DEFAULT
 from ..support import environment
 from ..support.files import write_json, write_text
 from . import plots
 
 CURVES: list[dict[str, Any]] = [
-    dict(stage="adapt", title="Stage 1: losses", keys={"loss_d": "discriminator", "loss_g": "generator"}),
-    dict(stage="adapt", title="Stage 1: EWC penalty", keys={"ewc": "EWC"}),
-    dict(stage="repel", title="Stage 2: losses", keys={"loss_d": "discriminator", "loss_g": "generator"}),
+    dict(stage="adapt", title="losses", keys={"loss_d": "discriminator", "loss_g": "generator"}),
+    dict(stage="adapt", title="EWC penalty", keys={"ewc": "EWC"}),
+    dict(stage="repel", title="losses", keys={"loss_d": "discriminator", "loss_g": "generator"}),
     dict(
         stage="repel",
-        title="Stage 2: mean logits",
+        title="mean logits",
         keys={"logit_real": "positives", "logit_fake": "generated", "logit_negative": "negatives"},
     ),
-    dict(stage="repel", title="Stage 2: distance from the adapted weights", keys={"distance": "distance"}),
-    dict(stage="repel", title="Stage 2: repulsion loss", keys={"repulsion": "repulsion"}),
+    dict(stage="repel", title="distance from the adapted weights", keys={"distance": "distance"}),
+    dict(stage="repel", title="repulsion loss", keys={"repulsion": "repulsion"}),
     dict(
         stage="repel",
-        title="Stage 2: penalty",
+        title="penalty",
         keys={
             "ewc": "EWC",
             "l1": "l1",
@@ -41,8 +43,8 @@ CURVES: list[dict[str, Any]] = [
             "disturbance": "disturbance",
         },
     ),
-    dict(stage="repel", title="Stage 2: negatives, % of samples", keys={"negative_rate": "negatives"}, percent=True),
-    dict(stage="repel", title="Stage 2: drift of the kept samples (Fréchet)", keys={"drift": "drift"}),
+    dict(stage="repel", title="negatives, % of samples", keys={"negative_rate": "negatives"}, percent=True),
+    dict(stage="repel", title="drift of the kept samples (Fréchet)", keys={"drift": "drift"}),
 ]
 LABELS = {
     "first": "first GAN",
@@ -205,6 +207,9 @@ def table(data: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
         values = [data.get(f"{what}_kept_{name}") for name in names]
         if any(value is not None for value in values):
             rows.append([label, *("–" if v is None else f"{v:.3f}" for v in values)])
+    for name, value in (data.get("metrics") or {}).items():
+        told = (data.get("metric_descriptions") or {}).get(name)
+        rows.append([f"{name}: {told}" if told else name, *(number(value if m == "after" else None) for m in names)])
     return rows
 
 
@@ -275,15 +280,21 @@ def grids(evaluation: Evaluation) -> list[dict[str, Any]]:
     return rows
 
 
-def curve_figures(history: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Curves of the first adapted model and of stage 2 (or of a method's only stage, by its name), as SVG."""
+def curve_figures(history: Sequence[Mapping[str, Any]], method: str = DEFAULT) -> list[dict[str, str]]:
+    """Curves of the first adapted model and of the stage after it (or a method's only one), as SVG.
+
+    method: says how its stages are called; a stage that it does not name keeps its name in the history.
+    """
+    called = METHODS.get(method).stages if method in METHODS else {}
     stages = list(dict.fromkeys(str(row["stage"]) for row in history))
     adapted = next((stage for stage in stages if stage.startswith("adapt")), None)
     second = next((stage for stage in stages if not stage.startswith("adapt")), None)
     figures = []
     for spec in CURVES:
         name = second if spec["stage"] == "repel" else adapted
-        title = spec["title"] if adapted or name is None else spec["title"].replace("Stage 2", name)
+        if name is None:
+            continue
+        title = f"{called.get(name.partition('-')[0] if name == adapted else name, name)}: {spec['title']}"
         rows = [row for row in history if row["stage"] == name]
         svg = plots.curves(title, rows, spec["keys"], percent=spec.get("percent", False))
         if svg is not None:
@@ -321,7 +332,7 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         summary=summary(data),
         table=table(data, names),
         grid_rows=grids(evaluation),
-        curves=curve_figures(context.history),
+        curves=curve_figures(context.history, context.decisions.get("method", DEFAULT)),
         shares=shares_table(data, names),
         attacks=None if context.attacks is None else attack_rows(context.attacks, LABELS),
         relearning=None if context.attacks is None else relearning_curve(context.attacks),

@@ -1,0 +1,82 @@
+"""Metrics of other packages: what they are given, and where their numbers go."""
+
+import pytest
+import torch
+
+from atu.evaluation.evaluate import evaluate
+from atu.evaluation.metrics import METRICS
+from atu.experiments import reproduce
+from atu.gan import GAN
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.report import report
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Metrics registered here are gone after the test."""
+    monkeypatch.setattr(METRICS, "_registered", {})
+    return METRICS.register
+
+
+@pytest.fixture(scope="module")
+def gans():
+    torch.manual_seed(0)
+    shape = [1, 5, 5]
+    before, after = (GAN(MLPGenerator(3, shape, (7,)), MLPDiscriminator(shape, (7,))) for _ in range(2))
+    return before, after
+
+
+def bright(x):
+    """By a pixel that varies about this level in both networks."""
+    return x[:, 0, 0, 3] > 0.17
+
+
+def test_a_metric_compares_the_same_latents(registered, gans):
+    @registered("fewer")
+    def fewer(before, after):
+        """Share of samples that were negative and are not.
+
+        More of no interest.
+        """
+        return (before.negative & ~after.negative).float().mean()
+
+    registered("endless")(lambda before, after: float("inf"))
+    before, after = gans
+    numbers = evaluate(before, after, is_negative=bright, n=83, seed=4).numbers
+    was, now = (bright(gan.sample(83, seed=4, batch_size=250)) for gan in gans)
+    assert numbers["metrics"] == {"fewer": pytest.approx(float((was & ~now).float().mean())), "endless": None}
+    assert 0 < numbers["metrics"]["fewer"] < 1
+    assert numbers["metric_descriptions"] == {"fewer": "Share of samples that were negative and are not", "endless": ""}
+    rows = report.table(numbers, ["before", "after"])
+    assert rows[-2] == [
+        "fewer: Share of samples that were negative and are not",
+        "–",
+        f"{numbers['metrics']['fewer']:.3f}",
+    ]
+    assert rows[-1] == ["endless", "–", "–"]
+
+
+def test_a_metric_that_gives_no_number_is_named(registered, gans):
+    registered("words")(lambda before, after: "many")
+    with pytest.raises(TypeError, match="metric words: expected a number, got str"):
+        evaluate(*gans, is_negative=bright, n=20)
+
+
+def test_no_metric_is_no_row(gans):
+    numbers = evaluate(*gans, is_negative=bright, n=20).numbers
+    assert numbers["metrics"] == {}
+
+
+def test_the_reproduced_table_has_a_column_a_metric():
+    numbers = dict(pul=50.0, fid_cls_after=2.0, fid_cls_before=1.0, tv_kept=0.1)
+    cells = [dict(numbers={**numbers, "metrics": {"fewer": value}}, seconds=1.0) for value in (0.25, 0.75)]
+    cells.append(dict(numbers=numbers, seconds=1.0))  # computed before there was this metric
+    row = reproduce.summarise(cells)
+    assert row["metrics"] == {"fewer": dict(mean=0.5, deviation=pytest.approx(0.5 / 2**0.5), n=2)}
+    task = reproduce.Task("8", None, ("8",), None)
+    plan = reproduce.Plan("mnist", None, [task], ["cdc", "ewc"], seeds=3)
+    table = {"cdc": {"8": row}, "ewc": {"8": reproduce.summarise(cells[2:])}}
+    lines = [line for line in reproduce.markdown(plan, table).splitlines() if line.startswith("| ")]
+    columns = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    at = columns[0].index("fewer")
+    assert [line[at] for line in columns if line[0] in ("cdc", "ewc")] == ["0.500 ± 0.354", "–"]
