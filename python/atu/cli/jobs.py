@@ -16,8 +16,8 @@ from ..data.samples import as_samples
 from ..evaluation.audit import Budget, attack, class_goal
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import Evaluation, Real, evaluate
+from ..evaluation.judges import probe_of
 from ..experiments.marking import adapted_generators, mark_negatives, stage_seconds
-from ..feedback.probe import fit_probe
 from ..gan import GAN
 from ..report import report
 from ..support import environment
@@ -77,9 +77,7 @@ def unlearn_job(
 def _probe_evaluation(
     gan: GAN, after: GAN, negatives: Path, recall: float, seed: int, options: dict[str, Any]
 ) -> Evaluation:
-    marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives")
-    pool = gan.sample(2000, seed=mix_seed(seed, 5)).cpu()
-    return evaluate(gan, after, is_negative=fit_probe(gan, marked, pool, recall), **options)
+    return evaluate(gan, after, is_negative=probe_of(gan, negatives, recall, seed), **options)
 
 
 def eval_job(
