@@ -129,6 +129,7 @@ def demo_mnist(
         attacks=found,
         path=path,
         earlier=[still_unlearned(one.subject, evaluation) for one in before],
+        negatives=Path(out) / "negatives",
     )
     return report.write(out, evaluation, context)
 
