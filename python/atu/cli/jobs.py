@@ -13,18 +13,28 @@ from torch import Tensor
 from ..api import unlearn
 from ..data.mnist import mnist
 from ..data.samples import as_samples
-from ..evaluation.audit import Budget, attack, class_goal
+from ..evaluation.audit import Budget, as_goal, attack
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import Evaluation, Real, evaluate
+from ..evaluation.judges import probe_of
 from ..experiments.marking import adapted_generators, mark_negatives, stage_seconds
-from ..feedback.probe import fit_probe
 from ..gan import GAN
 from ..report import report
 from ..support import environment
 from ..support.seeding import mix_seed
 
+PROBED = (
+    "No oracle was given: a probe fitted on your negatives and the original discriminator's features says what is "
+    "negative. Its figures are estimates; look at the grids."
+)
 
-def _subject(classes: Sequence[str]) -> str:
+
+def _subject(classes: Sequence[str], negatives: Path | None = None, given: str | None = None) -> str:
+    """What is unlearned, in words: as given, else by the classes, else by the negatives' folder."""
+    if given:
+        return given
+    if not classes and negatives is not None:
+        return f"what {negatives.resolve().name} shows"
     return ("class " if len(classes) == 1 else "classes ") + ", ".join(classes)
 
 
@@ -44,6 +54,7 @@ def unlearn_job(
     method: str | None = None,
     compat: str | None = None,
     negative_label: int | None = None,
+    subject: str | None = None,
 ) -> dict[str, Any]:
     """Unlearn, evaluate by the classifier (or by the probe fitted on the negatives) and write the report."""
     marked = negatives if negative_label is None else (negatives, negative_label)
@@ -55,13 +66,10 @@ def unlearn_job(
         notes = ["The oracle that answered during the run also judges the outcome, on other latents."]
     else:
         evaluation = _probe_evaluation(gan, result.gan, negatives, result.config.feedback.recall, seed, options)
-        notes = [
-            "No oracle was given: a probe fitted on your negatives and the original discriminator's features says what "
-            "is negative. Its figures are estimates; look at the grids."
-        ]
+        notes = [PROBED]
     seconds = {**stage_seconds(result), "evaluate": time.monotonic() - start}
     context = report.Context(
-        subject=_subject(classes) if classes else f"what {negatives.name} shows",
+        subject=_subject(classes, negatives, subject),
         seconds=seconds,
         command=command,
         config=result.config.to_dict(),
@@ -70,6 +78,7 @@ def unlearn_job(
         history=result.history,
         decisions=result.decisions,
         notes=notes,
+        negatives=negatives,
     )
     return report.write(out, evaluation, context)
 
@@ -77,37 +86,42 @@ def unlearn_job(
 def _probe_evaluation(
     gan: GAN, after: GAN, negatives: Path, recall: float, seed: int, options: dict[str, Any]
 ) -> Evaluation:
-    marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives")
-    pool = gan.sample(2000, seed=mix_seed(seed, 5)).cpu()
-    return evaluate(gan, after, is_negative=fit_probe(gan, marked, pool, recall), **options)
+    return evaluate(gan, after, is_negative=probe_of(gan, negatives, recall, seed), **options)
 
 
 def eval_job(
     before: GAN,
     after: GAN,
-    classifier: Classifier,
+    classifier: Classifier | None,
     classes: Sequence[str],
     real: str | None,
     out: Path,
     seed: int,
     samples: int,
     command: str,
+    negatives: Path | None = None,
+    subject: str | None = None,
 ) -> dict[str, Any]:
-    """Evaluate two checkpoints and write the report."""
+    """Evaluate two checkpoints, by a classifier or by a probe fitted on negatives, and write the report."""
     if before.sample_shape != after.sample_shape or before.latent_dim != after.latent_dim:
         raise ValueError(
             f"AFTER: expected a GAN of latents {before.latent_dim} and samples {list(before.sample_shape)}, as BEFORE, "
             f"got {after.latent_dim} and {list(after.sample_shape)}"
         )
     start = time.monotonic()
-    evaluation = evaluate(before, after, classifier, classes, _real(real, before), n=samples, seed=seed)
+    probe = None if classifier is not None else probe_of(before, negatives, seed=seed)
+    evaluation = evaluate(
+        before, after, classifier, classes, _real(real, before), is_negative=probe, n=samples, seed=seed
+    )
     context = report.Context(
-        subject=_subject(classes),
+        subject=_subject(classes, negatives, subject),
         seconds={"evaluate": time.monotonic() - start},
         command=command,
         config={},
         seed=seed,
         device=str(before.device),
+        notes=[PROBED] if classifier is None else (),
+        negatives=negatives,
     )
     return report.write(out, evaluation, context)
 
@@ -125,7 +139,7 @@ def attack_job(
     before: GAN,
     after: GAN,
     retrained: GAN | None,
-    classifier: Classifier,
+    classifier: Classifier | None,
     classes: Sequence[str],
     negatives: Path | None,
     budget: Budget,
@@ -134,15 +148,14 @@ def attack_job(
     command: str,
 ) -> list[list[str]]:
     """Attack AFTER and write OUT/attacks.json and OUT/attacks.html; returns the table."""
-    goal = class_goal(classifier, classes, before.image_range)
+    judge = classifier if classifier is not None else probe_of(before, negatives, seed=seed)
+    goal = as_goal(judge, before, classes, seed)
+    known: Any = negatives
     if negatives is None:
         known, _ = mark_negatives(before, goal.is_negative, budget.negatives, mix_seed(seed, 77))
-    else:
-        given = as_samples(negatives, before.sample_shape, before.image_range, "negatives")
-        known = given.batch(torch.arange(min(len(given), budget.negatives)))
     start = time.monotonic()
     found = attack(before, after, goal, known, retrained, budget, seed)
-    found.update(subject=_subject(classes), command=command, seconds=round(time.monotonic() - start, 1))
+    found.update(subject=_subject(classes, negatives), command=command, seconds=round(time.monotonic() - start, 1))
     found["machine"] = environment.machine(before.device)
     return report.write_attacks(out, found)
 

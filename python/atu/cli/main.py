@@ -15,14 +15,17 @@ from .options import (
     CONFIG,
     LABEL,
     METHOD,
+    REQUIRE,
     RETRAINED,
     SAMPLES,
+    SUBJECT,
     begin,
     choose_labels,
     common,
     find_oracle,
     load_gan,
     oracle_options,
+    require,
     show,
 )
 
@@ -135,6 +138,8 @@ def cli(ctx: click.Context, debug: bool) -> None:
 @COMPAT
 @CONFIG
 @SAMPLES
+@SUBJECT
+@REQUIRE
 @common("Run folder; the same command goes on from a run that was stopped.")
 def unlearn_command(
     ckpt,
@@ -149,6 +154,8 @@ def unlearn_command(
     compat,
     config,
     samples,
+    subject,
+    required,
     seed,
     device,
     quiet,
@@ -182,8 +189,10 @@ def unlearn_command(
         method,
         compat,
         negative_label,
+        subject,
     )
     show(data, out, quiet)
+    require(data, required)
 
 
 @cli.command("sample")
@@ -224,20 +233,29 @@ def sample_command(ckpt, n, truncation, noise, grid, labels, oracle, classes, se
 @click.argument("before")
 @click.argument("after")
 @oracle_options
+@click.option("--negatives", type=click.Path(path_type=Path), help="Without --oracle: folder that a probe learns from.")
 @click.option("--real", help="Folder of real images without the class, or mnist, for FID_cls.")
 @SAMPLES
+@SUBJECT
+@REQUIRE
 @common("Folder for report.json and report.html.")
-def eval_command(before, after, oracle, classes, real, samples, seed, device, quiet, out) -> None:
+def eval_command(
+    before, after, oracle, classes, negatives, real, samples, subject, required, seed, device, quiet, out
+) -> None:
     """Compare two checkpoints of one GAN, BEFORE and AFTER unlearning, on the same latents."""
     from .jobs import eval_job
 
     begin(quiet, device)
-    if oracle is None:
-        raise click.UsageError("--oracle CLASSIFIER and --class K are needed, to say which samples are negative")
+    if (oracle is None) == (negatives is None):
+        raise click.UsageError(
+            "--oracle CLASSIFIER and --class K are needed, or --negatives FOLDER, to say which samples are negative"
+        )
     classifier, _ = find_oracle(oracle, classes, device)
     gans = load_gan(before, device), load_gan(after, device)
     command = shlex.join(["atu", *sys.argv[1:]])
-    show(eval_job(*gans, classifier, classes, real, out, seed, samples, command), out, quiet)
+    data = eval_job(*gans, classifier, classes, real, out, seed, samples, command, negatives, subject)
+    show(data, out, quiet)
+    require(data, required)
 
 
 @cli.command("attack")
@@ -258,8 +276,10 @@ def attack_command(
     from .jobs import attack_job
 
     begin(quiet, device)
-    if oracle is None:
-        raise click.UsageError("--oracle CLASSIFIER and --class K are needed, to say which samples are negative")
+    if oracle is None and negatives is None:
+        raise click.UsageError(
+            "--oracle CLASSIFIER and --class K are needed, or --negatives FOLDER, to say which samples are negative"
+        )
     classifier, _ = find_oracle(oracle, classes, device)
     first, last = load_gan(before, device), load_gan(after, device)
     other = None if retrained is None else load_gan(retrained, device)

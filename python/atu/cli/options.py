@@ -47,6 +47,25 @@ SAMPLES = click.option(
 )
 
 
+REQUIRE = click.option(
+    "--require",
+    "required",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Exit code 1 when less than this percentage of the negatives is gone.",
+)
+SUBJECT = click.option("--subject", metavar="TEXT", help='What is unlearned, in words, for the report: "hats".')
+
+
+def require(data: dict[str, Any], percent: float | None) -> None:
+    """Exit code 1 unless `percent` of the negatives are gone."""
+    from ..report.words import meets
+
+    if percent is not None and not meets(data, percent):
+        click.echo(f"atu: {percent:g} % were required to be gone", err=True)
+        raise click.exceptions.Exit(1)
+
+
 def begin(quiet: bool = False, device: str | None = None) -> None:
     import torch
 

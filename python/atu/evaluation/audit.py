@@ -12,23 +12,26 @@ on a generator retrained without the negatives, where there is one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..config import Adapt
+from ..config import Adapt, Feedback
 from ..data.images import map_range
-from ..data.samples import TensorSamples
+from ..data.samples import TensorSamples, as_samples
+from ..feedback.oracles import IsNegative, Oracle
+from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
+from ..measures.features import flat_features, last_input
 from ..measures.shares import share_of
 from ..support.modules import eval_mode
 from ..support.seeding import fork_rng, mix_seed
 from ..training.trainer import AdversarialTrainer
 from .attributes import Attribute
-from .classifier import Classifier
+from .judges import as_classifier, as_rule, classifier_judge
 
 
 @dataclass(frozen=True)
@@ -40,20 +43,22 @@ class Goal:
     score: Callable[[Tensor], Tensor]
 
 
-def class_goal(classifier: Classifier, classes: Sequence[int | str], image_range: tuple[float, float]) -> Goal:
-    """Samples in image_range that a classifier calls one of `classes`; the score is their log odds."""
+def class_goal(classifier: Any, classes: Iterable[int | str], image_range: tuple[float, float]) -> Goal:
+    """Samples in image_range that a `Classifier` or `ModuleClassifier` calls one of `classes`; the score is their log
+    odds."""
     chosen = torch.zeros(len(classifier.classes), dtype=torch.bool, device=classifier.device)
     chosen[classifier.class_indices(classes)] = True
 
     def score(x: Tensor) -> Tensor:
         x = map_range(x, image_range, classifier.image_range)
-        logits = classifier.module(x.to(classifier.device, torch.float32))
+        with eval_mode(classifier.module):
+            logits = classifier.module(x.to(classifier.device, torch.float32))
         return logits[:, chosen].logsumexp(1) - logits[:, ~chosen].logsumexp(1)
 
     def is_negative(x: Tensor) -> Tensor:
         # As the classifier's oracle has it: the likeliest class decides, whatever the others add up to.
-        predicted = classifier.predict(map_range(x, image_range, classifier.image_range))
-        return chosen[predicted].to(x.device)
+        logits, _ = classifier.logits_and_features(map_range(x, image_range, classifier.image_range))
+        return chosen[logits.argmax(1)].to(x.device)
 
     return Goal(is_negative, score)
 
@@ -61,6 +66,60 @@ def class_goal(classifier: Classifier, classes: Sequence[int | str], image_range
 def feature_goal(attribute: Attribute) -> Goal:
     """Images that have a measured feature; the score is the measure itself."""
     return Goal(attribute, lambda x: attribute.measure(x))
+
+
+def rule_goal(rule: IsNegative, gan: GAN, seed: int = 0, samples: int = 2000) -> Goal:
+    """Samples that a rule calls negative. The score is a probe's log odds: of the rule itself where it is a probe, else
+    of one fitted on what the rule says of the GAN's samples, as a rule has no gradient to go along.
+
+    Raises:
+        ValueError: the rule calls none, or all, of the samples negative.
+    """
+    if isinstance(rule, Probe):
+        return Goal(rule, lambda x: _probe_score(rule, x))
+    oracle = Oracle(rule)
+    x = gan.sample(samples, seed=mix_seed(seed, 6))
+    flags = torch.cat([oracle(part) for part in x.split(250)])
+    if not 0 < int(flags.sum()) < samples:
+        raise ValueError(
+            f"goal: expected a rule that calls some of the original's samples negative, got {int(flags.sum())} of "
+            f"{samples:,}"
+        )
+    probe = fit_probe(gan, TensorSamples(x.cpu()[flags]), x.cpu(), Feedback().recall)
+    return Goal(oracle, lambda x: _probe_score(probe, x))
+
+
+def _probe_score(probe: Probe, x: Tensor) -> Tensor:
+    """Log odds [N] by a probe, differentiable with respect to x."""
+    gan, discriminator = probe.gan, probe.gan.discriminator
+    assert discriminator is not None
+    with eval_mode(discriminator), last_input(discriminator) as last:
+        gan.logits(x.to(gan.device), gan.labels(len(x), torch.Generator().manual_seed(0)))
+    whitened = probe.whiten(flat_features(last[0]).float().cpu()).float()
+    return whitened @ probe.weight[:-1] + probe.weight[-1]
+
+
+def as_goal(value: Any, gan: GAN, classes: Iterable[int | str] = (), seed: int = 0) -> Goal:
+    """A goal from what `evaluate` takes too: a classifier or any nn.Module with `classes`, a rule that says yes or no
+    (a probe, a measured feature), or negatives, from which a probe is fitted; a `Goal` stays as it is.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    wanted = tuple(classes)
+    if isinstance(value, Goal):
+        return value
+    if isinstance(value, Attribute):
+        return feature_goal(value)
+    classifier = as_classifier(value, gan)
+    if classifier is None:
+        if wanted:
+            raise ValueError(f"classes: {', '.join(map(str, wanted))} need a classifier that knows classes")
+        return rule_goal(as_rule(value, gan, seed), gan, seed)
+    if hasattr(classifier, "module"):
+        return class_goal(classifier, wanted, gan.image_range)
+    judge = classifier_judge(classifier, gan, wanted)
+    return rule_goal(lambda x: judge.score(x)[0], gan, seed)
 
 
 @dataclass(frozen=True)
@@ -219,15 +278,19 @@ def relearn(
 def attack(
     before: GAN,
     after: GAN,
-    goal: Goal,
-    negatives: Tensor,
+    goal: Any,
+    negatives: Any,
     retrained: GAN | None = None,
     budget: Budget | None = None,
     seed: int = 0,
+    classes: Iterable[int | str] = (),
 ) -> dict[str, Any]:
     """Both attacks on the unlearned GAN, beside the original and (if given) one retrained without the negatives.
 
-    negatives: samples [n, ...] to relearn from; the first budget.negatives of them are taken.
+    Args:
+        goal, classes: what counts as a negative; see `as_goal`.
+        negatives: samples to relearn from, a tensor [n, ...], an array, a dataset or a folder of images; the first
+            budget.negatives of them are taken.
 
     Returns:
         search: by model, by space. relearn: by model (not the original, which has nothing to relearn). budget, seed,
@@ -240,7 +303,9 @@ def attack(
             raise ValueError(
                 f"{name}: expected samples of shape {list(before.sample_shape)}, got {list(gan.sample_shape)}"
             )
-    chosen = negatives[: budget.negatives]
+    goal = as_goal(goal, before, classes, seed)
+    given = as_samples(negatives, before.sample_shape, before.image_range, "negatives")
+    chosen = given.batch(torch.arange(min(len(given), budget.negatives)))
     rate = negative_rate(before, goal, budget.check_samples, mix_seed(seed, 4))
     search = {
         name: {

@@ -10,12 +10,35 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..formats.tensors import CheckpointError, fill, load_tensors, module_tensors, save_tensors
+from ..measures.features import flat_features, last_input
 from ..networks.classifier import ConvClassifier
+from ..support.modules import eval_mode
 
 FORMAT = "atu-classifier"
+
+
+def class_indices(names: Sequence[str], classes: Iterable[int | str]) -> list[int]:
+    """Indices of classes given by name or index.
+
+    Raises:
+        ValueError: on a class there is none of, or none at all, or all of them.
+    """
+    found = []
+    for one in classes:
+        name = str(one)
+        if name in names:
+            found.append(names.index(name))
+        elif name.isdigit() and int(name) < len(names):
+            found.append(int(name))
+        else:
+            raise ValueError(f"class: expected one of {', '.join(names)}, got {name!r}")
+    unique = sorted(set(found))
+    if not 0 < len(unique) < len(names):
+        raise ValueError(f"class: expected 1 to {len(names) - 1} classes to unlearn, got {len(unique)}")
+    return unique
 
 
 class Classifier:
@@ -58,18 +81,18 @@ class Classifier:
         return x.to(self.device, torch.float32)
 
     @torch.no_grad()
-    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(logits [N, classes], penultimate features [N, num_features]) of images in `image_range`."""
         features = self.module.features(self._check(x))
         return self.module.head(features), features
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, classes]."""
-        return self.judge(x)[0]
+        return self.logits_and_features(x)[0]
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate features [N, num_features]."""
-        return self.judge(x)[1]
+        return self.logits_and_features(x)[1]
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Class probabilities [N, classes]."""
@@ -85,19 +108,7 @@ class Classifier:
         Raises:
             ValueError: on a class there is none of, or none at all, or all of them.
         """
-        found = []
-        for one in classes:
-            name = str(one)
-            if name in self.classes:
-                found.append(self.classes.index(name))
-            elif name.isdigit() and int(name) < len(self.classes):
-                found.append(int(name))
-            else:
-                raise ValueError(f"class: expected one of {', '.join(self.classes)}, got {name!r}")
-        unique = sorted(set(found))
-        if not 0 < len(unique) < len(self.classes):
-            raise ValueError(f"class: expected 1 to {len(self.classes) - 1} classes to unlearn, got {len(unique)}")
-        return unique
+        return class_indices(self.classes, classes)
 
     def oracle(self, classes: Iterable[int | str]) -> Callable[[Tensor], Tensor]:
         """images [N, ...] -> bool [N]: whether the classifier calls it one of `classes`."""
@@ -133,3 +144,52 @@ class Classifier:
             raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
         fill(module, {name.removeprefix("net."): t for name, t in tensors.items()}, str(path))
         return cls(module, classes, image_range)
+
+
+class ModuleClassifier:
+    """Any nn.Module that gives one logit a class; the likeliest class is its answer.
+
+    It is left as it is: each call puts it into eval mode and back. Its features are what its last layer with weights
+    takes in.
+
+    Args:
+        module: images [N, ...] -> logits [N, classes].
+        classes: one name a class. image_range: (low, high) of the images that it expects.
+    """
+
+    def __init__(self, module: nn.Module, classes: Sequence[str], image_range: tuple[float, float] = (-1.0, 1.0)):
+        self.module, self.classes = module, [str(name) for name in classes]
+        self.image_range = (float(image_range[0]), float(image_range[1]))
+
+    @property
+    def device(self) -> torch.device:
+        tensor = next((t for t in [*self.module.parameters(), *self.module.buffers()]), None)
+        return torch.device("cpu") if tensor is None else tensor.device
+
+    @torch.no_grad()
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [N, classes], features [N, F]), float32, of images in `image_range`.
+
+        Raises:
+            ValueError: the module gives something other than one logit a class.
+        """
+        x = x.to(self.device, torch.float32)
+        with eval_mode(self.module), last_input(self.module) as last:
+            logits = self.module(x)
+        check_logits(logits, len(x), len(self.classes))
+        return logits.float(), flat_features(last[0] if last else logits).float()
+
+    def class_indices(self, classes: Iterable[int | str]) -> list[int]:
+        """Indices of classes given by name or index; see `class_indices`."""
+        return class_indices(self.classes, classes)
+
+
+def check_logits(logits: object, n: int, classes: int | None = None) -> None:
+    """Raise ValueError unless these are logits [n, classes] (two classes or more) of a classifier."""
+    fits = isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == n and logits.shape[1] > 1
+    if not fits or (classes is not None and logits.shape[1] != classes):  # type: ignore[attr-defined]
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(
+            f"classifier: expected logits [{n}, {classes or 'two classes or more'}] for {n} samples, got {got}; a rule "
+            "that says yes or no goes to is_negative"
+        )

@@ -1,36 +1,159 @@
-"""A judge measures afterwards: which samples are negative, their features, classes and confidence."""
+"""A judge measures afterwards: which samples are negative, their features, classes and confidence.
+
+It may be anything that tells negatives from others: `as_judge` makes one of a classifier, any nn.Module that gives one
+logit a class, any callable that says yes or no (a probe, an oracle), or of negatives themselves.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..config import Feedback
 from ..data.images import map_range
+from ..data.samples import as_samples
+from ..feedback.oracles import IsNegative, Oracle
+from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
 from ..measures.features import discriminator_features
+from ..support.modules import eval_mode
+from ..support.seeding import mix_seed
+from .classifier import Classifier, ModuleClassifier, check_logits
+
+SHOWN = 24  # negatives of each model that are kept to be looked at
+Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
-class Judge(Protocol):
-    """What `evaluate` asks of a classifier; `atu.evaluation.classifier.Classifier` is one."""
+@runtime_checkable
+class AnyClassifier(Protocol):
+    """What is asked of a classifier; `Classifier` and `ModuleClassifier` of classifier.py are such."""
 
     classes: list[str]
     image_range: tuple[float, float]
 
-    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(logits [N, classes], penultimate features [N, F])."""
         ...
 
     def class_indices(self, classes: Iterable[int | str]) -> list[int]: ...
 
 
+@dataclass(frozen=True)
+class Judge:
+    """score: samples in the GAN's range -> (negative bool [N], features [N, F], labels int64 [N] or None, confidence
+    [N] or None), on the CPU. classes: their names; none where it says only yes or no. negative: the classes that are
+    negative; none where a rule of its own says so. features: where they come from, for the report."""
+
+    score: Callable[[Tensor], Scores]
+    classes: Sequence[str] = ()
+    negative: Sequence[int] = ()
+    features: str = "classifier"
+
+
+def as_judge(
+    value: Any,
+    gan: GAN,
+    negative_classes: Iterable[int | str] = (),
+    is_negative: IsNegative | None = None,
+    seed: int = 0,
+) -> Judge:
+    """A judge of `gan`'s samples.
+
+    Args:
+        value: an `AnyClassifier`; an nn.Module, samples in `gan.image_range` -> logits [N, classes], whose classes are
+            named "0", "1", ... (`ModuleClassifier` takes other names and another range); the file of a `Classifier`; a
+            callable, samples -> bool [N], a probe for instance; or negatives, from which a probe is fitted: a folder of
+            images, a tensor, an array or a dataset. None where `is_negative` says it all.
+        negative_classes: names or indices, of a classifier.
+        is_negative: samples -> bool [N], in place of negative_classes; classes and features are the classifier's where
+            one is given, else features are those of the GAN's discriminator.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    wanted = tuple(negative_classes)
+    if value is None and is_negative is None:
+        raise ValueError(
+            "classifier: expected a classifier, negatives or a rule (is_negative) that say which samples are negative"
+        )
+    classifier = None if value is None else as_classifier(value, gan)
+    if classifier is None:
+        if wanted:
+            raise ValueError(f"negative_classes: {', '.join(map(str, wanted))} need a classifier that knows classes")
+        if value is not None and is_negative is not None:
+            raise ValueError("is_negative: expected one rule that says what is negative, got another beside it")
+        return yes_no_judge(as_rule(value, gan, seed) if is_negative is None else is_negative, gan)
+    if is_negative is not None and wanted:
+        raise ValueError("is_negative: expected either negative_classes or is_negative beside a classifier, got both")
+    return classifier_judge(classifier, gan, wanted, is_negative)
+
+
+def as_classifier(value: Any, gan: GAN) -> AnyClassifier | None:
+    """The classifier that `value` is, an nn.Module or a file among them; None where it knows no classes."""
+    if isinstance(value, AnyClassifier):
+        return value
+    if isinstance(value, (str, Path)) and not Path(value).is_dir():
+        return Classifier.load(value)
+    if not isinstance(value, nn.Module):
+        return None
+    x = gan.sample(2)
+    tensor = next((t for t in [*value.parameters(), *value.buffers()]), x)
+    with torch.no_grad(), eval_mode(value):
+        logits = value(x.to(tensor.device, torch.float32))
+    check_logits(logits, len(x))
+    return ModuleClassifier(value, [str(index) for index in range(logits.shape[1])], gan.image_range)
+
+
+def as_rule(value: Any, gan: GAN, seed: int = 0) -> IsNegative:
+    """samples -> bool [N]: `value` itself where it can be called, else a probe fitted on it."""
+    return value if callable(value) else probe_of(gan, value, seed=seed)
+
+
+def probe_of(gan: GAN, negatives: Any, recall: float | None = None, seed: int = 0) -> Probe:
+    """A probe that tells negatives (a folder, tensor, array or dataset) from the GAN's samples.
+
+    recall: share of the held-out negatives to be recognised; that of the settings when not given.
+    """
+    marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives")
+    pool = gan.sample(2000, seed=mix_seed(seed, 5)).cpu()
+    return fit_probe(gan, marked, pool, Feedback().recall if recall is None else recall)
+
+
+def classifier_judge(
+    classifier: AnyClassifier,
+    gan: GAN,
+    negative_classes: Iterable[int | str] = (),
+    is_negative: IsNegative | None = None,
+) -> Judge:
+    """Judges by a classifier; negative by `is_negative` if given."""
+    negative = [] if is_negative is not None else classifier.class_indices(negative_classes)
+    wanted, rule = torch.tensor(negative), None if is_negative is None else Oracle(is_negative)
+
+    def score(x: Tensor) -> Scores:
+        logits, features = classifier.logits_and_features(map_range(x, gan.image_range, classifier.image_range))
+        confidence, labels = logits.softmax(1).cpu().max(1)
+        flags = torch.isin(labels, wanted) if rule is None else rule(x)
+        return flags, features.cpu(), labels, confidence
+
+    return Judge(score, list(classifier.classes), negative, getattr(classifier, "feature_source", "classifier"))
+
+
+def yes_no_judge(is_negative: IsNegative, gan: GAN) -> Judge:
+    """Judges by a rule alone; the features are those of the GAN's discriminator, its penultimate layer."""
+    rule = Oracle(is_negative)
+    return Judge(lambda x: (rule(x), discriminator_features(gan, [x]), None, None), features="discriminator")
+
+
 @dataclass
 class Judged:
     """One model's n samples. negative: bool [n]. features: [n, F]. labels: int64 [n] and confidence [n], or None.
-    first: the first samples themselves, for a grid. attributes: bool [n] each, by name."""
+    first: the first samples themselves, for a grid. attributes: bool [n] each, by name. shown: the first samples that
+    are negative."""
 
     negative: Tensor
     features: Tensor
@@ -38,36 +161,7 @@ class Judged:
     confidence: Tensor | None
     first: Tensor
     attributes: dict[str, Tensor] = field(default_factory=dict)
-
-
-Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-
-
-def classifier_scorer(
-    classifier: Judge,
-    negative: Sequence[int],
-    image_range: tuple[float, float],
-    is_negative: Callable[[Tensor], Tensor] | None = None,
-) -> Callable[[Tensor], Scores]:
-    """samples -> (negative, features, labels, confidence), by a classifier; negative by `is_negative` if given."""
-    wanted = torch.tensor(list(negative))
-
-    def score(x: Tensor) -> Scores:
-        logits, features = classifier.judge(map_range(x, image_range, classifier.image_range))
-        confidence, labels = logits.softmax(1).cpu().max(1)
-        flags = torch.isin(labels, wanted) if is_negative is None else is_negative(x).cpu()
-        return flags, features.cpu(), labels, confidence
-
-    return score
-
-
-def oracle_scorer(gan: GAN, is_negative: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Scores]:
-    """The same by an oracle alone; the features are those of the original discriminator's penultimate layer."""
-
-    def score(x: Tensor) -> Scores:
-        return is_negative(x).cpu(), discriminator_features(gan, [x]), None, None
-
-    return score
+    shown: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 def judge_samples(
@@ -75,21 +169,47 @@ def judge_samples(
     score: Callable[[Tensor], Scores],
     keep: int = 0,
     attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    shown: int = SHOWN,
 ) -> Judged:
-    """Score samples batch by batch, keeping the first `keep` of them; attributes: samples -> bool [N], by name."""
-    scores, first, kept = [], [], 0
-    found: dict[str, list[Tensor]] = {name: [] for name in attributes or {}}
+    """Score samples batch by batch, keeping the first `keep` of them and the first `shown` negatives.
+
+    attributes: samples -> bool [N], by name.
+    """
+    scores = []
+    first, negatives = _First(keep), _First(shown)
+    rules = {name: Oracle(has) for name, has in (attributes or {}).items()}
+    found: dict[str, list[Tensor]] = {name: [] for name in rules}
     for x in batches:
         scores.append(score(x))
-        for name, has in (attributes or {}).items():
-            found[name].append(has(x).cpu())
-        if kept < keep:
-            first.append(x[: keep - kept].cpu())
-            kept += len(first[-1])
+        for name, has in rules.items():
+            found[name].append(has(x))
+        first.add(x)
+        negatives.add(x[scores[-1][0].to(x.device)])
     negative, features, labels, confidence = zip(*scores, strict=True)
-    shown = torch.cat(first) if first else torch.empty(0)
-    flags = {name: torch.cat(parts) for name, parts in found.items()}
-    return Judged(torch.cat(negative), torch.cat(features).float(), _joined(labels), _joined(confidence), shown, flags)
+    return Judged(
+        torch.cat(negative),
+        torch.cat(features).float(),
+        _joined(labels),
+        _joined(confidence),
+        first.samples(),
+        {name: torch.cat(parts) for name, parts in found.items()},
+        negatives.samples(),
+    )
+
+
+class _First:
+    """The first `most` samples of those added, on the CPU."""
+
+    def __init__(self, most: int):
+        self.left, self.parts = most, list[Tensor]()
+
+    def add(self, x: Tensor) -> None:
+        if self.left and len(x):
+            self.parts.append(x[: self.left].cpu())
+            self.left -= len(self.parts[-1])
+
+    def samples(self) -> Tensor:
+        return torch.cat(self.parts) if self.parts else torch.empty(0)
 
 
 def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:

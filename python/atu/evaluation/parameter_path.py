@@ -62,7 +62,7 @@ def parameter_path(
     """Judge n samples of the same latents and noise at each point.
 
     Args:
-        adapted: state dict of an adapted generator. score: `classifier_scorer` or `oracle_scorer` of judges.py.
+        adapted: state dict of an adapted generator. score: of a `Judge` (judges.py).
         kept: features [N, F] of the original's non-negative samples, to measure the Frechet distance to.
     """
     rows, images = [], []

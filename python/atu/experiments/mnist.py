@@ -21,7 +21,7 @@ from ..evaluation.attributes import feature as feature_of
 from ..evaluation.audit import attack
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import Evaluation, evaluate
-from ..evaluation.judges import Scores, classifier_scorer
+from ..evaluation.judges import Judge, Scores, as_judge
 from ..evaluation.parameter_path import ParameterPath, parameter_path
 from ..gan import GAN
 from ..job import Result
@@ -106,7 +106,7 @@ def demo_mnist(
         n=samples,
         seed=mix_seed(seed, 999),
     )
-    path = parameter_path_of(gan, result, evaluation, classifier_scorer_of(target, classifier, gan), seed)
+    path = parameter_path_of(gan, result, evaluation, _judge(target, classifier, gan).score, seed)
     if path is not None:
         plots.save_path(Path(out) / "parameter-path.png", path)
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
@@ -129,6 +129,7 @@ def demo_mnist(
         attacks=found,
         path=path,
         earlier=[still_unlearned(one.subject, evaluation) for one in before],
+        negatives=Path(out) / "negatives",
     )
     return report.write(out, evaluation, context)
 
@@ -173,11 +174,9 @@ def _notes(target: targets.Target, marked: int, looked: int, oracle: bool) -> li
     return notes
 
 
-def classifier_scorer_of(target: targets.Target, classifier: Classifier, gan: GAN) -> Callable[[Tensor], Scores]:
-    """The scorer that `evaluate` uses for a target."""
-    if not target.classes:
-        return classifier_scorer(classifier, [], gan.image_range, target.is_negative)
-    return classifier_scorer(classifier, classifier.class_indices(target.classes), gan.image_range)
+def _judge(target: targets.Target, classifier: Classifier, gan: GAN) -> Judge:
+    """The judge that `evaluate` uses for a target."""
+    return as_judge(classifier, gan, target.classes, None if target.classes else target.is_negative)
 
 
 def parameter_path_of(

@@ -70,7 +70,7 @@ class CentreJudge:
         self.image_range = (-1.0, 1.0)
         self.feature_source = "samples"
 
-    def judge(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(scores [N, 9]: ten times the distance to spare, points [N, 2] themselves as features)."""
         distance = torch.cdist(x.cpu(), mog_centres())
         elsewhere = torch.full((len(x), 1), MOG_NEAR)
@@ -78,7 +78,7 @@ class CentreJudge:
 
     def predict(self, x: Tensor) -> Tensor:
         """Index into `classes`, int64 [N]."""
-        return self.judge(x)[0].argmax(1)
+        return self.logits_and_features(x)[0].argmax(1)
 
     def class_indices(self, classes: Iterable[int | str]) -> list[int]:
         return [self.classes.index(str(one)) for one in classes]

@@ -22,11 +22,10 @@ from torch import Tensor
 from .. import presets
 from ..api import unlearn
 from ..config import Config, tomllib
-from ..data.images import to_uint8
+from ..data.images import map_range, to_uint8
 from ..evaluation.audit import class_goal
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import evaluate
-from ..evaluation.judges import classifier_scorer, judge_samples
 from ..gan import GAN
 from ..measures.frechet import frechet
 from ..report import report
@@ -159,8 +158,9 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
 
 
 def _features(plan: Plan, task: Task, gan: GAN, seed: int) -> Tensor:
-    score = classifier_scorer(task.judge, [], gan.image_range)
-    return judge_samples(gan.batches(plan.samples, mix_seed(seed, 999), 250), score).features
+    judge = task.judge
+    batches = gan.batches(plan.samples, mix_seed(seed, 999), 250)
+    return torch.cat([judge.features(map_range(x, gan.image_range, judge.image_range)).cpu() for x in batches])
 
 
 def _extracted(

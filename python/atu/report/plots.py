@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
+import torch.nn.functional as F
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
@@ -36,7 +38,7 @@ CSS = {INK: "currentColor", MUTED: "var(--muted)", **{hex_: f"var(--series-{i + 
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
-    "font.size": 10,
+    "font.size": 11,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
@@ -56,6 +58,10 @@ STYLE: dict[str, Any] = {
 }
 
 
+THUMBNAIL = 128  # longest side of a picture in a grid, in pixels
+LARGE = 200_000  # bytes of a PNG beyond which a grid becomes a JPEG: the page stays below 5 MiB
+
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -71,7 +77,8 @@ def _figure(salt: str, size=(4.6, 2.5)) -> Iterator[tuple[Figure, Any]]:
         yield figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as an SVG that says what it shows to those who do not see it."""
     out = io.StringIO()
     FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
@@ -79,7 +86,9 @@ def _svg(figure: Figure) -> str:
     for stand_in, css in CSS.items():
         text = text.replace(stand_in, css)
     text = text.replace("'DejaVu Sans'", "system-ui, 'DejaVu Sans'")
-    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    name = html.escape(title)
+    return text.replace("<svg", f'<svg role="img" aria-label="{name}"', 1).replace(">", f"><title>{name}</title>", 1)
 
 
 def curves(title: str, rows: Rows, keys: Mapping[str, str], log: bool = False, percent: bool = False) -> str | None:
@@ -103,14 +112,14 @@ def curves(title: str, rows: Rows, keys: Mapping[str, str], log: bool = False, p
             axes.set_ylim(bottom=0)
         axes.set_xlabel("step")
         if len(series) > 1:
-            axes.legend(fontsize=9, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
-        return _svg(figure)
+            axes.legend(fontsize=10, ncols=len(series), loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
+        return _svg(figure, f"{title}: curves over the steps")
 
 
 def class_bars(histograms: Mapping[str, Mapping[str, Mapping[str, Any]]], negative: Sequence[str]) -> str:
     """Share of each class with its 95 % interval; histograms: label -> class -> {share, ci95}."""
     classes = list(next(iter(histograms.values())))
-    with _figure("classes", size=(7.2, 3.0)) as (figure, axes):
+    with _figure("classes", size=(5.0 if len(classes) <= 12 else 8.5, 2.7)) as (figure, axes):
         width = 0.8 / len(histograms)
         for index, ((label, rows), colour) in enumerate(zip(histograms.items(), SERIES, strict=False)):
             share = np.array([100 * rows[name]["share"] for name in classes])
@@ -125,8 +134,8 @@ def class_bars(histograms: Mapping[str, Mapping[str, Mapping[str, Any]]], negati
                 tick.set(color=SERIES[1], fontweight="bold")
         axes.set_ylabel("% of samples")
         axes.grid(axis="x", visible=False)
-        axes.legend(fontsize=9, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
-        return _svg(figure)
+        axes.legend(fontsize=10, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2)
+        return _svg(figure, f"Share of each class, % of samples: {', '.join(histograms)}")
 
 
 def scatter(title: str, points: Tensor, marked: Tensor, limit: float) -> str:
@@ -136,14 +145,14 @@ def scatter(title: str, points: Tensor, marked: Tensor, limit: float) -> str:
             x, y = points[chosen].T.tolist() if bool(chosen.any()) else ([], [])
             axes.plot(x, y, "o", color=colour, ms=1.8, alpha=0.55, mew=0)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-        return _svg(figure)
+        return _svg(figure, f"{title}: samples in the plane, {int(marked.sum())} of {len(marked)} negative")
 
 
 def _draw_path(axes: Any, path: ParameterPath) -> None:
     """Columns of images, one a point of the path, with s, negatives and distance below each."""
     count, shown = path.images.shape[:2]
     columns = path.images.transpose(0, 1).reshape(count * shown, *path.images.shape[2:])
-    picture = image_grid(columns.nan_to_num(), path.image_range, count)
+    picture = image_grid(thumbnails(columns.nan_to_num()), path.image_range, count)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(-0.5, count - 0.5, 0, 1), aspect="auto")
     labels = [
         f"{row['s']:g}\n{100 * row['negative']['share']:.1f} %\n"
@@ -165,7 +174,7 @@ def path_figure(path: ParameterPath) -> str:
     """A parameter path of images as SVG."""
     with _figure("path", size=(7.2, 0.62 * path.images.shape[1] + 0.7)) as (figure, axes):
         _draw_path(axes, path)
-        return _svg(figure)
+        return _svg(figure, "Samples of the same latents along the line through parameter space")
 
 
 def save_path(file: str | Path, path: ParameterPath) -> Path:
@@ -180,11 +189,25 @@ def save_path(file: str | Path, path: ParameterPath) -> Path:
     return write_atomic(file, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
 
 
+def thumbnails(images: Tensor, most: int = THUMBNAIL) -> Tensor:
+    """Images [n, C, H, W], scaled down by averaging where a side is longer than `most` pixels."""
+    height, width = images.shape[-2:]
+    scale = most / max(height, width)
+    if scale >= 1:
+        return images
+    size = max(round(height * scale), 1), max(round(width * scale), 1)
+    return F.interpolate(images.float(), size, mode="area")
+
+
 def data_url(image: Image.Image) -> str:
-    """A picture as a PNG inside a URL."""
+    """A picture inside a URL: a PNG, or a JPEG where that would be large."""
     out = io.BytesIO()
     image.save(out, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    if len(out.getvalue()) <= LARGE:
+        return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    out = io.BytesIO()
+    image.convert("L" if image.mode == "L" else "RGB").save(out, "JPEG", quality=80, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def save_scatters(path: str | Path, panels: Sequence[tuple[str, Tensor, Tensor]], limit: float = 3.2) -> Path:

@@ -130,6 +130,31 @@ def test_unlearn_with_an_oracle_then_eval(folder, tmp_path, capsys):
     evaluated = json.loads((tmp_path / "eval" / "report.json").read_text())
     assert evaluated["fid_cls_before"] is None or evaluated["fid_cls_before"] >= 0
     assert evaluated["n"] == 200
+    assert set(data["sha256"]) == {"before", "after", "result", "negatives"}
+    assert evaluated["sha256"]["before"] == data["sha256"]["before"]
+
+
+def test_what_is_required_decides_the_exit_code(folder, tmp_path, capsys):
+    gan = folder / "gan.safetensors"
+    same = ["eval", gan, gan, *judge(folder), "--samples", 100, "--subject", "left bars", "--quiet", "--out", tmp_path]
+    assert run(*same, "--require", 0) == 0
+    assert run(*same, "--require", 0.5) == 1
+    assert "0.5 % were required to be gone" in capsys.readouterr().err
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert (data["subject"], data["pul"]) == ("left bars", 0.0)
+
+
+def test_eval_and_attack_by_a_probe_of_negatives(folder, tmp_path, capsys):
+    gan, negatives = folder / "gan.safetensors", tmp_path / "negatives"
+    assert run("sample", gan, "--n", 40, *judge(folder), "--out", negatives) == 0
+    by_probe = ["--negatives", negatives, "--quiet", "--out", tmp_path / "probe"]
+    assert run("eval", gan, gan, *by_probe, "--samples", 300) == 0
+    data = json.loads((tmp_path / "probe" / "report.json").read_text())
+    assert (data["subject"], data["features"], data["pul"]) == ("what negatives shows", "discriminator", 0.0)
+    assert data["frechet_kept"] == data["frechet_kept_chance"]
+    assert run("attack", gan, gan, *by_probe, "--starts", 3, "--steps", 2, "--relearn-steps", 1) == 0
+    assert json.loads((tmp_path / "probe" / "attacks.json").read_text())["relearned_from"] == 20
+    assert "not a folder" in error(capsys, "eval", gan, gan, "--negatives", tmp_path / "none", "--out", tmp_path / "x")
 
 
 def test_unlearn_by_a_method(folder, tmp_path, capsys):

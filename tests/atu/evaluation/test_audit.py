@@ -12,6 +12,7 @@ from atu.evaluation import audit as attacks
 from atu.evaluation.attributes import FEATURES, Attribute
 from atu.evaluation.audit import Budget, Goal, attack, latent_search, relearn
 from atu.evaluation.classifier import Classifier
+from atu.evaluation.judges import probe_of
 from atu.gan import GAN
 from atu.networks.classifier import ConvClassifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
@@ -152,6 +153,48 @@ def test_class_goal_agrees_with_the_classifier_and_its_score_can_be_differentiat
     assert torch.allclose(goal.score(x), odds.log(), atol=1e-4)
     inside = (x * 0.8 + 0.1).requires_grad_(True)
     assert float(torch.autograd.grad(goal.score(inside).sum(), inside)[0].abs().sum()) > 0
+
+
+class Sides(nn.Module):
+    """Logits of left and right."""
+
+    def forward(self, x):
+        return torch.stack([-x[:, 0], x[:, 0]], 1)
+
+
+def test_a_goal_is_made_of_whatever_judges():
+    def right(x):
+        return x[:, 0] > 0.5
+
+    torch.manual_seed(0)
+    gan, x = pair(), torch.randn(40, 2)
+    z = gan.sample(1000, seed=2)
+    goals = {
+        "module": attacks.as_goal(Sides(), gan, [1]),
+        "rule": attacks.as_goal(right, gan),
+        "probe": attacks.as_goal(probe_of(gan, z[right(z)]), gan),
+        "negatives": attacks.as_goal(z[right(z)].numpy(), gan),
+    }
+    assert torch.equal(goals["module"].is_negative(x), x[:, 0] > 0)
+    assert torch.allclose(goals["module"].score(x), 2 * x[:, 0], atol=1e-5)
+    assert torch.equal(goals["rule"].is_negative(x), right(x))
+    assert torch.equal(goals["probe"].is_negative(x), goals["negatives"].is_negative(x))
+    budget = Budget(starts=12, steps=30, negatives=4, relearn_steps=1, check_every=1, check_samples=30)
+    for name, goal in goals.items():
+        inside = x.clone().requires_grad_(True)
+        score = goal.score(inside)
+        assert float(torch.autograd.grad(score.sum(), inside)[0].abs().sum()) > 0
+        ranked = score.detach().argsort()  # further to the right is nearer to a negative
+        assert float(x[ranked[20:], 0].mean()) > float(x[ranked[:20], 0].mean()) + 0.5, name
+        found = latent_search(gan, goal, budget=budget)
+        assert found["found"]["count"] >= found["by_chance"]["count"]
+    assert attacks.as_goal(goals["rule"], gan) is goals["rule"]
+    found = attack(gan, pair(Passing(-1.0)), Sides(), z[:9], budget=budget, classes=["1"])
+    assert found["relearned_from"] == 4
+    with pytest.raises(ValueError, match="got 0 of 2,000"):
+        attacks.as_goal(lambda x: x[:, 0] > 100, gan)
+    with pytest.raises(ValueError, match="classes: 1 need a classifier"):
+        attacks.as_goal(right, gan, ["1"])
 
 
 @pytest.mark.parametrize("name", list(FEATURES))

@@ -7,13 +7,16 @@ import torch
 from scipy.linalg import sqrtm
 from torch import nn
 
-from atu.data.images import map_range
+from atu.data.images import map_range, save_folder
 from atu.evaluation.evaluate import evaluate
-from atu.evaluation.judges import judge_samples
+from atu.evaluation.judges import judge_samples, probe_of
 from atu.gan import GAN
+from atu.measures.features import discriminator_features
 from atu.measures.frechet import frechet
 from atu.measures.shares import histogram, total_variation
 from atu.networks.mlp import MLPDiscriminator
+from atu.support.digest import sha256
+from atu.support.seeding import mix_seed
 
 
 class Shift(nn.Module):
@@ -37,7 +40,7 @@ class Quadrants:
     classes = ["0", "1", "2", "3"]  # noqa: RUF012
     image_range = (-1.0, 1.0)
 
-    def judge(self, x):
+    def logits_and_features(self, x):
         label = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
         return 20.0 * nn.functional.one_hot(label, 4).float(), x
 
@@ -94,8 +97,14 @@ def test_numbers_agree_with_counting_by_hand():
     upper = z[:, 1] > 0
     assert numbers["class_histogram_before"]["3"]["count"] == int((~before & upper).sum())
     assert sum(row["count"] for row in numbers["class_histogram_after"].values()) == n
-    expected = frechet(z[~before], z + torch.tensor([1.0, 0.0]))
-    assert numbers["frechet_kept"] == pytest.approx(expected, rel=1e-6)
+    other = gan().sample(n, mix_seed(seed, 1), batch_size=250)  # the reference: good samples of other latents
+    reference, kept, now = other[other[:, 0] > 0], z[~before], (z + torch.tensor([1.0, 0.0]))[~after]
+    assert numbers["frechet_kept"] == pytest.approx(frechet(reference, now[: len(kept)]), rel=1e-6)
+    assert numbers["frechet_kept_chance"] == pytest.approx(frechet(reference, kept), rel=1e-6)
+    assert (numbers["kept_compared"], numbers["kept_reference"]) == (len(kept), len(reference))
+    assert numbers["good_changed"]["count"] == 0  # a shift to the right leaves the right half plane's quadrants alone
+    assert numbers["landing"]["transitions"]["0"]["1"] == int((before & ~after & ~upper).sum())
+    assert numbers["landing"]["still_negative"] == int(after.sum())
     assert numbers["fid_cls_before"] is None
     assert torch.equal(result.models["before"].negative, before)
 
@@ -113,9 +122,16 @@ def test_fid_is_against_real_samples_without_the_class():
     assert by_label.numbers["real_images"] == int((labels != 1).sum())
 
 
-def test_same_model_twice_changes_nothing():
+def test_same_model_twice_changes_nothing_and_reads_as_chance():
     numbers = evaluate(gan(), gan(), Quadrants(), ["1"], n=500).numbers
     assert numbers["pul"] == 0.0
+    for name in ("frechet_kept", "kid_kept"):
+        assert numbers[name] == numbers[f"{name}_chance"]
+    for name in ("precision", "recall", "density", "coverage"):
+        assert numbers[f"{name}_kept_after"] == numbers[f"{name}_kept_before"]
+    assert numbers["good_changed"]["count"] == 0
+    assert numbers["landing"]["still_negative"] == numbers["landing"]["latents"] == numbers["negatives_before"]
+    assert numbers["tv_redistribution"] == 0.0
     assert numbers["tv_kept"] == 0.0
     assert numbers["class_histogram_before"] == numbers["class_histogram_after"]
 
@@ -159,11 +175,13 @@ def test_oracle_beside_a_classifier_says_what_is_negative():
     assert numbers["negatives_before"] == int(high(z).sum())
     assert result.negative_classes == []
     assert numbers["features"] == "classifier"
-    assert numbers["frechet_kept"] == pytest.approx(frechet(z[~high(z)], z + torch.tensor([1.0, 0.0])), rel=1e-6)
+    other = gan().sample(2000, mix_seed(4, 1), batch_size=250)
+    now = (z + torch.tensor([1.0, 0.0]))[~high(z)]
+    assert numbers["frechet_kept"] == pytest.approx(frechet(other[~high(other)], now), rel=1e-6)
     # Total variation of the quadrants' shares among what is not negative, by hand.
     shares = []
     for x in (z, z + torch.tensor([1.0, 0.0])):
-        label = Quadrants().judge(x[~high(x)])[0].argmax(1)
+        label = Quadrants().logits_and_features(x[~high(x)])[0].argmax(1)
         shares.append(torch.bincount(label, minlength=4).double() / len(label))
     assert numbers["tv_kept"] == pytest.approx(float((shares[0] - shares[1]).abs().sum() / 2), abs=1e-12)
     assert numbers["real_images"] < 500
@@ -220,8 +238,104 @@ def test_judging_keeps_no_more_than_asked():
     assert judged.labels is None
 
 
+def test_a_rule_must_say_yes_or_no_in_bools():
+    def counts(x):
+        return (x[:, 0] < 0).long()
+
+    message = r"expected a bool tensor \[250\] for 250 samples, got \[250\] torch.int64"
+    with pytest.raises(ValueError, match=message):
+        evaluate(gan(), gan(), is_negative=counts, n=500)
+    with pytest.raises(ValueError, match=message):
+        evaluate(gan(), gan(), Quadrants(), is_negative=counts, n=500)
+    with pytest.raises(ValueError, match=message):
+        evaluate(gan(), gan(), Quadrants(), ["0"], attributes={"left": counts}, n=500)
+
+
+def test_real_samples_without_a_classifier_are_compared_in_the_discriminators_features():
+    pair, real = gan(), torch.randn(700, 2, generator=torch.Generator().manual_seed(5))
+    numbers = evaluate(pair, gan(1.0), is_negative=lambda x: x[:, 0] < 0, real=real, n=400).numbers
+    kept = discriminator_features(pair, [real[real[:, 0] >= 0]])
+    own = discriminator_features(pair, [pair.sample(400, 0, batch_size=250)])
+    assert numbers["real_images"] == len(kept)
+    assert numbers["fid_cls_before"] == pytest.approx(frechet(kept, own), rel=1e-4)
+    with pytest.raises(ValueError, match=r"real: expected samples of shape \[2\], got \[3\]"):
+        evaluate(pair, gan(1.0), is_negative=lambda x: x[:, 0] < 0, real=torch.zeros(9, 3), n=10)
+
+
+class Logits(nn.Sequential):
+    """The quadrants' classes as a plain network: logits from two layers with weights."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(2, 2), nn.Dropout(0.9), nn.Linear(2, 4))
+        with torch.no_grad():
+            self[0].weight.copy_(torch.eye(2))
+            self[0].bias.zero_()
+            self[2].weight.copy_(torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]]))
+            self[2].bias.zero_()
+
+
+def test_any_module_that_gives_logits_judges():
+    module = Logits().train()
+    found = evaluate(gan(), gan(1.0), module, [0, "2"], n=600)
+    expected = evaluate(gan(), gan(1.0), Quadrants(), ["0", "2"], n=600)
+    assert found.classes == ["0", "1", "2", "3"]
+    for name in ("pul", "negatives", "class_histogram_after", "tv_kept", "frechet_kept", "good_changed", "landing"):
+        assert found.numbers[name] == expected.numbers[name], name
+    assert all(part.training for part in module.modules())
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    with pytest.raises(ValueError, match=r"classifier: expected logits \[2, two classes or more\] .* got \[2, 1\]"):
+        evaluate(gan(), gan(), nn.Linear(2, 1), ["0"], n=10)
+
+
+def test_a_callable_and_negatives_judge():
+    def left(x):
+        return x[:, 0] < -0.5
+
+    pair = gan()
+    assert evaluate(pair, gan(1.0), left, n=300).numbers["negatives_before"] == int(left(pair.sample(300)).sum())
+    z = pair.sample(1000, seed=9)
+    numbers = evaluate(pair, gan(3.0), z[left(z)][:100], n=500).numbers  # a probe is fitted on them
+    truth = int(left(pair.sample(500, 0, batch_size=250)).sum())
+    assert 0.7 * truth < numbers["negatives_before"] < 1.5 * truth
+    assert numbers["pul"] > 90
+    assert numbers["features"] == "discriminator"
+    probe = probe_of(pair, z[left(z)][:100])
+    assert evaluate(pair, gan(3.0), probe, n=500).numbers == numbers
+
+
+def test_a_folder_of_images_judges(tmp_path):
+    torch.manual_seed(0)
+    generator = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4)))
+    pair = GAN(generator, nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 1)), latent_dim=4)
+    x = pair.sample(400, seed=3)
+    save_folder(x[x[:, 0, 0, 0] > 0.3], pair.image_range, tmp_path)
+    found = evaluate(pair, pair, str(tmp_path), n=200)
+    assert 0 < found.numbers["negatives_before"] < 200
+    assert found.models["after"].shown.shape == (min(24, found.numbers["negatives_after"]), 1, 4, 4)
+
+
+def test_hashes_are_of_the_weights():
+    found = evaluate(gan(), gan(1.0), Quadrants(), ["0"], n=50).sha256
+    assert len(found["before"]) == len(found["after"]) == 64
+    assert found["before"] != found["after"]
+    one = gan()
+    assert evaluate(one, one, Quadrants(), ["0"], n=50).sha256["after"] == sha256(
+        {f"{name}.{key}": v for name, module in one.modules().items() for key, v in module.state_dict().items()}
+    )
+
+
+def test_the_first_negatives_are_kept_to_be_looked_at():
+    x = torch.arange(60.0).reshape(60, 1)
+    judged = judge_samples(x.split(7), lambda x: (x[:, 0] % 5 == 0, x, None, None), shown=4)
+    assert judged.shown.flatten().tolist() == [0, 5, 10, 15]
+
+
 def test_errors_name_the_argument():
     with pytest.raises(ValueError, match="classifier: expected"):
         evaluate(gan(), gan(), n=10)
+    with pytest.raises(ValueError, match="negative_classes: 1 need a classifier"):
+        evaluate(gan(), gan(), None, ["1"], is_negative=lambda x: x[:, 0] > 0, n=10)
+    with pytest.raises(ValueError, match="is_negative: expected one rule"):
+        evaluate(gan(), gan(), lambda x: x[:, 0] > 0, is_negative=lambda x: x[:, 0] > 0, n=10)
     with pytest.raises(ValueError, match="n: expected at least 2"):
         evaluate(gan(), gan(), Quadrants(), ["0"], n=1)

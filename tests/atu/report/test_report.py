@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -17,7 +18,7 @@ from atu.data import images
 from atu.evaluation.evaluate import Evaluation
 from atu.evaluation.judges import Judged
 from atu.measures.shares import histogram
-from atu.report import plots, report
+from atu.report import pictures, plots, report, tables, words
 
 VOID = {"meta", "img", "br", "link", "use", "path", "rect"}
 
@@ -47,7 +48,7 @@ def judged(negative, seed):
     n = len(negative)
     x = torch.rand(min(n, 80), 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     labels = torch.where(negative, 1, torch.arange(n) % 2 * 2)
-    return Judged(negative, torch.randn(n, 3), labels, torch.ones(n), x)
+    return Judged(negative, torch.randn(n, 3), labels, torch.ones(n), x, shown=x[: min(int(negative.sum()), 24)])
 
 
 @pytest.fixture
@@ -68,7 +69,15 @@ def evaluation():
         fid_cls_adapted=8.0,
         fid_cls_after=3.0,
         frechet_kept=0.5,
+        frechet_kept_chance=0.4,
+        kid_kept=0.01,
+        kid_kept_chance=-0.0001,
+        kept_compared=160,
+        kept_reference=155,
+        good_changed=dict(count=8, share=0.05, ci95=[0.02, 0.09]),
+        landing=dict(latents=40, still_negative=0, transitions={"b": {"a": 30, "c": 10}}, precision=0.5, frechet=2.0),
         tv_kept=0.031,
+        tv_redistribution=0.02,
         n=200,
         seed=0,
         features="classifier",
@@ -90,7 +99,19 @@ def context():
         config={"repel": {"steps": 600, "gamma": None}, "list": [1, 2.5]},
         seed=0,
         history=history,
-        decisions={"kept_step": 300, "why": "best score", "score": float("nan")},
+        decisions={
+            "kept_step": 300,
+            "steps_run": 600,
+            "score": float("nan"),
+            "negative_rate": 0.003,
+            "drift": 0.02,
+            "stopped": "no better score in 6 checks",
+            "judge": "probe",
+            "negative_share": 0.2,
+            "pool": 5000,
+            "positives": "4000 generated samples, 1000 dropped as negative",
+            "warnings": ["Only <12> samples were marked."],
+        },
         notes=["A note."],
     )
 
@@ -116,7 +137,7 @@ def test_page_is_whole_and_needs_nothing_else(tmp_path, evaluation, context):
     assert not tags & {"script", "link", "iframe", "object"}
     assert all(attrs["src"].startswith("data:image/png;base64,") for tag, attrs in parser.seen if tag == "img")
     assert not re.search(r"url\((?!#)|@import", page)
-    assert "the &lt;digit&gt; 8" in page
+    assert "The &lt;digit&gt; 8: none left in 200 samples</h1>" in page
     assert "<digit>" not in page
     assert "prefers-color-scheme: dark" in page
     assert not re.search(r"#00000[0-9a-d]\b", page), "a stand-in colour is left"
@@ -131,46 +152,192 @@ def test_ids_of_the_figures_do_not_clash(evaluation, context):
 
 
 def test_marks_are_the_negatives_of_each_grid(evaluation):
-    rows = report.grids(evaluation)
+    rows = pictures.grids(evaluation)
     assert [row["title"].startswith(start) for row, start in zip(rows, ("The first", "Latents"), strict=True)]
-    before, adapted, after = rows[0]["grids"]
-    assert (before["count"], adapted["count"], after["count"]) == (13, 64, 0)  # of the first 64
-    assert [len(grid["marks"]) for grid in rows[0]["grids"]] == [13, 64, 0]
+    before, after = rows[0]["grids"]
+    assert (before["count"], after["count"]) == (13, 0)  # of the first 64
+    assert [len(grid["marks"]) for grid in rows[0]["grids"]] == [13, 0]
     assert before["marks"][1] == dict(left=62.5, top=0.0, width=12.5, height=12.5)  # sample 5 of a grid of 8 x 8
     assert all(grid["n"] == 16 for grid in rows[1]["grids"])  # negatives among the first 80
     assert rows[1]["grids"][0]["count"] == 16
+    (others,) = pictures.grids(evaluation, main=False)[0]["grids"]  # the adapted one stands in the details
+    assert (others["label"], others["count"]) == ("adapted (stage 1)", 64)
+
+
+def test_what_is_left_is_shown(evaluation, context):
+    page = report.render(report.report_data(evaluation, context), evaluation, context)
+    assert "The judge calls none of the unlearned GAN’s 200 samples negative." in page
+    assert pictures.survivors(evaluation) is None
+    evaluation.models["after"] = judged(torch.arange(200) < 30, 3)
+    evaluation.numbers.update(pul=25.0, pul_ci95=[10.0, 40.0], negatives_after=30)
+    assert pictures.survivors(evaluation)["n"] == 24
+    page = report.render(report.report_data(evaluation, context), evaluation, context)
+    assert "the first 24 of 30" in page
 
 
 def test_vectors_have_no_grid(evaluation):
     for model in evaluation.models.values():
         model.first = torch.zeros(80, 2)
-    assert report.grids(evaluation) == []
+    assert pictures.grids(evaluation) == []
 
 
 def test_curves_only_where_there_is_data(context):
-    titles = [figure["title"] for figure in report.curve_figures(context.history)]
+    titles = [figure["title"] for figure in pictures.curve_figures(context.history)]
     assert "Stage 1: EWC penalty" in titles
     assert "Stage 2: negatives, % of samples" in titles
     assert "Stage 2: mean logits" not in titles
-    assert report.curve_figures([]) == []
+    assert pictures.curve_figures([]) == []
 
 
-def test_headline_and_summary_in_words(evaluation, context):
+def test_cards_and_summary_in_words(evaluation, context):
     data = report.report_data(evaluation, context)
-    cards = {card["name"]: card for card in report.headline(data)}
+    cards = {card["name"]: card for card in words.cards(data)}
     assert cards["Negatives gone"]["value"] == "100.0 %"
     assert "40 → 0 of 200" in cards["Negatives gone"]["note"]
+    assert cards["Good samples changed"]["value"] == "5.0 %"
+    assert cards["Distance to kept samples"]["value"] == "1.2 ×"
     assert cards["Distance to real data"]["value"] == "× 1.50"
     assert cards["Kept classes"]["value"] == "3.1 %"
     assert cards["Time"]["value"] == "61 s"
-    assert "in 40 of 200 samples" in report.summary(data)
-    assert "further from" in report.summary(data)
+    assert "in 40 of 200 samples" in words.summary(data)
+    assert "further from" in words.summary(data)
 
 
-def test_headline_without_negatives_real_data_or_classes(evaluation, context):
+def test_cards_without_negatives_real_data_or_classes(evaluation, context):
     evaluation.numbers.update(pul=None, pul_ci95=None, fid_cls_before=None, tv_kept=None, frechet_kept=None)
-    cards = report.headline(report.report_data(evaluation, context))
-    assert [card["name"] for card in cards] == ["Negatives", "Time"]
+    evaluation.numbers.update(good_changed=None, landing=None, kid_kept=None)
+    data = report.report_data(evaluation, context)
+    assert [card["name"] for card in words.cards(data)] == ["Negatives", "Time"]
+    assert tables.kept_table(data) == []
+
+
+def figures(before, after, **more):
+    pul = 100 * (before - after) / before if before else None
+    return dict(subject="hats", n=10_000, negatives_before=before, negatives_after=after, pul=pul, decisions={}, **more)
+
+
+@pytest.mark.parametrize(
+    ("data", "title", "level", "text"),
+    [
+        (figures(777, 13), "Hats: 98.3 % gone, 13 of 10,000 left", "fair", "Most of it is gone"),
+        (figures(777, 0), "Hats: none left in 10,000 samples", "good", "None of it was found."),
+        (figures(3000, 1), "Hats: 99.9 % gone, 1 of 10,000 left", "good", "Nearly all of it is gone."),
+        (figures(777, 300), "Hats: 61.3 % gone, 300 of 10,000 left", "poor", "Part of it is gone."),
+        (figures(777, 790), "Hats: not gone, 790 of 10,000 samples show it", "poor", "Most of it is still there."),
+        (figures(13, 777), "Hats: more of it than before", "poor", "wrong order"),
+        (figures(0, 21), "Hats: more of it than before", "poor", "wrong order"),
+        (figures(0, 0), "Hats: none to begin with", "poor", "nothing can be said"),
+        (figures(777, 0, frechet_kept=1.9, frechet_kept_chance=1.0), None, "good", "The rest is as it was."),
+        (figures(777, 0, frechet_kept=4.0, frechet_kept_chance=1.0), None, "fair", "has changed a little"),
+        (figures(777, 0, frechet_kept=9.0, frechet_kept_chance=1.0), None, "fair", "look at the pictures"),
+        (figures(777, 0, frechet_kept=9.0, frechet_kept_chance=0.0), None, "good", "None of it was found."),
+    ],
+)
+def test_outcome_and_verdict(data, title, level, text):
+    assert title is None or words.outcome(data) == title
+    found = words.verdict(data)
+    assert found.level == level
+    assert text in found.text
+
+
+def test_swapped_checkpoints_are_said_to_be(evaluation, context):
+    assert any("wrong order" in text for text in words.cautions(figures(0, 21)))
+    assert any("wrong order" in text for text in words.cautions(figures(13, 777)))
+    assert words.cautions(figures(777, 790)) == []  # by chance
+    evaluation.numbers.update(pul=None, pul_ci95=None, negatives_before=0, negatives_after=40)
+    page = report.render(report.report_data(evaluation, context), evaluation, context)
+    assert "in the wrong order" in page
+    assert "none to begin with" not in page
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "percent", "met"),
+    [(1000, 10, 99, True), (1000, 11, 99, False), (1000, 0, 100, True), (0, 0, 0, False), (0, 5, 0, False)],
+)
+def test_what_is_required_is_met(before, after, percent, met):
+    assert words.meets(figures(before, after), percent) is met
+
+
+def test_it_says_that_it_is_no_proof():
+    # Wilson's upper limit of 0 in n is z^2 / (n + z^2).
+    assert words.no_proof(figures(777, 0)).startswith("This is not a proof.")
+    assert f"up to {1e4 * 3.8415 / 10003.8415:.2f} of 10,000" in words.no_proof(figures(777, 0))
+
+
+def test_warnings_and_decisions_in_words(evaluation, context):
+    data = report.report_data(evaluation, context)
+    page = report.render(data, evaluation, context)
+    assert "<li>Only &lt;12&gt; samples were marked.</li>" in page
+    why = dict(words.explain(data["decisions"]))
+    assert why["Which generator was kept"].startswith("Step 300 of 600: the latest")
+    assert "0.3 % of the samples" in why["Which generator was kept"]
+    assert why["Why it ended there"] == "No better score in 6 checks."
+    assert why["Who said what is negative"].startswith("A probe fitted on the negatives")
+    assert "20.0 % of 5,000" in why["Who said what is negative"]
+    assert words.explain({}) == []
+    assert words.landed(data["landing"]["transitions"]) == [("b became", "a: 30 (75 %), c: 10 (25 %)")]
+
+
+def test_the_lead_has_no_jargon(evaluation, context):
+    page = report.render(report.report_data(evaluation, context), evaluation, context)
+    lead = page[page.index("<header>") : page.index("</header>")].lower()
+    assert not re.search(r"\b(fid|fréchet|latents?|logits?|ewc|pul|adapted)\b|_cls|tv_", lead)
+
+
+def test_numbers_keep_their_units(evaluation, context):
+    assert (
+        words.unbreakable("98.3 % in 3 min 5 s, 12 px; 5 samples")
+        == "98.3\xa0% in 3\xa0min 5\xa0s, 12\xa0px; 5 samples"
+    )
+    context.command = "atu eval a --scale 5 s"
+    page = report.render(report.report_data(evaluation, context), evaluation, context)
+    assert "<code>atu eval a --scale 5 s</code>" in page  # copied, it must still run
+    assert not re.search(
+        r"\d (%|min|s|px)[\s<,;.]", re.sub(r"<code>.*?</code>|<style>.*?</style>", "", page, flags=re.S)
+    )
+
+
+def test_pictures_and_charts_can_be_read_without_eyes_and_without_a_mouse(evaluation, context):
+    parser = Balance()
+    parser.feed(report.render(report.report_data(evaluation, context), evaluation, context))
+    charts = [attrs for tag, attrs in parser.seen if tag == "svg"]
+    assert len(charts) > 3
+    assert all(attrs["role"] == "img" and attrs["aria-label"] for attrs in charts)
+    assert sum(tag == "title" for tag, _ in parser.seen) == 1 + len(charts)
+    assert all(attrs["alt"] for tag, attrs in parser.seen if tag == "img")
+    areas = [attrs for _, attrs in parser.seen if "scroll" in attrs.get("class", "").split()]
+    assert areas
+    assert all(attrs["tabindex"] == "0" and attrs["role"] == "region" and attrs["aria-label"] for attrs in areas)
+
+
+def test_large_images_become_thumbnails_and_the_page_stays_small(evaluation, context):
+    for name, model in evaluation.models.items():
+        model.first = torch.rand(80, 3, 256, 192, generator=torch.Generator().manual_seed(len(name))) * 2 - 1
+        model.shown = model.first[:24]
+    page = report.render(report.report_data(evaluation, context), evaluation, context)
+    assert len(page.encode()) < 5 * 2**20
+    sizes = [Image.open(io.BytesIO(base64.b64decode(raw))).size for raw in re.findall(r"base64,([^\"]+)", page)]
+    assert max(width for width, _ in sizes) <= 8 * (96 + 1)
+    assert max(height for _, height in sizes) <= 8 * (128 + 1)
+
+
+def test_thumbnails_average():
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert plots.thumbnails(x, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert plots.thumbnails(x, 4) is x
+
+
+def test_hashes_of_what_went_in_and_came_out(tmp_path, evaluation, context):
+    (tmp_path / "result.safetensors").write_bytes(b"weights")
+    (tmp_path / "marked").mkdir()
+    (tmp_path / "marked" / "0.png").write_bytes(b"picture")
+    evaluation.sha256 = {"before": "b" * 64, "after": "a" * 64}
+    context.negatives = tmp_path / "marked"
+    found = report.write(tmp_path, evaluation, context)["sha256"]
+    assert (found["before"], found["after"]) == ("b" * 64, "a" * 64)
+    assert found["result"] == hashlib.sha256(b"weights").hexdigest()
+    line = f"{hashlib.sha256(b'picture').hexdigest()}  0.png\n"
+    assert found["negatives"] == hashlib.sha256(line.encode()).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -179,12 +346,12 @@ def test_headline_without_negatives_real_data_or_classes(evaluation, context):
     + [(1e-5, "1.00e-05"), (0.0, "0.000"), ("x", "x")],
 )
 def test_number(value, text):
-    assert report.number(value) == text
+    assert words.number(value) == text
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.26, "0.3 s"), (59.6, "60 s"), (185, "3 min 5 s")])
 def test_duration(seconds, text):
-    assert report.duration(seconds) == text
+    assert words.duration(seconds) == text
 
 
 def test_image_grid_places_every_pixel():

@@ -1,0 +1,84 @@
+"""Tables of a report: lists of rows of strings, the header first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..measures.manifold import MEASURES
+from .words import LABELS, number
+
+
+def table(data: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """The models side by side, one column each."""
+    rows = [["", *(LABELS.get(name, name) for name in names)]]
+    n = data["n"]
+    counts = [data["negatives"][name] for name in names]
+    rows.append(["negatives", *(f"{count:,} ({100 * count / n:.2f} %)" for count in counts)])
+    for key, label in (
+        ("fid_cls", "FID_cls to real samples without it"),
+        ("kid_cls", "KID_cls to real samples without it"),
+        ("confident", "judged with ≥ 90 % confidence"),
+    ):
+        values = [data.get(f"{key}_{name}") for name in names]
+        if any(value is not None for value in values):
+            as_share = key == "confident"
+            rows.append([label, *("–" if v is None else f"{100 * v:.1f} %" if as_share else number(v) for v in values)])
+    for name, value in (data.get("metrics") or {}).items():
+        told = (data.get("metric_descriptions") or {}).get(name)
+        rows.append([f"{name}: {told}" if told else name, *(number(value if m == "after" else None) for m in names)])
+    return rows
+
+
+def kept_table(data: Mapping[str, Any]) -> list[list[str]]:
+    """How near the unlearned GAN's good samples are to the original's, beside chance; empty where not measured."""
+    rows = [["", "by chance", "unlearned"]]
+    if data.get("frechet_kept") is not None:
+        rows.append(["Fréchet distance", number(data.get("frechet_kept_chance")), number(data["frechet_kept"])])
+    if data.get("kid_kept") is not None:
+        rows.append(["kernel distance (KID)", *(f"{data[key]:.4f}" for key in ("kid_kept_chance", "kid_kept"))])
+    for what in MEASURES:
+        values = [data.get(f"{what}_kept_{name}") for name in ("before", "after")]
+        if any(value is not None for value in values):
+            rows.append([what, *("–" if v is None else f"{v:.3f}" for v in values)])
+    return rows if len(rows) > 1 else []
+
+
+def landing_table(found: Mapping[str, Any]) -> list[list[str]]:
+    """What formerly negative latents give now, beside as many good samples of the original; empty where none landed."""
+    labels = dict(frechet="Fréchet distance", precision="precision", density="density")
+    rows = [
+        [label, *(number(found.get(f"{key}{suffix}")) for suffix in ("_chance", ""))]
+        for key, label in labels.items()
+        if found.get(key) is not None
+    ]
+    return [["", "by chance", "unlearned"], *rows] if rows else []
+
+
+def shares_table(data: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
+    """Share of every class and measured feature with its 95 % interval, one column a model."""
+    rows = [["% of samples", *(LABELS.get(name, name) for name in names)]]
+    for key in ("class_histogram", "attributes"):
+        found = [data.get(f"{key}_{name}") or {} for name in names]
+        for title in found[0]:
+            rows.append([title, *(_share(column[title]) if title in column else "–" for column in found)])
+    return rows if len(rows) > 1 else []
+
+
+def _share(row: Mapping[str, Any]) -> str:
+    low, high = (100 * bound for bound in row["ci95"])
+    return f"{100 * row['share']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, value) rows."""
+    rows: list[tuple[str, str]] = []
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            rows += flatten(value, f"{name}.")
+        elif isinstance(value, (list, tuple)):
+            rows.append((name, ", ".join(number(item) for item in value) or "–"))
+        else:
+            rows.append((name, number(value)))
+    return rows

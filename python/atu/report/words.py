@@ -1,0 +1,268 @@
+"""What a report says in words: the outcome, a verdict, what to beware of, and why the run decided as it did."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..measures.intervals import wilson
+
+LABELS = {
+    "first": "first GAN",
+    "before": "original",
+    "adapted": "adapted (stage 1)",
+    "after": "unlearned",
+    "retrained": "retrained without it",
+}
+FEW = 30  # negatives of the original below which a percentage of them says little
+UNITS = re.compile(r"(?<=\d) (?=(?:%|s|min|h|px|MiB|GiB|CPU|×)(?![\w/]))")
+
+
+def unbreakable(text: str) -> str:
+    """The text with no-break spaces between numbers and their units."""
+    return UNITS.sub("\u00a0", text)
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number as people write it; a dash for None."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
+        return f"{value:.2e}"
+    return f"{value:,.{max(digits - len(str(int(abs(value)))), 0) if abs(value) >= 1 else digits}f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as "42 s" or "3 min 5 s"."""
+    whole = round(seconds)
+    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60} s"
+
+
+def percent(value: float) -> str:
+    """A percentage, rounded down: 99.96 is not 100."""
+    return f"{math.floor(value * 10 + 1e-9) / 10:.1f} %"
+
+
+def ratio(after: float | None, before: float | None) -> float | None:
+    """after / before; None where it has no meaning."""
+    return after / before if after is not None and before is not None and before > 0 else None
+
+
+# --- outcome
+
+
+def meets(data: Mapping[str, Any], required: float) -> bool:
+    """Whether at least `required` percent of the negatives are gone, by report.json's content. False where the original
+    showed none: then nothing was measured."""
+    return data["pul"] is not None and data["pul"] >= required
+
+
+def looks_swapped(data: Mapping[str, Any]) -> bool:
+    """Whether there are more negatives afterwards than before, and not by chance: the 95 % intervals are apart."""
+    n = data["n"]
+    return wilson(data["negatives_after"], n)[0] > wilson(data["negatives_before"], n)[1]
+
+
+def outcome(data: Mapping[str, Any]) -> str:
+    """The title: what became of the unwanted, in one line."""
+    subject, n, after = data["subject"], data["n"], data["negatives_after"]
+    subject = subject[:1].upper() + subject[1:]
+    if looks_swapped(data):
+        return f"{subject}: more of it than before"
+    if data["pul"] is None:
+        return f"{subject}: none to begin with"
+    if after == 0:
+        return f"{subject}: none left in {n:,} samples"
+    if data["pul"] <= 0:
+        return f"{subject}: not gone, {after:,} of {n:,} samples show it"
+    return f"{subject}: {percent(data['pul'])} gone, {after:,} of {n:,} left"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """level: good, fair or poor. text: why."""
+
+    level: str
+    text: str
+
+
+def verdict(data: Mapping[str, Any]) -> Verdict:
+    """Whether it worked, and what it cost, in two short sentences."""
+    if looks_swapped(data):
+        return Verdict("poor", "It did not work, or the two GANs were given in the wrong order.")
+    if data["pul"] is None:
+        return Verdict("poor", "The original shows none of it, so nothing can be said.")
+    pul, apart = data["pul"], ratio(data.get("frechet_kept"), data.get("frechet_kept_chance"))
+    if data["negatives_after"] == 0:
+        gone = "None of it was found."
+    elif pul >= 99:
+        gone = "Nearly all of it is gone."
+    elif pul >= 90:
+        gone = "Most of it is gone, but not all."
+    else:
+        gone = "Part of it is gone." if pul >= 50 else "Most of it is still there."
+    if apart is None:
+        return Verdict("good" if pul >= 99 else "fair" if pul >= 90 else "poor", gone)
+    if apart <= 2:
+        rest = "The rest is as it was."
+    else:
+        rest = "The rest has changed a little." if apart <= 5 else "The rest has changed: look at the pictures."
+    return Verdict("good" if pul >= 99 and apart <= 2 else "fair" if pul >= 90 else "poor", f"{gone} {rest}")
+
+
+def no_proof(data: Mapping[str, Any]) -> str:
+    """How far the figures reach."""
+    n = data["n"]
+    most = 1e4 * wilson(data["negatives_after"], n)[1]
+    return (
+        f"This is not a proof. A judge that can err looked at {n:,} samples; other inputs may still show it: up to "
+        f"{number(float(most))} of 10,000, at 95 % confidence and if the judge is right."
+    )
+
+
+def summary(data: Mapping[str, Any]) -> str:
+    """The outcome in one plain paragraph."""
+    n, before, after = data["n"], data["negatives_before"], data["negatives_after"]
+    text = f"The original GAN showed {data['subject']} in {before:,} of {n:,} samples; "
+    text += f"after unlearning, the same {n:,} random inputs show it in {after:,}."
+    changed = data.get("good_changed")
+    if changed is not None:
+        text += f" Of the samples that were good already, {100 * changed['share']:.1f} % show something else now."
+    closer = ratio(data["fid_cls_after"], data["fid_cls_before"])
+    if closer is not None:
+        word = "closer to" if closer < 1 else "further from"
+        text += (
+            f" Its samples are now {'as far from' if abs(closer - 1) < 0.005 else word} the real samples without it"
+            f" ({closer:.2f} times the distance before, which counted the unwanted samples too)."
+        )
+    return text
+
+
+def cautions(data: Mapping[str, Any]) -> list[str]:
+    """What the reader has to know before believing the figures: the run's own warnings, and those of the figures."""
+    found = [str(one) for one in data["decisions"].get("warnings") or ()]
+    before, after = data["negatives_before"], data["negatives_after"]
+    if looks_swapped(data):
+        found.append(
+            f"The second GAN shows it more often than the first ({before:,} → {after:,}). Were they given in the wrong "
+            "order? It is BEFORE first, then AFTER."
+        )
+    elif before == 0:
+        found.append("The original shows none of it: give more samples, or check what counts as negative.")
+    elif before < FEW:
+        found.append(f"Only {before:,} of {data['n']:,} samples of the original show it: the percentage is uncertain.")
+    return found
+
+
+def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The few numbers that answer: is it gone, what did it cost?"""
+    found = []
+    n = data["n"]
+    counts = f"{data['negatives_before']:,} → {data['negatives_after']:,} of {n:,} samples"
+    if data["pul"] is not None:
+        low, high = data["pul_ci95"]
+        note = f"{counts}; 95 % interval: {low:.1f} to {high:.1f} %"
+        found.append(dict(name="Negatives gone", value=percent(data["pul"]), note=note))
+    else:
+        note = f"{counts}: {'more than before' if looks_swapped(data) else 'none to begin with'}"
+        found.append(dict(name="Negatives", value=str(data["negatives_after"]), note=note))
+    changed = data.get("good_changed")
+    if changed is not None:
+        note = f"{changed['count']:,} samples that were good already are of another class now"
+        found.append(dict(name="Good samples changed", value=f"{100 * changed['share']:.1f} %", note=note))
+    apart = ratio(data.get("frechet_kept"), data.get("frechet_kept_chance"))
+    if apart is not None:
+        note = (
+            f"times chance: Fréchet distance {number(data['frechet_kept'])} to the original's good samples, which are "
+            f"{number(data['frechet_kept_chance'])} from each other"
+        )
+        found.append(dict(name="Distance to kept samples", value=f"{apart:.1f} ×", note=note))
+    if data["tv_kept"] is not None:
+        alone = data.get("tv_redistribution")
+        note = "of the kept samples changed class share (total variation)"
+        note += "" if alone is None else f"; {100 * alone:.1f} % by where the unwanted went"
+        found.append(dict(name="Kept classes", value=f"{100 * data['tv_kept']:.1f} %", note=note))
+    closer = ratio(data["fid_cls_after"], data["fid_cls_before"])
+    if closer is not None:
+        note = f"FID_cls {number(data['fid_cls_before'])} → {number(data['fid_cls_after'])}, lower is better"
+        found.append(dict(name="Distance to real data", value=f"× {closer:.2f}", note=note))
+    if data["seconds"]:
+        machine = data["machine"]
+        where = machine.get("gpu") or f"{machine['threads']} CPU thread{'s' * (machine['threads'] > 1)}"
+        note = f"on {where}, without the evaluation"
+        found.append(dict(name="Time", value=duration(data["seconds"]), note=note))
+    return found
+
+
+# --- decisions
+
+
+def explain(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the run decided, and why, as (question, answer)."""
+    rows = [_kept(decisions), _stopped(decisions), _who_answered(decisions)]
+    if "positives" in decisions:
+        rows.append(("What it learned from", f"{decisions['positives']}."))
+    if decisions.get("negatives_found"):
+        found = decisions["negatives_found"]
+        rows.append(("Negatives", f"{found:,} more were found among the original's samples, and joined those given."))
+    filled = decisions.get("labels_filled")
+    if filled:
+        labels = ", ".join(map(str, filled))
+        rows.append(("Labels", f"Labels that lost their samples ({labels}) were given samples of the others."))
+    return [row for row in rows if row is not None]
+
+
+def _kept(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
+    if decisions.get("kept_step") is None:
+        return None
+    ran = decisions.get("steps_run")
+    text = f"Step {decisions['kept_step']:,}" + ("" if ran is None else f" of {ran:,}")
+    if "kept" in decisions:
+        text += f": {decisions['kept']}."
+    else:
+        text += ": the latest that is the best but for chance."
+    rate, drift = decisions.get("negative_rate"), decisions.get("drift")
+    if rate is not None:
+        text += f" {100 * rate:.2g} % of the samples looked at there were negative"
+        text += "." if drift is None else f", and the good ones had drifted by {number(drift)} (0: not at all)."
+    return "Which generator was kept", text
+
+
+def _stopped(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
+    reason = decisions.get("stopped")
+    return None if not reason else ("Why it ended there", f"{str(reason)[:1].upper()}{str(reason)[1:]}.")
+
+
+def _who_answered(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
+    who = decisions.get("answers", decisions.get("judge"))
+    if who is None:
+        return None
+    text = "The oracle that was given"
+    if who == "probe":
+        text = "A probe fitted on the negatives, as no oracle was given"
+    share, pool = decisions.get("negative_share"), decisions.get("pool")
+    if share is not None and pool is not None:
+        text += f": it called {100 * share:.1f} % of {pool:,} samples of the original negative"
+    return "Who said what is negative", f"{text}."
+
+
+def landed(transitions: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
+    """Per class that was negative: where its latents are now, the most frequent first."""
+    rows = []
+    for name, found in transitions.items():
+        total = sum(found.values())
+        ranked: Sequence[tuple[str, int]] = sorted(found.items(), key=lambda item: -item[1])
+        words = [
+            f"{'still ' if to == name else ''}{to}: {count:,} ({100 * count / total:.0f} %)" for to, count in ranked
+        ]
+        rows.append((f"{name} became", ", ".join(words)))
+    return rows

@@ -1,0 +1,77 @@
+"""What became of the rest, against cases counted by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from atu.evaluation.collateral import good_changed, kept_numbers, landing, transitions, tv_redistribution
+from atu.evaluation.judges import Judged
+from atu.measures.frechet import frechet
+from atu.measures.manifold import manifold
+
+CLASSES = ["a", "b", "c"]  # "b" is negative
+
+
+def judged(labels, features=None):
+    labels = torch.tensor(labels)
+    features = torch.randn(len(labels), 2) if features is None else features
+    return Judged(labels == 1, features, labels, torch.ones(len(labels)), torch.empty(0))
+
+
+BEFORE = judged([1, 1, 1, 1, 0, 0, 0, 2, 2, 2])
+AFTER = judged([0, 0, 2, 1, 0, 2, 0, 2, 2, 1])
+
+
+def test_transitions_count_pairs():
+    pairs = transitions(BEFORE.labels, AFTER.labels, CLASSES)
+    assert pairs == {"a": {"a": 2, "c": 1}, "b": {"a": 2, "b": 1, "c": 1}, "c": {"b": 1, "c": 2}}
+
+
+def test_good_latents_changed():
+    found = good_changed(BEFORE, AFTER)
+    assert (found["count"], found["share"]) == (2, pytest.approx(2 / 6))  # one a to c, one c to b
+    assert found["ci95"][0] < found["share"] < found["ci95"][1]
+    unlabelled = Judged(BEFORE.negative, BEFORE.features, None, None, torch.empty(0))
+    assert good_changed(unlabelled, unlabelled) is None
+
+
+def test_redistribution_is_what_landing_alone_explains():
+    # Before: a 3, c 3 of 6. Good latents as they were and 2 to a, 1 to c: a 5, c 4 of 9.
+    assert tv_redistribution(BEFORE, AFTER, [1], 3) == pytest.approx(abs(3 / 6 - 5 / 9))
+    unlabelled = Judged(BEFORE.negative, BEFORE.features, None, None, torch.empty(0))
+    assert tv_redistribution(unlabelled, unlabelled, [], 0) is None
+
+
+def test_landing_is_of_formerly_negative_latents_alone():
+    rng = torch.Generator().manual_seed(0)
+    n = 300
+    was, still = torch.arange(n) < 90, torch.arange(n) < 20
+    before = Judged(was, torch.randn(n, 2, generator=rng), None, None, torch.empty(0))
+    after = Judged(still, torch.randn(n, 2, generator=rng), None, None, torch.empty(0))
+    after.features[20:90] += 100  # those that landed are far from everything
+    reference = torch.randn(251, 2, generator=rng)
+    found = landing(reference, before, after, [])
+    assert (found["latents"], found["still_negative"], found["compared"]) == (90, 20, 70)
+    assert found["transitions"] is None
+    assert (found["precision"], found["density"]) == (0.0, 0.0)
+    assert found["frechet"] == pytest.approx(frechet(reference, after.features[20:90]))
+    own = before.features[90:160]
+    assert found["frechet_chance"] == pytest.approx(frechet(reference, own))
+    assert found["precision_chance"] == manifold(reference, own)["precision"] > 0.8
+    assert landing(reference, AFTER, AFTER, CLASSES)["precision"] is None  # nothing landed
+    none = Judged(was & False, before.features, None, None, torch.empty(0))
+    assert landing(reference, none, after, []) is None
+
+
+def test_kept_is_compared_at_equal_sizes_beside_chance():
+    rng = torch.Generator().manual_seed(1)
+    reference, own = torch.randn(1000, 3, generator=rng), torch.randn(500, 3, generator=rng)
+    same = kept_numbers(reference, own, torch.randn(700, 3, generator=rng))
+    assert (same["kept_compared"], same["kept_reference"]) == (500, 1000)
+    assert same["frechet_kept"] == pytest.approx(same["frechet_kept_chance"], abs=0.05)
+    for what in ("precision", "recall", "density", "coverage"):
+        assert same[f"{what}_kept_after"] == pytest.approx(same[f"{what}_kept_before"], abs=0.1)
+    far = kept_numbers(reference, own, own + 100)
+    assert (far["precision_kept_after"], far["coverage_kept_after"]) == (0.0, 0.0)
+    assert far["kid_kept"] > 1000 * abs(far["kid_kept_chance"])
