@@ -74,8 +74,8 @@ def evaluate(
         None without real images), frechet_kept, kid_kept, precision_kept_after and the like with what chance gives (see
         `kept_numbers`), landing, good_changed, tv_kept (of the class shares among non-negative samples),
         tv_redistribution (see collateral.py), class_histogram_before, class_histogram_after, confident_before,
-        confident_after (share judged with a confidence of 0.9 or more), attributes_before, attributes_after, metrics (see
-        metrics.py), n, seed, features.
+        confident_after (share judged with a confidence of 0.9 or more), attributes_before, attributes_after, metrics,
+        n, seed, features.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
