@@ -21,7 +21,7 @@ from ..feedback.probe import fit_probe
 from ..gan import GAN
 from ..report import report
 from ..support import environment
-from ..support.seeding import mix_seed
+from ..support.seeding import Stream, stream_seed
 
 
 def _subject(classes: Sequence[str]) -> str:
@@ -49,7 +49,9 @@ def unlearn_job(
     marked = negatives if negative_label is None else (negatives, negative_label)
     result = unlearn(gan, marked, positives, is_negative, config, out, seed, device, method=method, compat=compat)
     start = time.monotonic()
-    options: dict[str, Any] = dict(others=adapted_generators(gan, result), n=samples, seed=mix_seed(seed, 999))
+    options: dict[str, Any] = dict(
+        others=adapted_generators(gan, result), n=samples, seed=stream_seed(seed, Stream.EVALUATION)
+    )
     if classifier is not None:
         evaluation = evaluate(gan, result.gan, classifier, classes, **options)
         notes = ["The oracle that answered during the run also judges the outcome, on other latents."]
@@ -78,7 +80,7 @@ def _probe_evaluation(
     gan: GAN, after: GAN, negatives: Path, recall: float, seed: int, options: dict[str, Any]
 ) -> Evaluation:
     marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives")
-    pool = gan.sample(2000, seed=mix_seed(seed, 5)).cpu()
+    pool = gan.sample(2000, seed=stream_seed(seed, Stream.EVALUATION_PROBE)).cpu()
     return evaluate(gan, after, is_negative=fit_probe(gan, marked, pool, recall), **options)
 
 
@@ -136,7 +138,7 @@ def attack_job(
     """Attack AFTER and write OUT/attacks.json and OUT/attacks.html; returns the table."""
     goal = class_goal(classifier, classes, before.image_range)
     if negatives is None:
-        known, _ = mark_negatives(before, goal.is_negative, budget.negatives, mix_seed(seed, 77))
+        known, _ = mark_negatives(before, goal.is_negative, budget.negatives, stream_seed(seed, Stream.MARKS))
     else:
         given = as_samples(negatives, before.sample_shape, before.image_range, "negatives")
         known = given.batch(torch.arange(min(len(given), budget.negatives)))

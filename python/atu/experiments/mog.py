@@ -18,7 +18,7 @@ from ..evaluation.evaluate import Evaluation, evaluate
 from ..gan import GAN
 from ..networks.mlp import MLPDiscriminator, MLPGenerator
 from ..report import plots, report
-from ..support.seeding import fork_rng, mix_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.scratch import train
 from .marking import adapted_generators, mark_negatives, stage_seconds
 
@@ -124,7 +124,7 @@ def demo_mog(
     def is_negative(x: Tensor) -> Tensor:
         return torch.isin(judge.predict(x), wanted).to(x.device)
 
-    marked, _ = mark_negatives(gan, is_negative, negatives, mix_seed(seed, 77))
+    marked, _ = mark_negatives(gan, is_negative, negatives, stream_seed(seed, Stream.MARKS))
     settings = MOG_UNLEARN if config is None else config
     result = unlearn(gan, marked, is_negative=is_negative, config=settings, out=out, seed=seed, device=device)
     start = time.monotonic()
@@ -136,7 +136,7 @@ def demo_mog(
         mog_data(10_000, seed + 1),
         others=adapted_generators(gan, result),
         n=samples,
-        seed=mix_seed(seed, 999),
+        seed=stream_seed(seed, Stream.EVALUATION),
         keep=2000,
     )
     seconds = {"pretrain": training, **stage_seconds(result), "evaluate": time.monotonic() - start}

@@ -13,7 +13,7 @@ from ..data.samples import Samples
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support import progress
-from ..support.seeding import fork_rng, mix_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.run_folder import RunFolder
 from ..training.score import CheckpointKeeper, Score
 from ..training.stage import StageHooks, run_stage
@@ -86,7 +86,7 @@ def finetune(
         schedule_lr: share of the steps done -> factor of the learning rates.
         prepare: called with the generator once it is in training mode.
     """
-    with fork_rng(gan.device, mix_seed(seed, 300)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.FINETUNE)):
         trainer = AdversarialTrainer(
             twin, feedback.positives if real is None else real, cfg.adversarial, add_penalty_grad=add_grad
         )

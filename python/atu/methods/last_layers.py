@@ -13,7 +13,7 @@ from .. import config
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.modules import trainable
-from ..support.seeding import fork_rng, mix_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.run_folder import RunFolder
 from .finetune import Outcome, finetune, pretrained_copy
 from .layers import Layer, last_layers, reinitialise
@@ -29,7 +29,7 @@ def eu_k(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, seed:
     """Re-initialise the last k layers, then train them."""
     layers = last_layers(gan, cfg.methods.eu_k.k, "methods.eu_k.k")
     twin = pretrained_copy(gan)
-    with fork_rng(gan.device, mix_seed(seed, 301)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.REINITIALISED_LAYERS)):
         drawn = reinitialise(twin.generator, {layer.name for layer in layers})
     if twin.generator_ema is not None:
         twin.generator_ema.load_state_dict(twin.generator.state_dict())

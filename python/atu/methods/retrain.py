@@ -9,7 +9,7 @@ from .. import config
 from ..data.samples import Samples
 from ..feedback.feedback import Feedback
 from ..gan import GAN
-from ..support.seeding import fork_rng, mix_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.run_folder import RunFolder
 from ..training.schedules import lr_decay
 from .finetune import Outcome, finetune
@@ -54,7 +54,7 @@ def retrain(gan: GAN, feedback: Feedback, cfg: config.Config, run: RunFolder, se
     own = cfg.methods.retrain
     real, dropped = without_negatives(gan, feedback)
     twin = gan.copy()
-    with fork_rng(gan.device, mix_seed(seed, 302)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.REINITIALISED_NETWORKS)):
         assert twin.discriminator is not None
         drawn = reinitialise(twin.generator) + reinitialise(twin.discriminator)
     twin.generator_ema = None

@@ -14,7 +14,7 @@ from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..measures.features import Whitening, discriminator_features
 from ..measures.frechet import frechet_distance, moments
-from ..support.seeding import mix_seed
+from ..support.seeding import Stream, stream_seed
 from .run_folder import RunFolder
 from .trainer import AdversarialTrainer
 
@@ -31,7 +31,7 @@ class Score:
 
     def __init__(self, gan: GAN, feedback: Feedback, n: int, drift_weight: float, seed: int):
         self.gan, self.is_negative, self.n, self.drift_weight = gan, feedback.is_negative, n, drift_weight
-        self.seed = mix_seed(seed, 5)
+        self.seed = stream_seed(seed, Stream.SCORE)
         features = self._features_of(feedback.positives)
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self.seed))
         held = features[order[: min(n, len(features) // 4)]]

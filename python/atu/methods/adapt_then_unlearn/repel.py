@@ -20,7 +20,7 @@ from ... import config
 from ...feedback.feedback import Feedback
 from ...gan import GAN
 from ...support import progress
-from ...support.seeding import fork_rng, mix_seed
+from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.run_folder import RunFolder
 from ...training.schedules import lr_decay, schedule
 from ...training.score import CheckpointKeeper, Score
@@ -162,7 +162,7 @@ def repel_gan(
     _start(twin, anchors, cfg.warm_start)
     params: list[Tensor] = list(twin.generator.parameters())
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
-    with fork_rng(gan.device, mix_seed(seed, 200)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.REPEL)):
         steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight)
         steering = Steering(gan, feedback, cfg, seed) if steers else None
         trainer = AdversarialTrainer(

@@ -14,7 +14,7 @@ from torch import Tensor
 from ... import config
 from ...feedback.feedback import Feedback, pool_size
 from ...gan import GAN
-from ...support.seeding import mix_seed
+from ...support.seeding import Stream, stream_seed
 from ...training.trainer import draw, load_optimizer, optimizer_tensors
 from .guide import Guide
 
@@ -68,7 +68,7 @@ class Steering:
             cfg.guide_steps,
             r1=cfg.guide_r1,
             scale=self.variance,
-            seed=mix_seed(seed, 201),
+            seed=stream_seed(seed, Stream.GUIDE),
         )
         self.found, self.fine = Recent(pool_size(gan, RECENT)), Recent(pool_size(gan, RECENT))
 
