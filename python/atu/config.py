@@ -44,7 +44,7 @@ def _check_expression(pattern: str) -> str:
 
 @dataclass(config=STRICT)
 class Adversarial:
-    """Settings of the adversarial game.
+    """Settings of the adversarial training.
 
     lr, beta1, beta2: Adam; unset takes 0.002, 0 and 0.99 for StyleGAN kinds (equalised learning rates), and 0.0005,
     0 and 0.99 otherwise. With lazy regularisation of interval k they become lr c, beta^c, c = k / (k + 1).
@@ -91,7 +91,7 @@ class Fisher:
 class Adapt:
     """Stage 1: adapt the GAN to the negatives.
 
-    models: adapted generators N, each with its own seed. ewc_weight: lambda of METHOD (lambda/2 sum F dtheta^2) when
+    models: adapted generators N, each with its own seed. ewc_weight: lambda of the paper (lambda/2 sum F dtheta^2) when
     ewc_relative is off; with it on, the penalty is divided by sum F theta_G^2, the same for every network.
     """
 
@@ -106,6 +106,26 @@ class Adapt:
 
 
 @dataclass(config=STRICT)
+class GuideWeight:
+    """How the guide's weight follows what is left of the negatives (their share over the pretrained GAN's)."""
+
+    grow_above: NonNegative = Field(default=0.05, description="It grows while more than this is left.")
+    shrink_below: NonNegative = Field(default=0.005, description="It shrinks while less than this is left,")
+    shrink_below_drift: NonNegative = Field(
+        default=0.25, description="or less than this share of what the drift adds to the score."
+    )
+    grow_after: Count = Field(default=100, description="Steps in which it does not grow: negatives go by themselves.")
+    smoothing: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.05, description="Weight of the newest batch in the running mean of what is left."
+    )
+    lowest: Positive = Field(default=0.1, description="Its least value, over the one at the start.")
+    highest: Positive = Field(default=3.0, description="Its greatest value, over the one at the start.")
+    recent_samples: PositiveCount = Field(
+        default=512, description="Generated samples of either kind that the guide goes on learning from."
+    )
+
+
+@dataclass(config=STRICT)
 class Repel:
     """Stage 2: retrain the original on positives, away from the adapted weights.
 
@@ -115,11 +135,11 @@ class Repel:
     the steps. negatives_weight: weight of the negatives shown to the discriminator as fakes. guide_weight: of the
     guide's loss (see guide.py) over the share of negatives, at the start; 0 for none. guide_steps: that the guide is
     trained for. guide_rate: change of the log of its weight a step, up or down by what is left of the negatives; 0
-    keeps it. guide_r1: weight of its gradient penalty. preserve_weight: of the distance to the original's samples of
-    the same latents, those that the guide finds negative left out. warm_start: start at
-    theta_G - warm_start (theta_N - theta_G). steps: unset, 600 for StyleGAN kinds, and 1,500
-    for others, whose learning rate is a quarter of theirs. decay:
-    last share of the steps, over which the learning rates fall to 0. check_every, check_samples: how often the run is
+    keeps it; guide_control: when and how far. guide_r1: weight of its gradient penalty. preserve_weight: of the
+    distance to the original's samples of the same latents, those that the guide finds negative left out. warm_start:
+    start at theta_G - warm_start (theta_N - theta_G). steps: unset, 600 for StyleGAN kinds, and 1,500 for others, whose
+    learning rate is a quarter of theirs. decay: last share of the steps, over which the learning rates fall to 0.
+    check_every, check_samples: how often the run is
     scored, and on how many samples. keep: the "best" generator by that score (the latest whose score is the lowest
     but for chance, see `CheckpointKeeper`), or the "final" one after all steps. patience: checks since the best before
     stopping ("best" only), once the learning rates fall; drift_weight: see `Score`.
@@ -139,6 +159,7 @@ class Repel:
     guide_steps: Count = 200
     guide_rate: NonNegative = 0.0025
     guide_r1: NonNegative = 1.0
+    guide_control: GuideWeight = field(default_factory=GuideWeight)
     preserve_weight: NonNegative = 2.0
     warm_start: NonNegative = 0.0
     check_every: PositiveCount = 50

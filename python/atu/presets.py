@@ -7,7 +7,7 @@ from typing import Any
 # What `method=None` stands for: Adapt-then-Unlearn with this project's additions, as the defaults of `Config` say.
 DEFAULT = "atu"
 
-# The paper's stage 2 is the adversarial game on positives and the repulsion, for a fixed number of steps: no more.
+# The paper's stage 2 is the adversarial loss on positives and the repulsion, for a fixed number of steps: no more.
 _PAPER: dict[str, Any] = dict(
     negatives_weight=0.0,
     guide_weight=0.0,

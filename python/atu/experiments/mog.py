@@ -93,7 +93,7 @@ def mog_gan(out: Path, seed: int, device: str | None, steps: int) -> GAN:
     if path.exists():
         return GAN.load(path).to(device or "cpu")
     samples = TensorSamples(mog_data(50_000, seed))
-    train(gan, samples, MOG_CONFIG, steps, path.parent, seed, save_every=steps)
+    train(gan, samples, [(steps, MOG_CONFIG)], path.parent, seed)
     gan.save(path)
     return gan
 

@@ -31,10 +31,10 @@ class Outcome:
     adapted: list[dict[str, Tensor]] = field(default_factory=list)
 
 
-class Watch(StageHooks):
+class ScoringHooks(StageHooks):
     """Has the EMA generator scored every so often.
 
-    on_step: called with the trainer's step count at the start, after each step, and when a run is taken up again.
+    on_step: called with the trainer's step count at the start, after each step, and when a run is resumed.
     """
 
     def __init__(self, keeper: CheckpointKeeper, cfg: config.Finetune, on_step: Callable[[int], None]):
@@ -47,11 +47,11 @@ class Watch(StageHooks):
             self.keeper.check(step, metrics)
         return False
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return self.keeper.state()
+    def state_dict(self) -> dict[str, Any]:
+        return {"keeper": self.keeper.state_dict()}
 
-    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
-        self.keeper.load_state(tensors, data)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.keeper.load_state_dict(state["keeper"])
         self.on_step(self.keeper.trainer.step_count)
 
 
@@ -82,7 +82,7 @@ def finetune(
     Args:
         stage: its name in the history and the run folder. gan: the pretrained pair, which features are taken from.
         add_grad: as `AdversarialTrainer`'s add_penalty_grad.
-        on_step: called with the steps done: at the start, after each step, and when a run is taken up again.
+        on_step: called with the steps done: at the start, after each step, and when a run is resumed.
         schedule_lr: share of the steps done -> factor of the learning rates.
         prepare: called with the generator once it is in training mode.
     """
@@ -101,7 +101,7 @@ def finetune(
 
         score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
         keeper = CheckpointKeeper(stage, trainer, score, run, cfg.keep)
-        run_stage(run, stage, trainer, cfg.steps, Watch(keeper, cfg, follow))
+        run_stage(run, stage, trainer, cfg.steps, ScoringHooks(keeper, cfg, follow))
     keeper.restore()
     decisions = {**keeper.decisions(), "stopped": "all steps done", "kept": f"the {cfg.keep} generator"}
     progress.log.info("%s: kept step %s", stage, decisions["kept_step"])

@@ -110,11 +110,9 @@ class CheckpointKeeper:
         scores = {name: self.kept.get(name) for name in ("score", "negative_rate", "drift")}
         return {"kept_step": self.kept["step"], "steps_run": self.trainer.step_count, **scores}
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        lowest = self.lowest if math.isfinite(self.lowest) else None
-        kept = {k: v if math.isfinite(v) else None for k, v in self.kept.items()}
-        return dict(self.kept_state), {"kept": kept, "lowest": lowest, "waited": self.waited}
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept, "kept_weights": self.kept_state, "lowest": self.lowest, "waited": self.waited}
 
-    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
-        self.kept, self.kept_state, self.waited = data["kept"], dict(tensors), data["waited"]
-        self.lowest = math.inf if data["lowest"] is None else data["lowest"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept, self.kept_state = state["kept"], state["kept_weights"]
+        self.lowest, self.waited = state["lowest"], state["waited"]

@@ -80,7 +80,7 @@ def adapt_one(
     name = f"adapted-{index}"
     done = run.load(name)
     if done is not None:
-        return done[0]
+        return done
     twin = gan.copy()
     with fork_rng(gan.device, stream_seed(seed, Stream.ADAPT, index)):
         anchor = [p.detach().clone() for p in gan.generator.parameters()]
