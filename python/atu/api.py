@@ -45,7 +45,7 @@ def unlearn(
         is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
             generated positives and scores the run; a probe on the discriminator's features stands in when not given.
         config: `Config`, dict of its fields, or path of a TOML file.
-        out: run folder; a killed run is taken up again by the same call.
+        out: run folder; a killed run is resumed by the same call.
         seed: of everything random. On the CPU the result is the same bit for bit for the same number of threads.
         device: where to train; the GAN's own device when not given.
         method: one of `atu.presets.METHODS`; docs/method.md says what each does. None is the config's, and without

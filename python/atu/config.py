@@ -142,6 +142,31 @@ class Adapt:
 
 
 @dataclass(config=STRICT)
+class GuideWeight:
+    """How the guide's weight follows what is left of the negatives: their share over the pretrained GAN's."""
+
+    grow_above: Annotated[NonNegative, Field(description="It grows while more than this is left.")] = 0.05
+    shrink_below: Annotated[NonNegative, Field(description="It shrinks while less than this is left.")] = 0.005
+    shrink_below_drift: Annotated[
+        NonNegative,
+        Field(description="It shrinks too while less is left than this share of what the drift adds to the score."),
+    ] = 0.25
+    grow_after: Annotated[
+        Count, STEPS, Field(description="In the first ones it does not grow: negatives go by themselves.")
+    ] = 100
+    smoothing: Annotated[
+        float, Field(gt=0, le=1, description="Weight of the newest batch in the running mean of what is left.")
+    ] = 0.05
+    lowest: Annotated[Positive, Field(description="Its least value, over the one at the start.")] = 0.1
+    highest: Annotated[Positive, Field(description="Its greatest value, over the one at the start.")] = 3.0
+    recent_samples: Annotated[
+        PositiveCount,
+        SAMPLES,
+        Field(description="Generated samples of either kind that the guide goes on learning from."),
+    ] = 512
+
+
+@dataclass(config=STRICT)
 class Repel:
     """Stage 2: retrain the original on positives, repelled from the adapted weights."""
 
@@ -194,6 +219,9 @@ class Repel:
         PER_STEP,
         Field(description="Change of the log of the guide's weight, up or down by the negatives left; 0 keeps it."),
     ] = 0.0025
+    guide_control: Annotated[GuideWeight, Field(description="When and how far the guide's weight changes.")] = field(
+        default_factory=GuideWeight
+    )
     guide_r1: Annotated[NonNegative, Field(description="Weight of the guide's gradient penalty.")] = 1.0
     preserve_weight: Annotated[
         NonNegative,

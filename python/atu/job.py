@@ -174,8 +174,13 @@ class _Job:
         if adapted is not None:
             identity["adapted"] = [digest(dict(state)) for state in adapted]
         weights = sum(t.numel() * t.element_size() for m in gan.modules().values() for t in m.state_dict().values())
-        run = RunFolder(out, cfg, identity, needed_bytes=weights * (5 + cfg.adapt.models))
-        return cls(gan, build(gan, marked, given, oracle, cfg.feedback, seed), cfg, run, seed, start)
+        run = RunFolder(out, cfg, identity, needed_bytes=weights * (10 + cfg.adapt.models))
+        try:
+            feedback = build(gan, marked, given, oracle, cfg.feedback, seed)
+        except BaseException:
+            run.close()
+            raise
+        return cls(gan, feedback, cfg, run, seed, start)
 
     def result(self, gan: GAN, adapted: list[dict[str, Tensor]], decisions: dict[str, Any]) -> Result:
         seconds = time.monotonic() - self.start

@@ -7,7 +7,6 @@ from torch import nn
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.modules import ema_beta, eval_mode, update_ema
-from atu.support.seeding import fork_rng, mix_seed
 
 G = MLPGenerator(4, [2], hidden=(8,))
 D = MLPDiscriminator([2], hidden=(8,))
@@ -186,14 +185,3 @@ def test_eval_mode_gives_every_module_its_mode_back():
         assert not any(m.training for m in net.modules())
         raise RuntimeError
     assert net.training and net[0].training and not net[1][0].training
-
-
-def test_fork_rng_seeds_inside_only():
-    torch.manual_seed(1)
-    expected = torch.rand(2)
-    torch.manual_seed(1)
-    with fork_rng(torch.device("cpu"), 7):
-        a = torch.rand(2)
-    assert torch.equal(a, torch.rand(2, generator=torch.Generator().manual_seed(7)))
-    assert torch.equal(torch.rand(2), expected)
-    assert len({mix_seed(seed, index) for seed in range(50) for index in range(300)}) == 50 * 300

@@ -21,7 +21,7 @@ from ..experiments.marking import adapted_generators, mark_negatives, stage_seco
 from ..gan import GAN
 from ..report import report
 from ..support import environment
-from ..support.seeding import mix_seed
+from ..support.seeding import Stream, stream_seed
 
 PROBED = (
     "No oracle was given: a probe fitted on your negatives and the original discriminator's features says what is "
@@ -60,7 +60,9 @@ def unlearn_job(
     marked = negatives if negative_label is None else (negatives, negative_label)
     result = unlearn(gan, marked, positives, is_negative, config, out, seed, device, method=method, compat=compat)
     start = time.monotonic()
-    options: dict[str, Any] = dict(others=adapted_generators(gan, result), n=samples, seed=mix_seed(seed, 999))
+    options: dict[str, Any] = dict(
+        others=adapted_generators(gan, result), n=samples, seed=stream_seed(seed, Stream.EVALUATION)
+    )
     if classifier is not None:
         evaluation = evaluate(gan, result.gan, classifier, classes, **options)
         notes = ["The oracle that answered during the run also judges the outcome, on other latents."]
@@ -152,7 +154,7 @@ def attack_job(
     goal = as_goal(judge, before, classes, seed)
     known: Any = negatives
     if negatives is None:
-        known, _ = mark_negatives(before, goal.is_negative, budget.negatives, mix_seed(seed, 77))
+        known, _ = mark_negatives(before, goal.is_negative, budget.negatives, stream_seed(seed, Stream.MARKS))
     start = time.monotonic()
     found = attack(before, after, goal, known, retrained, budget, seed)
     found.update(subject=_subject(classes, negatives), command=command, seconds=round(time.monotonic() - start, 1))

@@ -494,7 +494,7 @@ def _resume_hint(arguments: list[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; errors become one line on stderr and exit code 2 (130 after Ctrl-C)."""
+    """Run the command line; errors become one line on stderr and exit code 2 (130 after Ctrl-C, 143 after SIGTERM)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     try:
@@ -504,11 +504,11 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         if debug:
             raise
         click.echo(f"\natu: {_resume_hint(arguments)}", err=True)
-        sys.exit(130)
+        sys.exit(getattr(error.__cause__ or error, "exit_code", 130))  # the cause: what click.Abort stands for
     except Exception as error:
         if debug:
             raise

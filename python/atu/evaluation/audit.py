@@ -28,7 +28,7 @@ from ..gan import GAN
 from ..measures.features import flat_features, last_input
 from ..measures.shares import share_of
 from ..support.modules import eval_mode
-from ..support.seeding import fork_rng, mix_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.trainer import AdversarialTrainer
 from .attributes import Attribute
 from .judges import as_classifier, as_rule, classifier_judge
@@ -78,7 +78,7 @@ def rule_goal(rule: IsNegative, gan: GAN, seed: int = 0, samples: int = 2000) ->
     if isinstance(rule, Probe):
         return Goal(rule, lambda x: _probe_score(rule, x))
     oracle = Oracle(rule)
-    x = gan.sample(samples, seed=mix_seed(seed, 6))
+    x = gan.sample(samples, seed=stream_seed(seed, Stream.ATTACK_PROBE))
     flags = torch.cat([oracle(part) for part in x.split(250)])
     if not 0 < int(flags.sum()) < samples:
         raise ValueError(
@@ -192,7 +192,7 @@ def _search_z(gan: GAN, generator: nn.Module, z: Tensor, c: Tensor | None) -> _S
 
 @torch.no_grad()
 def _search_w(gan: GAN, generator: Any, z: Tensor, c: Tensor | None, seed: int, samples: int = 1000) -> _Space:
-    many, labels = gan.inputs(samples, mix_seed(seed, 1))
+    many, labels = gan.inputs(samples, stream_seed(seed, Stream.ATTACK_CLOUD))
     cloud = generator.mapping(many, labels)[:, 0]
     mean = cloud.mean(0)
     radius = (cloud - mean).norm(dim=1).max()
@@ -214,7 +214,7 @@ def _ascend(gan: GAN, goal: Goal, space: _Space, budget: Budget, seed: int) -> d
     optim = torch.optim.Adam([latent], lr=budget.rate * space.unit)
     first = torch.full((len(latent),), -1)
     for step in range(budget.steps + 1):
-        with fork_rng(gan.device, mix_seed(seed, 2)):  # the same noise in every step
+        with fork_rng(gan.device, stream_seed(seed, Stream.ATTACK_NOISE)):  # the same noise in every step
             x = space.make(latent)
         hit = goal.is_negative(x.detach()).cpu()
         first[hit & (first < 0)] = step
@@ -260,7 +260,7 @@ def relearn(
     twin = gan.copy()
     twin.generator.load_state_dict(gan.sampling_generator.state_dict())
     curve, steps = [[0, negative_rate(gan, goal, budget.check_samples, seed)]], None
-    with fork_rng(gan.device, mix_seed(seed, 3)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.RELEARN)):
         trainer = AdversarialTrainer(twin, TensorSamples(negatives.cpu()), Adapt().adversarial)
         while curve[-1][1] < target and trainer.step_count < budget.relearn_steps:
             trainer.step()
@@ -306,16 +306,16 @@ def attack(
     goal = as_goal(goal, before, classes, seed)
     given = as_samples(negatives, before.sample_shape, before.image_range, "negatives")
     chosen = given.batch(torch.arange(min(len(given), budget.negatives)))
-    rate = negative_rate(before, goal, budget.check_samples, mix_seed(seed, 4))
+    rate = negative_rate(before, goal, budget.check_samples, stream_seed(seed, Stream.ATTACK_RATE))
     search = {
         name: {
-            space: latent_search(gan, goal, space, budget, mix_seed(seed, 5))
+            space: latent_search(gan, goal, space, budget, stream_seed(seed, Stream.ATTACK_LATENTS))
             for space in (("z", "w") if gan.is_stylegan else ("z",))
         }
         for name, gan in models.items()
     }
     relearned = {
-        name: relearn(gan, goal, chosen, rate / 2, budget, mix_seed(seed, 4))
+        name: relearn(gan, goal, chosen, rate / 2, budget, stream_seed(seed, Stream.ATTACK_RATE))
         for name, gan in models.items()
         if name != "before"
     }

@@ -20,7 +20,7 @@ from ..measures.frechet import frechet
 from ..measures.kid import kid
 from ..measures.shares import histogram, share_of, total_variation, unlearning
 from ..support.digest import sha256
-from ..support.seeding import mix_seed
+from ..support.seeding import Stream, stream_seed
 from .collateral import good_changed, kept_numbers, landing, tv_redistribution
 from .judges import Judge, Judged, as_judge, judge_samples
 from .metrics import compute, description, load_metrics
@@ -94,7 +94,7 @@ def evaluate(
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
     numbers.update(_real_numbers(reference, models))
-    drawn = judge_samples(before.batches(n, mix_seed(seed, 1), batch_size), judge.score, shown=0)
+    drawn = judge_samples(before.batches(n, stream_seed(seed, Stream.KEPT_REFERENCE), batch_size), judge.score, shown=0)
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
     for name, judged in models.items():
         shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}

@@ -22,7 +22,7 @@ from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
 from ..measures.features import discriminator_features
 from ..support.modules import eval_mode
-from ..support.seeding import mix_seed
+from ..support.seeding import Stream, stream_seed
 from .classifier import Classifier, ModuleClassifier, check_logits
 
 SHOWN = 24  # negatives of each model that are kept to be looked at
@@ -120,7 +120,7 @@ def probe_of(gan: GAN, negatives: Any, recall: float | None = None, seed: int = 
     recall: share of the held-out negatives to be recognised; that of the settings when not given.
     """
     marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives")
-    pool = gan.sample(2000, seed=mix_seed(seed, 5)).cpu()
+    pool = gan.sample(2000, seed=stream_seed(seed, Stream.EVALUATION_PROBE)).cpu()
     return fit_probe(gan, marked, pool, Feedback().recall if recall is None else recall)
 
 

@@ -27,7 +27,7 @@ from ..gan import GAN
 from ..job import Result
 from ..measures.shares import unlearning
 from ..report import plots, report
-from ..support.seeding import mix_seed
+from ..support.seeding import Stream, stream_seed
 from . import targets
 from .marking import adapted_generators, mark_negatives, stage_seconds
 
@@ -75,7 +75,7 @@ def demo_mnist(
     before = [targets.from_plain(plain, classifier, gan.image_range) for plain in earlier]
     marked, looked = [], 0
     for name, is_part in target.parts.items():
-        chosen, seen = mark_negatives(gan, is_part, negatives, mix_seed(seed, 77))
+        chosen, seen = mark_negatives(gan, is_part, negatives, stream_seed(seed, Stream.MARKS))
         save_folder(chosen, gan.image_range, Path(out) / "negatives" / name)
         marked.append(chosen)
         looked = max(looked, seen)
@@ -104,7 +104,7 @@ def demo_mnist(
         others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
         attributes=kept,
         n=samples,
-        seed=mix_seed(seed, 999),
+        seed=stream_seed(seed, Stream.EVALUATION),
     )
     path = parameter_path_of(gan, result, evaluation, _judge(target, classifier, gan).score, seed)
     if path is not None:
@@ -113,7 +113,7 @@ def demo_mnist(
     found = None
     if attacked:
         start = time.monotonic()
-        found = attack(gan, result.gan, target.goal, torch.cat(marked), other, seed=mix_seed(seed, 888))
+        found = attack(gan, result.gan, target.goal, torch.cat(marked), other, seed=stream_seed(seed, Stream.ATTACKS))
         seconds["attacks"] = time.monotonic() - start
     context = report.Context(
         subject=target.subject,
@@ -188,7 +188,7 @@ def parameter_path_of(
     judged = evaluation.models["before"]
     n = min(len(judged.negative), 400)
     kept = judged.features[~judged.negative]
-    return parameter_path(gan, result.adapted[0], score, kept, n=n, seed=mix_seed(seed, 998))
+    return parameter_path(gan, result.adapted[0], score, kept, n=n, seed=stream_seed(seed, Stream.PARAMETER_PATH))
 
 
 def still_unlearned(subject: str, evaluation: Evaluation) -> dict[str, Any]:

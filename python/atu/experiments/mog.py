@@ -18,7 +18,7 @@ from ..evaluation.evaluate import Evaluation, evaluate
 from ..gan import GAN
 from ..networks.mlp import MLPDiscriminator, MLPGenerator
 from ..report import plots, report
-from ..support.seeding import fork_rng, mix_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.scratch import train
 from .marking import adapted_generators, mark_negatives, stage_seconds
 
@@ -39,13 +39,13 @@ MOG_ADAM: dict[str, Any] = dict(lr=1e-3, beta1=0.0, beta2=0.9)
 MOG_CONFIG = Adversarial(batch_size=256, **MOG_ADAM, r1_gamma=0.1, r1_interval=4, ema_half_life=25_000)
 
 
-# Points in the plane need a livelier game than images do; the discriminator's features of them say little about drift.
-MOG_GAME = dict(batch_size=256, **MOG_ADAM, r1_gamma=0.1, r1_interval=4, ema_half_life=5_000.0, augment="")
+# Points in the plane need faster training than images do; the discriminator's features of them say little about drift.
+MOG_TRAINING = dict(batch_size=256, **MOG_ADAM, r1_gamma=0.1, r1_interval=4, ema_half_life=5_000.0, augment="")
 
 
 MOG_UNLEARN: dict[str, Any] = dict(
-    adapt=dict(steps=500, ewc_weight=1.0, adversarial=MOG_GAME),
-    repel=dict(steps=1500, check_every=100, drift_weight=0.05, negatives_weight=0.5, adversarial=MOG_GAME),
+    adapt=dict(steps=500, ewc_weight=1.0, adversarial=MOG_TRAINING),
+    repel=dict(steps=1500, check_every=100, drift_weight=0.05, negatives_weight=0.5, adversarial=MOG_TRAINING),
 )
 
 
@@ -93,7 +93,7 @@ def mog_gan(out: Path, seed: int, device: str | None, steps: int) -> GAN:
     if path.exists():
         return GAN.load(path).to(device or "cpu")
     samples = TensorSamples(mog_data(50_000, seed))
-    train(gan, samples, MOG_CONFIG, steps, path.parent, seed, save_every=steps)
+    train(gan, samples, [(steps, MOG_CONFIG)], path.parent, seed)
     gan.save(path)
     return gan
 
@@ -124,7 +124,7 @@ def demo_mog(
     def is_negative(x: Tensor) -> Tensor:
         return torch.isin(judge.predict(x), wanted).to(x.device)
 
-    marked, _ = mark_negatives(gan, is_negative, negatives, mix_seed(seed, 77))
+    marked, _ = mark_negatives(gan, is_negative, negatives, stream_seed(seed, Stream.MARKS))
     settings = MOG_UNLEARN if config is None else config
     result = unlearn(gan, marked, is_negative=is_negative, config=settings, out=out, seed=seed, device=device)
     start = time.monotonic()
@@ -136,7 +136,7 @@ def demo_mog(
         mog_data(10_000, seed + 1),
         others=adapted_generators(gan, result),
         n=samples,
-        seed=mix_seed(seed, 999),
+        seed=stream_seed(seed, Stream.EVALUATION),
         keep=2000,
     )
     seconds = {"pretrain": training, **stage_seconds(result), "evaluate": time.monotonic() - start}

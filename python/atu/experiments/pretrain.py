@@ -5,7 +5,6 @@ a DCGAN with batch norm, and an MLP GAN of very unequal classes.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,12 +136,11 @@ def _pretrain(
     with fork_rng(torch.device("cpu"), seed):
         gan = build()
     samples = TensorSamples(images)
-    for last, config in phases:
-        train(gan, samples, config, last, out, seed)
+    history = train(gan, samples, phases, out, seed)
     if finish is not None:
         finish(gan, samples)
     path = gan.save(Path(out) / f"{name}.safetensors")
-    log = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = [{key: value for key, value in row.items() if key != "stage"} for row in history]
     settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
     about: dict[str, Any] = dict(command=f"atu pretrain {command}", seed=seed, phases=settings)
     about["samples"] = describe(gan)

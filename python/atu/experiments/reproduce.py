@@ -31,7 +31,7 @@ from ..measures.frechet import frechet
 from ..report import report
 from ..support import environment, progress
 from ..support.files import write_atomic, write_json, write_text
-from ..support.seeding import mix_seed
+from ..support.seeding import Stream, stream_seed
 from ..training.run_folder import gan_digest
 from .marking import mark_negatives
 from .published import PRETRAINED_FID, PUBLISHED
@@ -124,7 +124,7 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
     """Unlearn one target with one method and seed, evaluate it, and remember the retrained GAN for the others."""
     gan, judge = plan.gan, task.judge
     is_negative = class_goal(judge, task.classes, gan.image_range).is_negative
-    marked, looked = mark_negatives(gan, is_negative, plan.negatives, mix_seed(seed, 77))
+    marked, looked = mark_negatives(gan, is_negative, plan.negatives, stream_seed(seed, Stream.MARKS))
     folder = out / "runs" / f"{method}-{task.name}-{seed}"
     images, labels = task.real
     wanted = torch.tensor(judge.class_indices(task.classes))
@@ -140,7 +140,9 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
         seed=seed,
         method=method,
     )
-    evaluation = evaluate(gan, result.gan, judge, task.classes, task.real, n=plan.samples, seed=mix_seed(seed, 999))
+    evaluation = evaluate(
+        gan, result.gan, judge, task.classes, task.real, n=plan.samples, seed=stream_seed(seed, Stream.EVALUATION)
+    )
     numbers = {name: value for name, value in evaluation.numbers.items() if not name.startswith("class_histogram")}
     found: dict[str, Any] = dict(method=method, target=task.name, seed=seed, negatives=len(marked), looked=looked)
     found.update(numbers=numbers, decisions=report._plain(result.decisions), seconds=round(result.seconds, 1))
@@ -159,7 +161,7 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
 
 def _features(plan: Plan, task: Task, gan: GAN, seed: int) -> Tensor:
     judge = task.judge
-    batches = gan.batches(plan.samples, mix_seed(seed, 999), 250)
+    batches = gan.batches(plan.samples, stream_seed(seed, Stream.EVALUATION), 250)
     return torch.cat([judge.features(map_range(x, gan.image_range, judge.image_range)).cpu() for x in batches])
 
 
@@ -171,7 +173,7 @@ def _extracted(
     extract, n = plan.extractor, min(plan.samples, SAMPLES_FOR_EXTRACTOR)
 
     def of(gan: GAN) -> Tensor:
-        x = gan.sample(n, mix_seed(seed, 999)).cpu()
+        x = gan.sample(n, stream_seed(seed, Stream.EVALUATION)).cpu()
         return extract(to_uint8(x, gan.image_range))
 
     own, reference = of(after), extract(to_uint8(real[:n], plan.gan.image_range))

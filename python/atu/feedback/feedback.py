@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import config
 from ..data.samples import Samples, TensorSamples
 from ..gan import GAN
-from ..support.seeding import mix_seed
+from ..support.seeding import Stream, stream_seed
 from .oracles import IsNegative, Oracle
 from .probe import fit_probe
 
@@ -57,7 +57,7 @@ def build(
         ValueError: the oracle or the probe calls all of the generated samples negative.
     """
     size = pool_size(gan, cfg.pool)
-    pool = torch.cat([part.cpu() for part in gan.batches(size, seed=mix_seed(seed, 1))])
+    pool = torch.cat([part.cpu() for part in gan.batches(size, seed=stream_seed(seed, Stream.POOL))])
     notes: dict[str, object] = {"pool": size}
     if oracle is not None:
         is_negative: IsNegative = oracle
@@ -74,12 +74,12 @@ def build(
                 f"positives: the {notes['judge']} calls {int(flags.sum())} of {size} generated samples negative, so "
                 "none is left to learn from; give positives, or an is_negative that accepts some samples"
             )
-        _, labels = gan.inputs(size, mix_seed(seed, 1))
+        _, labels = gan.inputs(size, stream_seed(seed, Stream.POOL))
         labels = None if labels is None else labels.cpu()
         positives = TensorSamples(pool[~flags], None if labels is None else labels[~flags])
         notes["positives"] = f"{len(positives)} generated samples, {int(flags.sum())} dropped as negative"
         if labels is not None:
-            positives, filled = fill_labels(positives, labels, mix_seed(seed, 6))
+            positives, filled = fill_labels(positives, labels, stream_seed(seed, Stream.LABELS_FILLED))
             if filled:
                 notes["labels_filled"] = {str(label): count for label, count in filled.items()}
         found = pool[flags]

@@ -22,9 +22,11 @@ def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
     return {f"{prefix}.{name}": value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
-def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Path:
-    """Write a safetensors file atomically."""
-    return write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata))
+def save_tensors(
+    path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str], previous: Path | None = None
+) -> Path:
+    """Write a safetensors file atomically; previous: where the file that was there before is kept."""
+    return write_atomic(path, lambda temporary: save_file(tensors, temporary, metadata), previous)
 
 
 def load_tensors(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor], dict[str, str]]:

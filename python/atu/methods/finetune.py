@@ -15,7 +15,7 @@ from ..data.samples import Samples
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support import progress
-from ..support.seeding import fork_rng, mix_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.run_folder import RunFolder
 from ..training.score import CheckpointKeeper, Score
 from ..training.stage import StageHooks, run_stage
@@ -51,7 +51,7 @@ class Outcome:
     adapted: list[dict[str, Tensor]] = field(default_factory=list)
 
 
-class Watch(StageHooks):
+class ScoringHooks(StageHooks):
     """Has the EMA generator scored every so often.
 
     on_step: called with the trainer's step count at the start, after each step, and when a run is resumed.
@@ -67,11 +67,11 @@ class Watch(StageHooks):
             self.keeper.check(step, metrics)
         return False
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return self.keeper.state()
+    def state_dict(self) -> dict[str, Any]:
+        return {"keeper": self.keeper.state_dict()}
 
-    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
-        self.keeper.load_state(tensors, data)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.keeper.load_state_dict(state["keeper"])
         self.on_step(self.keeper.trainer.step_count)
 
 
@@ -106,7 +106,7 @@ def finetune(
         schedule_lr: share of the steps done -> factor of the learning rates.
         prepare: called with the generator once it is in training mode.
     """
-    with fork_rng(gan.device, mix_seed(seed, 300)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.FINETUNE)):
         trainer = AdversarialTrainer(
             twin, feedback.positives if real is None else real, cfg.adversarial, add_penalty_grad=add_grad
         )
@@ -121,7 +121,7 @@ def finetune(
 
         score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
         keeper = CheckpointKeeper(stage, trainer, score, run, cfg.keep)
-        run_stage(run, stage, trainer, cfg.steps, Watch(keeper, cfg, follow))
+        run_stage(run, stage, trainer, cfg.steps, ScoringHooks(keeper, cfg, follow))
     keeper.restore()
     decisions = {**keeper.decisions(), "stopped": "all steps done", "kept": f"the {cfg.keep} generator"}
     progress.log.info("%s: kept step %s", stage, decisions["kept_step"])

@@ -18,7 +18,7 @@ from ..config import STRICT, Adversarial, Config, PositiveCount
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.modules import trainable
-from ..support.seeding import fork_rng, mix_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.run_folder import RunFolder
 from .finetune import Finetune, Outcome, finetune, pretrained_copy
 from .layers import Layer, last_layers, reinitialise
@@ -54,7 +54,7 @@ def eu_k(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -
     """Re-initialise the last k layers, then train them."""
     layers = _layers(gan, cfg)
     twin = pretrained_copy(gan)
-    with fork_rng(gan.device, mix_seed(seed, 301)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.REINITIALISED_LAYERS)):
         drawn = reinitialise(twin.generator, {layer.name for layer in layers})
     if twin.generator_ema is not None:
         twin.generator_ema.load_state_dict(twin.generator.state_dict())

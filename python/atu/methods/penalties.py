@@ -16,7 +16,7 @@ from ..config import STRICT, Config, Fisher, NonNegative
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.modules import eval_mode, trainable
-from ..support.seeding import fork_rng, mix_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.losses import generator_loss
 from ..training.run_folder import RunFolder
 from ..training.schedules import schedule
@@ -110,7 +110,7 @@ def l1_sparse(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: i
     params = trainable(twin.generator)
     weight = own.weight
     if weight is None:
-        with fork_rng(gan.device, mix_seed(seed, 303)):
+        with fork_rng(gan.device, stream_seed(seed, Stream.L1_WEIGHT)):
             norm = adversarial_norm(twin, params, own.adversarial.batch_size)
         weight = own.strength * norm / math.sqrt(sum(p.numel() for p in params))
     penalty = L1(params, weight, own)

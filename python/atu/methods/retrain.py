@@ -14,7 +14,7 @@ from ..config import OF_STEPS, STEPS, STRICT, Adversarial, Config, Count, Fracti
 from ..data.samples import Samples
 from ..feedback.feedback import Feedback
 from ..gan import GAN
-from ..support.seeding import fork_rng, mix_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.run_folder import RunFolder
 from ..training.schedules import lr_decay
 from .finetune import Finetune, Outcome, finetune
@@ -76,7 +76,7 @@ def retrain(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int
     own = cfg.own
     real, dropped = without_negatives(gan, feedback)
     twin = gan.copy()
-    with fork_rng(gan.device, mix_seed(seed, 302)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.REINITIALISED_NETWORKS)):
         assert twin.discriminator is not None
         drawn = reinitialise(twin.generator) + reinitialise(twin.discriminator)
     twin.generator_ema = None

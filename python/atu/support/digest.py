@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 
-def digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of named tensors, as 16 hexadecimal digits."""
-    return sha256(tensors)[:16]
+def digest(tensors: dict[str, Tensor], text: str = "") -> str:
+    """SHA-256 of named tensors, and of a text beside them, as 16 hexadecimal digits."""
+    return sha256(tensors, text)[:16]
 
 
-def sha256(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 of named tensors (names, dtypes, shapes, values), as 64 hexadecimal digits."""
+def sha256(tensors: dict[str, Tensor], text: str = "") -> str:
+    """SHA-256 of named tensors (names, dtypes, shapes, values), and of a text, as 64 hexadecimal digits."""
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    sha.update(text.encode())
     return sha.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Diagonal empirical Fisher information of a generator (METHOD: Kirkpatrick et al., arXiv 1612.00796)."""
+"""Diagonal empirical Fisher information of a generator (Kirkpatrick et al., arXiv 1612.00796)."""
 
 from __future__ import annotations
 

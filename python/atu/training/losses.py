@@ -55,3 +55,9 @@ class PathLength:
         mean = self.mean.to(lengths).lerp(lengths.mean(), self.decay)
         self.mean = mean.detach()
         return (lengths - mean).square().mean()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
+        self.mean = state["mean"].to(device)

@@ -1,34 +1,52 @@
-"""The run folder: config, metrics, sample grids, checkpoints; and going on from where a killed run stopped.
+"""The run folder: settings, metrics, sample grids, checkpoints; and going on from where a killed run stopped.
 
 OUT/config.toml          settings, complete
-OUT/run.json             what identifies the run (seed, hashes of config, GAN and samples), versions
+OUT/run.json             its format, what identifies the run (seed, hashes of config, GAN and samples), versions
 OUT/metrics.jsonl        one line a logged step
 OUT/tb/                  the same for TensorBoard
 OUT/samples/*.png        sample grids
-OUT/checkpoints/         adapted generators, best generator so far, state of the running stage
+OUT/checkpoints/         adapted generators; state of the running stage, the last one and the one before (*.previous)
 OUT/result.safetensors   the unlearned GAN
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from atu_ext import __version__
 
-from ..config import Config
 from ..data.images import grid
 from ..data.samples import Samples
-from ..formats.tensors import CheckpointError, load_tensors, save_tensors
+from ..formats.tensors import CheckpointError
 from ..gan import GAN
+from ..support import progress
 from ..support.digest import digest
-from ..support.files import write_atomic, write_json, write_text
+from ..support.files import check_writable, remove_partial, write_atomic, write_json, write_text
+from ..support.lock import FolderLock
+from .state import FORMAT, load_state, save_state, written_by
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class Settings(Protocol):
+    """What a run folder asks of a run's settings; `Config` is one."""
+
+    log_every: int
+    save_every: int
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def save(self, path: str | Path) -> Path: ...
 
 
 def gan_digest(gan: GAN) -> str:
@@ -44,66 +62,81 @@ def samples_digest(samples: Samples) -> str:
 
 
 class RunFolder:
-    """One run, with a folder or (out None) without.
+    """One run, with a folder or (out None) without; `close` it at the end.
 
     Args:
-        identity: plain data; an existing folder is taken up again only when it agrees.
+        identity: plain data; a run is resumed from an existing folder only when it agrees.
 
     Raises:
-        ValueError: the folder cannot be written, or holds a run with another identity (naming what differs), or
-            something that is no run at all.
+        ValueError: the folder cannot be written, is in use, or holds a run with another identity (naming what differs),
+            a run of another format, or something that is no run at all.
     """
 
-    def __init__(self, out: str | Path | None, config: Config, identity: dict[str, Any], needed_bytes: int = 0):
+    def __init__(self, out: str | Path | None, config: Settings, identity: dict[str, Any], needed_bytes: int = 0):
         self.out = None if out is None else Path(out)
-        self.config = config
+        self.log_every, self.save_every = config.log_every, config.save_every
         self.history: list[dict[str, Any]] = []
-        self.writer = None
+        self.writer: SummaryWriter | None = None
         self.resumed = False
         if self.out is None:
             return
-        self._prepare(needed_bytes)
-        identity = {"config": config.to_dict(), **identity}
-        if (self.out / "run.json").exists():
-            self._check_identity(identity)
-            self.resumed = True
-            self.history = self._read_history()
-        else:
-            # run.json first: it is what marks the folder as a run's, should the process be killed here.
-            versions = {"atu_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
-            write_json(self.out / "run.json", {"identity": identity, "versions": versions})
-        config.save(self.out / "config.toml")
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(self.out / "tb"))
+        self._prepare(self.out, needed_bytes)
+        self._lock = FolderLock(self.out, "out")
+        try:
+            self._begin(self.out, config, {"config": config.to_dict(), **identity})
+        except BaseException:
+            self._lock.release()
+            raise
 
     # --- the folder
 
-    def _prepare(self, needed_bytes: int) -> None:
-        assert self.out is not None
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            write_text(self.out / ".write-test", "")
-            (self.out / ".write-test").unlink()
-        except OSError as error:
-            raise ValueError(f"out: {self.out} cannot be written ({error.strerror})") from error
+    def _begin(self, out: Path, config: Settings, identity: dict[str, Any]) -> None:
+        if (out / "run.json").exists():
+            self._check_identity(identity)
+            self.resumed = True
+            for folder in (out, out / "checkpoints", out / "samples"):
+                remove_partial(folder)
+            self.history = self._read_history()
+            if self.finished:
+                progress.log.info("%s: this run is finished; its result is taken from there", out)
+        else:
+            # run.json first: it is what marks the folder as a run's, should the process be killed here.
+            versions = {"atu_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
+            write_json(out / "run.json", {"format": FORMAT, "identity": identity, "versions": versions})
+        config.save(out / "config.toml")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(out / "tb"))
+
+    @staticmethod
+    def _prepare(out: Path, needed_bytes: int) -> None:
+        check_writable(out, "out")
         # Other files (a demo's report, say) may lie there; a config or checkpoints of something else may not.
-        foreign = (self.out / "config.toml").exists() or (self.out / "checkpoints").exists()
-        if foreign and not (self.out / "run.json").exists():
-            raise ValueError(f"out: {self.out} holds something that is not a run of atu; give another folder")
-        free = shutil.disk_usage(self.out).free
+        foreign = (out / "config.toml").exists() or (out / "checkpoints").exists()
+        if foreign and not (out / "run.json").exists():
+            raise ValueError(f"out: {out} holds something that is not a run of atu; give another folder")
+        free = shutil.disk_usage(out).free
         if free < needed_bytes:
             raise ValueError(
-                f"out: {self.out} has {free / 1e6:.0f} MB free, and this run needs about {needed_bytes / 1e6:.0f} MB"
+                f"out: {out} has {free / 1e6:.0f} MB free, and this run needs about {needed_bytes / 1e6:.0f} MB"
             )
+
+    @property
+    def finished(self) -> bool:
+        """Whether the folder holds the run's result."""
+        return self.out is not None and (self.out / "result.safetensors").exists()
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
         assert self.out is not None
         path = self.out / "run.json"
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))["identity"]
+            found = json.loads(path.read_text(encoding="utf-8"))
+            before, version = found["identity"], found["versions"]["atu_ext"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"out: {path} cannot be read ({error}); give another folder") from error
+        if found.get("format") != FORMAT:
+            told = written_by(found.get("format", 1), version)
+            raise ValueError(f"out: the run in {self.out} {told}; finish it with that version, or give another folder")
         differs = _differences(before, json.loads(json.dumps(identity)))
         if differs:
             raise ValueError(f"out: {self.out} holds a run with another {'; '.join(differs[:4])}; give another folder")
@@ -149,33 +182,79 @@ class RunFolder:
 
     # --- checkpoints
 
-    def save(self, name: str, tensors: dict[str, Tensor], data: dict[str, Any] | None = None) -> Path | None:
-        """Write checkpoints/NAME.safetensors."""
-        path = self.path("checkpoints", f"{name}.safetensors")
-        if path is not None:
-            tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-            save_tensors(path, tensors, {"data": json.dumps(data or {})})
-        return path
+    def _checkpoint(self, name: str) -> Path | None:
+        return self.path("checkpoints", f"{name}.safetensors")
 
-    def load(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """What `save` wrote under that name; None when there is nothing."""
-        path = self.path("checkpoints", f"{name}.safetensors")
+    def save(self, name: str, state: Mapping[str, Any]) -> None:
+        """Write checkpoints/NAME.safetensors: nested dicts of tensors and plain data."""
+        path = self._checkpoint(name)
+        if path is not None:
+            save_state(path, state)
+
+    def load(self, name: str) -> dict[str, Any] | None:
+        """What `save` wrote under that name; None when there is nothing.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        path = self._checkpoint(name)
         if path is None or not path.exists():
             return None
-        tensors, metadata = load_tensors(path)
         try:
-            return tensors, json.loads(metadata["data"])
-        except (KeyError, ValueError) as error:
-            raise CheckpointError(f"{path}: its state cannot be read ({error})") from error
+            return load_state(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}; remove it, and the same call makes it again") from error
+
+    def save_latest(self, name: str, state: Mapping[str, Any]) -> None:
+        """As `save`, but keep what was there before as NAME.previous; the rows logged so far are on disk before."""
+        path = self._checkpoint(name)
+        if path is None:
+            return
+        metrics = self.path("metrics.jsonl")
+        if metrics is not None and metrics.exists():
+            with open(metrics, "rb") as file:
+                os.fsync(file.fileno())
+        save_state(path, state, self._checkpoint(f"{name}.previous"))
+
+    def load_latest(self, name: str) -> dict[str, Any] | None:
+        """What `save_latest` wrote last, or before that where the last cannot be read; None when there is nothing.
+
+        Raises:
+            CheckpointError: neither can be read.
+        """
+        failed: list[CheckpointError] = []
+        for path in self._states(name):
+            try:
+                state = load_state(path)
+            except CheckpointError as error:
+                failed.append(error)
+                continue
+            if failed:
+                progress.log.warning("%s; going on from the one before, %s", failed[0], path)
+                last = self._states(name)[0]
+                last.replace(last.with_suffix(".unreadable"))  # or the next save would keep it as the one before
+            return state
+        if failed:
+            told = "; ".join(map(str, failed))
+            raise CheckpointError(f"{told}; remove what cannot be read, and the stage begins again") from failed[0]
+        return None
+
+    def _states(self, name: str) -> list[Path]:
+        """The last and the one before, those of them that are there."""
+        paths = (self._checkpoint(name), self._checkpoint(f"{name}.previous"))
+        return [path for path in paths if path is not None and path.exists()]
 
     def remove(self, name: str) -> None:
-        path = self.path("checkpoints", f"{name}.safetensors")
-        if path is not None:
-            path.unlink(missing_ok=True)
+        """Remove what `save` or `save_latest` wrote."""
+        for path in self._states(name):
+            path.unlink()
 
     def close(self) -> None:
+        """Let go of the folder."""
         if self.writer is not None:
             self.writer.close()
+        if self.out is not None:
+            self._lock.release()
 
 
 def _differences(a: Any, b: Any, name: str = "") -> list[str]:

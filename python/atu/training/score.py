@@ -14,7 +14,7 @@ from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..measures.features import Whitening, discriminator_features
 from ..measures.frechet import frechet_distance, moments
-from ..support.seeding import mix_seed
+from ..support.seeding import Stream, stream_seed
 from .run_folder import RunFolder
 from .trainer import AdversarialTrainer
 
@@ -31,7 +31,7 @@ class Score:
 
     def __init__(self, gan: GAN, feedback: Feedback, n: int, drift_weight: float, seed: int):
         self.gan, self.is_negative, self.n, self.drift_weight = gan, feedback.is_negative, n, drift_weight
-        self.seed = mix_seed(seed, 5)
+        self.seed = stream_seed(seed, Stream.SCORE)
         features = self._features_of(feedback.positives)
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self.seed))
         held = features[order[: min(n, len(features) // 4)]]
@@ -110,11 +110,9 @@ class CheckpointKeeper:
         scores = {name: self.kept.get(name) for name in ("score", "negative_rate", "drift")}
         return {"kept_step": self.kept["step"], "steps_run": self.trainer.step_count, **scores}
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        lowest = self.lowest if math.isfinite(self.lowest) else None
-        kept = {k: v if math.isfinite(v) else None for k, v in self.kept.items()}
-        return dict(self.kept_state), {"kept": kept, "lowest": lowest, "waited": self.waited}
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": self.kept, "kept_weights": self.kept_state, "lowest": self.lowest, "waited": self.waited}
 
-    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
-        self.kept, self.kept_state, self.waited = data["kept"], dict(tensors), data["waited"]
-        self.lowest = math.inf if data["lowest"] is None else data["lowest"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.kept, self.kept_state = state["kept"], state["kept_weights"]
+        self.lowest, self.waited = state["lowest"], state["waited"]

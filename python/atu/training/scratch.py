@@ -2,59 +2,100 @@
 
 from __future__ import annotations
 
-import json
-import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import tomli_w
 import torch
 
 from ..config import Adversarial
 from ..data.samples import Samples
-from ..formats.tensors import load_tensors, save_tensors
 from ..gan import GAN
-from ..support import progress
+from ..support.files import write_text
 from ..support.modules import eval_mode
 from ..support.seeding import fork_rng
+from .run_folder import RunFolder, samples_digest
 from .schedules import lr_decay
+from .stage import StageHooks, run_stage
+from .state import written_by
 from .trainer import AdversarialTrainer
 
-DECAY = 0.25  # last share of the steps, over which the learning rates fall to 0
+DECAY = 0.25  # last share of the steps, over which the learning rates decay to 0
+Phases = Sequence[tuple[int, Adversarial]]  # (step at which it ends, settings), one after the other
+
+
+@dataclass
+class Pretraining:
+    """Settings of a training from scratch, as its run folder keeps them."""
+
+    phases: Phases
+    log_every: int
+    save_every: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; fields that are unset are left out, as TOML has no null."""
+        phases = [{"until_step": last, **asdict(settings)} for last, settings in self.phases]
+        known = [{key: value for key, value in phase.items() if value is not None} for phase in phases]
+        return {"phases": known, "log_every": self.log_every, "save_every": self.save_every}
+
+    def save(self, path: str | Path) -> Path:
+        """Write a TOML file atomically."""
+        return write_text(path, tomli_w.dumps(self.to_dict()))
+
+
+class _Decay(StageHooks):
+    """Decays the learning rates to 0 over the last DECAY of a phase's steps."""
+
+    def __init__(self, trainer: AdversarialTrainer, steps: int):
+        self.trainer, self.steps = trainer, steps
+        self._set(0)
+
+    def _set(self, step: int) -> None:
+        self.trainer.set_lr_factor(lr_decay(step / self.steps, DECAY))
+
+    def after_step(self, step: int, metrics: dict[str, float]) -> bool:
+        self._set(step)
+        return False
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._set(self.trainer.step_count)
 
 
 def train(
-    gan: GAN, real: Samples, config: Adversarial, steps: int, out: str | Path, seed: int = 0, save_every: int = 500
-) -> GAN:
-    """Train `gan` in place up to step `steps`, the learning rates falling to 0 over the last DECAY of them; returns it.
+    gan: GAN,
+    real: Samples,
+    phases: Phases,
+    out: str | Path,
+    seed: int = 0,
+    log_every: int = 100,
+    save_every: int = 500,
+) -> list[dict[str, Any]]:
+    """Train `gan` in place, phase after phase, the learning rates decaying to 0 over the last DECAY of each.
 
-    out: folder for log.jsonl and state.safetensors, from which an interrupted training goes on.
+    Args:
+        out: a run folder (`RunFolder`); a killed or interrupted training goes on from there.
+        log_every, save_every: steps between two rows of the history, and between two states that are saved.
+
+    Returns:
+        The history: one dict a logged step.
+
+    Raises:
+        ValueError: as `RunFolder`. KeyboardInterrupt: on Ctrl-C or SIGTERM, after the state was saved.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    state_path, log_path = out / "state.safetensors", out / "log.jsonl"
-    with fork_rng(gan.device, seed):
-        trainer = AdversarialTrainer(gan, real, config)
-        seconds = 0.0
-        if state_path.exists():
-            tensors, metadata = load_tensors(state_path)
-            data = json.loads(metadata["data"])
-            trainer.load_state(tensors, data)
-            seconds = data["seconds"]
-        start = time.monotonic() - seconds
-        with progress.bar("pretrain", steps, trainer.step_count) as bar, open(log_path, "a", encoding="utf-8") as log:
-            while trainer.step_count < steps:
-                trainer.set_lr_factor(lr_decay(trainer.step_count / steps, DECAY))
-                metrics = trainer.step()
-                bar.update(metrics)
-                if trainer.step_count % 100 == 0:
-                    row = dict(step=trainer.step_count, seconds=round(time.monotonic() - start, 1), **metrics)
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
-                if trainer.step_count % save_every == 0 or trainer.step_count == steps:
-                    tensors, data = trainer.state()
-                    data["seconds"] = time.monotonic() - start
-                    save_tensors(state_path, tensors, {"data": json.dumps(data)})
-    return gan
+    if (Path(out) / "state.safetensors").exists() and not (Path(out) / "run.json").exists():
+        raise ValueError(f"out: the training in {out} {written_by(1, None)}; give another folder")
+    identity = {"seed": seed, "samples": samples_digest(real)}
+    run = RunFolder(out, Pretraining(phases, log_every, save_every), identity)
+    try:
+        for last, settings in phases:
+            with fork_rng(gan.device, seed):
+                trainer = AdversarialTrainer(gan, real, settings)
+                run_stage(run, "pretrain", trainer, last, _Decay(trainer, last))
+    finally:
+        run.close()
+    return run.history
 
 
 @torch.no_grad()

@@ -45,21 +45,14 @@ class NonFiniteError(RuntimeError):
         self.step = step
 
 
-def optimizer_tensors(name: str, optim: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies of an optimizer's state as NAME.INDEX.SLOT."""
-    return {
-        f"{name}.{index}.{key}": value.detach().cpu().contiguous().clone()
-        for index, slots in optim.state_dict()["state"].items()
-        for key, value in slots.items()
-    }
+def optimizer_state(optim: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's state, by the index of the parameter; its settings are the caller's."""
+    return {str(index): slots for index, slots in optim.state_dict()["state"].items()}
 
 
-def load_optimizer(optim: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` gave, the name and its dot left out."""
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, _, slot = key.partition(".")
-        slots.setdefault(int(index), {})[slot] = value
+def load_optimizer_state(optim: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what `optimizer_state` gave."""
+    slots = {int(index): value for index, value in state.items()}
     optim.load_state_dict({"state": slots, "param_groups": optim.state_dict()["param_groups"]})
 
 
@@ -69,7 +62,7 @@ class AdversarialTrainer:
     Args:
         gan: pair to train; its EMA generator is made here when it has none.
         real: samples shown to the discriminator as real.
-        config: settings of the game.
+        config: settings of the adversarial training.
         extra_fakes: further samples shown to the discriminator as fakes, weighted by `extra_weight`.
         add_penalty_grad: called after the generator's backward pass; adds to the gradients, returns values to log.
         fake_penalty: differentiable loss of generated samples, added to the generator's. It takes (fake, labels,
@@ -246,33 +239,30 @@ class AdversarialTrainer:
 
     # --- resuming
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the next step depends on: tensors, and plain data."""
-        tensors: dict[str, Tensor] = {}
-        for name, module in self.gan.modules().items():
-            for key, value in module.state_dict().items():
-                tensors[f"{name}.{key}"] = value.detach().cpu().contiguous().clone()
-        tensors.update(optimizer_tensors("optim_g", self.optim_g) | optimizer_tensors("optim_d", self.optim_d))
-        if self.path_length is not None:
-            tensors["path_length.mean"] = self.path_length.mean.detach().cpu().clone()
-        tensors["rng.cpu"] = torch.get_rng_state()
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on; its tensors are those in use, not copies."""
+        rng = {"cpu": torch.get_rng_state()}
         if self.gan.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.gan.device)
-        return tensors, {"step": self.step_count, "extra_weight": self.extra_weight}
+            rng["cuda"] = torch.cuda.get_rng_state(self.gan.device)
+        return {
+            "step": self.step_count,
+            "extra_weight": self.extra_weight,
+            "gan": {name: dict(module.state_dict()) for name, module in self.gan.modules().items()},
+            "optim_g": optimizer_state(self.optim_g),
+            "optim_d": optimizer_state(self.optim_d),
+            "path_length": {} if self.path_length is None else self.path_length.state_dict(),
+            "rng": rng,
+        }
 
-    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
-        """Continue from `state`'s result, bit for bit on the CPU."""
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            part, _, rest = key.partition(".")
-            parts.setdefault(part, {})[rest] = value
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`'s result, bit for bit on the CPU."""
+        self.step_count, self.extra_weight = state["step"], state["extra_weight"]
         for name, module in self.gan.modules().items():
-            module.load_state_dict(parts[name])
-        for name, optim in (("optim_g", self.optim_g), ("optim_d", self.optim_d)):
-            load_optimizer(optim, parts.get(name, {}))
+            module.load_state_dict(state["gan"][name])
+        load_optimizer_state(self.optim_g, state["optim_g"])
+        load_optimizer_state(self.optim_d, state["optim_d"])
         if self.path_length is not None:
-            self.path_length.mean = parts["path_length"]["mean"].to(self.gan.device)
-        torch.set_rng_state(parts["rng"]["cpu"])
-        if "cuda" in parts["rng"]:
-            torch.cuda.set_rng_state(parts["rng"]["cuda"], self.gan.device)
-        self.step_count, self.extra_weight = data["step"], data["extra_weight"]
+            self.path_length.load_state_dict(state["path_length"], self.gan.device)
+        torch.set_rng_state(state["rng"]["cpu"])
+        if "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.gan.device)

@@ -15,6 +15,7 @@ from atu.evaluation.classifier import Classifier
 from atu.experiments.classifiers import train_classifier
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.support.signals import Terminated
 
 QUICK = """
 [feedback]
@@ -264,6 +265,17 @@ def test_interrupt_says_how_to_go_on(monkeypatch, capsys, folder, tmp_path):
     assert capsys.readouterr().err.strip().endswith(f"atu unlearn {gan} --negatives {tmp_path} --out '{out}'")
     assert run("sample", gan, "--out", out) == 130
     assert "goes on" not in capsys.readouterr().err
+
+
+def test_sigterm_has_its_own_code(monkeypatch, capsys, folder, tmp_path):
+    """143, as of a process that the signal ended; what was saved is told as after Ctrl-C."""
+
+    def stop(*args, **kwargs):
+        raise Terminated("stopped")
+
+    monkeypatch.setattr(GAN, "load", stop)
+    assert run("unlearn", folder / "gan.safetensors", "--negatives", tmp_path, "--out", tmp_path / "run") == 143
+    assert "the same command goes on from here" in capsys.readouterr().err
 
 
 def test_console_script_exits_with_the_code(tmp_path):

@@ -17,6 +17,7 @@ from atu.gan import GAN
 from atu.networks.classifier import ConvClassifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
+from atu.support.seeding import Stream, stream_seed
 
 
 class Passing(nn.Module):
@@ -87,7 +88,7 @@ def test_search_in_w_stays_within_what_latents_reach():
         z, c = gan.inputs(8, 0)
         space = attacks._search_w(gan, gan.generator.eval(), z, c, seed=0)
         w = space.bound(space.start * 1000)
-        cloud = gan.generator.mapping(gan.inputs(1000, attacks.mix_seed(0, 1))[0], None)[:, 0]
+        cloud = gan.generator.mapping(gan.inputs(1000, stream_seed(0, Stream.ATTACK_CLOUD))[0], None)[:, 0]
         radius = float((cloud - cloud.mean(0)).norm(dim=1).max())
     assert torch.allclose((w - cloud.mean(0)).norm(dim=1), torch.full((8,), radius), rtol=1e-4)
     # A w that a latent gave is left as it is.

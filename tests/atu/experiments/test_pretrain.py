@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import signal
 
 import pytest
 import torch
 from torch import nn
 
 from atu.assets import asset
+from atu.config import Adversarial
 from atu.data import mnist as mnist_data
+from atu.data.samples import TensorSamples
 from atu.evaluation.classifier import Classifier
 from atu.experiments import pretrain
 from atu.gan import GAN
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
-from atu.networks.mlp import MLPDiscriminator
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.training import scratch
+from atu.training.trainer import AdversarialTrainer
 
 cached_mnist = functools.cache(mnist_data.mnist)  # reading it takes seconds
 
@@ -116,3 +122,61 @@ def test_description_maps_the_images_to_the_classifiers_range():
     classifier = Classifier.load(asset("mnist-classifier.safetensors"))
     expected = classifier.predict(images * 2 - 1).bincount(minlength=10) / 200
     assert list(pretrain.describe(gan, n=200)["shares"].values()) == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def read_rows(out):
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("stop", [5, 13])
+def test_a_stopped_training_saves_and_goes_on_bit_for_bit(tmp_path, monkeypatch, stop):
+    """Ctrl-C in the first and in the second phase; no row is repeated, none is lost."""
+    data = TensorSamples(torch.randn(40, 2, generator=torch.Generator().manual_seed(1)))
+    phases = [(10, Adversarial(batch_size=4)), (18, Adversarial(batch_size=4, loss="relativistic", r1_gamma=0.1))]
+    gan = GAN(MLPGenerator(4, [2], (8,)), MLPDiscriminator([2], (8,)))
+    whole, broken = gan.copy(), gan.copy()
+    history = scratch.train(whole, data, phases, tmp_path / "whole", seed=3, log_every=1)
+    step = AdversarialTrainer.step
+
+    def interrupted(trainer):
+        if trainer.step_count == stop - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdversarialTrainer, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=f"pretrain: stopped at step {stop} of {10 if stop < 10 else 18}"):
+            scratch.train(broken, data, phases, tmp_path / "broken", seed=3, log_every=1)
+    broken = gan.copy()  # a new process has nothing but the folder
+    again = scratch.train(broken, data, phases, tmp_path / "broken", seed=3, log_every=1)
+    for name, module in whole.modules().items():
+        theirs = broken.modules()[name].state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in module.state_dict().items())
+    assert [row["step"] for row in history] == [row["step"] for row in again] == list(range(1, 19))
+    assert read_rows(tmp_path / "whole") == read_rows(tmp_path / "broken")
+    with pytest.raises(ValueError, match="holds a run with another seed"):
+        scratch.train(broken, data, phases, tmp_path / "broken", seed=4, log_every=1)
+
+
+def test_learning_rates_decay_before_the_step_in_each_phase(tmp_path, monkeypatch):
+    """Step k of a phase that ends at step n has the factor of k / n: 1, and down to 0 over the last quarter."""
+    gan = GAN(MLPGenerator(4, [2], (8,)), MLPDiscriminator([2], (8,)))
+    seen, step = [], AdversarialTrainer.step
+
+    def spy(trainer):
+        seen.append(trainer.optim_g.param_groups[0]["lr"] / trainer.base_lr[0])
+        return step(trainer)
+
+    monkeypatch.setattr(AdversarialTrainer, "step", spy)
+    settings = Adversarial(batch_size=2)
+    scratch.train(gan, TensorSamples(torch.zeros(3, 2)), [(8, settings), (20, settings)], tmp_path)
+    expected = [min(4 * (1 - k / last), 1.0) for first, last in ((0, 8), (8, 20)) for k in range(first, last)]
+    assert seen == pytest.approx(expected)
+
+
+def test_a_folder_of_an_earlier_version_is_told(tmp_path):
+    (tmp_path / "state.safetensors").write_bytes(b"")
+    gan = GAN(MLPGenerator(4, [2], (8,)), MLPDiscriminator([2], (8,)))
+    with pytest.raises(ValueError, match="was written by an earlier version of atu in format 1, and this is atu"):
+        scratch.train(gan, TensorSamples(torch.zeros(3, 2)), [(1, Adversarial())], tmp_path)

@@ -197,7 +197,7 @@ def test_the_latest_is_kept_whose_score_is_the_lowest_but_for_chance(mixture, fo
         assert metrics["drift"] == pytest.approx(found[step][1], nan_ok=True)
     assert (keeper.kept["step"], keeper.waited) == (kept, waited)
     again = CheckpointKeeper("x", trainer, Told(mixture), None, "best")
-    again.load_state(*keeper.state())
+    again.load_state_dict(keeper.state_dict())
     again.restore()
     assert float(mixture.generator.scale) == kept
     assert (again.kept["step"], again.waited, again.lowest) == (kept, waited, keeper.lowest)

@@ -159,7 +159,7 @@ def test_labels_dropout_spectral_norm_and_a_sigmoid(conv_gan, method):
 
 @pytest.mark.parametrize("method", ["l1-sparse", "eu-k", "rssa", "retrain", "nl2"])
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(method, tmp_path, monkeypatch):
-    """Stopped after its step 2 of 3 was saved, and taken up again: the same bits, rows and decisions."""
+    """Stopped after its step 2 of 3 was saved, and resumed: the same bits, rows and decisions."""
     gan = dcgan()
     config = quick("l1-sparse", schedule="linear", weight=0.01)
     config["methods"]["retrain"]["keep"] = "best"

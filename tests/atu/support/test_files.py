@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from atu.support.files import write_atomic, write_json, write_text
+from atu.support.files import check_writable, remove_partial, write_atomic, write_json, write_text
 
 
 def test_write_makes_folders_and_replaces(tmp_path):
@@ -47,3 +47,53 @@ def test_the_new_file_appears_only_when_complete(tmp_path):
 
     write_atomic(path, write)
     assert path.read_text() == "new"
+
+
+def test_the_file_before_is_kept(tmp_path):
+    path, before = tmp_path / "state", tmp_path / "state.previous"
+    for text in ("one", "two", "three"):
+        write_atomic(path, lambda temporary, text=text: temporary.write_text(text), before)
+    assert (path.read_text(), before.read_text()) == ("three", "two")
+    with pytest.raises(OSError, match="full"):
+        write_atomic(path, full, before)
+    assert (path.read_text(), before.read_text()) == ("three", "two")
+
+
+def full(temporary):
+    raise OSError(28, "disk full")
+
+
+def test_both_file_and_folder_reach_the_disk(tmp_path, monkeypatch):
+    """The content before the new name, the name before the write returns."""
+    synced, order = os.fsync, []
+
+    def fsync(handle):
+        order.append((stat.S_ISDIR(os.fstat(handle).st_mode), (tmp_path / "x").exists()))
+        synced(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_text(tmp_path / "x", "text")
+    assert order == [(False, False), (True, True)]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    left = []
+
+    def write(temporary):
+        left.append(temporary.name)
+        (tmp_path / "kept").write_text("x")
+        os.link(temporary, tmp_path / "copy")
+
+    write_atomic(tmp_path / "state.json", write)
+    os.rename(tmp_path / "copy", tmp_path / left[0])
+    remove_partial(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["kept", "state.json"]
+
+
+def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path):
+    assert check_writable(tmp_path / "a" / "b", "out") == tmp_path / "a" / "b"
+    assert os.listdir(tmp_path / "a" / "b") == []
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"^out: .*file.* cannot be written \((File exists|Not a directory)\)$"):
+            check_writable(folder, "out")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +20,11 @@ from atu.data.images import grid
 from atu.data.samples import TensorSamples
 from atu.formats.tensors import CheckpointError
 from atu.gan import GAN
+from atu.support.lock import FolderLock
+from atu.support.signals import Terminated, held_back
 from atu.training.run_folder import RunFolder
-from atu.training.stage import StageHooks, _interrupts, run_stage
+from atu.training.stage import StageHooks, run_stage
+from atu.training.state import FORMAT, load_state
 from atu.training.trainer import AdversarialTrainer, NonFiniteError
 
 # One process imports everything, and forks a child for each run, which may kill itself at a step of a stage.
@@ -107,6 +111,20 @@ def test_killed_and_interrupted_runs_end_as_uninterrupted_ones(tmp_path):
     assert rows(whole) == rows(broken), "rows of the history are lost, doubled or changed"
 
 
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_end_as_undisturbed_ones(tmp_path):
+    """The short version of fuzz_run_folder.py; the long one is run by hand."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("fuzz_run_folder.py")), "--kills=3", f"--folder={tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0 and "3 kills, " in done.stdout, done.stderr
+
+
 # --- the folder
 
 CONFIG = {
@@ -133,7 +151,7 @@ def test_folder_holds_what_it_says_and_a_second_call_adds_nothing(image_gan, tmp
     found = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and "tb" not in p.parts}
     checkpoints = {"checkpoints/adapted-0.safetensors", "checkpoints/repel-state.safetensors"}
     assert found >= {"config.toml", "run.json", "metrics.jsonl", "result.safetensors", "decisions.json"} | checkpoints
-    assert not any(".tmp" in name or name.startswith(".") for name in found)
+    assert not any(".partial" in name or (name.startswith(".") and name != ".lock") for name in found)
     assert any((out / "tb").iterdir())
     with Image.open(next((out / "samples").glob("*.png"))) as picture:
         assert picture.size == (80, 80)
@@ -146,7 +164,7 @@ def test_folder_holds_what_it_says_and_a_second_call_adds_nothing(image_gan, tmp
         assert torch.equal(a, b)
 
 
-def test_a_run_of_something_else_is_not_taken_up(vector_gan, negatives, tmp_path):
+def test_a_run_of_something_else_is_not_resumed(vector_gan, negatives, tmp_path):
     kwargs = dict(gan=vector_gan, negatives=negatives, config=CONFIG, out=tmp_path / "run", seed=0)
     unlearn(**kwargs)
     other = vector_gan.copy()
@@ -173,8 +191,8 @@ def test_repel_minds_from_what_it_was_pushed(vector_gan, negatives, tmp_path):
         repel(vector_gan, b, negatives, config=CONFIG, out=tmp_path / "run")
 
 
-def run_in(out, needed=0):
-    return RunFolder(out, Config(), {"seed": 0}, needed)
+def run_in(out, needed=0, config=None):
+    return RunFolder(out, config or Config(), {"seed": 0}, needed)
 
 
 def test_folders_that_will_not_do(tmp_path, monkeypatch):
@@ -199,10 +217,10 @@ def test_folders_that_will_not_do(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"out: .* has 1 MB free, and this run needs about 500 MB"):
         run_in(tmp_path / "full", 500 * 10**6)
 
-    def refuse(path, text):
+    def refuse(**kwargs):
         raise OSError(13, "Permission denied")
 
-    monkeypatch.setattr("atu.training.run_folder.write_text", refuse)
+    monkeypatch.setattr("atu.support.files.tempfile.NamedTemporaryFile", refuse)
     with pytest.raises(ValueError, match=r"out: .*locked cannot be written \(Permission denied\)"):
         run_in(tmp_path / "locked")
 
@@ -233,14 +251,137 @@ def test_history_of_a_killed_run(tmp_path):
 def test_state_that_cannot_be_read_is_told(tmp_path):
     run = run_in(tmp_path)
     assert run.load("x") is None
-    run.save("x", {"a": torch.arange(3)}, {"f": 0.1})
-    tensors, data = run.load("x")
-    assert tensors["a"].tolist() == [0, 1, 2] and data == {"f": 0.1}
+    run.save("x", {"a": {"b": torch.arange(3)}, "f": 0.1})
+    state = run.load("x")
+    assert state["a"]["b"].tolist() == [0, 1, 2] and state["f"] == 0.1
     path = tmp_path / "checkpoints" / "x.safetensors"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(CheckpointError, match=r"x\.safetensors: not a readable safetensors file"):
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: not a readable .*; remove it, and the same call makes"):
         run.load("x")
     run.close()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("spoil", [truncate, flip_a_bit, lambda path: path.write_bytes(b"")])
+def test_a_corrupt_state_is_told_and_the_one_before_is_taken(vector_gan, tmp_path, caplog, spoil):
+    """Stopped at step 4 with states of steps 2 and 4, the later one spoilt: the same weights as without all that."""
+    torch.manual_seed(4)
+    whole = stage(run_in(None), vector_gan.copy(), steps=7)
+    torch.manual_seed(4)
+    run = RunFolder(tmp_path, Config(save_every=2), {"seed": 0})
+    with pytest.raises(KeyboardInterrupt):
+        stage(run, vector_gan.copy(), At(4, lambda: os.kill(os.getpid(), signal.SIGINT)), steps=7)
+    run.close()
+    last = tmp_path / "checkpoints" / "stage-state.safetensors"
+    spoil(last)
+    run = RunFolder(tmp_path, Config(save_every=2), {"seed": 0})
+    torch.manual_seed(5)
+    again = stage(run, vector_gan.copy(), steps=7)
+    run.close()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"{last}: ") and warning.endswith("going on from the one before, " + str(previous(last)))
+    for a, b in zip(whole.generator.parameters(), again.generator.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert last.with_suffix(".unreadable").exists()
+    assert load_state(last)["trainer"]["step"] == 7 and load_state(previous(last))["trainer"]["step"] == 6
+
+
+def previous(path):
+    return path.with_name(path.name.replace(".safetensors", ".previous.safetensors"))
+
+
+def test_two_corrupt_states_are_both_told(vector_gan, tmp_path):
+    run = RunFolder(tmp_path, Config(save_every=2), {"seed": 0})
+    stage(run, vector_gan.copy())
+    last = tmp_path / "checkpoints" / "stage-state.safetensors"
+    for path in (last, previous(last)):
+        flip_a_bit(path)
+    words = r"stage-state\.safetensors: .*; .*stage-state\.previous\.safetensors: .*; remove what cannot be read"
+    with pytest.raises(CheckpointError, match=words):
+        stage(run, vector_gan.copy())
+    run.remove("stage-state")
+    assert list(last.parent.iterdir()) == []
+    run.close()
+
+
+def test_a_process_killed_between_the_two_renames_goes_on_from_the_one_before(vector_gan, tmp_path):
+    run = RunFolder(tmp_path, Config(save_every=2), {"seed": 0})
+    stage(run, vector_gan.copy())
+    last = tmp_path / "checkpoints" / "stage-state.safetensors"
+    last.unlink()
+    assert run.load_latest("stage-state")["trainer"]["step"] == 4
+    (last.parent / ".stage-state.safetensors.abcdefgh.partial.safetensors").write_bytes(b"half")
+    run.close()
+    run_in(tmp_path, config=Config(save_every=2)).close()
+    assert list(last.parent.iterdir()) == [previous(last)], "what was being written lies about"
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path):
+    """From another process, and from this one; not once the first has ended, however it did."""
+    run = run_in(tmp_path)
+    who = rf"in use by another run \(process {os.getpid()} on .*, since 20\d\d-.*\); wait for it to end, or give"
+    with pytest.raises(ValueError, match=who):
+        run_in(tmp_path)
+    run.close()
+    code = (
+        "import sys; from pathlib import Path; from atu.support.lock import FolderLock; "
+        "lock = FolderLock(Path(sys.argv[1]), 'out'); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ValueError, match=rf"out: .* is in use by another run \(process {other.pid} on "):
+            run_in(tmp_path)
+        (tmp_path / ".owner.json").write_text("{")
+        with pytest.raises(ValueError, match="which has not said yet who it is"):
+            run_in(tmp_path)
+        other.kill()
+    run_in(tmp_path).close()
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [".lock"]
+
+
+def test_a_run_that_cannot_start_lets_go_of_its_folder(vector_gan, negatives, tmp_path):
+    with pytest.raises(ValueError, match="so none is left to learn from"):
+        unlearn(vector_gan, negatives, is_negative=lambda x: x[:, 0] < 1e9, config=CONFIG, out=tmp_path)
+    with pytest.raises(ValueError, match="another seed"):
+        unlearn(vector_gan, negatives, is_negative=lambda x: x[:, 0] < 1e9, config=CONFIG, out=tmp_path, seed=1)
+    FolderLock(tmp_path, "out").release()
+
+
+def test_a_folder_of_an_earlier_version_says_which(tmp_path):
+    run_in(tmp_path).close()
+    path = tmp_path / "run.json"
+    content = json.loads(path.read_text())
+    assert content["format"] == FORMAT
+    del content["format"]
+    content["versions"]["atu_ext"] = "0.0.7"
+    for number in (None, FORMAT + 1):
+        path.write_text(json.dumps(content if number is None else {**content, "format": number}))
+        told = (
+            rf"written by atu 0\.0\.7 in format {number or 1}, and this is atu .*, which reads format {FORMAT}; finish"
+        )
+        with pytest.raises(ValueError, match=told):
+            run_in(tmp_path)
+
+
+def test_a_finished_run_says_so_and_trains_no_more(vector_gan, negatives, tmp_path, caplog, monkeypatch):
+    first = unlearn(vector_gan, negatives, config=CONFIG, out=tmp_path)
+    monkeypatch.setattr(AdversarialTrainer, "step", None)
+    caplog.set_level("INFO")
+    again = unlearn(vector_gan, negatives, config=CONFIG, out=tmp_path)
+    assert f"{tmp_path}: this run is finished" in caplog.text
+    assert again.history == first.history and again.decisions == first.decisions
+    assert torch.equal(again.gan.sample(5), first.gan.sample(5))
 
 
 def test_grid_places_images_row_by_row():
@@ -272,29 +413,32 @@ class At(StageHooks):
         return bool(self.action()) if step == self.step else False
 
 
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [3, 6])
 @pytest.mark.parametrize("folder", [True, False])
-def test_ctrl_c_finishes_the_step_saves_and_says_so(vector_gan, tmp_path, step, folder):
+def test_ctrl_c_and_sigterm_finish_the_step_save_and_say_so(vector_gan, tmp_path, step, folder, sent):
     run = run_in(tmp_path) if folder else run_in(None)
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match=f"stage: stopped at step {step} of 6") as error:
-        stage(run, vector_gan, At(step, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        stage(run, vector_gan, At(step, lambda: os.kill(os.getpid(), sent)))
     assert ("the same call with out=" in str(error.value)) == folder
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert isinstance(error.value, Terminated) == (sent == signal.SIGTERM)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     if folder:
-        _, data = run.load("stage-state")
-        assert data["trainer"]["step"] == step
+        assert run.load("stage-state")["trainer"]["step"] == step
 
 
-def test_second_ctrl_c_stops_at_once(vector_gan):
+@pytest.mark.parametrize(("sent", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_second_signal_stops_at_once(vector_gan, sent, kind):
     def twice():
         for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), sent)
             time.sleep(0.05)
         raise AssertionError("still running")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(kind) as error:
         stage(run_in(None), vector_gan, At(2, twice))
+    assert type(error.value) is kind
 
 
 def test_training_in_another_thread_leaves_signals_alone(vector_gan):
@@ -302,7 +446,7 @@ def test_training_in_another_thread_leaves_signals_alone(vector_gan):
     done = []
 
     def work():
-        with _interrupts() as seen:
+        with held_back() as seen:
             assert signal.getsignal(signal.SIGINT) is handler and seen == []
         done.append(stage(run_in(None), vector_gan).step_count)
 
@@ -324,9 +468,9 @@ def test_a_step_that_spoils_the_weights_is_never_saved(vector_gan, tmp_path):
     trainer = AdversarialTrainer(vector_gan, REAL, Adversarial(batch_size=4), add_penalty_grad=penalty)
     with pytest.raises(NonFiniteError, match="generator's weights became nan at step 4"):
         run_stage(run, "stage", trainer, 8, StageHooks())
-    tensors, data = run.load("stage-state")
-    assert data["trainer"]["step"] == 2
-    assert all(torch.isfinite(v).all() for v in tensors.values() if v.is_floating_point())
+    state = run.load("stage-state")["trainer"]
+    assert state["step"] == 2
+    assert all(torch.isfinite(v).all() for weights in state["gan"].values() for v in weights.values())
     run.close()
 
 
@@ -342,7 +486,6 @@ def test_a_disk_that_fills_up_keeps_the_last_state(vector_gan, tmp_path, monkeyp
 
     with pytest.raises(OSError, match="No space left on device"):
         stage(run, vector_gan, At(3, fill))
-    tensors, data = run.load("stage-state")
-    assert data["trainer"]["step"] == 2 and tensors
+    assert run.load("stage-state")["trainer"]["step"] == 2
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["stage-state.safetensors"]
     run.close()

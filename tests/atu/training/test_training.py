@@ -15,7 +15,8 @@ from atu.feedback.feedback import Feedback
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.adapt import Ewc, fisher_of
 from atu.methods.adapt_then_unlearn.guide import Guide
-from atu.methods.adapt_then_unlearn.repel import Controller, Repulsion, _start, repulsion
+from atu.methods.adapt_then_unlearn.guide_weight import GuideWeightController
+from atu.methods.adapt_then_unlearn.repel import RepelHooks, Repulsion, _start, repulsion
 from atu.methods.adapt_then_unlearn.steering import Steering
 from atu.networks.mlp import MLPDiscriminator
 from atu.networks.stylegan2 import Generator
@@ -181,10 +182,10 @@ def test_guide_weight_follows_what_is_left(image_gan):
     half = torch.cat([negatives[:1], positives[:7]])  # half as many as before
     weights = [steering(half, None, None)[1]["guide_weight"] for _ in range(130)]
     assert weights == pytest.approx([min(2.0 * math.exp(0.1 * max(n - 100, 0)), 6.0) for n in range(1, 131)])
-    assert steering.left == pytest.approx(0.5 + 0.5 * 0.95**130)
+    assert steering.control.left == pytest.approx(0.5 + 0.5 * 0.95**130)
     weights = [steering(positives[:8], None, None)[1]["guide_weight"] for _ in range(200)]
     stays = [w for w in weights if w == pytest.approx(6.0)]
-    assert len(stays) == sum(steering.left * 0.95 ** (n - 200) >= 0.005 for n in range(1, 201))
+    assert len(stays) == sum(steering.control.left * 0.95 ** (n - 200) >= 0.005 for n in range(1, 201))
     assert weights[-1] == pytest.approx(0.2)
 
 
@@ -195,11 +196,31 @@ def test_guide_weight_shrinks_where_the_drift_is_worse(image_gan):
     steering = Steering(image_gan, feedback, config.Repel(guide_steps=1, drift_weight=0.5), seed=0)
     changes = {}
     for drift in (0.0, 0.1, 0.2):
-        steering.drift, before = drift, steering.guide_weight
-        steering.left = 0.02 / 0.95
+        steering.control.drift, before = drift, steering.control.weight
+        steering.control.left = 0.02 / 0.95
         steering(positives[:8], None, None)
-        changes[drift] = math.log(steering.guide_weight / before)
+        changes[drift] = math.log(steering.control.weight / before)
     assert changes == pytest.approx({0.0: 0.0, 0.1: 0.0, 0.2: -0.0025})
+
+
+def test_guide_weight_has_settings_and_a_state():
+    """Half of the negatives left in each of six batches: the running mean, one step of growth after four, one limit."""
+    cfg = config.GuideWeight(grow_above=0.3, grow_after=4, smoothing=0.5, highest=1.3, lowest=0.9, shrink_below=0.2)
+    control = GuideWeightController(2.0, 0.2, 1.0, cfg)
+    weights, left = [], []
+    for _ in range(6):
+        control.observe(0.5)
+        weights.append(control.weight)
+        left.append(control.left)
+    assert left == pytest.approx([0.5 + 0.5**k for k in range(2, 8)])
+    assert weights == pytest.approx([2.0] * 4 + [2.0 * math.exp(0.2), 2.6])
+    again = GuideWeightController(2.0, 0.2, 1.0, cfg)
+    again.load_state_dict(control.state_dict())
+    for one in (control, again):
+        for _ in range(5):
+            one.observe(0.0)
+    assert vars(control) == vars(again)
+    assert control.weight == pytest.approx(1.8)
 
 
 @pytest.mark.parametrize(("decay", "first"), [(0.5, 80), (0.0, 30), (1.0, 30)])
@@ -207,7 +228,7 @@ def test_patience_counts_once_the_rates_fall(decay, first):
     """100 steps, a check every 10, patience 3: the first stop is three checks after the rates begin to fall."""
     keeper = SimpleNamespace(waited=50, check=lambda step, metrics: None, trainer=Mock())
     cfg = config.Repel(check_every=10, patience=3, decay=decay)
-    control = Controller(keeper, None, None, cfg, 100)
+    control = RepelHooks(keeper, None, None, cfg, 100)
     assert [step for step in range(1, 101) if control.after_step(step, {})] == list(range(first, 101, 10))
 
 
@@ -245,15 +266,15 @@ def test_guide_learns_from_the_oracle(image_gan):
     after = steering.guide.log_odds(bright).mean()
     assert after > before + 1 and after > 0
     again = Steering(image_gan, feedback, config.Repel(guide_steps=40), seed=0)
-    again.load_state(steering.state())
+    again.load_state_dict(copy.deepcopy(steering.state_dict()))
     for one in (steering, again):
         torch.manual_seed(2)
         one(torch.cat([bright[:8], bright[:8] * 0]), None, None)
     assert torch.equal(steering.guide.log_odds(bright), again.guide.log_odds(bright))
-    assert (steering.guide_weight, steering.left) == (again.guide_weight, again.left)
-    assert steering.guide.step_count == again.guide.step_count and len(again.found.samples) == len(
-        steering.found.samples
-    )
+    assert vars(steering.control) == vars(again.control)
+    assert steering.guide.step_count == again.guide.step_count
+    assert torch.equal(steering.recent_negatives.samples, again.recent_negatives.samples)
+    assert torch.equal(steering.recent_others.samples, again.recent_others.samples)
 
 
 def is_bright(x):
@@ -279,12 +300,12 @@ def test_state_goes_on_bit_for_bit(conv_gan):
     a = trainer(conv_gan, real, r1_interval=2)
     for _ in range(3):
         a.step()
-    tensors, data = a.state()
+    state = copy.deepcopy(a.state_dict())
     for _ in range(2):
         a.step()
     b = trainer(other, real, r1_interval=2)
     torch.manual_seed(99)
-    b.load_state(tensors, data)
+    b.load_state_dict(state)
     for _ in range(2):
         b.step()
     mine, theirs = weights(conv_gan), weights(other)

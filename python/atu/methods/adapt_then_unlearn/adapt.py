@@ -14,7 +14,7 @@ from ... import config
 from ...feedback.feedback import Feedback
 from ...gan import GAN
 from ...support.modules import eval_mode
-from ...support.seeding import fork_rng, mix_seed
+from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.fisher import diagonal_fisher
 from ...training.run_folder import RunFolder
 from ...training.stage import StageHooks, run_stage
@@ -23,9 +23,9 @@ from ...training.trainer import AdversarialTrainer
 
 def fisher_of(gan: GAN, feedback: Feedback, cfg: config.Fisher, seed: int) -> list[Tensor]:
     """Fisher information of `gan`'s generator at samples chosen as `cfg` says, one tensor a parameter."""
-    rng = torch.Generator().manual_seed(mix_seed(seed, 2))
+    rng = torch.Generator().manual_seed(stream_seed(seed, Stream.FISHER_LATENTS))
     z, c = gan.latents(cfg.n, rng), gan.labels(cfg.n, rng)
-    with fork_rng(gan.device, mix_seed(seed, 3)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.FISHER_NOISE)):
         if cfg.samples == "negatives":
             z, c = _negative_latents(gan, feedback, cfg.n, rng)
         return diagonal_fisher(gan, z, c, cfg.of, cfg.parameters)
@@ -80,15 +80,15 @@ def adapt_one(
     name = f"adapted-{index}"
     done = run.load(name)
     if done is not None:
-        return done[0]
+        return done
     twin = gan.copy()
-    with fork_rng(gan.device, mix_seed(seed, 100 + index)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.ADAPT, index)):
         anchor = [p.detach().clone() for p in gan.generator.parameters()]
         ewc = Ewc(twin, anchor, fisher, cfg.ewc_weight, cfg.ewc_relative)
         trainer = AdversarialTrainer(twin, feedback.negatives, cfg.adversarial, add_penalty_grad=ewc.add_grad)
         run_stage(run, stage, trainer, cfg.steps, StageHooks())
     state = {key: value.detach().clone() for key, value in twin.sampling_generator.state_dict().items()}
-    run.picture(stage, twin.sample(100, seed=mix_seed(seed, 4)), gan.image_range)
+    run.picture(stage, twin.sample(100, seed=stream_seed(seed, Stream.ADAPT_PICTURE)), gan.image_range)
     run.save(name, state)
     run.remove(f"{stage}-state")
     return state

@@ -1,12 +1,13 @@
 """A classifier of negatives grown from the pretrained discriminator: the rejection signal of stage 2.
 
-Beyond the paper. The adversarial game alone is slow to notice a few remaining negatives; the guide tells the generator
+Beyond the paper. The adversarial loss alone is slow to notice a few remaining negatives; the guide tells the generator
 about each of them, and says nothing (a gradient near 0) about samples that are clearly not negative.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from ...data.augment import augment
 from ...data.samples import Samples
 from ...gan import GAN
 from ...support.seeding import fork_rng
+from ...training.trainer import load_optimizer_state, optimizer_state
 
 INTERVAL = 4  # steps from one gradient penalty to the next, which counts that many times
 
@@ -85,3 +87,12 @@ class Guide:
         if c is None:
             c = self.gan.labels(len(x), torch.default_generator)
         return self.gan.logits(x, c, self.discriminator)
+
+    def state_dict(self) -> dict[str, Any]:
+        own = dict(self.discriminator.state_dict())
+        return {"step": self.step_count, "discriminator": own, "optim": optimizer_state(self.optim)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step_count = state["step"]
+        self.discriminator.load_state_dict(state["discriminator"])
+        load_optimizer_state(self.optim, state["optim"])

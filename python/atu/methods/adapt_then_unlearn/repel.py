@@ -20,7 +20,7 @@ from ... import config
 from ...feedback.feedback import Feedback
 from ...gan import GAN
 from ...support import progress
-from ...support.seeding import fork_rng, mix_seed
+from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.run_folder import RunFolder
 from ...training.schedules import lr_decay, schedule
 from ...training.score import CheckpointKeeper, Score
@@ -79,14 +79,20 @@ class Repulsion:
         self.adversarial_norm = decay * self.adversarial_norm + (1 - decay) * norm
         return self.cfg.strength * self.adversarial_norm / self.start_norm if self.start_norm > 0 else 0.0
 
+    def state_dict(self) -> dict[str, float]:
+        return {"step": self.step, "adversarial_norm": self.adversarial_norm}
 
-class Controller(StageHooks):
-    """Lets the learning rates fall, has the generator scored, and stops when it gets no better."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.adversarial_norm = state["step"], state["adversarial_norm"]
+
+
+class RepelHooks(StageHooks):
+    """Decays the learning rates, has the generator scored, and stops when it gets no better."""
 
     def __init__(
-        self, keeper: CheckpointKeeper, repel: Repulsion, steering: Steering | None, cfg: config.Repel, steps: int
+        self, keeper: CheckpointKeeper, repulsion: Repulsion, steering: Steering | None, cfg: config.Repel, steps: int
     ):
-        self.keeper, self.repel, self.steering, self.cfg, self.steps = keeper, repel, steering, cfg, steps
+        self.keeper, self.repulsion, self.steering, self.cfg, self.steps = keeper, repulsion, steering, cfg, steps
         self.trainer = keeper.trainer
         self.stopped = ""
 
@@ -96,38 +102,34 @@ class Controller(StageHooks):
             return False
         self.keeper.check(step, metrics)
         if self.steering is not None:
-            self.steering.drift = metrics["drift"]
+            self.steering.control.drift = metrics["drift"]
         if self.keeper.waited >= self.cfg.patience and step >= self._first_stop():
             self.stopped = f"no better score in {self.keeper.waited} checks"
         return bool(self.stopped)
 
     def _first_stop(self) -> float:
-        """Not before `patience` checks at falling rates: those alone make the generator better."""
-        falls = self.steps * (1 - self.cfg.decay) if self.cfg.decay else 0
-        return falls + self.cfg.patience * self.cfg.check_every
+        """Not before `patience` checks at decaying rates: those alone make the generator better."""
+        decays = self.steps * (1 - self.cfg.decay) if self.cfg.decay else 0
+        return decays + self.cfg.patience * self.cfg.check_every
 
     def _set_lr(self, step: int) -> None:
-        """The learning rates fall to 0 over the last share `decay` of the steps."""
+        """Decay of the learning rates to 0 over the last share `decay` of the steps."""
         self.trainer.set_lr_factor(lr_decay(step / max(self.steps, 1), self.cfg.decay))
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        kept, scores = self.keeper.state()
-        data: dict[str, Any] = dict(keeper=scores, stopped=self.stopped)
-        data.update(repel_step=self.repel.step, adversarial_norm=self.repel.adversarial_norm)
-        tensors = {f"kept.{k}": v for k, v in kept.items()}
-        if self.steering is not None:
-            tensors.update({f"steering.{k}": v for k, v in self.steering.state().items()})
-        return tensors, data
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "keeper": self.keeper.state_dict(),
+            "repulsion": self.repulsion.state_dict(),
+            "steering": {} if self.steering is None else self.steering.state_dict(),
+            "stopped": self.stopped,
+        }
 
-    def load_state(self, tensors: dict[str, Tensor], data: dict[str, Any]) -> None:
-        def part(name: str) -> dict[str, Tensor]:
-            return {k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)}
-
-        self.keeper.load_state(part("kept."), data["keeper"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.keeper.load_state_dict(state["keeper"])
+        self.repulsion.load_state_dict(state["repulsion"])
         if self.steering is not None:
-            self.steering.load_state(part("steering."))
-        self.stopped = data["stopped"]
-        self.repel.step, self.repel.adversarial_norm = data["repel_step"], data["adversarial_norm"]
+            self.steering.load_state_dict(state["steering"])
+        self.stopped = state["stopped"]
         self._set_lr(self.trainer.step_count)
 
 
@@ -151,7 +153,7 @@ def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
 def repel_gan(
     gan: GAN, feedback: Feedback, adapted: list[dict[str, Tensor]], cfg: config.Repel, run: RunFolder, seed: int
 ) -> tuple[GAN, dict[str, Any]]:
-    """Stage 2 on a copy of `gan`; returns the unlearned GAN and what the controller decided.
+    """Stage 2 on a copy of `gan`; returns the unlearned GAN and what was decided.
 
     adapted: state dicts of generators from stage 1.
     """
@@ -162,7 +164,7 @@ def repel_gan(
     _start(twin, anchors, cfg.warm_start)
     params: list[Tensor] = list(twin.generator.parameters())
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
-    with fork_rng(gan.device, mix_seed(seed, 200)):
+    with fork_rng(gan.device, stream_seed(seed, Stream.REPEL)):
         steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight)
         steering = Steering(gan, feedback, cfg, seed) if steers else None
         trainer = AdversarialTrainer(
@@ -177,9 +179,9 @@ def repel_gan(
         trainer.extra_weight = cfg.negatives_weight
         score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
         keeper = CheckpointKeeper("repel", trainer, score, run, cfg.keep)
-        control = Controller(keeper, push, steering, cfg, steps)
-        run_stage(run, "repel", trainer, steps, control)
+        hooks = RepelHooks(keeper, push, steering, cfg, steps)
+        run_stage(run, "repel", trainer, steps, hooks)
     keeper.restore()
-    decisions = {**keeper.decisions(), "stopped": control.stopped or "all steps done", **feedback.notes}
+    decisions = {**keeper.decisions(), "stopped": hooks.stopped or "all steps done", **feedback.notes}
     progress.log.info("repel: kept step %s (%s)", decisions["kept_step"], decisions["stopped"])
     return twin, decisions

@@ -1,4 +1,5 @@
-"""What steers the generator in stage 2 beside the game: away from what looks negative, and back to itself elsewhere.
+"""What steers the generator in stage 2 beside the adversarial loss: away from what looks negative, and back to itself
+elsewhere.
 
 Beyond the paper; docs/method.md says why.
 """
@@ -6,24 +7,20 @@ Beyond the paper; docs/method.md says why.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ... import config
+from ...data.samples import Samples
 from ...feedback.feedback import Feedback, pool_size
 from ...gan import GAN
-from ...support.seeding import mix_seed
-from ...training.trainer import draw, load_optimizer, optimizer_tensors
+from ...support.seeding import Stream, stream_seed
+from ...training.trainer import draw
 from .guide import Guide
-
-LEFT = (0.005, 0.05)  # share of the negatives: the guide's weight shrinks below, stays between and grows above
-LEFT_OF_DRIFT = 0.25  # of the drift's part of the score: it shrinks below that too, being the smaller part by far
-EARLY = 100  # steps in which it does not grow: what is left is still falling by itself
-LEFT_RATE = 0.05  # of the running share: about twenty batches count
-RANGE = (0.1, 3.0)  # of the guide's weight, in units of where it starts
-RECENT = 512  # generated samples of either kind that the guide goes on learning from
+from .guide_weight import GuideWeightController
 
 
 class Recent:
@@ -36,16 +33,23 @@ class Recent:
     def add(self, x: Tensor) -> None:
         self.samples = torch.cat([self.samples, x])[-self.size :] if len(self.samples) else x[-self.size :]
 
-    def draw(self, n: int) -> Tensor:
-        return self.samples[torch.randint(len(self.samples), (n,))]
+    def draw(self, n: int) -> list[Tensor]:
+        """n of them with replacement, as the one tensor of a list; an empty list where there are none."""
+        return [self.samples[torch.randint(len(self.samples), (n,))]] if len(self.samples) else []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"samples": self.samples}
+
+    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
+        self.samples = state["samples"].to(device)
 
 
 class Steering:
-    """The generator's loss beside the game, a weighted sum of two:
+    """The generator's loss beside the adversarial one, a weighted sum of two:
 
-    guide: mean of -log(1 - P(negative)) over the share of negatives that the pretrained GAN makes. Its weight grows
-    while negatives are left and shrinks once they are gone, or few beside the drift. With an oracle the guide goes on
-    learning in stage 2, from what the oracle says of the generator's samples: it would be evaded otherwise.
+    guide: mean of -log(1 - P(negative)) over the share of negatives that the pretrained GAN makes; its weight is set by
+    a `GuideWeightController`. With an oracle the guide goes on learning in stage 2, from what the oracle says of the
+    generator's samples: it would be evaded otherwise.
     moved: squared distance to the original's sample of the same latent, in units of the positives' variance, where
     that one is not negative, by the guide's balanced odds: what is on the boundary is not held there. The more samples
     are negative, the less it counts, as the rest has to make room for them.
@@ -56,8 +60,7 @@ class Steering:
         positives = feedback.positives
         share = min(max(feedback.negative_share, 0.01), 0.5)
         self.share, self.prior = share, math.log(share / (1 - share))
-        self.guide_weight, self.left, self.step_count = cfg.guide_weight, 1.0, 0
-        self.drift = 0.0  # as last scored
+        self.control = GuideWeightController(cfg.guide_weight, cfg.guide_rate, cfg.drift_weight, cfg.guide_control)
         self.preserve_weight = cfg.preserve_weight * max(1 - 3 * share, 0.0)
         some = torch.arange(min(len(positives), 500))
         self.variance = float(positives.batch(some).var(0).mean())
@@ -68,9 +71,10 @@ class Steering:
             cfg.guide_steps,
             r1=cfg.guide_r1,
             scale=self.variance,
-            seed=mix_seed(seed, 201),
+            seed=stream_seed(seed, Stream.GUIDE),
         )
-        self.found, self.fine = Recent(pool_size(gan, RECENT)), Recent(pool_size(gan, RECENT))
+        size = pool_size(gan, cfg.guide_control.recent_samples)
+        self.recent_negatives, self.recent_others = Recent(size), Recent(size)
 
     def __call__(self, fake: Tensor, c: Tensor | None, original: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         terms: dict[str, Tensor] = {}
@@ -78,7 +82,7 @@ class Steering:
         if steers:
             self._observe(fake.detach())
             log_odds = self.guide.log_odds(fake, c) + self.prior
-            terms["guide"] = self.guide_weight / self.share * F.softplus(log_odds).mean()
+            terms["guide"] = self.control.weight / self.share * F.softplus(log_odds).mean()
         if original is not None:
             with torch.no_grad():
                 wanted = torch.sigmoid(-self.guide.log_odds(original, c))
@@ -86,54 +90,40 @@ class Steering:
             terms["moved"] = self.preserve_weight * (wanted * moved).mean()
         logged = {name: float(term.detach()) for name, term in terms.items()}
         if steers:
-            logged.update(guide_weight=self.guide_weight, negatives_left=self.left)
+            logged.update(guide_weight=self.control.weight, negatives_left=self.control.left)
         return sum(terms.values(), start=fake.new_zeros(())), logged
 
     def _observe(self, fake: Tensor) -> None:
-        """Judge the samples just made: for the guide's weight, and, with an oracle, for the guide to learn from."""
+        """Ask about the samples just made: for the guide's weight, and, with an oracle, for the guide to learn from."""
         flags = self.feedback.is_negative(fake).to(fake.device)
-        self.left += (float(flags.float().mean()) / self.share - self.left) * LEFT_RATE
-        self.step_count += 1
-        grows = self.left > LEFT[1] and self.step_count > EARLY
-        shrinks = self.left < max(LEFT[0], LEFT_OF_DRIFT * self.cfg.drift_weight * self.drift)
-        direction = int(grows) - int(shrinks)
-        factor = self.guide_weight / self.cfg.guide_weight * math.exp(direction * self.cfg.guide_rate)
-        self.guide_weight = self.cfg.guide_weight * min(max(factor, RANGE[0]), RANGE[1])
+        self.control.observe(float(flags.float().mean()) / self.share)
         if self.feedback.is_oracle:
             self._learn(fake, flags)
 
     def _learn(self, fake: Tensor, flags: Tensor) -> None:
-        """A step of the guide on samples that the oracle has judged, now and lately, and on those it began with."""
-        self.found.add(fake[flags])
-        self.fine.add(fake[~flags])
+        """A step of the guide on samples that the oracle answered for, now and lately, and on those it began with."""
+        self.recent_negatives.add(fake[flags])
+        self.recent_others.add(fake[~flags])
         n = self.cfg.adversarial.batch_size // 2
-        sides = ((self.found, self.feedback.negatives), (self.fine, self.feedback.positives))
-        self.guide.learn(*(torch.cat([*_recent(mine, n), draw(self.gan, base, n)[0]]) for mine, base in sides))
+
+        def batch(recent: Recent, first: Samples) -> Tensor:
+            return torch.cat([*recent.draw(n), draw(self.gan, first, n)[0]])
+
+        negatives = batch(self.recent_negatives, self.feedback.negatives)
+        self.guide.learn(negatives, batch(self.recent_others, self.feedback.positives))
 
     # --- resuming
 
-    def state(self) -> dict[str, Tensor]:
-        tensors = {f"guide.{k}": v for k, v in self.guide.discriminator.state_dict().items()}
-        tensors.update(optimizer_tensors("optim", self.guide.optim))
-        numbers = [self.step_count, self.guide.step_count, self.guide_weight, self.left, self.drift]
-        return tensors | {
-            "numbers": torch.tensor(numbers, dtype=torch.float64),
-            "found": self.found.samples,
-            "fine": self.fine.samples,
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "guide": self.guide.state_dict(),
+            "control": self.control.state_dict(),
+            "recent_negatives": self.recent_negatives.state_dict(),
+            "recent_others": self.recent_others.state_dict(),
         }
 
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            part, _, rest = key.partition(".")
-            parts.setdefault(part, {})[rest] = value
-        self.guide.discriminator.load_state_dict(parts["guide"])
-        load_optimizer(self.guide.optim, parts.get("optim", {}))
-        *counts, self.guide_weight, self.left, self.drift = parts["numbers"][""].tolist()
-        self.step_count, self.guide.step_count = map(int, counts)
-        for mine, name in ((self.found, "found"), (self.fine, "fine")):
-            mine.samples = parts[name][""].to(self.gan.device)
-
-
-def _recent(mine: Recent, n: int) -> list[Tensor]:
-    return [mine.draw(n)] if len(mine.samples) else []
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.guide.load_state_dict(state["guide"])
+        self.control.load_state_dict(state["control"])
+        self.recent_negatives.load_state_dict(state["recent_negatives"], self.gan.device)
+        self.recent_others.load_state_dict(state["recent_others"], self.gan.device)
