@@ -22,7 +22,9 @@ def test_format_by_suffix():
     assert [format_of(n) for n in names] == ["nvidia-pkl", "rosinality-pt", "rosinality-pt", "onnx"] + [
         "safetensors"
     ] * 2
-    with pytest.raises(ValueError, match="format: expected one of nvidia-pkl"):
+    with pytest.raises(
+        ValueError, match="format: expected one of rosinality-pt, safetensors, nvidia-pkl, onnx, got 'tflite'"
+    ):
         export(GAN(nf.small_pair()[0]), "x", "tflite")
 
 
