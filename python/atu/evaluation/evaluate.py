@@ -17,6 +17,7 @@ from ..gan import GAN
 from ..measures.frechet import frechet
 from ..measures.manifold import kept_manifold
 from ..measures.shares import histogram, share_of, total_variation, unlearning
+from ..support import progress
 from .judges import Judge, Judged, Scores, classifier_scorer, judge_samples, oracle_scorer
 
 Real = Tensor | tuple[Tensor, Tensor]
@@ -38,10 +39,12 @@ def _feature_source(classifier: Judge | None) -> str:
     return "discriminator" if classifier is None else getattr(classifier, "feature_source", "classifier")
 
 
-def _real_features(real: Real, score: Callable[[Tensor], Scores], negative: Sequence[int]) -> Tensor:
+def _real_features(
+    real: Real, score: Callable[[Tensor], Scores], negative: Sequence[int], batch_size: int = 500
+) -> Tensor:
     """Features of the real images that are not negative: by their labels where classes are, else by `score`."""
     images, labels = real if isinstance(real, tuple) else (real, None)
-    judged = judge_samples(images.split(500), score)
+    judged = judge_samples(images.split(batch_size), score)
     drop = judged.negative if labels is None or not negative else torch.isin(labels, torch.tensor(list(negative)))
     return judged.features[~drop]
 
@@ -75,7 +78,7 @@ def evaluate(
     attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     n: int = 10_000,
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     keep: int = 512,
 ) -> Evaluation:
     """Compare a GAN before and after unlearning on n fixed latents.
@@ -88,6 +91,7 @@ def evaluate(
             discriminator; beside a classifier (and no negative_classes), features and histograms are the classifier's.
         others: further generators to judge, by name (the adapted one).
         attributes: further yes/no questions, samples -> bool [N], whose shares are reported (attributes.py).
+        batch_size: samples at once; 250, or as many as fit in memory of big ones.
         keep: how many of the first samples are kept for grids.
 
     Returns:
@@ -100,12 +104,14 @@ def evaluate(
     """
     if n < 2:
         raise ValueError(f"n: expected at least 2 samples, got {n}")
+    batch_size = batch_size or before.fitting(250)
     score, negative = _scorer(before, classifier, tuple(negative_classes), is_negative)
     final = after.sampling_generator if isinstance(after, GAN) else after
     generators = {"before": before.sampling_generator, **(others or {}), "after": final}
     models = {}
     for name, generator in generators.items():
-        models[name] = judge_samples(before.batches(n, seed, batch_size, generator), score, keep, attributes)
+        batches = progress.track(f"evaluate {name}", before.batches(n, seed, batch_size, generator), n)
+        models[name] = judge_samples(batches, score, keep, attributes)
     first, last = models["before"], models["after"]
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative), fid_cls_before=None, fid_cls_after=None)
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
@@ -124,7 +130,7 @@ def evaluate(
         left = [judged.labels[~judged.negative] for judged in (first, last) if judged.labels is not None]
         numbers["tv_kept"] = total_variation(left[0], left[1], negative, len(classifier.classes))
     if classifier is not None and real is not None:
-        reference = _real_features(real, score, negative)
+        reference = _real_features(real, score, negative, before.fitting(500))
         for name, judged in models.items():
             numbers[f"fid_cls_{name}"] = frechet(reference, judged.features)
         numbers["real_images"] = len(reference)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..data.images import map_range
+from ..data.images import map_range, thumbnails
 from ..gan import GAN
 from ..measures.features import discriminator_features
 
@@ -76,7 +76,7 @@ def judge_samples(
     keep: int = 0,
     attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Judged:
-    """Score samples batch by batch, keeping the first `keep` of them; attributes: samples -> bool [N], by name."""
+    """Score samples batch by batch, keeping thumbnails of the first `keep`; attributes: samples -> bool [N] each."""
     scores, first, kept = [], [], 0
     found: dict[str, list[Tensor]] = {name: [] for name in attributes or {}}
     for x in batches:
@@ -84,7 +84,7 @@ def judge_samples(
         for name, has in (attributes or {}).items():
             found[name].append(has(x).cpu())
         if kept < keep:
-            first.append(x[: keep - kept].cpu())
+            first.append(thumbnails(x[: keep - kept].cpu()))
             kept += len(first[-1])
     negative, features, labels, confidence = zip(*scores, strict=True)
     shown = torch.cat(first) if first else torch.empty(0)

@@ -40,6 +40,7 @@ def train(
             data = json.loads(metadata["data"])
             trainer.load_state(tensors, data)
             seconds = data["seconds"]
+            progress.say(f"pretrain: resumed at step {trainer.step_count} of {steps}, from {out}")
         start = time.monotonic() - seconds
         with progress.bar("pretrain", steps, trainer.step_count) as bar, open(log_path, "a", encoding="utf-8") as log:
             while trainer.step_count < steps:

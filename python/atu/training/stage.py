@@ -71,7 +71,7 @@ def run_stage(run: RunFolder, stage: str, trainer: AdversarialTrainer, steps: in
             {k.removeprefix("hooks/"): v for k, v in tensors.items() if k.startswith("hooks/")}, data["hooks"]
         )
         seconds, stopped = data["seconds"], data["stopped"]
-        progress.log.info("%s: going on from step %d", stage, trainer.step_count)
+        progress.say(f"{stage}: resumed at step {trainer.step_count} of {steps}, from {run.out}")
     if run.resumed:
         run.rewind(stage, trainer.step_count)
     start = time.monotonic() - seconds

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...data.augment import augment
 from ...data.samples import Samples
 from ...gan import GAN
+from ...support import progress
 from ...support.seeding import fork_rng
 
 INTERVAL = 4  # steps from one gradient penalty to the next, which counts that many times
@@ -56,7 +57,7 @@ class Guide:
             policy = "translation" if len(negatives) < 100 else ""
         self.policy, half = policy, max(batch_size // 2, 1)
         with fork_rng(gan.device, seed):
-            for _ in range(steps):
+            for _ in progress.track("guide", range(steps), steps):
                 pair = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
                 self.learn(*pair)
         self.discriminator.eval().requires_grad_(False)
