@@ -21,7 +21,7 @@ BUILD_INPUTS := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcar
 .PHONY: demo test lint ptxas format clean
 
 demo: $(VENV)/installed
-	$(BIN)/atu demo mnist --digit $(DIGIT) --out $(OUT)
+	$(BIN)/atu demo mnist --class $(DIGIT) --out $(OUT)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -11,15 +11,40 @@ from .recognise import NVIDIA, recognise
 from .tensors import CheckpointError
 
 FORMATS = ("nvidia-pkl", "rosinality-pt", "safetensors", "onnx")
-_SUFFIXES = {".pkl": "nvidia-pkl", ".pt": "rosinality-pt", ".pth": "rosinality-pt", ".onnx": "onnx"}
+_SUFFIXES = {
+    ".pkl": "nvidia-pkl",
+    ".pt": "rosinality-pt",
+    ".pth": "rosinality-pt",
+    ".onnx": "onnx",
+    ".safetensors": "safetensors",
+}
 
 
 def format_of(path: str | Path) -> str:
-    """The format that a file name asks for: .pkl, .pt, .onnx; safetensors otherwise."""
-    return _SUFFIXES.get(Path(path).suffix.lower(), "safetensors")
+    """The format that a file's ending asks for: .pkl, .pt, .pth, .onnx or .safetensors.
+
+    Raises:
+        ValueError: it has another ending.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"path: {path}: expected a file ending in {', '.join(_SUFFIXES)}, or a format")
+    return _SUFFIXES[suffix]
 
 
-def export(gan: GAN, path: str | Path, format: str | None = None, template: str | Path | None = None) -> Path:
+def check_target(path: str | Path, overwrite: bool = False) -> None:
+    """Raise ValueError for a file that is there already, unless it may be overwritten."""
+    if Path(path).exists() and not overwrite:
+        raise ValueError(f"{path}: there already; give another name, or --force to overwrite it")
+
+
+def export(
+    gan: GAN,
+    path: str | Path,
+    format: str | None = None,
+    template: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write `gan` to `path`, atomically.
 
     Args:
@@ -27,17 +52,22 @@ def export(gan: GAN, path: str | Path, format: str | None = None, template: str 
             onnxruntime); by default what the suffix says.
         template: for nvidia-pkl, the pickle whose tensors are replaced; by default the file that the GAN was loaded
             from.
+        overwrite: also over the file that the GAN was loaded from, or the template.
 
     Returns:
         The path.
 
     Raises:
         CheckpointError: the networks do not fit the format or the template.
+        ValueError: the format or ending is unknown, or the user's original would be overwritten.
     """
     format = format_of(path) if format is None else format
     if format not in FORMATS:
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
     path = Path(path)
+    for original in (template, (gan.origin or {}).get("path")):
+        if not overwrite and original is not None and path.exists() and path.resolve() == Path(original).resolve():
+            raise ValueError(f"path: {path} is the file that the GAN came from; give another name, or overwrite=True")
     if format == "safetensors":
         return native.save(gan, path)
     if format == "rosinality-pt":

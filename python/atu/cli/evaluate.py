@@ -1,0 +1,161 @@
+"""`atu eval` and `atu attack`: what two checkpoints of one GAN make, and what can be got back out of the second."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .estimate import say_evaluation
+from .options import (
+    BATCH,
+    FOLDER,
+    RETRAINED,
+    SAMPLES,
+    Common,
+    check_no_run,
+    check_replaceable,
+    command_line,
+    common,
+    load_gan,
+    need_oracle,
+    oracle_options,
+    show,
+    subject_of,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation.evaluate import Real
+    from ..gan import GAN
+
+
+@click.command("eval")
+@click.argument("before")
+@click.argument("after")
+@oracle_options
+@click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
+@SAMPLES
+@BATCH
+@common("Folder for report.json and report.html.")
+def evaluate(
+    run: Common,
+    before: str,
+    after: str,
+    oracle: str | None,
+    classes: tuple[str, ...],
+    real: str | None,
+    samples: int,
+    batch: int | None,
+) -> None:
+    """Compare two checkpoints of one GAN.
+
+    BEFORE and AFTER unlearning, on the same latents: checkpoints or run folders; mnist is the bundled GAN.
+    """
+    from ..evaluation.evaluate import evaluate as compare
+    from ..report import report
+
+    check_no_run(run.out)
+    check_replaceable(run.out, "report", "negatives_before")
+    classifier = need_oracle(oracle, classes, run.device)
+    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
+    _check_pair(first, last)
+    first.batch = last.batch = batch
+    if not run.quiet:
+        say_evaluation(first, samples, 2)
+    start = time.monotonic()
+    found = compare(first, last, classifier, classes, _real(real, first), n=samples, seed=run.seed)
+    context = report.Context(
+        subject=subject_of(classes),
+        seconds={"evaluate": time.monotonic() - start},
+        command=command_line(),
+        config={},
+        seed=run.seed,
+        device=str(first.device),
+    )
+    show(report.write(run.out, found, context), run)
+
+
+def _check_pair(before: GAN, after: GAN) -> None:
+    if before.sample_shape != after.sample_shape or before.latent_dim != after.latent_dim:
+        raise ValueError(
+            f"AFTER: expected a GAN of latents {before.latent_dim} and samples {list(before.sample_shape)}, as BEFORE, "
+            f"got {after.latent_dim} and {list(after.sample_shape)}"
+        )
+
+
+def _real(real: str | None, gan: GAN) -> Real | None:
+    import torch
+
+    from ..data.mnist import mnist
+    from ..data.samples import as_samples
+
+    if real is None:
+        return None
+    if real == "mnist" and not Path(real).exists():
+        return mnist(gan.sample_shape[-1])
+    samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
+    return samples.batch(torch.arange(len(samples)))
+
+
+@click.command("attack")
+@click.argument("before")
+@click.argument("after")
+@oracle_options
+@RETRAINED
+@click.option("--negatives", type=FOLDER, help="Folder of images to relearn from; BEFORE's own if not given.")
+@click.option("--starts", default=64, show_default=True, type=click.IntRange(1), help="Random starts of the search.")
+@click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Gradient steps of the search.")
+@click.option("--relearn-steps", default=200, show_default=True, type=click.IntRange(1), help="Most fine-tuning steps.")
+@common("Folder for attacks.json and attacks.html.")
+def attack(
+    run: Common,
+    before: str,
+    after: str,
+    oracle: str | None,
+    classes: tuple[str, ...],
+    retrained: str | None,
+    negatives: Path | None,
+    starts: int,
+    steps: int,
+    relearn_steps: int,
+) -> None:
+    """Try to get unlearned samples back.
+
+    By latent search, and by relearning from a few negatives.
+
+    BEFORE and AFTER: checkpoints or run folders; mnist is the bundled GAN.
+    """
+    import torch
+
+    from ..data.samples import as_samples
+    from ..evaluation import audit
+    from ..experiments.marking import mark_negatives
+    from ..report import report
+    from ..support import environment
+    from ..support.seeding import mix_seed
+
+    check_replaceable(run.out, "attacks", "search")
+    classifier = need_oracle(oracle, classes, run.device)
+    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
+    _check_pair(first, last)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    budget = audit.Budget(starts=starts, steps=steps, relearn_steps=relearn_steps)
+    goal = audit.class_goal(classifier, classes, first.image_range)
+    if negatives is None:
+        known, _ = mark_negatives(first, goal.is_negative, budget.negatives, mix_seed(run.seed, 77))
+    else:
+        given = as_samples(negatives, first.sample_shape, first.image_range, "negatives")
+        known = given.batch(torch.arange(min(len(given), budget.negatives)))
+    start = time.monotonic()
+    found = audit.attack(first, last, goal, known, other, budget, run.seed)
+    seconds = round(time.monotonic() - start, 1)
+    found.update(subject=subject_of(classes), command=command_line(), seconds=seconds)
+    found["machine"] = environment.machine(first.device)
+    table = report.write_attacks(run.out, found)
+    if not run.quiet:
+        for row in table:
+            click.echo("  ".join(f"{cell:>28}" for cell in row))
+    for name in ("attacks.html", "attacks.json"):
+        click.echo(str(run.out / name))
