@@ -18,6 +18,7 @@ from .support.modules import eval_mode
 from .support.seeding import fork_rng, mix_seed
 
 BIG = 3 * 256 * 256  # values in a sample from which on memory decides how many are made at once
+FEW = 4  # samples that are made at once without a look at memory
 LatentSampler = Callable[[int, torch.Generator], Tensor]
 
 
@@ -213,7 +214,8 @@ class GAN:
         """Yield n samples in batches; see `sample`."""
         if n < 0:
             raise ValueError(f"n: expected a non-negative int, got {n}")
-        batch_size = self.fitting() if batch_size is None else batch_size
+        if batch_size is None:
+            batch_size = self.fitting() if n > FEW else 100
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive int, got {batch_size}")
         module = self.sampling_generator if generator is None else generator
