@@ -22,7 +22,7 @@ BUILD_INPUTS := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcar
 .PHONY: demo test lint docs ptxas format clean
 
 demo: $(VENV)/installed
-	$(BIN)/atu demo mnist --digit $(DIGIT) --out $(OUT)
+	$(BIN)/atu demo mnist --class $(DIGIT) --out $(OUT)
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -21,15 +21,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 RESULTS = ROOT / "benchmarks" / "results"
 FILES = {
-    "ops-1": "atu bench ops --threads 1 --seconds 0.15 --json benchmarks/results/ops-1.json "
+    "ops-1": "atu bench ops --threads 1 --seconds 0.15 --save benchmarks/results/ops-1.json "
     "--plot docs/images/bench-ops.png",
-    "ops-2": "atu bench ops --threads 2 --seconds 0.15 --no-compile --no-growth --json benchmarks/results/ops-2.json",
+    "ops-2": "atu bench ops --threads 2 --seconds 0.15 --no-compile --no-growth --save benchmarks/results/ops-2.json",
     # Without the modulated layer: torch's own convolution is all of its time, and takes minutes a case in float64.
     "ops-float64": "atu bench ops --op upfirdn2d --op bias_act --op param_penalty --threads 1 --dtype float64 "
-    "--seconds 0.02 --no-compile --no-growth --json benchmarks/results/ops-float64.json",
-    "step-1": "atu bench step --threads 1 --json benchmarks/results/step-1.json",
-    "step-2": "atu bench step --threads 2 --json benchmarks/results/step-2.json",
-    "job": "atu bench job --json benchmarks/results/job.json",
+    "--seconds 0.02 --no-compile --no-growth --save benchmarks/results/ops-float64.json",
+    "step-1": "atu bench step --threads 1 --save benchmarks/results/step-1.json",
+    "step-2": "atu bench step --threads 2 --save benchmarks/results/step-2.json",
+    "job": "atu bench job --save benchmarks/results/job.json",
 }
 Row = list[str]
 

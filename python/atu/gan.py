@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .support import memory
 from .support.modules import eval_mode
 from .support.seeding import fork_rng, mix_seed
 
+BIG = 3 * 256 * 256  # values in a sample from which on memory decides how many are made at once
+FEW = 4  # samples that are made at once without a look at memory
 LatentSampler = Callable[[int, torch.Generator], Tensor]
 
 
@@ -76,7 +80,9 @@ class GAN:
         self.discriminator_output = discriminator_output
         self.c_dim = int(getattr(generator, "c_dim", 0) or 0)
         self.origin: dict[str, str] | None = None  # format and path of a foreign file that it was loaded from
+        self.batch: int | None = None  # samples to make at once, instead of what memory allows
         self._sample_shape: tuple[int, ...] | None = None
+        self._cost: tuple[int | None, float] | None = None
 
     # --- loading, saving, copying
 
@@ -94,9 +100,12 @@ class GAN:
     def save(self, path: str | Path) -> Path:
         """Write a checkpoint atomically; returns its path.
 
-        The suffix chooses: .pkl an NVIDIA pickle (the file it was loaded from, with new tensors), .pt a
-        rosinality-style checkpoint, .onnx the generator; anything else safetensors (weights and JSON config). See
+        The ending chooses: .pkl an NVIDIA pickle (the file it was loaded from, with new tensors), .pt a
+        rosinality-style checkpoint, .onnx the generator, .safetensors weights and JSON config. See
         `atu.formats.export`.
+
+        Raises:
+            ValueError: the ending is another one, or the file that the GAN came from would be overwritten.
         """
         from .formats.export import export
 
@@ -114,6 +123,7 @@ class GAN:
         """Move the modules in place; returns self."""
         for module in self.modules().values():
             module.to(device)
+        self._cost = None
         return self
 
     def modules(self) -> dict[str, nn.Module]:
@@ -140,8 +150,39 @@ class GAN:
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample, without the batch axis."""
         if self._sample_shape is None:
-            self._sample_shape = tuple(self.sample(1).shape[1:])
+            self._sample_shape = tuple(self.sample(1, batch_size=1).shape[1:])
         return self._sample_shape
+
+    def cost(self) -> tuple[int | None, float]:
+        """(bytes at the peak, seconds) of making one sample and, with a discriminator, judging it; measured once.
+
+        The bytes are None where they cannot be measured.
+        """
+        if self._cost is None:
+            c = self.labels(1, torch.Generator().manual_seed(0))
+
+            @torch.no_grad()
+            def work() -> None:
+                x = self.sample(1, batch_size=1)
+                if self.discriminator is not None:
+                    with eval_mode(self.discriminator):
+                        self.logits(x, c)
+
+            work()  # what is set up on first use does not count
+            self._cost = memory.measure(work, self.device)
+        return self._cost
+
+    def fitting(self, wanted: int = 100) -> int:
+        """How many samples to make and judge at once: `self.batch` if set, else `wanted`.
+
+        Big samples (from 256 x 256 in colour on) have their cost measured; batches are then halved until they fit, see
+        `atu.support.memory.fitting`.
+        """
+        if self.batch is not None:
+            return self.batch
+        if math.prod(self.sample_shape) < BIG:
+            return wanted
+        return memory.fitting(wanted, self.cost()[0], self.device)
 
     # --- sampling
 
@@ -168,11 +209,13 @@ class GAN:
 
     @torch.no_grad()
     def batches(
-        self, n: int, seed: int = 0, batch_size: int = 100, generator: nn.Module | None = None, **kwargs
+        self, n: int, seed: int = 0, batch_size: int | None = None, generator: nn.Module | None = None, **kwargs
     ) -> Iterator[Tensor]:
         """Yield n samples in batches; see `sample`."""
         if n < 0:
             raise ValueError(f"n: expected a non-negative int, got {n}")
+        if batch_size is None:
+            batch_size = self.fitting() if n > FEW else 100
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a positive int, got {batch_size}")
         module = self.sampling_generator if generator is None else generator
@@ -193,13 +236,14 @@ class GAN:
             yield x
 
     def sample(
-        self, n: int, seed: int = 0, batch_size: int = 100, generator: nn.Module | None = None, **kwargs
+        self, n: int, seed: int = 0, batch_size: int | None = None, generator: nn.Module | None = None, **kwargs
     ) -> Tensor:
         """Draw n samples with fixed latents and noise.
 
         Args:
             n: how many. seed: of latents, labels and noise; the same seed and batch_size give every generator the
-                same ones, and the caller's random state is left alone.
+                same ones, and the caller's random state is left alone. batch_size: how many at once; 100, or of big
+                samples as many as fit in memory (`fitting`), when not given.
             generator: module to use instead of the EMA generator (or the generator, where there is no EMA).
             kwargs: passed to the generator, where it has them: truncation_psi=1, truncation_cutoff=None,
                 noise_mode="random" | "const" | "none".

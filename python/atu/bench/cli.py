@@ -10,33 +10,51 @@ import click
 WHAT = ("ops", "step", "job")
 OPS = ("upfirdn2d", "bias_act", "modulated_conv2d", "param_penalty")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-@click.command("bench", context_settings=dict(help_option_names=["-h", "--help"]))
+@click.command("bench")
 @click.argument("what", type=click.Choice(WHAT), default="ops")
 @click.option("--op", "ops", multiple=True, type=click.Choice(OPS), help="Only this op; may be repeated.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the ops' tensors.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; torch's own number when not given.")
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(2), help="Of the step.")
-@click.option("--digit", default="8", show_default=True, help="That the job unlearns.")
+@click.option("--class", "digit", default="8", show_default=True, metavar="K", help="Digit that the job unlearns.")
 @click.option("--compile/--no-compile", default=True, show_default=True, help="Time torch.compile of the reference.")
 @click.option("--growth/--no-growth", default=True, show_default=True, help="Fit growth with size, batch and threads.")
 @click.option(
     "--seconds", default=0.5, show_default=True, type=click.FloatRange(0.001), help="A case and implementation."
 )
 @click.option("--quick", is_flag=True, help="Tiny shapes, to see that it runs; the numbers mean nothing.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write all numbers.")
-@click.option("--compare", "compare_path", type=click.Path(path_type=Path), help="Compare with a file of --json.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw a picture (png, svg).")
-def main(
-    what, ops, device, dtype, threads, batch, digit, compile, growth, seconds, quick, json_path, compare_path, plot_path
+@click.option("--save", "save_path", type=FILE, help="Write all numbers (JSON), over those of an earlier bench.")
+@click.option("--json", "json_path", type=FILE, hidden=True)  # the former spelling of --save
+@click.option("--compare", "compare_path", type=FILE, help="Compare with a file of --save.")
+@click.option("--plot", "plot_path", type=FILE, help="Draw a picture (png, svg).")
+def bench(
+    what,
+    ops,
+    device,
+    dtype,
+    threads,
+    batch,
+    digit,
+    compile,
+    growth,
+    seconds,
+    quick,
+    save_path,
+    json_path,
+    compare_path,
+    plot_path,
 ) -> None:
-    """Time the ops, one training step, or a whole unlearning, against peers and this machine's limits.
+    """Time the ops, a step, or an unlearning.
 
-    Times are medians of turns taken by all implementations in one run: ours, the plain-torch reference, torch.compile
-    of it, and the nearest that torch has. Compare ratios, not times, between machines. With --compare, the exit code is
-    1 when a case lost a quarter against its limit or reference.
+    All against peers and this machine's limits. Times are medians of turns taken by all implementations in one run:
+    ours, the plain-torch reference, torch.compile of it, and the nearest that torch has. Compare ratios, not times,
+    between machines. With --compare, the exit code is 1 when a case lost a quarter against its limit or reference.
+
+    WHAT: ops, step or job.
     """
     import torch
 
@@ -46,16 +64,19 @@ def main(
     keep_freed_memory()  # as the other commands do; for every implementation alike
     _check(device, dtype)
     before = None if compare_path is None else output.read(compare_path)
+    save_path = save_path or json_path
+    if save_path is not None and save_path.exists():
+        output.read(save_path)  # an error where it is something else, which must not be overwritten
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     found = _run(
         what, ops or OPS, device, getattr(torch, dtype), threads, batch, digit, compile, growth, seconds, quick
     )
     output.show(found)
-    if json_path is not None:
+    if save_path is not None:
         from ..support.files import write_json
 
-        write_json(json_path, found)
+        write_json(save_path, found)
     if plot_path is not None:
         click.echo(str(output.plot(found, plot_path)))
     if before is not None and output.compare(before, found):

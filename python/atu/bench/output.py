@@ -137,7 +137,7 @@ def read(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as a result of atu bench ({error})") from error
     if not isinstance(found, dict) or found.get("what") not in _TABLES:
-        raise ValueError(f"{path}: expected a result written by atu bench --json")
+        raise ValueError(f"{path}: expected a result written by atu bench --save")
     return found
 
 

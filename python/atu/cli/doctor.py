@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import platform
@@ -11,12 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
-
-import atu_ext
-from atu_ext import _native
-
-from ..support.environment import cpu_name
+import click
 
 EXTRAS = {
     "demo": ("mlxtend", "sklearn"),
@@ -54,6 +48,8 @@ def openmp_runtimes() -> list[str]:
 
 
 def _cpu_kernels() -> Part:
+    from atu_ext import _native
+
     if _native._C is None:
         return Part("CPU kernels", False, why=str(_native.error), remedy="pip install --force-reinstall --no-deps .")
     known = ", ".join(_native._C.cpu_isas())
@@ -61,6 +57,8 @@ def _cpu_kernels() -> Part:
 
 
 def _cuda_build() -> Part:
+    from atu_ext import _native
+
     remedy = "install the CUDA toolkit, put nvcc on PATH, then ATU_CUDA=on pip install --force-reinstall --no-deps ."
     if _native._C is None:
         return Part("CUDA kernels built", False, why="there is no compiled module", remedy=remedy)
@@ -71,6 +69,8 @@ def _cuda_build() -> Part:
 
 
 def _cuda_torch() -> Part:
+    import torch
+
     if torch.version.cuda is None:
         return Part(
             "torch with CUDA",
@@ -82,6 +82,10 @@ def _cuda_torch() -> Part:
 
 
 def _cuda_device() -> Part:
+    import torch
+
+    from atu_ext import _native
+
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return Part("CUDA device", True, ", ".join(names))
@@ -93,6 +97,8 @@ def _cuda_device() -> Part:
 
 
 def _openmp() -> Part:
+    import torch
+
     found = openmp_runtimes()
     if len(found) > 1:
         return Part(
@@ -115,6 +121,13 @@ def _extra(name: str, modules: Sequence[str]) -> Part:
 
 def diagnose() -> Diagnosis:
     """Look at this installation. Changes nothing and needs no device."""
+    import torch
+
+    import atu_ext
+    from atu_ext import _native
+
+    from ..support.environment import cpu_name
+
     compiler = "no compiled module" if _native._C is None else _native._C.build_info()["compiler"]
     versions = {
         "atu-ext": atu_ext.__version__,
@@ -152,16 +165,18 @@ def show(diagnosis: Diagnosis) -> None:
     console.print(table)
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """The command: tables, or with --json the plain data. Exit code 1 where the CPU kernels are missing."""
-    parser = argparse.ArgumentParser(
-        prog="atu doctor", description="What is built and usable, and why the rest is off."
-    )
-    parser.add_argument("--json", action="store_true", help="print plain data")
-    options = parser.parse_args(args)
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Say what is built and usable here.
+
+    And why what is off is off. The exit code is 1 where the CPU kernels are missing.
+    """
     diagnosis = diagnose()
-    if options.json:
-        print(json.dumps(asdict(diagnosis), indent=2))
+    if as_json:
+        click.echo(json.dumps(asdict(diagnosis), indent=2))
     else:
         show(diagnosis)
-    return 0 if diagnosis.parts[0].on else 1
+    if not diagnosis.parts[0].on:
+        ctx.exit(1)

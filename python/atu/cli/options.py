@@ -1,72 +1,79 @@
-"""What the commands of `atu` share: options, and what they mean."""
+"""What the commands of `atu` share: options, what they stand for, and the checks before any work."""
 
 from __future__ import annotations
 
+import functools
+import json
+import shlex
+import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import presets
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def common(out_help: str) -> Callable:
-    """The options of every command that trains: --seed, --device, --quiet, --out."""
+    from ..evaluation.classifier import Classifier
+    from ..gan import GAN
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@dataclass(frozen=True)
+class Common:
+    """What --out, --seed, --device and --quiet say."""
+
+    out: Path
+    seed: int
+    device: str | None
+    quiet: bool
+
+
+def common(out_help: str, *, seed: bool = True, device: bool = True) -> Callable:
+    """Add --out, --quiet and, unless left out, --device and --seed; the command gets them as one `Common`, first.
+
+    Before the command runs, the folder and the device are checked.
+    """
+    options = [
+        click.option("--out", required=True, type=FOLDER, help=out_help),
+        click.option("--quiet", is_flag=True, help="No progress output."),
+    ]
+    if device:
+        options.append(click.option("--device", help='Where to compute, as torch names it: "cpu", "cuda", "cuda:1".'))
+    if seed:
+        options.append(
+            click.option(
+                "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of everything random."
+            )
+        )
 
     def add(function: Callable) -> Callable:
-        for option in (
-            click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help=out_help),
-            click.option("--quiet", is_flag=True, help="No progress output."),
-            click.option("--device", help='Where to compute, as torch names it: "cpu", "cuda", "cuda:1".'),
-            click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of everything random."),
-        ):
-            function = option(function)
-        return function
+        @functools.wraps(function)
+        def command(out: Path, quiet: bool, device: str | None = None, seed: int = 0, **rest: Any) -> Any:
+            check_writable(out)
+            begin(quiet, device)
+            return function(Common(out, seed, device, quiet), **rest)
+
+        for option in options:
+            command = option(command)
+        return command
 
     return add
 
 
-CONFIG = click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings.")
-METHOD = click.option(
-    "--method",
-    type=click.Choice(list(presets.METHODS)),
-    metavar="NAME",
-    help=f"How to unlearn: {', '.join(presets.METHODS)}; {presets.DEFAULT} unless --config says otherwise.",
-)
-COMPAT = click.option(
-    "--compat",
-    type=click.Choice(presets.COMPAT),
-    help="Settings to start from: those of the paper's reference implementation (StyleGAN kinds).",
-)
-RETRAINED = click.option(
-    "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: attacks are compared with it."
-)
-SAMPLES = click.option(
-    "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
-)
-
-
-REQUIRE = click.option(
-    "--require",
-    "required",
-    type=click.FloatRange(0, 100),
-    metavar="PERCENT",
-    help="Exit code 1 when less than this percentage of the negatives is gone.",
-)
-SUBJECT = click.option("--subject", metavar="TEXT", help='What is unlearned, in words, for the report: "hats".')
-
-
-def require(data: dict[str, Any], percent: float | None) -> None:
-    """Exit code 1 unless `percent` of the negatives are gone."""
-    from ..report.words import meets
-
-    if percent is not None and not meets(data, percent):
-        click.echo(f"atu: {percent:g} % were required to be gone", err=True)
-        raise click.exceptions.Exit(1)
-
-
 def begin(quiet: bool = False, device: str | None = None) -> None:
+    """Set this process up for computing on `device`.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     import torch
 
     from ..support import progress
@@ -86,18 +93,150 @@ def begin(quiet: bool = False, device: str | None = None) -> None:
         )
 
 
-def load_gan(name: str, device: str | None = None):
+def check_writable(folder: Path, name: str = "out") -> None:
+    """Raise ValueError unless files can be written below `folder`, which need not be there; creates nothing."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ValueError(f"{name}: {folder} cannot be written ({error.strerror})") from error
+
+
+def check_replaceable(out: Path, name: str, key: str) -> None:
+    """Raise ValueError where OUT/NAME.json or NAME.html would be overwritten, and atu did not write it.
+
+    key: of the JSON files that atu writes under that name.
+    """
+    found = [path for path in (out / f"{name}.json", out / f"{name}.html") if path.exists()]
+    if not found:
+        return
+    try:
+        ours = key in json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise ValueError(f"out: {found[0]} was not written by atu, and would be overwritten; give another folder")
+
+
+def check_no_run(out: Path) -> None:
+    """Raise ValueError for a run folder, whose report would be overwritten by another one."""
+    if (out / "run.json").exists():
+        raise ValueError(f"out: {out} is the folder of a run, which holds the run's own report; give another folder")
+
+
+def command_line() -> str:
+    """This process's command, for reports."""
+    return shlex.join(["atu", *sys.argv[1:]])
+
+
+# --- options
+
+PROBE_JUDGES = (
+    "No oracle was given: a probe fitted on your negatives and the original discriminator's features says what is "
+    "negative. Its figures are estimates; look at the grids."
+)
+
+CONFIG = click.option("--config", type=FILE, help="TOML file with settings; what it leaves out keeps its default.")
+METHOD = click.option(
+    "--method",
+    type=click.Choice(list(presets.METHODS)),
+    metavar="NAME",
+    help=f"How to unlearn: {', '.join(presets.METHODS)}; {presets.DEFAULT} unless --config says otherwise.",
+)
+COMPAT = click.option(
+    "--compat",
+    type=click.Choice(presets.COMPAT),
+    help="Settings to start from: those of the paper's reference implementation (StyleGAN kinds).",
+)
+RETRAINED = click.option(
+    "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: attacks are compared with it."
+)
+SAMPLES = click.option(
+    "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
+)
+SUBJECT = click.option("--subject", metavar="TEXT", help='What is unlearned, in words, for the report: "hats".')
+REQUIRE = click.option(
+    "--require",
+    type=click.FloatRange(0, 100),
+    metavar="PERCENT",
+    help="Exit code 1 when less than this percentage of the negatives is gone.",
+)
+BATCH = click.option(
+    "--batch", type=click.IntRange(1), help="Samples to make at once; 100 to 250, or what memory allows, if not given."
+)
+MARKS = click.option(
+    "--marks", default=200, show_default=True, type=click.IntRange(1), help="Negatives to mark, of each class."
+)
+TRAIN_DISCRIMINATOR = click.option(
+    "--train-discriminator",
+    type=click.IntRange(1),
+    metavar="STEPS",
+    help="For a checkpoint without a discriminator: first fit one on generated samples.",
+)
+LABEL = click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="K[=WEIGHT]",
+    help="Conditional GANs: draw only this label; may be repeated, with weights. All labels equally when not given.",
+)
+
+
+def class_option(text: str) -> Callable:
+    return click.option("--class", "classes", multiple=True, metavar="K", help=f"{text}; may be repeated.")
+
+
+def oracle_options(function: Callable) -> Callable:
+    """--oracle and --class; see `find_oracle`."""
+    text = "A classifier file, or mnist: says which samples are negative."
+    return click.option("--oracle", metavar="CLASSIFIER", help=text)(class_option("A class it knows")(function))
+
+
+def renamed(old: str, new: str) -> Callable:
+    """An option's old name: an error that tells the new one."""
+
+    def refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value:
+            raise click.UsageError(f"{old} is now {new}", ctx)
+
+    return click.option(
+        old, f"former_{old.strip('-')}", hidden=True, expose_value=False, multiple=True, callback=refuse
+    )
+
+
+# --- what they stand for
+
+
+def checkpoint_of(name: str | Path, argument: str = "CKPT") -> Path:
+    """The file that a checkpoint's name stands for: itself, the bundled GAN ("mnist"), or a run folder's result.
+
+    Raises:
+        ValueError: there is none, naming the argument.
+    """
     from ..assets import asset
+
+    path = Path(name)
+    if str(name) == "mnist" and not path.exists():
+        return asset("mnist-gan.safetensors")
+    if not path.exists():
+        raise ValueError(f"{argument}: {name}: no such file")
+    if not path.is_dir():
+        return path
+    result = path / "result.safetensors"
+    if not result.is_file():
+        raise ValueError(f"{argument}: {name}: a folder without result.safetensors; is the run finished?")
+    return result
+
+
+def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT") -> GAN:
     from ..gan import GAN
 
-    path = asset("mnist-gan.safetensors") if name == "mnist" and not Path(name).exists() else Path(name)
-    if not path.exists():
-        raise ValueError(f"CKPT: {name}: no such file")
-    gan = GAN.load(path)
+    gan = GAN.load(checkpoint_of(name, argument))
     return gan if device is None else gan.to(device)
 
 
-def load_classifier(name: str, device: str | None = None):
+def load_classifier(name: str, device: str | None = None) -> Classifier:
     from ..assets import asset
     from ..evaluation.classifier import Classifier
 
@@ -106,15 +245,9 @@ def load_classifier(name: str, device: str | None = None):
     return classifier if device is None else classifier.to(device)
 
 
-def oracle_options(function: Callable) -> Callable:
-    function = click.option("--class", "classes", multiple=True, help="A class the oracle knows; may be repeated.")(
-        function
-    )
-    text = "A classifier file, or mnist: says which samples are negative."
-    return click.option("--oracle", metavar="CLASSIFIER", help=text)(function)
-
-
-def find_oracle(oracle: str | None, classes: tuple[str, ...], device: str | None = None):
+def find_oracle(
+    oracle: str | None, classes: tuple[str, ...], device: str | None = None
+) -> tuple[Classifier | None, Callable[[Tensor], Tensor] | None]:
     """(classifier, is_negative), or two Nones."""
     if oracle is None:
         if classes:
@@ -126,16 +259,15 @@ def find_oracle(oracle: str | None, classes: tuple[str, ...], device: str | None
     return classifier, classifier.oracle(classes)
 
 
-LABEL = click.option(
-    "--label",
-    "labels",
-    multiple=True,
-    metavar="K[=WEIGHT]",
-    help="Conditional GANs: draw only this label; may be repeated, with weights. All labels equally when not given.",
-)
+def check_judge(oracle: str | None, negatives: Path | None) -> None:
+    """An error unless --oracle or --negatives says which samples are negative."""
+    if oracle is None and negatives is None:
+        raise click.UsageError(
+            "--oracle CLASSIFIER and --class K are needed, or --negatives FOLDER, to say which samples are negative"
+        )
 
 
-def choose_labels(gan, labels: tuple[str, ...]) -> None:
+def choose_labels(gan: GAN, labels: tuple[str, ...]) -> None:
     """Let `gan` draw the labels that were asked for."""
     from ..gan import label_choice
 
@@ -151,11 +283,39 @@ def choose_labels(gan, labels: tuple[str, ...]) -> None:
     gan.label_sampler = label_choice(gan.c_dim, weights)
 
 
-def show(data: dict[str, Any], out: Path, quiet: bool) -> None:
+def with_discriminator(gan: GAN, steps: int | None, seed: int = 0) -> GAN:
+    """The GAN, with a discriminator fitted for `steps` steps where it has none and that was asked for."""
+    if steps is None or gan.discriminator is not None:
+        return gan
+    from ..training.fit_discriminator import fit_discriminator
+
+    return fit_discriminator(gan, steps, seed=seed)
+
+
+def subject_of(classes: tuple[str, ...], negatives: Path | None = None, given: str | None = None) -> str:
+    """What is unlearned, in words: as given, else by the classes, else by the negatives' folder."""
+    if given:
+        return given
+    if not classes and negatives is not None:
+        return f"what {negatives.resolve().name} shows"
+    return ("class " if len(classes) == 1 else "classes ") + ", ".join(classes)
+
+
+def require_gone(data: dict[str, Any], percent: float | None) -> None:
+    """Exit code 1 unless `percent` of the negatives are gone."""
+    from ..report.words import meets
+
+    if percent is not None and not meets(data, percent):
+        click.echo(f"{percent:g} % were required to be gone", err=True)
+        raise click.exceptions.Exit(1)
+
+
+def show(data: dict[str, Any], run: Common) -> None:
+    """Print a report's table, and the files that were written."""
     from ..report import report
 
-    if not quiet:
+    if not run.quiet:
         report.print_table(data)
     for name in ("report.html", "report.json", "result.safetensors"):
-        if (out / name).exists():
-            click.echo(str(out / name))
+        if (run.out / name).exists():
+            click.echo(str(run.out / name))

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ..support.files import write_atomic
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+THUMBNAIL = 128  # most pixels a side of an image among others in a picture
 
 
 def is_image(path: Path) -> bool:
@@ -100,6 +102,15 @@ def map_range(x: Tensor, source: tuple[float, float], target: tuple[float, float
     return (x - source[0]) / (source[1] - source[0]) * (target[1] - target[0]) + target[0]
 
 
+def thumbnails(x: Tensor, most: int = THUMBNAIL) -> Tensor:
+    """Images [N, C, H, W] scaled down to at most `most` pixels a side; smaller ones, and other samples, as they are."""
+    if x.ndim != 4 or max(x.shape[2:]) <= most or not len(x):
+        return x
+    scale = most / max(x.shape[2:])
+    size = [max(round(side * scale), 1) for side in x.shape[2:]]
+    return F.interpolate(x.float(), size, mode="bilinear", antialias=True)
+
+
 def image_grid(images: Tensor, image_range: tuple[float, float], columns: int, gap: int = 1) -> Image.Image:
     """[n, C, H, W] (C = 1, 3 or 4) as one picture, row by row."""
     x = to_uint8(images, image_range)
@@ -117,7 +128,7 @@ def image_grid(images: Tensor, image_range: tuple[float, float], columns: int, g
 
 def grid(images: Tensor, image_range: tuple[float, float], columns: int = 10) -> Image.Image:
     """One picture of images [N, 1 or 3, H, W], row by row."""
-    x = to_uint8(images.detach().cpu(), image_range)
+    x = to_uint8(thumbnails(images.detach().cpu()), image_range)
     n, c, h, w = x.shape
     rows = -(-n // columns)
     sheet = torch.zeros(rows * columns, c, h, w, dtype=torch.uint8)
@@ -126,21 +137,29 @@ def grid(images: Tensor, image_range: tuple[float, float], columns: int = 10) ->
     return Image.fromarray(sheet[..., 0].numpy() if c == 1 else sheet.numpy())
 
 
-def save_folder(images: Tensor, image_range: tuple[float, float], folder: str | Path, start: int = 0) -> Path:
-    """Write images [n, C, H, W] as FOLDER/000000.png and so on, numbered from `start`; returns the folder.
+def check_images(x: Tensor) -> None:
+    """Raise ValueError unless x is [N, C, H, W]."""
+    if x.ndim != 4:
+        raise ValueError(f"images: expected [N, C, H, W], got {list(x.shape)}; these samples are no images")
+
+
+def save_folder(images: Tensor, image_range: tuple[float, float], folder: str | Path, seed: int = 0) -> Path:
+    """Write images [n, C, H, W] as FOLDER/seedS-000000.png and so on; returns the folder.
+
+    Names carry the seed, so that samples of several seeds can share a folder.
 
     Raises:
         ValueError: the samples are no images of 1, 3 or 4 channels.
     """
     folder = Path(folder)
-    if images.ndim != 4:
-        raise ValueError(f"images: expected [N, C, H, W], got {list(images.shape)}; these samples are no images")
+    check_images(images)
     folder.mkdir(parents=True, exist_ok=True)
     for index, image in enumerate(images):
-        image_grid(image[None], image_range, 1, gap=0).save(folder / f"{start + index:06d}.png")
+        image_grid(image[None], image_range, 1, gap=0).save(folder / f"seed{seed}-{index:06d}.png")
     return folder
 
 
 def save_grid(images: Tensor, image_range: tuple[float, float], path: str | Path, columns: int = 10) -> Path:
-    """Write images [n, C, H, W] as one picture; returns its path."""
-    return write_atomic(path, lambda temporary: image_grid(images, image_range, columns).save(temporary, "PNG"))
+    """Write images [n, C, H, W] as one picture of thumbnails; returns its path."""
+    picture = image_grid(thumbnails(images), image_range, columns)
+    return write_atomic(path, lambda temporary: picture.save(temporary, "PNG"))

@@ -27,6 +27,7 @@ from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
 from ..measures.features import flat_features, last_input
 from ..measures.shares import share_of
+from ..support import progress
 from ..support.modules import eval_mode
 from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.trainer import AdversarialTrainer
@@ -213,7 +214,7 @@ def _ascend(gan: GAN, goal: Goal, space: _Space, budget: Budget, seed: int) -> d
     latent = space.start.clone().requires_grad_(True)
     optim = torch.optim.Adam([latent], lr=budget.rate * space.unit)
     first = torch.full((len(latent),), -1)
-    for step in range(budget.steps + 1):
+    for step in progress.track("search", range(budget.steps + 1), budget.steps + 1):
         with fork_rng(gan.device, stream_seed(seed, Stream.ATTACK_NOISE)):  # the same noise in every step
             x = space.make(latent)
         hit = goal.is_negative(x.detach()).cpu()
@@ -260,10 +261,11 @@ def relearn(
     twin = gan.copy()
     twin.generator.load_state_dict(gan.sampling_generator.state_dict())
     curve, steps = [[0, negative_rate(gan, goal, budget.check_samples, seed)]], None
-    with fork_rng(gan.device, stream_seed(seed, Stream.RELEARN)):
+    rng, bars = fork_rng(gan.device, stream_seed(seed, Stream.RELEARN)), progress.bar("relearn", budget.relearn_steps)
+    with rng, bars as bar:
         trainer = AdversarialTrainer(twin, TensorSamples(negatives.cpu()), Adapt().adversarial)
         while curve[-1][1] < target and trainer.step_count < budget.relearn_steps:
-            trainer.step()
+            bar.update(trainer.step())
             if trainer.step_count % budget.check_every == 0 or trainer.step_count == budget.relearn_steps:
                 rate = negative_rate(gan, goal, budget.check_samples, seed, twin.generator)
                 curve.append([trainer.step_count, rate])

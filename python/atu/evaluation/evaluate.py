@@ -19,6 +19,7 @@ from ..gan import GAN
 from ..measures.frechet import frechet
 from ..measures.kid import kid
 from ..measures.shares import histogram, share_of, total_variation, unlearning
+from ..support import progress
 from ..support.digest import sha256
 from ..support.seeding import Stream, stream_seed
 from .collateral import good_changed, kept_numbers, landing, tv_redistribution
@@ -53,7 +54,7 @@ def evaluate(
     attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     n: int = 10_000,
     seed: int = 0,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     keep: int = 512,
 ) -> Evaluation:
     """Compare a GAN before and after unlearning on n fixed latents.
@@ -66,6 +67,7 @@ def evaluate(
         real: images in `before.image_range`, [M, ...] or (images, labels [M]), for fid_cls.
         others: further generators to judge, by name (the adapted one).
         attributes: further yes/no questions, samples -> bool [N], whose shares are reported (attributes.py).
+        batch_size: samples at once; 250, or as many as fit in memory of big ones.
         keep: how many of the first samples are kept for grids.
 
     Returns:
@@ -84,17 +86,20 @@ def evaluate(
         raise ValueError(f"n: expected at least 2 samples, got {n}")
     metrics = load_metrics()
     judge = as_judge(classifier, before, negative_classes, is_negative, seed)
+    batch_size = batch_size or before.fitting(250)
     reference = None if real is None else _real_features(real, judge, before)
     final = after.sampling_generator if isinstance(after, GAN) else after
     generators = {"before": before.sampling_generator, **(others or {}), "after": final}
     models = {}
     for name, generator in generators.items():
-        models[name] = judge_samples(before.batches(n, seed, batch_size, generator), judge.score, keep, attributes)
+        batches = progress.track(f"evaluate {name}", before.batches(n, seed, batch_size, generator), n)
+        models[name] = judge_samples(batches, judge.score, keep, attributes)
     first, last = models["before"], models["after"]
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
     numbers.update(_real_numbers(reference, models))
-    drawn = judge_samples(before.batches(n, stream_seed(seed, Stream.KEPT_REFERENCE), batch_size), judge.score, shown=0)
+    others_latents = before.batches(n, stream_seed(seed, Stream.KEPT_REFERENCE), batch_size)
+    drawn = judge_samples(progress.track("evaluate reference", others_latents, n), judge.score, shown=0)
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
     for name, judged in models.items():
         shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}
@@ -117,7 +122,7 @@ def _real_features(real: Real, judge: Judge, gan: GAN) -> Tensor:
     images, labels = real if isinstance(real, tuple) else (real, None)
     if tuple(images.shape[1:]) != gan.sample_shape:
         raise ValueError(f"real: expected samples of shape {list(gan.sample_shape)}, got {list(images.shape[1:])}")
-    judged = judge_samples(images.split(500), judge.score, shown=0)
+    judged = judge_samples(images.split(gan.fitting(500)), judge.score, shown=0)
     drop = judged.negative
     if labels is not None and judge.negative:
         drop = torch.isin(labels, torch.tensor(list(judge.negative)))

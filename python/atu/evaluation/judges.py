@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Feedback
-from ..data.images import map_range
+from ..data.images import map_range, thumbnails
 from ..data.samples import as_samples
 from ..feedback.oracles import IsNegative, Oracle
 from ..feedback.probe import Probe, fit_probe
@@ -171,7 +171,7 @@ def judge_samples(
     attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     shown: int = SHOWN,
 ) -> Judged:
-    """Score samples batch by batch, keeping the first `keep` of them and the first `shown` negatives.
+    """Score samples batch by batch, keeping thumbnails of the first `keep` and of the first `shown` negatives.
 
     attributes: samples -> bool [N], by name.
     """
@@ -198,14 +198,14 @@ def judge_samples(
 
 
 class _First:
-    """The first `most` samples of those added, on the CPU."""
+    """Thumbnails of the first `most` samples of those added, on the CPU."""
 
     def __init__(self, most: int):
         self.left, self.parts = most, list[Tensor]()
 
     def add(self, x: Tensor) -> None:
         if self.left and len(x):
-            self.parts.append(x[: self.left].cpu())
+            self.parts.append(thumbnails(x[: self.left].cpu()))
             self.left -= len(self.parts[-1])
 
     def samples(self) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..gan import GAN
 from ..measures.frechet import frechet
 from ..measures.shares import share_of
+from ..support import progress
 from .judges import Scores, judge_samples
 
 POINTS = (-1.5, -1.25, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
@@ -66,7 +67,7 @@ def parameter_path(
         kept: features [N, F] of the original's non-negative samples, to measure the Frechet distance to.
     """
     rows, images = [], []
-    for s in points:
+    for s in progress.track("parameter path", points, len(points)):
         generator = between(gan.sampling_generator, adapted, s)
         judged = judge_samples(gan.batches(n, seed, generator=generator), score, shown)
         distance = frechet(kept, judged.features) if bool(torch.isfinite(judged.features).all()) else None

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..feedback.feedback import pool_size
 from ..gan import GAN
 from ..job import Result
+from ..support import progress
 from ..support.seeding import mix_seed
 
 
@@ -25,16 +27,19 @@ def mark_negatives(
     """
     found: list[Tensor] = []
     count = looked = 0
-    for part in range(-(-most // 500)):
-        x = gan.sample(500, seed=mix_seed(seed, part))
-        chosen = x[is_negative(x)].cpu()
-        found.append(chosen)
-        count, looked = count + len(chosen), looked + len(x)
-        if count >= wanted:
-            break
+    size = pool_size(gan, 500)
+    with progress.bar("marking", wanted) as bar:
+        for part in range(-(-most // size)):
+            x = gan.sample(size, seed=mix_seed(seed, part))
+            chosen = x[is_negative(x)].cpu()[: wanted - count]
+            found.append(chosen)
+            count, looked = count + len(chosen), looked + len(x)
+            bar.update(steps=len(chosen))
+            if count >= wanted:
+                break
     if not count:
         raise ValueError(f"negatives: expected some among {looked:,} generated samples, found none")
-    return torch.cat(found)[:wanted], looked
+    return torch.cat(found), looked
 
 
 def stage_seconds(result: Result) -> dict[str, float]:

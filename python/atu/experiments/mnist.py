@@ -76,7 +76,7 @@ def demo_mnist(
     marked, looked = [], 0
     for name, is_part in target.parts.items():
         chosen, seen = mark_negatives(gan, is_part, negatives, stream_seed(seed, Stream.MARKS))
-        save_folder(chosen, gan.image_range, Path(out) / "negatives" / name)
+        save_folder(chosen, gan.image_range, Path(out) / "negatives" / name, seed)
         marked.append(chosen)
         looked = max(looked, seen)
     marking = time.monotonic() - start
@@ -152,10 +152,10 @@ def _target(
 def _command(target, negatives, seed, oracle, method, compat, source, attacked, retrained) -> str:
     """The command line of this run."""
     words = ["atu", "demo", "mnist"]
-    words += [word for name in target.classes for word in ("--digit", name)] or ["--feature", target.plain["feature"]]
+    words += [word for name in target.classes for word in ("--class", name)] or ["--feature", target.plain["feature"]]
     for name, value in (("from", source), ("method", method), ("compat", compat), ("retrained", retrained)):
         words += [] if value is None else [f"--{name}", str(value)]
-    words += ["--negatives", str(negatives), "--seed", str(seed)]
+    words += ["--marks", str(negatives), "--seed", str(seed)]
     words += ["--no-oracle"] * (not oracle) + ["--attacks"] * attacked
     return shlex.join([*words, "--out", "DIR"])
 

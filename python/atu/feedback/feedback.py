@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import config
 from ..data.samples import Samples, TensorSamples
 from ..gan import GAN
+from ..support import progress
 from ..support.seeding import Stream, stream_seed
 from .oracles import IsNegative, Oracle
 from .probe import fit_probe
@@ -57,11 +58,12 @@ def build(
         ValueError: the oracle or the probe calls all of the generated samples negative.
     """
     size = pool_size(gan, cfg.pool)
-    pool = torch.cat([part.cpu() for part in gan.batches(size, seed=stream_seed(seed, Stream.POOL))])
+    batches = progress.track("pool", gan.batches(size, seed=stream_seed(seed, Stream.POOL)), size)
+    pool = torch.cat([part.cpu() for part in batches])
     notes: dict[str, object] = {"pool": size}
     if oracle is not None:
         is_negative: IsNegative = oracle
-        flags = torch.cat([oracle(part.to(gan.device)) for part in pool.split(100)])
+        flags = torch.cat([oracle(part.to(gan.device)) for part in pool.split(gan.fitting(100))])
     else:
         probe = fit_probe(gan, negatives, pool, cfg.recall)
         is_negative, flags = probe, probe(pool)

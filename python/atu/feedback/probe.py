@@ -58,7 +58,7 @@ class Probe:
         return self._score(self.whiten(features).float()) >= self.threshold
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.judge(discriminator_features(self.gan, x.split(100)))
+        return self.judge(discriminator_features(self.gan, x.split(self.gan.fitting(100))))
 
 
 def _logit(x: Tensor, weight: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ def fit_probe(gan: GAN, negatives: Samples, pool: Tensor, recall: float) -> Prob
     """Probe that tells `negatives` from the generated samples `pool`."""
 
     def batches(samples: Samples) -> Iterable[Tensor]:
-        for index in torch.arange(len(samples)).split(100):
+        for index in torch.arange(len(samples)).split(gan.fitting(100)):
             yield samples.batch(index)
 
     marked = discriminator_features(gan, batches(negatives))
-    return Probe(gan, marked, discriminator_features(gan, pool.split(100)), recall)
+    return Probe(gan, marked, discriminator_features(gan, pool.split(gan.fitting(100))), recall)

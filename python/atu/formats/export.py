@@ -7,17 +7,37 @@ from pathlib import Path
 from ..gan import GAN
 from . import nvidia
 from .recognise import recognise
-from .registry import FORMATS, NVIDIA, SAFETENSORS
+from .registry import FORMATS, NVIDIA
 from .tensors import CheckpointError
 
 
 def format_of(path: str | Path) -> str:
-    """The format that a file name asks for: .pkl, .pt, .onnx, what other packages add; safetensors otherwise."""
+    """The format that a file's ending asks for: .pkl, .pt, .pth, .onnx, .safetensors, or what other packages add.
+
+    Raises:
+        ValueError: it has another ending.
+    """
     suffix = Path(path).suffix.lower()
-    return next((name for name in FORMATS if suffix in FORMATS.get(name).suffixes), SAFETENSORS)
+    found = next((name for name in FORMATS if suffix in FORMATS.get(name).suffixes), None)
+    if found is None:
+        known = [one for name in FORMATS for one in FORMATS.get(name).suffixes]
+        raise ValueError(f"path: {path}: expected a file ending in {', '.join(known)}, or a format")
+    return found
 
 
-def export(gan: GAN, path: str | Path, format: str | None = None, template: str | Path | None = None) -> Path:
+def check_target(path: str | Path, overwrite: bool = False) -> None:
+    """Raise ValueError for a file that is there already, unless it may be overwritten."""
+    if Path(path).exists() and not overwrite:
+        raise ValueError(f"{path}: there already; give another name, or --force to overwrite it")
+
+
+def export(
+    gan: GAN,
+    path: str | Path,
+    format: str | None = None,
+    template: str | Path | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write `gan` to `path`, atomically.
 
     Args:
@@ -25,20 +45,26 @@ def export(gan: GAN, path: str | Path, format: str | None = None, template: str 
             onnxruntime) or one of another package; by default what the suffix says.
         template: for nvidia-pkl, the pickle whose tensors are replaced; by default the file that the GAN was loaded
             from.
+        overwrite: also over the file that the GAN was loaded from, or the template.
 
     Returns:
         The path.
 
     Raises:
         CheckpointError: the networks do not fit the format or the template.
+        ValueError: the format or ending is unknown, or the user's original would be overwritten.
     """
     format = format_of(path) if format is None else format
+    path = Path(path)
+    for original in (template, (gan.origin or {}).get("path")):
+        if not overwrite and original is not None and path.exists() and path.resolve() == Path(original).resolve():
+            raise ValueError(f"path: {path} is the file that the GAN came from; give another name, or overwrite=True")
     if format == NVIDIA:
-        return write_nvidia(gan, Path(path), template)
+        return write_nvidia(gan, path, template)
     write = FORMATS.get(format).export
     if write is None:
         raise ValueError(f"format: {format} can be read but not written")
-    return write(gan, Path(path))
+    return write(gan, path)
 
 
 def write_nvidia(gan: GAN, path: Path, template: str | Path | None = None) -> Path:

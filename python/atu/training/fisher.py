@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..gan import GAN
+from ..support import progress
 from ..support.modules import eval_mode
 
 
@@ -59,7 +60,7 @@ def diagonal_fisher(
     totals = [f for f, take in zip(fisher, chosen, strict=True) if take]
     assert gan.discriminator is not None
     with eval_mode(gan.generator, gan.discriminator), _requiring_grad(wanted):
-        for i in range(len(z)):
+        for i in progress.track("Fisher", range(len(z)), len(z)):
             label = None if c is None else c[i : i + 1]
             logit = gan.logits(gan.fake(z[i : i + 1], label), label).sum()
             value = logit if of == "logit" else F.logsigmoid(logit)

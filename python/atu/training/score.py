@@ -44,7 +44,7 @@ class Score:
 
     def _features_of(self, positives: Samples) -> Tensor:
         index = torch.arange(min(len(positives), 5000))
-        return discriminator_features(self.gan, (positives.batch(part) for part in index.split(100)))
+        return discriminator_features(self.gan, (positives.batch(part) for part in index.split(self.gan.fitting(100))))
 
     def __call__(self, generator: nn.Module) -> dict[str, float]:
         """negative_rate, drift and score of a generator."""

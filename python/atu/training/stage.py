@@ -42,7 +42,7 @@ def run_stage(run: RunFolder, stage: str, trainer: AdversarialTrainer, steps: in
         hooks.load_state_dict(saved["hooks"])
         seconds, stopped = saved["seconds"], saved["stopped"]
         if trainer.step_count < steps and not stopped:
-            progress.log.info("%s: resumed from step %d of %d", stage, trainer.step_count, steps)
+            progress.say(f"{stage}: resumed at step {trainer.step_count} of {steps}, from {run.out}")
     if run.resumed:
         run.rewind(stage, trainer.step_count)
     start = time.monotonic() - seconds

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from atu import assets
 from atu.bench import growth, job, limits, measure, output, step
 from atu.bench.case import Traffic, cases_of
-from atu.bench.cli import main
+from atu.bench.cli import bench
 from atu.bench.micro import OPS, bias_act, cases, modulated_conv2d, param_penalty, upfirdn2d
 from atu.bench.ops import disagreement
 from atu.experiments.pretrain import mnist_stylegan2
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.skipif(_native._C is None, reason=str(_native.error))
 
 def run(*arguments: str) -> int:
     """Exit code of `atu bench ARGUMENTS`."""
-    return main.main(list(arguments), standalone_mode=False) or 0
+    return bench.main(list(arguments), standalone_mode=False) or 0
 
 
 def test_ops_writes_and_compares(tmp_path, capsys):
     first, picture = tmp_path / "first.json", tmp_path / "ops.png"
     options = ("ops", "--op", "upfirdn2d", "--quick", "--no-growth", "--threads", str(torch.get_num_threads()))
-    assert run(*options, "--json", str(first), "--plot", str(picture)) == 0
+    assert run(*options, "--save", str(first), "--plot", str(picture)) == 0
     found = json.loads(first.read_text())
     assert found["limits"].keys() == {"copy", "read", "matmul", "conv"}
     assert all(rate > 0 for rate in found["limits"].values())
@@ -47,7 +47,7 @@ def test_ops_writes_and_compares(tmp_path, capsys):
 
 def test_step_runs(tmp_path):
     path = tmp_path / "step.json"
-    assert run("step", "--quick", "--seconds", "0.001", "--json", str(path)) == 0
+    assert run("step", "--quick", "--seconds", "0.001", "--save", str(path)) == 0
     found = json.loads(path.read_text())
     assert [row["name"] for row in found["rows"]] == [f"{s}: {p}" for s in step.STAGES for p in step.PARTS]
     assert found["memory"]["stage_2"].keys() == {"1", "2", "5"}
@@ -58,7 +58,7 @@ def test_step_runs(tmp_path):
 )
 def test_job_runs(tmp_path):
     path = tmp_path / "job.json"
-    assert run("job", "--quick", "--json", str(path)) == 0
+    assert run("job", "--quick", "--save", str(path)) == 0
     (row,) = json.loads(path.read_text())["rows"]
     assert row["impl"] == "ours"
     assert row["to_pul"].keys() == {"95", "99"}

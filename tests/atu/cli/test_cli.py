@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
+import click
 import pytest
 import torch
 
@@ -75,11 +77,54 @@ atexit.register(lambda: print("HEAVY", [m for m in ("torch", "numpy", "matplotli
     assert "HEAVY []" in done.stdout
 
 
-def test_every_command_has_help(capsys):
-    for name in cli.cli.list_commands(None):
-        if name not in cli.LAZY:
-            assert run(name, "--help") == 0
-            assert "Usage: atu" in capsys.readouterr().out
+def commands(group, path=()):
+    """(words, command) of every command below a group."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def test_every_option_and_argument_has_help(capsys):
+    found = list(commands(cli.cli))
+    assert len(found) > 15
+    for words, command in found:
+        assert run(*words, "--help") == 0
+        assert capsys.readouterr().out.startswith(f"Usage: atu {' '.join(words)} ")
+        for param in command.params:
+            if isinstance(param, click.Argument):
+                assert re.search(rf"\b{param.name.upper()}\b[^:]*: ", command.help), (words, param.name)
+            elif not param.hidden:
+                assert param.help, (words, param.name)
+
+
+def test_one_spelling_for_one_thing():
+    """An option of one name takes one kind of value, and is repeated or not, in every command."""
+    kinds = {}
+    for words, command in commands(cli.cli):
+        for param in command.params:
+            if isinstance(param, click.Option) and not param.hidden:
+                kinds.setdefault(param.opts[0], {}).setdefault(param.type.name, []).append(" ".join(words))
+    assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "new"),
+    [
+        (["demo", "mnist", "--negatives", 12], "--negatives is now --marks N"),
+        (["reproduce", "mnist", "--negatives", 12], "--negatives is now --marks N"),
+        (["reproduce", "mnist", "--methods", "ewc"], "--methods is now --method"),
+        (["reproduce", "mnist", "--classes", 1], "--classes is now --class"),
+    ],
+)
+def test_former_spellings_name_the_new_one(arguments, new, tmp_path, capsys):
+    assert new in error(capsys, *arguments, "--out", tmp_path / "out")
+
+
+def test_former_spellings_that_still_work(folder, tmp_path):
+    assert run("sample", folder / "gan.safetensors", "--n", 2, "--out", tmp_path / "a") == 0
+    assert len(list((tmp_path / "a").glob("*.png"))) == 2
 
 
 def test_version(capsys):
@@ -87,25 +132,71 @@ def test_version(capsys):
     assert "0." in capsys.readouterr().out
 
 
-def test_lazy_commands_pass_their_arguments_on(capsys):
-    assert run("doctor", "--help") == 0
-    assert "--json" in capsys.readouterr().out
-    assert "doctor" in cli.cli.list_commands(None)
-    assert run("doctor", "--nonsense") == 2
-
-
 def test_sample_writes_images(folder, tmp_path, capsys):
-    assert run("sample", folder / "gan.safetensors", "--n", 7, "--out", tmp_path / "a") == 0
-    assert [path.name for path in sorted((tmp_path / "a").iterdir())] == [f"{i:06d}.png" for i in range(7)]
-    assert run("sample", folder / "gan.safetensors", "--n", 7, "--grid", "--out", tmp_path / "b") == 0
-    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "a"), str(tmp_path / "b" / "grid.png")]
+    assert run("sample", folder / "gan.safetensors", "--samples", 7, "--out", tmp_path / "a") == 0
+    assert [path.name for path in sorted((tmp_path / "a").iterdir())] == [
+        *("samples.json",),
+        *(f"seed0-{i:06d}.png" for i in range(7)),
+    ]
+    assert run("sample", folder / "gan.safetensors", "--samples", 7, "--grid", "--out", tmp_path / "b") == 0
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "a"), str(tmp_path / "b" / "seed0-grid.png")]
+
+
+def pictures(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_samples_of_two_seeds_share_a_folder_and_others_are_refused(folder, tmp_path, capsys):
+    command = ["sample", folder / "gan.safetensors", "--samples", 5, "--quiet", "--out", tmp_path]
+    assert run(*command) == 0
+    first = pictures(tmp_path)
+    assert run(*command) == 0  # the same again: the same pictures
+    assert pictures(tmp_path) == first
+    assert run(*command, "--seed", 3) == 0
+    both = pictures(tmp_path)
+    assert first.items() < both.items() and sum(name.startswith("seed3-") for name in both) == 5
+    assert "holds samples with another oracle and another classes" in error(capsys, *command, *judge(folder))
+    assert "holds 5 samples of seed 3 already" in error(capsys, *command, "--seed", 3, "--samples", 7)
+    (tmp_path / "samples.json").unlink()
+    assert "seed0-000000.png is there already" in error(capsys, *command)
+    assert pictures(tmp_path) == both
+
+
+def test_an_out_that_cannot_be_written_is_found_before_loading(tmp_path, capsys):
+    """Under a file, where nobody can write, root included; the checkpoint named is not even looked for."""
+    (tmp_path / "file").write_text("")
+    out = ["--out", tmp_path / "file" / "out"]
+    for command in (
+        ["sample", "nowhere.pt"],
+        ["unlearn", "nowhere.pt", "--negatives", tmp_path],
+        ["eval", "nowhere.pt", "nowhere.pt", *judge(tmp_path)],
+        ["attack", "nowhere.pt", "nowhere.pt", *judge(tmp_path)],
+        ["release", tmp_path],
+        *(["demo", "mnist"], ["demo", "mog"], ["reproduce", "mnist"]),
+        *(["pretrain", "mlp"], ["train-classifier", "mnist"]),
+    ):
+        assert "out cannot be written (Not a directory)" in error(capsys, *command, *out), command
+    line = error(capsys, "export", "nowhere.pt", tmp_path / "file" / "gan.pt")
+    assert line.startswith("Error: TARGET: ") and "cannot be written" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_reports_of_others_are_left_alone(folder, tmp_path, capsys):
+    gan = folder / "gan.safetensors"
+    (tmp_path / "report.html").write_text("mine")
+    command = ["eval", gan, gan, *judge(folder), "--samples", 50, "--out", tmp_path]
+    assert "report.html was not written by atu" in error(capsys, *command)
+    (tmp_path / "report.html").unlink()
+    assert run(*command) == 0 and run(*command) == 0
+    (tmp_path / "run.json").write_text("{}")
+    assert "is the folder of a run" in error(capsys, *command)
 
 
 def test_sample_of_a_class_is_what_the_oracle_calls_it(folder, tmp_path):
     from atu.data.samples import as_samples
 
     out = tmp_path / "left"
-    assert run("sample", folder / "gan.safetensors", "--n", 9, *judge(folder), "--out", out) == 0
+    assert run("sample", folder / "gan.safetensors", "--samples", 9, *judge(folder), "--out", out) == 0
     x = as_samples(out, (1, 8, 8), (-1.0, 1.0), "images").tensor
     assert len(x) == 9
     # Rounded to 8 bits, an image at the edge may change sides.
@@ -114,7 +205,7 @@ def test_sample_of_a_class_is_what_the_oracle_calls_it(folder, tmp_path):
 
 def test_unlearn_with_an_oracle_then_eval(folder, tmp_path, capsys):
     gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
-    assert run("sample", gan, "--n", 12, *judge(folder), "--out", negatives) == 0
+    assert run("sample", gan, "--samples", 12, *judge(folder), "--out", negatives) == 0
     arguments = ["unlearn", gan, "--negatives", negatives, *judge(folder), "--config", folder / "quick.toml"]
     assert run(*arguments, "--samples", 200, "--out", out) == 0
     printed = capsys.readouterr().out
@@ -126,13 +217,14 @@ def test_unlearn_with_an_oracle_then_eval(folder, tmp_path, capsys):
     assert data["config"]["repel"]["steps"] == 6
     assert data["seconds"] > 0
     assert GAN.load(out / "result.safetensors").sample(2).shape == (2, 1, 8, 8)
-    again = ["eval", gan, out / "result.safetensors", *judge(folder), "--samples", 200]
+    again = ["eval", gan, out, *judge(folder), "--samples", 200]  # the run folder stands for its result
     assert run(*again, "--real", negatives, "--quiet", "--out", tmp_path / "eval") == 0
     evaluated = json.loads((tmp_path / "eval" / "report.json").read_text())
     assert evaluated["fid_cls_before"] is None or evaluated["fid_cls_before"] >= 0
     assert evaluated["n"] == 200
     assert set(data["sha256"]) == {"before", "after", "result", "negatives"}
     assert evaluated["sha256"]["before"] == data["sha256"]["before"]
+    check_release(out, tmp_path / "released", capsys)
 
 
 def test_what_is_required_decides_the_exit_code(folder, tmp_path, capsys):
@@ -147,7 +239,7 @@ def test_what_is_required_decides_the_exit_code(folder, tmp_path, capsys):
 
 def test_eval_and_attack_by_a_probe_of_negatives(folder, tmp_path, capsys):
     gan, negatives = folder / "gan.safetensors", tmp_path / "negatives"
-    assert run("sample", gan, "--n", 40, *judge(folder), "--out", negatives) == 0
+    assert run("sample", gan, "--samples", 40, *judge(folder), "--out", negatives) == 0
     by_probe = ["--negatives", negatives, "--quiet", "--out", tmp_path / "probe"]
     assert run("eval", gan, gan, *by_probe, "--samples", 300) == 0
     data = json.loads((tmp_path / "probe" / "report.json").read_text())
@@ -158,10 +250,30 @@ def test_eval_and_attack_by_a_probe_of_negatives(folder, tmp_path, capsys):
     assert "not a folder" in error(capsys, "eval", gan, gan, "--negatives", tmp_path / "none", "--out", tmp_path / "x")
 
 
+def check_release(out, released, capsys):
+    """What `atu release` hands over: the generator that samples, numbers, and no text of the run but its settings."""
+    assert run("release", out, "--out", released) == 0
+    names = {"generator.safetensors", "numbers.json", "config.toml", "SHA256SUMS"}
+    assert {path.name for path in released.iterdir()} == names
+    before, after = GAN.load(out / "result.safetensors"), GAN.load(released / "generator.safetensors")
+    assert torch.equal(after.sample(5), before.sample(5))
+    assert after.modules().keys() == {"generator"}
+    for path in released.iterdir():
+        assert str(out.parent).encode() not in path.read_bytes()
+    numbers = json.loads((released / "numbers.json").read_text())
+    data = json.loads((out / "report.json").read_text())
+    assert numbers["negatives_after"] == data["negatives_after"] and numbers["pul"] == data["pul"]
+    assert not {"subject", "command", "made", "targets"} & numbers.keys()
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=released, check=True)
+    capsys.readouterr()
+    assert "expected a new or empty folder" in error(capsys, "release", out, "--out", released)
+    assert "a folder without result.safetensors" in error(capsys, "release", released, "--out", released / "x")
+
+
 def test_unlearn_by_a_method(folder, tmp_path, capsys):
     """A baseline has no adapted generator; its report is complete all the same. Another method is another run."""
     gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
-    assert run("sample", gan, "--n", 12, *judge(folder), "--out", negatives) == 0
+    assert run("sample", gan, "--samples", 12, *judge(folder), "--out", negatives) == 0
     (tmp_path / "quick.toml").write_text(
         QUICK + "[methods.cf_k]\nk = 1\nsteps = 4\ncheck_every = 2\ncheck_samples = 100\n"
     )
@@ -181,7 +293,7 @@ def test_unlearn_by_a_method(folder, tmp_path, capsys):
 
 def test_unlearn_without_an_oracle_says_who_judged(folder, tmp_path):
     gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
-    run("sample", gan, "--n", 20, *judge(folder), "--out", negatives)
+    run("sample", gan, "--samples", 20, *judge(folder), "--out", negatives)
     arguments = ["unlearn", gan, "--negatives", negatives, "--config", folder / "quick.toml", "--samples", 150]
     assert run(*arguments, "--quiet", "--out", out) == 0
     assert "a probe fitted on your negatives" in (out / "report.html").read_text()
@@ -192,7 +304,7 @@ def error(capsys, *arguments):
     """The one line that a failing command prints; checks the exit code, and that there is no traceback."""
     assert run(*arguments) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len([line for line in lines if line.startswith(("atu: error:", "Error:"))]) == 1
+    assert len([line for line in lines if line.startswith("Error:")]) == 1
     assert "Traceback" not in "\n".join(lines)
     return lines[-1]
 
@@ -232,7 +344,7 @@ def test_corrupt_checkpoint(folder, tmp_path, capsys):
 
 def test_folder_of_another_run_is_left_alone(folder, tmp_path, capsys):
     gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
-    run("sample", gan, "--n", 5, *judge(folder), "--out", negatives)
+    run("sample", gan, "--samples", 5, *judge(folder), "--out", negatives)
     arguments = ["unlearn", gan, "--negatives", negatives, *judge(folder), "--config", folder / "quick.toml"]
     arguments += ["--samples", 50, "--quiet", "--out", out]
     assert run(*arguments) == 0
@@ -250,9 +362,16 @@ def test_unexpected_errors_name_their_type(monkeypatch, capsys, folder, tmp_path
     def broken(self, *args, **kwargs):
         raise KeyError("inner")
 
-    monkeypatch.setattr(GAN, "sample", broken)
+    monkeypatch.setattr(GAN, "batches", broken)
     line = error(capsys, "sample", folder / "gan.safetensors", "--out", tmp_path / "out")
     assert "KeyError: 'inner' (atu --debug" in line
+
+
+@pytest.mark.parametrize("raised", ["int('x')", "torch.zeros(2).numpy().reshape(3)"])
+def test_a_value_error_that_nobody_checked_for_is_not_the_users(raised, monkeypatch, capsys, folder, tmp_path):
+    monkeypatch.setattr(GAN, "batches", lambda self, *args, **kwargs: eval(raised))
+    line = error(capsys, "sample", folder / "gan.safetensors", "--out", tmp_path / "out")
+    assert line.startswith("Error: ValueError: ") and "(atu --debug sample" in line
 
 
 def test_interrupt_says_how_to_go_on(monkeypatch, capsys, folder, tmp_path):
@@ -279,7 +398,7 @@ def test_sigterm_has_its_own_code(monkeypatch, capsys, folder, tmp_path):
 
 
 def test_console_script_exits_with_the_code(tmp_path):
-    command = [sys.executable, "-m", "atu.cli.main", "sample", "nowhere.pt", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "atu", "sample", "nowhere.pt", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("atu: error: ")
+    assert done.stderr.startswith("Error: ")

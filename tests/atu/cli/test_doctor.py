@@ -12,16 +12,21 @@ from atu.cli import doctor
 from atu_ext import _native
 
 
+def run(*arguments):
+    """Exit code of the command."""
+    return doctor.doctor.main(list(arguments), standalone_mode=False) or 0
+
+
 def test_everything_off_has_a_reason_and_a_remedy():
     for part in doctor.diagnose().parts:
         assert part.on or (part.why and part.remedy), part
 
 
 def test_json_and_table_tell_the_same(capsys):
-    code = doctor.main(["--json"])
+    code = run("--json")
     told = json.loads(capsys.readouterr().out)
     assert code == (0 if _native._C is not None else 1)
-    doctor.main([])
+    run()
     table = capsys.readouterr().out
     for part in told["parts"]:
         assert part["name"] in table
@@ -47,5 +52,5 @@ def test_table_keeps_what_stands_in_brackets(monkeypatch, capsys):
     """Rich reads [onnx] as markup, and would print pip install 'atu-ext'."""
     monkeypatch.setattr(doctor, "EXTRAS", {"onnx": ("no_such_module",)})
     monkeypatch.setenv("COLUMNS", "200")
-    doctor.main([])
+    run()
     assert "pip install 'atu-ext[onnx]'" in capsys.readouterr().out

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from atu import assets
-from atu.cli import jobs
 from atu.cli import main as cli
 from atu.data import mnist as mnist_data
 from atu.evaluation.audit import Budget
@@ -69,8 +68,7 @@ def small(monkeypatch, tmp_path):
     real = images[::5], labels[::5]
     monkeypatch.setattr(assets, "asset", asset)
     monkeypatch.setattr(demo, "asset", asset)
-    for module in (demo, jobs):
-        monkeypatch.setattr(module, "mnist", lambda size=32: real)
+    monkeypatch.setattr(demo, "mnist", lambda size=32: real)
     quick = Budget(starts=8, steps=4, relearn_steps=4, check_every=2, check_samples=100)
     monkeypatch.setattr(demo, "attack", functools.partial(demo.attack, budget=quick))
     monkeypatch.setattr(demo, "attributes", functools.partial(demo.attributes, n=300))
@@ -85,7 +83,7 @@ def run(*arguments):
 
 
 def mnist_demo(folder, out, *options):
-    arguments = ["demo", "mnist", *options, "--negatives", 12, "--samples", 300, "--config", folder / "quick.toml"]
+    arguments = ["demo", "mnist", *options, "--marks", 12, "--samples", 300, "--config", folder / "quick.toml"]
     assert run(*arguments, "--quiet", "--out", folder / out) == 0
     data = json.loads((folder / out / "report.json").read_text())
     return data, (folder / out / "report.html").read_text()
@@ -109,12 +107,12 @@ def test_a_feature(small):
     assert "px of mean stroke width" in page
     assert data["features"] == "classifier"
     assert data["fid_cls_after"] > 0
-    assert data["command"].startswith("atu demo mnist --feature thick --negatives 12")
+    assert data["command"].startswith("atu demo mnist --feature thick --marks 12")
 
 
 def test_two_digits_with_the_path_and_the_attacks(small):
     retrained = digit_gan().save(small / "retrained.safetensors")
-    found, page = mnist_demo(small, "two", "--digit", 4, "--digit", 9, "--attacks", "--retrained", retrained)
+    found, page = mnist_demo(small, "two", "--class", 4, "--class", 9, "--attacks", "--retrained", retrained)
     assert found["subject"] == "the digits 4 and 9"
     before = found["class_histogram_before"]
     assert found["negatives_before"] == before["4"]["count"] + before["9"]["count"]
@@ -131,7 +129,7 @@ def test_two_digits_with_the_path_and_the_attacks(small):
 
 
 def test_one_after_another(small):
-    first, _ = mnist_demo(small, "first", "--digit", 4)
+    first, _ = mnist_demo(small, "first", "--class", 4)
     assert (first["earlier"], first["targets"]) == ([], [{"classes": ["4"]}])
     second, page = mnist_demo(small, "second", "--feature", "left", "--from", small / "first")
     (row,) = second["earlier"]
@@ -182,7 +180,7 @@ def test_errors_name_the_option(small, capsys):
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     assert "feature: expected one of thick, left, wide, got 'red'" in error("--feature", "red")
-    assert "got both" in error("--feature", "thick", "--digit", 3)
+    assert "got both" in error("--feature", "thick", "--class", 3)
     assert "--retrained needs --attacks" in error("--retrained", "x")
     assert "holds no report" in error("--from", small / "nowhere")
     (small / "half").mkdir()

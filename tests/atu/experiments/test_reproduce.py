@@ -12,7 +12,6 @@ from PIL import Image
 from torch import nn
 
 from atu import presets
-from atu.cli import jobs
 from atu.cli import main as cli
 from atu.data.images import load_images
 from atu.evaluation.classifier import Classifier
@@ -250,8 +249,9 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
     ckpt = coloured_gan().save(tmp_path / "gan.safetensors")
     (tmp_path / "quick.toml").write_text(QUICK)
     out = tmp_path / "out"
-    arguments = ["reproduce", "celebahq", "--data", celebahq, "--ckpt", ckpt, "--classes", "bangs", "eyeglasses"]
-    arguments += ["--methods", "extrapolate", "ewc", "--seeds", 1, "--samples", 60, "--negatives", 6]
+    arguments = ["reproduce", "celebahq", "--data", celebahq, "--ckpt", ckpt, "--class", "bangs"]
+    arguments += ["--class", "eyeglasses"]
+    arguments += ["--method", "extrapolate", "--method", "ewc", "--seeds", 1, "--samples", 60, "--marks", 6]
     arguments += ["--config", tmp_path / "quick.toml", "--quiet", "--out", out]
     with pytest.raises(SystemExit) as done:
         cli.main(list(map(str, arguments)))
@@ -292,8 +292,9 @@ def test_mnist_recipe_names_the_bundled_files(monkeypatch, tmp_path):
     monkeypatch.setattr(recipes, "asset", lambda name: ckpt if name == "mnist-gan.safetensors" else bundled(name))
     monkeypatch.setattr(recipes, "mnist", lambda: (torch.zeros(2, 1, 32, 32), torch.tensor([1, 4])))
     plans = []
-    monkeypatch.setattr(reproduce, "reproduce", lambda plan, out: plans.append(plan))
-    options = dict(seeds=3, negatives=200, samples=10_000)
-    jobs.reproduce_job("mnist", (), (), None, None, None, None, None, None, tmp_path, options)
+    done = dict(cells=33, cells_done=33)
+    monkeypatch.setattr(reproduce, "reproduce", lambda plan, out: plans.append(plan) or done)
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", "mnist", "--out", str(tmp_path / "out")])
     assert [task.name for task in plans[0].tasks] == ["1", "4", "8"]
     assert (plans[0].seeds, list(plans[0].methods)) == (3, list(presets.METHODS))

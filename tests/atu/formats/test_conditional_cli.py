@@ -31,7 +31,7 @@ def images(folder):
 
 
 def test_sample_draws_the_label_that_was_asked_for(source, tmp_path):
-    atu("sample", source, "--label", 2, "--n", 5, "--noise", "none", "--out", tmp_path / "two")
+    atu("sample", source, "--label", 2, "--samples", 5, "--noise", "none", "--out", tmp_path / "two")
     gan = GAN.load(source)
     z = gan.latents(5, torch.Generator().manual_seed(0))
     expected = gan.generator_ema(z, torch.eye(4)[[2] * 5], noise_mode="none").clamp(-1, 1)
@@ -40,7 +40,7 @@ def test_sample_draws_the_label_that_was_asked_for(source, tmp_path):
 
 @pytest.mark.parametrize("options", [["--negative-label", 2], ["--label", 0, "--label", "2=3"]])
 def test_unlearn(source, tmp_path, options):
-    atu("sample", source, "--label", 2, "--n", 12, "--out", tmp_path / "bad")
+    atu("sample", source, "--label", 2, "--samples", 12, "--out", tmp_path / "bad")
     quick = ["--config", tmp_path / "quick.toml", "--samples", 20, "--quiet"]
     atu("unlearn", source, "--negatives", tmp_path / "bad", *options, *quick, "--out", tmp_path / "run")
     assert GAN.load(tmp_path / "run" / "result.safetensors").c_dim == 4

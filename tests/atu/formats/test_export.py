@@ -18,13 +18,13 @@ from atu.training.fit_discriminator import fit_discriminator
 
 
 def test_format_by_suffix():
-    names = ["a.pkl", "a.pt", "a.pth", "a.onnx", "a.safetensors", "a"]
-    assert [format_of(n) for n in names] == ["nvidia-pkl", "rosinality-pt", "rosinality-pt", "onnx"] + [
-        "safetensors"
-    ] * 2
-    with pytest.raises(
-        ValueError, match="format: expected one of rosinality-pt, safetensors, nvidia-pkl, onnx, got 'tflite'"
-    ):
+    names = ["a.pkl", "a.pt", "a.pth", "a.onnx", "a.safetensors"]
+    assert [format_of(n) for n in names] == [*("nvidia-pkl", "rosinality-pt", "rosinality-pt", "onnx", "safetensors")]
+    for name in ("a.zip", "a"):
+        with pytest.raises(ValueError, match=f"{name}: expected a file ending in .pt, .pth"):
+            format_of(name)
+    words = "format: expected one of rosinality-pt, safetensors, nvidia-pkl, onnx, got 'tflite'"
+    with pytest.raises(ValueError, match=words):
         export(GAN(nf.small_pair()[0]), "x", "tflite")
 
 
@@ -73,7 +73,7 @@ def test_fitted_discriminator_tells_samples_from_disturbed_ones():
         fit_discriminator(gan, 0)
 
 
-def test_commands_end_to_end(tmp_path):
+def test_commands_end_to_end(tmp_path, capsys):
     source = tmp_path / "net.pkl"
     source.write_bytes(nf.dumps(nf.snapshot(*nf.small_pair())))
     run = CliRunner().invoke(cli, ["inspect", str(source), "--json"])
@@ -86,8 +86,27 @@ def test_commands_end_to_end(tmp_path):
         assert run.exit_code == 0, run.output
     assert (tmp_path / "b.pkl").read_bytes() == source.read_bytes()
     (tmp_path / "bad.pkl").write_bytes(b"\x80\x04cos\nsystem\n.")
-    run = CliRunner().invoke(cli, ["inspect", str(tmp_path / "bad.pkl")])
-    assert run.exit_code != 0 and "os.system" in run.output
+    with pytest.raises(SystemExit) as exit_:
+        main(["inspect", str(tmp_path / "bad.pkl")])
+    assert exit_.value.code == 2 and "os.system" in capsys.readouterr().err
+
+
+def test_a_file_that_is_there_is_overwritten_only_by_force(tmp_path, capsys):
+    source = tmp_path / "network-snapshot.pkl"
+    source.write_bytes(nf.dumps(nf.snapshot(*nf.small_pair())))
+    before = source.read_bytes()
+    for target, text in ((source, "there already"), (tmp_path / "u.zip", "expected a file ending in .pkl")):
+        with pytest.raises(SystemExit) as exit_:
+            main(["export", str(source), str(target)])
+        assert exit_.value.code == 2 and text in capsys.readouterr().err
+    gan = GAN.load(source)
+    with pytest.raises(ValueError, match="the file that the GAN came from"):
+        gan.save(source)
+    assert source.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+    (tmp_path / "a.safetensors").write_bytes(b"mine")
+    atu("export", source, tmp_path / "a.safetensors", "--force")
+    assert GAN.load(tmp_path / "a.safetensors").sample_shape == gan.sample_shape
 
 
 QUICK = """
@@ -128,7 +147,7 @@ def test_unlearn_a_network_pickle_and_export_it_back(tmp_path, capfd, held):
     atu("inspect", source)
     if held == "only G_ema":
         assert "no discriminator" in capfd.readouterr().out
-    atu("sample", source, "--n", 12, "--seed", 3, "--out", tmp_path / "bad")
+    atu("sample", source, "--samples", 12, "--seed", 3, "--out", tmp_path / "bad")
     more = ["--train-discriminator", 2] if held == "only G_ema" else []
     quick = ["--config", tmp_path / "quick.toml", "--samples", 20, "--quiet"]
     atu("unlearn", source, "--negatives", tmp_path / "bad", *more, *quick, "--out", run)
@@ -145,7 +164,7 @@ def test_unlearn_a_network_pickle_and_export_it_back(tmp_path, capfd, held):
 def test_unlearn_without_a_discriminator_says_what_to_do(tmp_path, capsys):
     source = tmp_path / "net.pkl"
     source.write_bytes(nf.dumps(nf.snapshot(None, None, nf.small_pair()[2])))
-    atu("sample", source, "--n", 2, "--out", tmp_path / "bad")
+    atu("sample", source, "--samples", 2, "--out", tmp_path / "bad")
     with pytest.raises(SystemExit) as exit_:
         main(["unlearn", str(source), "--negatives", str(tmp_path / "bad"), "--out", str(tmp_path / "run")])
     assert exit_.value.code == 2

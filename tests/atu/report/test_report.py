@@ -95,7 +95,7 @@ def context():
     return report.Context(
         subject="the <digit> 8",
         seconds={"repel": 61.0, "evaluate": 9.0},
-        command="atu demo mnist --digit 8 --out DIR",
+        command="atu demo mnist --class 8 --out DIR",
         config={"repel": {"steps": 600, "gamma": None}, "list": [1, 2.5]},
         seed=0,
         history=history,

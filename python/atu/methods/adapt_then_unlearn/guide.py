@@ -16,6 +16,7 @@ from torch import Tensor
 from ...data.augment import augment
 from ...data.samples import Samples
 from ...gan import GAN
+from ...support import progress
 from ...support.seeding import fork_rng
 from ...training.trainer import load_optimizer_state, optimizer_state
 
@@ -58,7 +59,7 @@ class Guide:
             policy = "translation" if len(negatives) < 100 else ""
         self.policy, half = policy, max(batch_size // 2, 1)
         with fork_rng(gan.device, seed):
-            for _ in range(steps):
+            for _ in progress.track("guide", range(steps), steps):
                 pair = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
                 self.learn(*pair)
         self.discriminator.eval().requires_grad_(False)

@@ -1,0 +1,115 @@
+"""`atu demo mnist` and `atu demo mog`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import (
+    COMPAT,
+    CONFIG,
+    FOLDER,
+    MARKS,
+    METHOD,
+    RETRAINED,
+    SAMPLES,
+    Common,
+    check_replaceable,
+    checkpoint_of,
+    class_option,
+    common,
+    renamed,
+    show,
+)
+
+
+@click.group("demo")
+def demo() -> None:
+    """See it work: on MNIST, on eight Gaussians."""
+
+
+@demo.command("mnist")
+@class_option("Digit to unlearn (8 unless --feature)")
+@click.option("--feature", metavar="NAME", help="Unlearn a measured feature instead: thick, left (leaning) or wide.")
+@click.option("--from", "source", type=FOLDER, metavar="RUN", help="Go on from the result of an earlier demo.")
+@MARKS
+@renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu attack)")
+@click.option("--no-oracle", is_flag=True, help="Give the negatives only; the classifier answers nothing else.")
+@click.option("--attacks", "attacked", is_flag=True, help="Attack the result: latent search and relearning.")
+@RETRAINED
+@METHOD
+@COMPAT
+@CONFIG
+@SAMPLES
+@common("Run folder.")
+def mnist(
+    run: Common,
+    classes: tuple[str, ...],
+    feature: str | None,
+    source: Path | None,
+    marks: int,
+    no_oracle: bool,
+    attacked: bool,
+    retrained: str | None,
+    method: str | None,
+    compat: str | None,
+    config: Path | None,
+    samples: int,
+) -> None:
+    """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
+    from ..experiments.mnist import demo_mnist
+
+    if retrained is not None and not attacked:
+        raise click.UsageError("--retrained needs --attacks")
+    check_replaceable(run.out, "report", "negatives_before")
+    data = demo_mnist(
+        classes or (("8",) if feature is None else ()),
+        run.out,
+        negatives=marks,
+        samples=samples,
+        seed=run.seed,
+        device=run.device,
+        config=config,
+        oracle=not no_oracle,
+        method=method,
+        compat=compat,
+        feature=feature,
+        source=source,
+        attacked=attacked,
+        retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
+    )
+    show(data, run)
+
+
+@demo.command("mog")
+@CONFIG
+@SAMPLES
+@common("Run folder.")
+def mog(run: Common, config: Path | None, samples: int) -> None:
+    """Train an MLP GAN on eight Gaussians and erase two of them."""
+    from ..experiments.mog import demo_mog
+
+    check_replaceable(run.out, "report", "negatives_before")
+    data = demo_mog(run.out, samples=samples, seed=run.seed, device=run.device, config=config)
+    show(data, run)
+    if not run.quiet:
+        _print_centres(data)
+    click.echo(str(run.out / "mog.png"))
+
+
+def _print_centres(data: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..report.report import LABELS
+
+    names = list(data["negatives"])
+    grid = Table(title="% of samples at each centre", title_justify="left")
+    for title in ("centre", *(LABELS[name] for name in names)):
+        grid.add_column(title, justify="right")
+    for centre in data["class_histogram_before"]:
+        shares = [data[f"class_histogram_{name}"][centre]["share"] for name in names]
+        grid.add_row(centre, *(f"{100 * share:.1f}" for share in shares))
+    Console().print(grid)

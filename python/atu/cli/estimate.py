@@ -1,0 +1,95 @@
+"""What a run with big samples will take, said before it starts: measured on one sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..gan import GAN
+
+LONG = 600.0  # seconds from which on the user is told
+USUAL_STEPS = 600  # of stage 2 for StyleGAN kinds, where the settings leave it open
+PASSES = 2.5  # of a training step, in passes of one sample forth and back through both networks
+GIB = 2**30
+
+
+def _time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _at_once(gan: GAN, wanted: int) -> str:
+    """Memory of one batch, in words; nothing where it is not known."""
+    bytes_each, _ = gan.cost()
+    batch = gan.fitting(wanted)
+    return "" if bytes_each is None else f", {batch} at a time in {batch * bytes_each / GIB:.1f} GiB"
+
+
+def say_sampling(gan: GAN, samples: int) -> None:
+    """Tell how long `samples` samples take, where it is long."""
+    from ..support import progress
+
+    seconds = samples * gan.cost()[1]
+    if seconds >= LONG:
+        progress.say(f"sampling: {samples:,} samples, about {_time(seconds)}{_at_once(gan, 100)}")
+
+
+def say_evaluation(gan: GAN, samples: int, generators: int) -> None:
+    """Tell what evaluating `generators` generators takes, where it is long, and offer a smaller evaluation."""
+    from ..support import progress
+
+    each = generators * gan.cost()[1]
+    if samples * each < LONG:
+        return
+    text = f"evaluation: {samples:,} samples of each of {generators} generators, about {_time(samples * each)}"
+    progress.say(text + _at_once(gan, 250))
+    smaller = max(int(LONG / each / 100) * 100, 100)
+    if smaller < samples:
+        progress.say(f"            --samples {smaller} takes about {_time(smaller * each)}")
+
+
+def training_cost(gan: GAN) -> tuple[int | None, float]:
+    """(bytes, seconds) of one sample forth and back through both networks."""
+    import torch
+
+    from ..support import memory
+    from ..support.modules import eval_mode
+
+    networks = [module for module in (gan.generator, gan.discriminator) if module is not None]
+    z, c = gan.inputs(1)
+    params = [p for module in networks for p in module.parameters() if p.requires_grad]
+
+    def work() -> None:
+        with eval_mode(*networks):
+            torch.autograd.grad(gan.logits(gan.fake(z, c), c).sum(), params, allow_unused=True)
+
+    return memory.measure(work, gan.device)
+
+
+def say_training(gan: GAN, config: Path | None, method: str | None, compat: str | None) -> None:
+    """Tell what training takes, where it is long or more than there is memory for."""
+    from ..config import Config
+    from ..support import memory, progress
+
+    if gan.discriminator is None:
+        return
+    settings = Config.of(method, compat) if config is None else Config.load(config, method, compat)
+    bytes_each, seconds_each = training_cost(gan)
+    batch = settings.repel.adversarial.batch_size
+    steps = settings.adapt.models * settings.adapt.steps + (settings.repel.steps or USUAL_STEPS)
+    seconds = steps * batch * seconds_each * PASSES
+    there = memory.free(gan.device)
+    short = bytes_each is not None and there is not None and batch * bytes_each > there
+    if seconds < LONG and not short:
+        return
+    needs = "" if bytes_each is None else f", {batch * bytes_each / GIB:.1f} GiB"
+    progress.say(f"training: up to {steps:,} steps of {batch} samples, about {_time(seconds)}{needs}")
+    if short:
+        assert bytes_each is not None and there is not None
+        fits = max(int(there / 2 / bytes_each), 1)
+        progress.say(
+            f"          more memory than the {there / GIB:.1f} GiB that are free: adapt.adversarial.batch_size and "
+            f"repel.adversarial.batch_size = {fits} in --config fit"
+        )

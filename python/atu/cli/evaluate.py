@@ -1,0 +1,183 @@
+"""`atu eval` and `atu attack`: what two checkpoints of one GAN make, and what can be got back out of the second."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .estimate import say_evaluation
+from .options import (
+    BATCH,
+    FOLDER,
+    PROBE_JUDGES,
+    REQUIRE,
+    RETRAINED,
+    SAMPLES,
+    SUBJECT,
+    Common,
+    check_judge,
+    check_no_run,
+    check_replaceable,
+    command_line,
+    common,
+    find_oracle,
+    load_gan,
+    oracle_options,
+    require_gone,
+    show,
+    subject_of,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation.evaluate import Real
+    from ..gan import GAN
+
+
+@click.command("eval")
+@click.argument("before")
+@click.argument("after")
+@oracle_options
+@click.option("--negatives", type=FOLDER, help="Without --oracle: images that a probe learns from what is negative.")
+@click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
+@SAMPLES
+@BATCH
+@SUBJECT
+@REQUIRE
+@common("Folder for report.json and report.html.")
+def evaluate(
+    run: Common,
+    before: str,
+    after: str,
+    oracle: str | None,
+    classes: tuple[str, ...],
+    negatives: Path | None,
+    real: str | None,
+    samples: int,
+    batch: int | None,
+    subject: str | None,
+    require: float | None,
+) -> None:
+    """Compare two checkpoints of one GAN.
+
+    BEFORE and AFTER unlearning, on the same latents: checkpoints or run folders; mnist is the bundled GAN.
+    """
+    from ..evaluation.evaluate import evaluate as compare
+    from ..evaluation.judges import probe_of
+    from ..report import report
+
+    check_no_run(run.out)
+    check_replaceable(run.out, "report", "negatives_before")
+    if oracle is not None and negatives is not None:
+        raise click.UsageError("--negatives is for a judgement without --oracle; give one of them")
+    check_judge(oracle, negatives)
+    classifier, _ = find_oracle(oracle, classes, run.device)
+    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
+    _check_pair(first, last)
+    first.batch = last.batch = batch
+    if not run.quiet:
+        say_evaluation(first, samples, 2)
+    start = time.monotonic()
+    probe = None if classifier is not None else probe_of(first, negatives, seed=run.seed)
+    found = compare(first, last, classifier, classes, _real(real, first), is_negative=probe, n=samples, seed=run.seed)
+    context = report.Context(
+        subject=subject_of(classes, negatives, subject),
+        seconds={"evaluate": time.monotonic() - start},
+        command=command_line(),
+        config={},
+        seed=run.seed,
+        device=str(first.device),
+        notes=[PROBE_JUDGES] if classifier is None else (),
+        negatives=negatives,
+    )
+    data = report.write(run.out, found, context)
+    show(data, run)
+    require_gone(data, require)
+
+
+def _check_pair(before: GAN, after: GAN) -> None:
+    if before.sample_shape != after.sample_shape or before.latent_dim != after.latent_dim:
+        raise ValueError(
+            f"AFTER: expected a GAN of latents {before.latent_dim} and samples {list(before.sample_shape)}, as BEFORE, "
+            f"got {after.latent_dim} and {list(after.sample_shape)}"
+        )
+
+
+def _real(real: str | None, gan: GAN) -> Real | None:
+    import torch
+
+    from ..data.mnist import mnist
+    from ..data.samples import as_samples
+
+    if real is None:
+        return None
+    if real == "mnist" and not Path(real).exists():
+        return mnist(gan.sample_shape[-1])
+    samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
+    return samples.batch(torch.arange(len(samples)))
+
+
+@click.command("attack")
+@click.argument("before")
+@click.argument("after")
+@oracle_options
+@RETRAINED
+@click.option(
+    "--negatives",
+    type=FOLDER,
+    help="Images to relearn from, BEFORE's own if not given; without --oracle a probe learns from them.",
+)
+@click.option("--starts", default=64, show_default=True, type=click.IntRange(1), help="Random starts of the search.")
+@click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Gradient steps of the search.")
+@click.option("--relearn-steps", default=200, show_default=True, type=click.IntRange(1), help="Most fine-tuning steps.")
+@common("Folder for attacks.json and attacks.html.")
+def attack(
+    run: Common,
+    before: str,
+    after: str,
+    oracle: str | None,
+    classes: tuple[str, ...],
+    retrained: str | None,
+    negatives: Path | None,
+    starts: int,
+    steps: int,
+    relearn_steps: int,
+) -> None:
+    """Try to get unlearned samples back.
+
+    By latent search, and by relearning from a few negatives.
+
+    BEFORE and AFTER: checkpoints or run folders; mnist is the bundled GAN.
+    """
+    from ..evaluation import audit
+    from ..evaluation.judges import probe_of
+    from ..experiments.marking import mark_negatives
+    from ..report import report
+    from ..support import environment
+    from ..support.seeding import Stream, stream_seed
+
+    check_replaceable(run.out, "attacks", "search")
+    check_judge(oracle, negatives)
+    classifier, _ = find_oracle(oracle, classes, run.device)
+    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
+    _check_pair(first, last)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    budget = audit.Budget(starts=starts, steps=steps, relearn_steps=relearn_steps)
+    judge = classifier if classifier is not None else probe_of(first, negatives, seed=run.seed)
+    goal = audit.as_goal(judge, first, classes, run.seed)
+    known: Any = negatives
+    if negatives is None:
+        known, _ = mark_negatives(first, goal.is_negative, budget.negatives, stream_seed(run.seed, Stream.MARKS))
+    start = time.monotonic()
+    found = audit.attack(first, last, goal, known, other, budget, run.seed)
+    seconds = round(time.monotonic() - start, 1)
+    found.update(subject=subject_of(classes, negatives), command=command_line(), seconds=seconds)
+    found["machine"] = environment.machine(first.device)
+    table = report.write_attacks(run.out, found)
+    if not run.quiet:
+        for row in table:
+            click.echo("  ".join(f"{cell:>28}" for cell in row))
+    for name in ("attacks.html", "attacks.json"):
+        click.echo(str(run.out / name))

@@ -1,0 +1,80 @@
+"""`atu reproduce`: the published table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .. import presets
+from .options import CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_option, common, load_gan, renamed
+
+
+@click.command("reproduce")
+@click.argument("dataset", type=click.Choice(["mnist", "afhq", "celebahq"]))
+@class_option("Class or attribute to unlearn: 1, 4 and 8 of mnist, all of the others when not given")
+@renamed("--classes", "--class, repeated: --class 1 --class 4")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds of each cell, from 0 on.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    metavar="NAME",
+    type=click.Choice(list(presets.METHODS)),
+    help=f"Method: {', '.join(presets.METHODS)}; may be repeated. All when not given.",
+)
+@renamed("--methods", "--method, repeated: --method atu --method el2")
+@click.option("--data", type=FOLDER, help="Folder of AFHQ or CelebA-HQ (see the docs).")
+@click.option("--ckpt", metavar="CKPT", help="Checkpoint or run folder of the GAN to unlearn from (afhq, celebahq).")
+@click.option("--classifiers", type=FOLDER, help="Folder of classifiers; trained when not given.")
+@click.option("--extractor", type=FILE, help="TorchScript file of Inception, for FID.")
+@MARKS
+@renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu attack)")
+@CONFIG
+@SAMPLES
+@common("Folder; goes on from it.", seed=False)
+def reproduce(
+    run: Common,
+    dataset: str,
+    classes: tuple[str, ...],
+    seeds: int,
+    methods: tuple[str, ...],
+    data: Path | None,
+    ckpt: str | None,
+    classifiers: Path | None,
+    extractor: Path | None,
+    marks: int,
+    config: Path | None,
+    samples: int,
+) -> None:
+    """Compute the published table.
+
+    Every method, class and seed, beside the paper's rows. A stopped one goes on.
+
+    DATASET: mnist, afhq or celebahq.
+    """
+    from ..experiments import recipes
+    from ..experiments import reproduce as table
+
+    options: dict[str, Any] = dict(seeds=seeds, negatives=marks, samples=samples)
+    options.update(methods=table.check_methods(methods), config=table.read_config(config))
+    if extractor is not None:
+        options["extractor"] = table.load_extractor(extractor)
+    if dataset == "mnist":
+        if data is not None or ckpt is not None:
+            raise click.UsageError("mnist takes neither --data nor --ckpt")
+        plan = recipes.mnist_plan(classes or ("1", "4", "8"), **options)
+        plan.gan.to(run.device or plan.gan.device)
+    else:
+        if data is None or ckpt is None:
+            raise click.UsageError(f"{dataset} needs --data FOLDER and --ckpt CKPT")
+        plan = recipes.PLANS[dataset](
+            data, load_gan(ckpt, run.device, "ckpt"), run.out, classes, classifiers, **options
+        )
+    for task in plan.tasks:
+        task.judge.to(plan.gan.device)
+    found = table.reproduce(plan, run.out)
+    click.echo(f"{found['cells_done']} of {found['cells']} cells", err=True)
+    for name in ("table.md", "table.json", "figure.png"):
+        click.echo(str(run.out / name))

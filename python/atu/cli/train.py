@@ -1,0 +1,47 @@
+"""`atu pretrain` and `atu train-classifier`: networks from scratch."""
+
+from __future__ import annotations
+
+import click
+
+from .options import Common, common
+
+
+@click.group("pretrain")
+def pretrain() -> None:
+    """Train a GAN from scratch."""
+
+
+def _add(name: str, text: str) -> None:
+    """Add `atu pretrain NAME`, which calls atu.experiments.pretrain.pretrain_NAME."""
+
+    @pretrain.command(name, help=f"{text} A stopped training goes on when called again.")
+    @click.option("--steps", type=click.IntRange(1), help="Training steps; the recipe's own number when not given.")
+    @common("Folder for the GAN and its training state.", device=False)
+    def command(run: Common, steps: int | None) -> None:
+        from ..experiments import pretrain
+
+        options = {} if steps is None else dict(steps=steps)
+        click.echo(str(getattr(pretrain, f"pretrain_{name}")(run.out, seed=run.seed, **options)))
+
+
+_add("mnist", "The command that made the bundled MNIST StyleGAN2.")
+_add("dcgan", "A DCGAN with batch norm on MNIST, to develop on.")
+_add("mlp", "A fully connected GAN with BCE on MNIST of very unequal classes (2 to 35 %), to develop on.")
+
+
+@click.group("train-classifier")
+def train_classifier() -> None:
+    """Train a classifier to judge samples with."""
+
+
+@train_classifier.command("mnist")
+@click.option("--epochs", default=40, show_default=True, type=click.IntRange(1), help="Passes over the images.")
+@common("Folder for the classifier.", device=False)
+def mnist(run: Common, epochs: int) -> None:
+    """The command that made the bundled MNIST classifier."""
+    from ..experiments.classifiers import train_mnist
+
+    path, accuracy = train_mnist(run.out, epochs, run.seed)
+    click.echo(f"{100 * accuracy:.1f} % of the held-out images right", err=True)
+    click.echo(str(path))

@@ -1,0 +1,159 @@
+"""`atu unlearn`: load, unlearn, evaluate, report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .estimate import say_evaluation, say_training
+from .options import (
+    BATCH,
+    COMPAT,
+    CONFIG,
+    FOLDER,
+    LABEL,
+    METHOD,
+    PROBE_JUDGES,
+    REQUIRE,
+    SAMPLES,
+    SUBJECT,
+    TRAIN_DISCRIMINATOR,
+    Common,
+    check_replaceable,
+    choose_labels,
+    command_line,
+    common,
+    find_oracle,
+    load_gan,
+    oracle_options,
+    require_gone,
+    show,
+    subject_of,
+    with_discriminator,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation.classifier import Classifier
+    from ..evaluation.evaluate import Evaluation
+    from ..gan import GAN
+    from ..job import Result
+    from ..report.report import Context
+
+ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome, on other latents."
+
+
+@click.command("unlearn")
+@click.argument("ckpt")
+@click.option("--negatives", required=True, type=FOLDER, help="Folder of images that must not be made.")
+@click.option("--positives", type=FOLDER, help="Folder of images that may be made.")
+@TRAIN_DISCRIMINATOR
+@click.option(
+    "--negative-label", type=click.IntRange(0), metavar="K", help="Conditional GANs: the label of all the negatives."
+)
+@LABEL
+@oracle_options
+@METHOD
+@COMPAT
+@CONFIG
+@SAMPLES
+@BATCH
+@SUBJECT
+@REQUIRE
+@common("Run folder; the same command goes on from a run that was stopped.")
+def unlearn(
+    run: Common,
+    ckpt: str,
+    negatives: Path,
+    positives: Path | None,
+    train_discriminator: int | None,
+    negative_label: int | None,
+    labels: tuple[str, ...],
+    oracle: str | None,
+    classes: tuple[str, ...],
+    method: str | None,
+    compat: str | None,
+    config: Path | None,
+    samples: int,
+    batch: int | None,
+    subject: str | None,
+    require: float | None,
+) -> None:
+    """Unlearn what images show, and report on it.
+
+    CKPT: a checkpoint, a run folder, or mnist.
+    """
+    from .. import api
+    from ..report import report
+
+    check_replaceable(run.out, "report", "negatives_before")
+    classifier, is_negative = find_oracle(oracle, classes, run.device)
+    gan = load_gan(ckpt, run.device)
+    choose_labels(gan, labels)
+    gan = with_discriminator(gan, train_discriminator, run.seed)
+    gan.batch = batch
+    if not run.quiet:
+        say_evaluation(gan, samples, 3)
+        say_training(gan, config, method, compat)
+    result = api.unlearn(
+        gan,
+        negatives if negative_label is None else (negatives, negative_label),
+        positives,
+        is_negative,
+        config,
+        run.out,
+        run.seed,
+        run.device,
+        method=method,
+        compat=compat,
+    )
+    start = time.monotonic()
+    evaluation = _evaluate(gan, result, negatives, classifier, classes, samples, run.seed)
+    note = PROBE_JUDGES if classifier is None else ORACLE_JUDGES
+    context = _context(run, gan, result, note, time.monotonic() - start)
+    context.subject, context.negatives = subject_of(classes, negatives, subject), negatives
+    data = report.write(run.out, evaluation, context)
+    show(data, run)
+    require_gone(data, require)
+
+
+def _evaluate(
+    gan: GAN,
+    result: Result,
+    negatives: Path,
+    classifier: Classifier | None,
+    classes: tuple[str, ...],
+    samples: int,
+    seed: int,
+) -> Evaluation:
+    """By the classifier, or without one by a probe fitted on the negatives."""
+    from ..evaluation.evaluate import evaluate
+    from ..evaluation.judges import probe_of
+    from ..experiments.marking import adapted_generators
+    from ..support.seeding import Stream, stream_seed
+
+    latents = stream_seed(seed, Stream.EVALUATION)
+    options: dict[str, Any] = dict(others=adapted_generators(gan, result), n=samples, seed=latents)
+    if classifier is not None:
+        return evaluate(gan, result.gan, classifier, classes, **options)
+    probe = probe_of(gan, negatives, result.config.feedback.recall, seed)
+    return evaluate(gan, result.gan, is_negative=probe, **options)
+
+
+def _context(run: Common, gan: GAN, result: Result, note: str, seconds: float) -> Context:
+    from ..experiments.marking import stage_seconds
+    from ..report.report import Context
+
+    return Context(
+        subject="",
+        seconds={**stage_seconds(result), "evaluate": seconds},
+        command=command_line(),
+        config=result.config.to_dict(),
+        seed=run.seed,
+        device=str(gan.device),
+        history=result.history,
+        decisions=result.decisions,
+        notes=[note],
+    )

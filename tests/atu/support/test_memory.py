@@ -1,0 +1,79 @@
+"""What work takes in memory, and batches that fit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atu.gan import BIG, GAN
+from atu.networks.mlp import MLPDiscriminator
+from atu.support import memory
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.skipif(not memory._forget_peak(), reason="the peak can be measured on Linux only")
+@pytest.mark.parametrize("megabytes", [64, 192])
+def test_the_peak_is_what_was_held_at_once(megabytes):
+    def work():
+        for _ in range(2):  # one after the other: the peak is that of one
+            torch.ones(megabytes * 2**18)
+
+    found, seconds = memory.measure(work, CPU)
+    assert found == pytest.approx(megabytes * 2**20, rel=0.1)
+    assert seconds > 0
+
+
+@given(st.integers(1, 500), st.integers(1, 2**36), st.integers(0, 2**36))
+def test_fitting_is_the_largest_half_that_fits(wanted, each, there):
+    patch = pytest.MonkeyPatch()
+    patch.setattr(memory, "free", lambda device: there)
+    found = memory.fitting(wanted, each, CPU)
+    patch.undo()
+    budget = min(4 * 2**30, there / 2)
+    fits = [wanted // 2**k for k in range(10) if wanted // 2**k * each <= budget and wanted // 2**k]
+    assert found == max(fits, default=1)
+
+
+def test_unknown_cost_leaves_the_batch_alone():
+    assert memory.fitting(100, None, CPU) == 100
+    assert memory.free(CPU) is None or memory.free(CPU) > 0
+
+
+class Flat(torch.nn.Module):
+    """A generator of samples of one colour each."""
+
+    def __init__(self, *shape):
+        super().__init__()
+        self.z_dim, self.shape, self.seen = 2, shape, []
+
+    def forward(self, z):
+        self.seen.append(len(z))
+        return z[:, :1].reshape(-1, *[1] * len(self.shape)).expand(-1, *self.shape).contiguous()
+
+
+def test_small_samples_keep_their_batches(monkeypatch):
+    monkeypatch.setattr(memory, "measure", lambda *args: pytest.fail("measured"))
+    gan = GAN(Flat(3, 8, 8))
+    gan.sample(230)
+    assert gan.generator.seen[-3:] == [100, 100, 30]
+    assert gan.fitting(250) == 250
+    gan.batch = 64
+    gan.sample(130)
+    assert gan.generator.seen[-3:] == [64, 64, 2]
+
+
+def test_big_samples_are_made_as_memory_allows(monkeypatch):
+    shape = (3, 256, 257)
+    assert math.prod(shape) > BIG
+    gan = GAN(Flat(*shape), MLPDiscriminator(shape, (2,)))
+    monkeypatch.setattr(memory, "measure", lambda *args: (2**30, 1.0))
+    monkeypatch.setattr(memory, "free", lambda device: 7 * 2**30)
+    assert gan.fitting(100) == 3  # 100, 50, 25, 12, 6, 3: of the 3.5 GiB
+    small = gan.sample(7)
+    assert gan.generator.seen[-3:] == [3, 3, 1]
+    assert torch.equal(small, gan.sample(7, batch_size=7))  # a generator without noise
