@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,13 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _big(gan: GAN) -> bool:
+    """Whether one sample says how long many take: of small ones, most of the time is not the samples'."""
+    from ..gan import BIG
+
+    return math.prod(gan.sample_shape) >= BIG
+
+
 def _at_once(gan: GAN, wanted: int) -> str:
     """Memory of one batch, in words; nothing where it is not known."""
     bytes_each, _ = gan.cost()
@@ -31,7 +39,7 @@ def say_sampling(gan: GAN, samples: int) -> None:
     """Tell how long `samples` samples take, where it is long."""
     from ..support import progress
 
-    seconds = samples * gan.cost()[1]
+    seconds = samples * gan.cost()[1] if _big(gan) else 0.0
     if seconds >= LONG:
         progress.say(f"sampling: {samples:,} samples, about {_time(seconds)}{_at_once(gan, 100)}")
 
@@ -40,7 +48,7 @@ def say_evaluation(gan: GAN, samples: int, generators: int) -> None:
     """Tell what evaluating `generators` generators takes, where it is long, and offer a smaller evaluation."""
     from ..support import progress
 
-    each = generators * gan.cost()[1]
+    each = generators * gan.cost()[1] if _big(gan) else 0.0
     if samples * each < LONG:
         return
     text = f"evaluation: {samples:,} samples of each of {generators} generators, about {_time(samples * each)}"
@@ -73,7 +81,7 @@ def say_training(gan: GAN, config: Path | None, method: str | None, compat: str 
     from ..config import Config
     from ..support import memory, progress
 
-    if gan.discriminator is None:
+    if gan.discriminator is None or not _big(gan):
         return
     settings = Config.of(method, compat) if config is None else Config.load(config, method, compat)
     bytes_each, seconds_each = training_cost(gan)

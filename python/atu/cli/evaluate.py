@@ -177,7 +177,17 @@ def attack(
     found["machine"] = environment.machine(first.device)
     table = report.write_attacks(run.out, found)
     if not run.quiet:
-        for row in table:
-            click.echo("  ".join(f"{cell:>28}" for cell in row))
+        _print(table)
     for name in ("attacks.html", "attacks.json"):
         click.echo(str(run.out / name))
+
+
+def _print(table: list[list[str]]) -> None:
+    """Rows under a header, as wide as the terminal allows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*table[0], box=None)
+    for row in table[1:]:
+        shown.add_row(*row)
+    Console().print(shown)

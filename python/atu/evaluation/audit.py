@@ -214,7 +214,7 @@ def _ascend(gan: GAN, goal: Goal, space: _Space, budget: Budget, seed: int) -> d
     latent = space.start.clone().requires_grad_(True)
     optim = torch.optim.Adam([latent], lr=budget.rate * space.unit)
     first = torch.full((len(latent),), -1)
-    for step in progress.track("search", range(budget.steps + 1), budget.steps + 1):
+    for step in progress.track("search", range(budget.steps + 1), budget.steps):
         with fork_rng(gan.device, stream_seed(seed, Stream.ATTACK_NOISE)):  # the same noise in every step
             x = space.make(latent)
         hit = goal.is_negative(x.detach()).cpu()

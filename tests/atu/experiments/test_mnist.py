@@ -161,7 +161,8 @@ def test_still_unlearned_says_when_it_came_back():
     assert (row(2, 3)["pul_before"], row(2, 3)["pul_after"]) == (98.0, 97.0)
 
 
-def test_attack_command(small, capsys):
+def test_attack_command(small, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     ckpt, out = small / "mnist-gan.safetensors", small / "attacks"
     arguments = ["attack", ckpt, ckpt, "--oracle", "mnist", "--class", 3, "--starts", 5, "--steps", 2]
     assert run(*arguments, "--relearn-steps", 2, "--retrained", ckpt, "--out", out) == 0

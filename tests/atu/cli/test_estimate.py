@@ -1,0 +1,71 @@
+"""What is said before a run with big samples."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from atu.cli import estimate
+from atu.gan import GAN
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.support import memory, progress
+
+GIB = 2**30
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines: list[str] = []
+    monkeypatch.setattr(progress, "say", lines.append)
+    return lines
+
+
+def small():
+    torch.manual_seed(0)
+    return GAN(MLPGenerator(4, [1, 8, 8], (16,), "tanh"), MLPDiscriminator([1, 8, 8], (16,)))
+
+
+def big():
+    gan = small()
+    gan._sample_shape = (3, 256, 256)
+    return gan
+
+
+def test_small_samples_need_no_word(said):
+    gan = small()
+    estimate.say_sampling(gan, 1000)
+    estimate.say_evaluation(gan, 10_000, 3)
+    estimate.say_training(gan, None, None, None)
+    assert said == []
+
+
+def test_a_long_evaluation_is_said_and_a_smaller_one_offered(said):
+    gan = big()
+    gan._cost, gan.batch = (GIB // 2, 1.6), 6
+    estimate.say_evaluation(gan, 10_000, 3)
+    assert said == [
+        "evaluation: 10,000 samples of each of 3 generators, about 13.3 h, 6 at a time in 3.0 GiB",
+        "            --samples 100 takes about 8 min",
+    ]
+    said.clear()
+    estimate.say_sampling(gan, 1000)
+    assert said == ["sampling: 1,000 samples, about 27 min, 6 at a time in 3.0 GiB"]
+
+
+def test_training_that_does_not_fit_is_said(said, monkeypatch, tmp_path):
+    monkeypatch.setattr(estimate, "training_cost", lambda gan: (3 * GIB, 0.001))
+    monkeypatch.setattr(memory, "free", lambda device: 16 * GIB)
+    (tmp_path / "c.toml").write_text("[adapt]\nmodels = 2\nsteps = 10\n[repel]\nsteps = 30\n")
+    estimate.say_training(big(), tmp_path / "c.toml", None, None)
+    assert said[0] == "training: up to 50 steps of 32 samples, about 4 s, 96.0 GiB"
+    assert "16.0 GiB that are free" in said[1] and said[1].endswith("batch_size = 2 in --config fit")
+
+
+def test_training_cost_leaves_the_networks_as_they_are():
+    gan = small()
+    before = {name: value.clone() for name, value in gan.generator.state_dict().items()}
+    random = torch.get_rng_state()
+    _, seconds = estimate.training_cost(gan)
+    assert seconds > 0 and torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(before[name], value) for name, value in gan.generator.state_dict().items())
+    assert all(p.grad is None for p in gan.generator.parameters())
