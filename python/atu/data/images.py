@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from ..support.files import write_atomic
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+THUMBNAIL = 128  # longest side of a picture in a grid, in pixels
 
 
 def is_image(path: Path) -> bool:
@@ -98,6 +100,15 @@ def map_range(x: Tensor, source: tuple[float, float], target: tuple[float, float
     if source == target:
         return x
     return (x - source[0]) / (source[1] - source[0]) * (target[1] - target[0]) + target[0]
+
+
+def thumbnails(images: Tensor, most: int = THUMBNAIL) -> Tensor:
+    """Images [n, C, H, W], scaled down by averaging where a side is longer than `most` pixels; others as they are."""
+    height, width = images.shape[-2:]
+    scale = most / max(height, width)
+    if scale >= 1:
+        return images
+    return F.interpolate(images.float(), (max(round(height * scale), 1), max(round(width * scale), 1)), mode="area")
 
 
 def image_grid(images: Tensor, image_range: tuple[float, float], columns: int, gap: int = 1) -> Image.Image:

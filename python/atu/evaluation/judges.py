@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Feedback
-from ..data.images import map_range
+from ..data.images import map_range, thumbnails
 from ..data.samples import as_samples
 from ..feedback.oracles import IsNegative, Oracle
 from ..feedback.probe import Probe, fit_probe
@@ -152,8 +152,8 @@ def yes_no_judge(is_negative: IsNegative, gan: GAN) -> Judge:
 @dataclass
 class Judged:
     """One model's n samples. negative: bool [n]. features: [n, F]. labels: int64 [n] and confidence [n], or None.
-    first: the first samples themselves, for a grid. attributes: bool [n] each, by name. shown: the first samples that
-    are negative."""
+    first: the first samples themselves (thumbnails of large images), for a grid. attributes: bool [n] each, by name.
+    shown: the first samples that are negative, likewise."""
 
     negative: Tensor
     features: Tensor
@@ -198,14 +198,15 @@ def judge_samples(
 
 
 class _First:
-    """The first `most` samples of those added, on the CPU."""
+    """The first `most` samples of those added, on the CPU; of large images, their thumbnails."""
 
     def __init__(self, most: int):
         self.left, self.parts = most, list[Tensor]()
 
     def add(self, x: Tensor) -> None:
         if self.left and len(x):
-            self.parts.append(x[: self.left].cpu())
+            part = x[: self.left]
+            self.parts.append((thumbnails(part) if part.ndim == 4 else part).cpu())
             self.left -= len(self.parts[-1])
 
     def samples(self) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.images import image_grid, thumbnails
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judges import Judged
 from . import plots
@@ -59,7 +60,7 @@ def _grid(judged: Judged, pick: Tensor, image_range: tuple[float, float], label:
 
 
 def _picture(images: Tensor, image_range: tuple[float, float]) -> dict[str, Any]:
-    picture = plots.image_grid(plots.thumbnails(images), image_range, COLUMNS)
+    picture = image_grid(thumbnails(images), image_range, COLUMNS)
     return dict(src=plots.data_url(picture), small=images.shape[-1] < 64, width=picture.width, height=picture.height)
 
 

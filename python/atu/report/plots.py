@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
-import torch.nn.functional as F
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import image_grid
+from ..data.images import image_grid, thumbnails
 from ..support.files import write_atomic
 
 if TYPE_CHECKING:
@@ -58,7 +57,6 @@ STYLE: dict[str, Any] = {
 }
 
 
-THUMBNAIL = 128  # longest side of a picture in a grid, in pixels
 LARGE = 200_000  # bytes of a PNG beyond which a grid becomes a JPEG: the page stays below 5 MiB
 
 
@@ -187,16 +185,6 @@ def save_path(file: str | Path, path: ParameterPath) -> Path:
         axes.spines[side].set_visible(False)
     _draw_path(axes, path)
     return write_atomic(file, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
-
-
-def thumbnails(images: Tensor, most: int = THUMBNAIL) -> Tensor:
-    """Images [n, C, H, W], scaled down by averaging where a side is longer than `most` pixels."""
-    height, width = images.shape[-2:]
-    scale = most / max(height, width)
-    if scale >= 1:
-        return images
-    size = max(round(height * scale), 1), max(round(width * scale), 1)
-    return F.interpolate(images.float(), size, mode="area")
 
 
 def data_url(image: Image.Image) -> str:

@@ -84,7 +84,7 @@ def _hashes(evaluation: Evaluation, context: Context, result: Path | None) -> di
         found["result"] = sha256_of(result)
     if isinstance(context.negatives, Tensor):
         found["negatives"] = sha256({"samples": context.negatives})
-    elif context.negatives is not None:
+    elif context.negatives is not None and Path(context.negatives).exists():
         found["negatives"] = sha256_of(Path(context.negatives))
     return found
 

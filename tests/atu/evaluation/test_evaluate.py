@@ -8,12 +8,14 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 from atu.data.images import map_range, save_folder
+from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import evaluate
 from atu.evaluation.judges import judge_samples, probe_of
 from atu.gan import GAN
 from atu.measures.features import discriminator_features
 from atu.measures.frechet import frechet
 from atu.measures.shares import histogram, total_variation
+from atu.networks.classifier import ConvClassifier
 from atu.networks.mlp import MLPDiscriminator
 from atu.support.digest import sha256
 from atu.support.seeding import mix_seed
@@ -312,6 +314,22 @@ def test_a_folder_of_images_judges(tmp_path):
     found = evaluate(pair, pair, str(tmp_path), n=200)
     assert 0 < found.numbers["negatives_before"] < 200
     assert found.models["after"].shown.shape == (min(24, found.numbers["negatives_after"]), 1, 4, 4)
+
+
+def test_the_file_of_a_classifier_judges(tmp_path):
+    torch.manual_seed(1)
+    classifier = Classifier(ConvClassifier(3, 8, 1, (4, 4, 4, 4, 4), 5), ["a", "b", "c"])
+    generator = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+    pair = GAN(generator, nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), latent_dim=4)
+    path = classifier.save(tmp_path / "c.safetensors")
+    assert evaluate(pair, pair, path, ["b"], n=40).numbers == evaluate(pair, pair, classifier, ["b"], n=40).numbers
+
+
+def test_large_images_are_kept_as_thumbnails():
+    x = torch.rand(3, 1, 256, 128)
+    judged = judge_samples([x], lambda x: (torch.ones(len(x), dtype=torch.bool), x.flatten(1)[:, :2], None, None), 2)
+    assert (judged.first.shape, judged.shown.shape) == ((2, 1, 128, 64), (3, 1, 128, 64))
+    assert torch.allclose(judged.first, x[:2].reshape(2, 1, 128, 2, 64, 2).mean((3, 5)), atol=1e-6)
 
 
 def test_hashes_are_of_the_weights():
