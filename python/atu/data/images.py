@@ -14,7 +14,7 @@ from torch import Tensor
 from ..support.files import write_atomic
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-THUMBNAIL = 128  # longest side of a picture in a grid, in pixels
+THUMBNAIL = 128  # most pixels a side of an image among others in a picture
 
 
 def is_image(path: Path) -> bool:
@@ -102,13 +102,13 @@ def map_range(x: Tensor, source: tuple[float, float], target: tuple[float, float
     return (x - source[0]) / (source[1] - source[0]) * (target[1] - target[0]) + target[0]
 
 
-def thumbnails(images: Tensor, most: int = THUMBNAIL) -> Tensor:
-    """Images [n, C, H, W], scaled down by averaging where a side is longer than `most` pixels; others as they are."""
-    height, width = images.shape[-2:]
-    scale = most / max(height, width)
-    if scale >= 1:
-        return images
-    return F.interpolate(images.float(), (max(round(height * scale), 1), max(round(width * scale), 1)), mode="area")
+def thumbnails(x: Tensor, most: int = THUMBNAIL) -> Tensor:
+    """Images [N, C, H, W] scaled down to at most `most` pixels a side; smaller ones, and other samples, as they are."""
+    if x.ndim != 4 or max(x.shape[2:]) <= most or not len(x):
+        return x
+    scale = most / max(x.shape[2:])
+    size = [max(round(side * scale), 1) for side in x.shape[2:]]
+    return F.interpolate(x.float(), size, mode="bilinear", antialias=True)
 
 
 def image_grid(images: Tensor, image_range: tuple[float, float], columns: int, gap: int = 1) -> Image.Image:

@@ -92,7 +92,7 @@ def evaluate(
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
     numbers.update(_real_numbers(reference, models))
-    drawn = judge_samples(before.batches(n, mix_seed(seed, 1), batch_size), judge.score, shown=0)
+    drawn = judge_samples(before.batches(n, mix_seed(seed, 996), batch_size), judge.score, shown=0)
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
     for name, judged in models.items():
         shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}

@@ -115,12 +115,12 @@ def as_rule(value: Any, gan: GAN, seed: int = 0) -> IsNegative:
 
 
 def probe_of(gan: GAN, negatives: Any, recall: float | None = None, seed: int = 0) -> Probe:
-    """A probe that tells negatives (a folder, tensor, array or dataset) from the GAN's samples.
+    """A probe that tells negatives (a folder, tensor, array or dataset) from the GAN's samples, of latents of its own.
 
     recall: share of the held-out negatives to be recognised; that of the settings when not given.
     """
     marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives")
-    pool = gan.sample(2000, seed=mix_seed(seed, 5)).cpu()
+    pool = gan.sample(2000, seed=mix_seed(seed, 997)).cpu()
     return fit_probe(gan, marked, pool, Feedback().recall if recall is None else recall)
 
 
@@ -205,8 +205,7 @@ class _First:
 
     def add(self, x: Tensor) -> None:
         if self.left and len(x):
-            part = x[: self.left]
-            self.parts.append((thumbnails(part) if part.ndim == 4 else part).cpu())
+            self.parts.append(thumbnails(x[: self.left].cpu()))
             self.left -= len(self.parts[-1])
 
     def samples(self) -> Tensor:

@@ -57,7 +57,7 @@ def report_data(evaluation: Evaluation, context: Context, result: Path | None = 
     result: file of the unlearned GAN, whose hash is written down.
     """
     total = sum(value for name, value in context.seconds.items() if name not in ("evaluate", "attacks"))
-    return dict(
+    data = dict(
         subject=context.subject,
         **evaluation.numbers,
         seconds=round(total, 2),
@@ -75,6 +75,8 @@ def report_data(evaluation: Evaluation, context: Context, result: Path | None = 
         sha256=_hashes(evaluation, context, result),
         made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+    data.update(verdict=verdict(data).text, warnings=cautions(data))
+    return data
 
 
 def _hashes(evaluation: Evaluation, context: Context, result: Path | None) -> dict[str, str]:
@@ -118,7 +120,7 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         verdict=verdict(data),
         summary=summary(data),
         no_proof=no_proof(data),
-        cautions=cautions(data),
+        cautions=data["warnings"],
         cards=cards(data),
         grid_rows=grids(evaluation),
         survivors=survivors(evaluation),

@@ -272,6 +272,8 @@ def test_warnings_and_decisions_in_words(evaluation, context):
     data = report.report_data(evaluation, context)
     page = report.render(data, evaluation, context)
     assert "<li>Only &lt;12&gt; samples were marked.</li>" in page
+    assert data["warnings"] == ["Only <12> samples were marked."]
+    assert data["verdict"] == "None of it was found. The rest is as it was."
     why = dict(words.explain(data["decisions"]))
     assert why["Which generator was kept"].startswith("Step 300 of 600: the latest")
     assert "0.3 % of the samples" in why["Which generator was kept"]
