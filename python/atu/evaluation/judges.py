@@ -115,7 +115,7 @@ def as_rule(value: Any, gan: GAN, seed: int = 0) -> IsNegative:
 
 
 def probe_of(gan: GAN, negatives: Any, recall: float | None = None, seed: int = 0) -> Probe:
-    """A probe that tells negatives (a folder, tensor, array or dataset) from the GAN's samples.
+    """A probe that tells negatives (a folder, tensor, array or dataset) from the GAN's samples, of latents of its own.
 
     recall: share of the held-out negatives to be recognised; that of the settings when not given.
     """
@@ -152,8 +152,8 @@ def yes_no_judge(is_negative: IsNegative, gan: GAN) -> Judge:
 @dataclass
 class Judged:
     """One model's n samples. negative: bool [n]. features: [n, F]. labels: int64 [n] and confidence [n], or None.
-    first: the first samples themselves, for a grid. attributes: bool [n] each, by name. shown: the first samples that
-    are negative."""
+    first: the first samples themselves (thumbnails of large images), for a grid. attributes: bool [n] each, by name.
+    shown: the first samples that are negative, likewise."""
 
     negative: Tensor
     features: Tensor

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..evaluation.parameter_path import ParameterPath
 
 
+LARGEST_PNG = 400_000  # bytes of a picture inside a page
 # Stand-in colours, replaced by the page's CSS variables once matplotlib has drawn.
 INK, MUTED = "#000001", "#000002"
 
@@ -55,9 +56,6 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.labelcolor": INK,
 }
-
-
-LARGE = 200_000  # bytes of a PNG beyond which a grid becomes a JPEG: the page stays below 5 MiB
 
 
 Rows = Sequence[Mapping[str, Any]]
@@ -188,14 +186,13 @@ def save_path(file: str | Path, path: ParameterPath) -> Path:
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture inside a URL: a PNG, or a JPEG where that would be large."""
-    out = io.BytesIO()
+    """A picture inside a URL: a PNG, or a WebP where that is too large for a page with several of them."""
+    out, kind = io.BytesIO(), "png"
     image.save(out, "PNG", optimize=True)
-    if len(out.getvalue()) <= LARGE:
-        return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
-    out = io.BytesIO()
-    image.convert("L" if image.mode == "L" else "RGB").save(out, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    if out.tell() > LARGEST_PNG:
+        out, kind = io.BytesIO(), "webp"
+        image.save(out, "WEBP", quality=80)
+    return f"data:image/{kind};base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def save_scatters(path: str | Path, panels: Sequence[tuple[str, Tensor, Tensor]], limit: float = 3.2) -> Path:

@@ -58,7 +58,7 @@ def report_data(evaluation: Evaluation, context: Context, result: Path | None = 
     result: file of the unlearned GAN, whose hash is written down.
     """
     total = sum(value for name, value in context.seconds.items() if name not in ("evaluate", "attacks"))
-    return dict(
+    data = dict(
         subject=context.subject,
         **evaluation.numbers,
         seconds=round(total, 2),
@@ -76,6 +76,8 @@ def report_data(evaluation: Evaluation, context: Context, result: Path | None = 
         sha256=_hashes(evaluation, context, result),
         made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+    data.update(verdict=verdict(data).text, warnings=cautions(data))
+    return data
 
 
 def _hashes(evaluation: Evaluation, context: Context, result: Path | None) -> dict[str, str]:
@@ -85,7 +87,7 @@ def _hashes(evaluation: Evaluation, context: Context, result: Path | None) -> di
         found["result"] = sha256_of(result)
     if isinstance(context.negatives, Tensor):
         found["negatives"] = sha256({"samples": context.negatives})
-    elif context.negatives is not None:
+    elif context.negatives is not None and Path(context.negatives).exists():
         found["negatives"] = sha256_of(Path(context.negatives))
     return found
 
@@ -119,7 +121,7 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         verdict=verdict(data),
         summary=summary(data),
         no_proof=no_proof(data),
-        cautions=cautions(data),
+        cautions=data["warnings"],
         cards=cards(data),
         grid_rows=grids(evaluation),
         survivors=survivors(evaluation),

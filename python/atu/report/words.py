@@ -168,7 +168,7 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
     found = []
     n = data["n"]
     counts = f"{data['negatives_before']:,} → {data['negatives_after']:,} of {n:,} samples"
-    if data["pul"] is not None:
+    if data["pul"] is not None and not looks_swapped(data):
         low, high = data["pul_ci95"]
         note = f"{counts}; 95 % interval: {low:.1f} to {high:.1f} %"
         found.append(dict(name="Negatives gone", value=percent(data["pul"]), note=note))

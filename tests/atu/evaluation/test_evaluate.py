@@ -8,12 +8,14 @@ from scipy.linalg import sqrtm
 from torch import nn
 
 from atu.data.images import map_range, save_folder
+from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import evaluate
 from atu.evaluation.judges import judge_samples, probe_of
 from atu.gan import GAN
 from atu.measures.features import discriminator_features
 from atu.measures.frechet import frechet
 from atu.measures.shares import histogram, total_variation
+from atu.networks.classifier import ConvClassifier
 from atu.networks.mlp import MLPDiscriminator
 from atu.support.digest import sha256
 from atu.support.seeding import mix_seed
@@ -97,7 +99,7 @@ def test_numbers_agree_with_counting_by_hand():
     upper = z[:, 1] > 0
     assert numbers["class_histogram_before"]["3"]["count"] == int((~before & upper).sum())
     assert sum(row["count"] for row in numbers["class_histogram_after"].values()) == n
-    other = gan().sample(n, mix_seed(seed, 1), batch_size=250)  # the reference: good samples of other latents
+    other = gan().sample(n, mix_seed(seed, 996), batch_size=250)  # the reference: good samples of other latents
     reference, kept, now = other[other[:, 0] > 0], z[~before], (z + torch.tensor([1.0, 0.0]))[~after]
     assert numbers["frechet_kept"] == pytest.approx(frechet(reference, now[: len(kept)]), rel=1e-6)
     assert numbers["frechet_kept_chance"] == pytest.approx(frechet(reference, kept), rel=1e-6)
@@ -175,7 +177,7 @@ def test_oracle_beside_a_classifier_says_what_is_negative():
     assert numbers["negatives_before"] == int(high(z).sum())
     assert result.negative_classes == []
     assert numbers["features"] == "classifier"
-    other = gan().sample(2000, mix_seed(4, 1), batch_size=250)
+    other = gan().sample(2000, mix_seed(4, 996), batch_size=250)
     now = (z + torch.tensor([1.0, 0.0]))[~high(z)]
     assert numbers["frechet_kept"] == pytest.approx(frechet(other[~high(other)], now), rel=1e-6)
     # Total variation of the quadrants' shares among what is not negative, by hand.
@@ -312,6 +314,22 @@ def test_a_folder_of_images_judges(tmp_path):
     found = evaluate(pair, pair, str(tmp_path), n=200)
     assert 0 < found.numbers["negatives_before"] < 200
     assert found.models["after"].shown.shape == (min(24, found.numbers["negatives_after"]), 1, 4, 4)
+
+
+def test_the_file_of_a_classifier_judges(tmp_path):
+    torch.manual_seed(1)
+    classifier = Classifier(ConvClassifier(3, 8, 1, (4, 4, 4, 4, 4), 5), ["a", "b", "c"])
+    generator = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
+    pair = GAN(generator, nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), latent_dim=4)
+    path = classifier.save(tmp_path / "c.safetensors")
+    assert evaluate(pair, pair, path, ["b"], n=40).numbers == evaluate(pair, pair, classifier, ["b"], n=40).numbers
+
+
+def test_large_images_are_kept_as_thumbnails():
+    x = torch.rand(3, 1, 256, 128)
+    judged = judge_samples([x], lambda x: (torch.ones(len(x), dtype=torch.bool), x.flatten(1)[:, :2], None, None), 2)
+    assert (judged.first.shape, judged.shown.shape) == ((2, 1, 128, 64), (3, 1, 128, 64))
+    assert torch.allclose(judged.first.mean((1, 2, 3)), x[:2].mean((1, 2, 3)), atol=5e-3)
 
 
 def test_hashes_are_of_the_weights():

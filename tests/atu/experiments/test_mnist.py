@@ -122,7 +122,7 @@ def test_two_digits_with_the_path_and_the_attacks(small):
     chance = found["attacks"]["search"]["retrained"]["z"]["by_chance"]["share"]
     assert chance == found["attacks"]["search"]["before"]["z"]["by_chance"]["share"]
     assert found["attacks"]["relearn"]["retrained"]["steps"] == 0
-    for text in ("Along the line", "search in z finds one", "retrained without it", "Shares, with 95 %"):
+    for text in ("Along the line", "search in z finds one", "retrained without it", "Shares, with 95"):
         assert text in page
     assert "attacks" in found["seconds_by_stage"]
     assert found["seconds"] < sum(found["seconds_by_stage"].values()) - found["seconds_by_stage"]["attacks"] + 0.1

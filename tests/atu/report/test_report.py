@@ -244,6 +244,10 @@ def test_swapped_checkpoints_are_said_to_be(evaluation, context):
     assert any("wrong order" in text for text in words.cautions(figures(0, 21)))
     assert any("wrong order" in text for text in words.cautions(figures(13, 777)))
     assert words.cautions(figures(777, 790)) == []  # by chance
+    evaluation.numbers.update(pul=-900.0, pul_ci95=[-3000.0, 100.0], negatives_before=4, negatives_after=40)
+    card = words.cards(report.report_data(evaluation, context))[0]
+    assert (card["name"], card["value"]) == ("Negatives", "40")
+    assert "4 → 40 of 200 samples: more than before" in card["note"]
     evaluation.numbers.update(pul=None, pul_ci95=None, negatives_before=0, negatives_after=40)
     page = report.render(report.report_data(evaluation, context), evaluation, context)
     assert "in the wrong order" in page
@@ -268,6 +272,8 @@ def test_warnings_and_decisions_in_words(evaluation, context):
     data = report.report_data(evaluation, context)
     page = report.render(data, evaluation, context)
     assert "<li>Only &lt;12&gt; samples were marked.</li>" in page
+    assert data["warnings"] == ["Only <12> samples were marked."]
+    assert data["verdict"] == "None of it was found. The rest is as it was."
     why = dict(words.explain(data["decisions"]))
     assert why["Which generator was kept"].startswith("Step 300 of 600: the latest")
     assert "0.3 % of the samples" in why["Which generator was kept"]
@@ -319,12 +325,6 @@ def test_large_images_become_thumbnails_and_the_page_stays_small(evaluation, con
     sizes = [Image.open(io.BytesIO(base64.b64decode(raw))).size for raw in re.findall(r"base64,([^\"]+)", page)]
     assert max(width for width, _ in sizes) <= 8 * (96 + 1)
     assert max(height for _, height in sizes) <= 8 * (128 + 1)
-
-
-def test_thumbnails_average():
-    x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    assert plots.thumbnails(x, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
-    assert plots.thumbnails(x, 4) is x
 
 
 def test_hashes_of_what_went_in_and_came_out(tmp_path, evaluation, context):
