@@ -2,7 +2,8 @@
 
     run(gan, feedback, config, run, seed) -> Outcome
 
-gan is the pretrained pair (left as it is), feedback the negatives, positives and their judge, run the run folder.
+gan is the pretrained pair (left as it is), feedback the negatives, the positives and what tells them apart, run
+the run folder.
 """
 
 from __future__ import annotations
