@@ -174,7 +174,8 @@ class _Job:
         if adapted is not None:
             identity["adapted"] = [digest(dict(state)) for state in adapted]
         weights = sum(t.numel() * t.element_size() for m in gan.modules().values() for t in m.state_dict().values())
-        run = RunFolder(out, cfg, identity, needed_bytes=weights * (10 + cfg.adapt.models))
+        # Two states and a third that is being written, four to five times the weights each; and the result.
+        run = RunFolder(out, cfg, identity, needed_bytes=weights * (15 + cfg.adapt.models))
         try:
             feedback = build(gan, marked, given, oracle, cfg.feedback, seed)
         except BaseException:

@@ -111,7 +111,7 @@ def reinitialise(module: nn.Module, layers: set[str] | None = None) -> list[str]
     Returns:
         The names of the tensors without a rule.
     """
-    mine = {n: p for n, p in module.named_parameters() if layers is None or owner(n) in layers}
+    chosen = {n: p for n, p in module.named_parameters() if layers is None or owner(n) in layers}
     if NETWORKS.name_of(type(module)) is not None:
         fresh = type(module)(**module.init_kwargs)  # type: ignore[arg-type]
         state, own = fresh.state_dict(), module.state_dict()
@@ -119,14 +119,14 @@ def reinitialise(module: nn.Module, layers: set[str] | None = None) -> list[str]
             if layers is None or owner(name) in layers:
                 tensor.copy_(state[name])
         return []
-    before = {n: p.clone() for n, p in mine.items()}
-    for name in dict.fromkeys(owner(n) for n in mine):
+    before = {n: p.clone() for n, p in chosen.items()}
+    for name in dict.fromkeys(owner(n) for n in chosen):
         reset = getattr(module.get_submodule(name), "reset_parameters", None)
         if callable(reset):
             reset()
     # Weights behind a parametrization are recomputed from tensors that a reset does not reach.
-    left = [n for n, p in mine.items() if torch.equal(p, before[n]) and (p.numel() < 2 or p.std() > 0)]
+    left = [n for n, p in chosen.items() if torch.equal(p, before[n]) and (p.numel() < 2 or p.std() > 0)]
     for name in left:
-        p = mine[name]
+        p = chosen[name]
         p.copy_(p.mean() + p.std(correction=0) * torch.randn_like(p))
     return left

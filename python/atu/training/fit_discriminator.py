@@ -95,9 +95,9 @@ class _Fit:
     def _disturb(self) -> None:
         low, high = torch.tensor(NOISE_LEVELS).log().tolist()
         level = float(torch.empty(()).uniform_(low, high).exp())
-        for mine, theirs in zip(self.disturbed.parameters(), self.generator.parameters(), strict=True):
-            spread = theirs.std() if theirs.numel() > 1 else theirs.abs()
-            mine.copy_(theirs + level * spread * torch.randn_like(theirs))
+        for disturbed, p in zip(self.disturbed.parameters(), self.generator.parameters(), strict=True):
+            spread = p.std() if p.numel() > 1 else p.abs()
+            disturbed.copy_(p + level * spread * torch.randn_like(p))
 
     def _sample(self, generator: nn.Module) -> tuple[Tensor, Tensor | None]:
         rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))

@@ -80,7 +80,7 @@ class RunFolder:
         self.resumed = False
         if self.out is None:
             return
-        self._prepare(self.out, needed_bytes)
+        self._prepare(self.out, needed_bytes)  # before the lock, which is a file in it
         self._lock = FolderLock(self.out, "out")
         try:
             self._begin(self.out, config, {"config": config.to_dict(), **identity})
@@ -116,7 +116,7 @@ class RunFolder:
         if foreign and not (out / "run.json").exists():
             raise ValueError(f"out: {out} holds something that is not a run of atu; give another folder")
         free = shutil.disk_usage(out).free
-        if free < needed_bytes:
+        if free < needed_bytes and not (out / "run.json").exists():  # a run that is resumed has most of its files
             raise ValueError(
                 f"out: {out} has {free / 1e6:.0f} MB free, and this run needs about {needed_bytes / 1e6:.0f} MB"
             )

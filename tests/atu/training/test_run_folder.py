@@ -88,12 +88,13 @@ def rows(out):
 
 @pytest.mark.slow
 def test_killed_and_interrupted_runs_end_as_uninterrupted_ones(tmp_path):
-    """SIGKILL before the first save, in the midst of stage 1 and of stage 2, then Ctrl-C: the same bits at the end."""
+    """SIGKILL before the first save and in both stages, then SIGTERM, then Ctrl-C: the same bits at the end."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     kill = int(signal.SIGKILL)
     jobs = [(str(whole), "none", 0, 0)]
     jobs += [(str(broken), stage, step, kill) for stage, step in (("adapt-0", 2), ("adapt-1", 5), ("repel", 8))]
-    jobs += [(str(broken), "repel", 10, int(signal.SIGINT)), (str(broken), "none", 0, 0)]
+    jobs += [(str(broken), "repel", step, int(sent)) for step, sent in ((9, signal.SIGTERM), (10, signal.SIGINT))]
+    jobs += [(str(broken), "none", 0, 0)]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(jobs)],
         capture_output=True,
@@ -103,8 +104,8 @@ def test_killed_and_interrupted_runs_end_as_uninterrupted_ones(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     killed = f"{-kill} False"
-    assert done.stdout.splitlines() == ["0 True", killed, killed, killed, "1 False", "0 True"], done.stderr
-    assert "KeyboardInterrupt" in done.stderr
+    assert done.stdout.splitlines() == ["0 True", *[killed] * 3, *["1 False"] * 2, "0 True"], done.stderr
+    assert 'Terminated("repel: stopped at step 9' in done.stderr and 'KeyboardInterrupt("repel: ' in done.stderr
     assert "repel: stopped at step 10 of 12; the same call with out=" in done.stderr
     a, b = weights(whole / "result.safetensors"), weights(broken / "result.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)

@@ -144,8 +144,8 @@ def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
         gan.generator.load_state_dict(gan.generator_ema.state_dict())
     if warm_start:
         with torch.no_grad():
-            for p, *theirs in zip(gan.generator.parameters(), *adapted, strict=True):
-                p.sub_(torch.stack(theirs).mean(0) - p, alpha=warm_start)
+            for p, *anchors in zip(gan.generator.parameters(), *adapted, strict=True):
+                p.sub_(torch.stack(anchors).mean(0) - p, alpha=warm_start)
             if gan.generator_ema is not None:
                 gan.generator_ema.load_state_dict(gan.generator.state_dict())
 
