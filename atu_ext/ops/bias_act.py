@@ -25,8 +25,8 @@ class Activation:
 
     func: Callable[[Tensor, float], Tensor]
     code: int
-    alpha: float = 0.0
-    gain: float = 1.0
+    def_alpha: float = 0.0
+    def_gain: float = 1.0
     curved: bool = True  # act'' is not 0 everywhere
     from_value: bool = True  # act' and act'' are functions of act(x)
 
@@ -35,14 +35,14 @@ _SQRT2 = 2.0**0.5
 
 activations = {
     "linear": Activation(lambda x, alpha: x, 0, curved=False),
-    "relu": Activation(lambda x, alpha: F.relu(x), 1, gain=_SQRT2, curved=False),
-    "lrelu": Activation(lambda x, alpha: F.leaky_relu(x, alpha), 2, alpha=0.2, gain=_SQRT2, curved=False),
+    "relu": Activation(lambda x, alpha: F.relu(x), 1, def_gain=_SQRT2, curved=False),
+    "lrelu": Activation(lambda x, alpha: F.leaky_relu(x, alpha), 2, def_alpha=0.2, def_gain=_SQRT2, curved=False),
     "tanh": Activation(lambda x, alpha: torch.tanh(x), 3),
     "sigmoid": Activation(lambda x, alpha: torch.sigmoid(x), 4),
     "elu": Activation(lambda x, alpha: F.elu(x), 5),
     "selu": Activation(lambda x, alpha: F.selu(x), 6),
     "softplus": Activation(lambda x, alpha: F.softplus(x), 7),
-    "swish": Activation(lambda x, alpha: torch.sigmoid(x) * x, 8, gain=_SQRT2, from_value=False),
+    "swish": Activation(lambda x, alpha: torch.sigmoid(x) * x, 8, def_gain=_SQRT2, from_value=False),
 }
 _BY_CODE = tuple(activations.values())
 
@@ -109,8 +109,8 @@ def bias_act(
     if clamp is not None and not clamp >= 0:
         raise ValueError(f"clamp: expected a number >= 0 or None, got {clamp!r}")
     _check(x, b, dim)
-    alpha = spec.alpha if alpha is None else float(alpha)
-    gain = spec.gain if gain is None else float(gain)
+    alpha = spec.def_alpha if alpha is None else float(alpha)
+    gain = spec.def_gain if gain is None else float(gain)
     bound = -1.0 if clamp is None else float(clamp)
     dim = dim % x.ndim if x.ndim else 0
     if not use_native("bias_act", impl, x):

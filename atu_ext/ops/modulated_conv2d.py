@@ -665,8 +665,8 @@ def modulated_conv2d(
     also = "expected float32, float16 or bfloat16 on CUDA, got torch.float64"
     native = use_native("modulated_conv2d", impl, x, also if on_cuda(x) and x.dtype == torch.float64 else None)
     spec = activations[act]
-    alpha = spec.alpha if alpha is None else alpha
-    gain = spec.gain if gain is None else gain
+    alpha = spec.def_alpha if alpha is None else alpha
+    gain = spec.def_gain if gain is None else gain
     if not native:
         if engine == "gemm":
             raise RuntimeError("engine: 'gemm' is impossible: the plain-torch reference was asked for, or runs")
