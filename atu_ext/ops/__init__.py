@@ -1,8 +1,10 @@
 """The kernels' Python face: one file an op."""
 
-from ._common import default_impl
-from .bias_act import activations, bias_act
-from .modulated_conv2d import conv2d_resample, modulated_conv2d
+from .activations import activations
+from .bias_act import bias_act
+from .conv2d_resample import conv2d_resample
+from .dispatch import default_impl
+from .modulated_conv2d import modulated_conv2d
 from .param_penalty import ParamPenalty, param_penalty
 from .upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 
