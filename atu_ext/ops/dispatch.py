@@ -5,13 +5,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from atu_ext import _native
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # The kernels' codes of the element types.
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -101,6 +103,12 @@ def _transform_objection() -> str | None:
     if _transforms is None or any(t.key().name != "Grad" for t in _transforms()):
         return "torch.vmap needs torch's own operators"
     return None
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """torch.compiler.assume_constant_result, without the second that importing torch's compiler takes."""
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
 
 
 def wants_gradients(*tensors: Tensor | None) -> bool:

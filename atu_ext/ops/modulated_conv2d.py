@@ -249,4 +249,5 @@ def _coefficients(weight: Tensor, styles: Tensor) -> Tensor:
         return d
     if weight.dtype in (torch.float16, torch.bfloat16):
         return _coefficients(weight.float(), styles.float()).to(weight.dtype)
-    return (styles.square() @ passes.square_sum(weight).t()).add_(_EPS).rsqrt_()
+    q: Tensor = passes.square_sum(weight)
+    return (styles.square() @ q.t()).add_(_EPS).rsqrt_()

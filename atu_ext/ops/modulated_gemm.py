@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import _native
 from .activations import LINEAR
 from .conv_engine import Choice, Layer, choose
-from .dispatch import DTYPE_CODES, address, launch, on_cuda
+from .dispatch import DTYPE_CODES, address, constant_when_compiled, launch, on_cuda
 from .modulated_passes import Epilogue, Gradients, epilogue_grad, modulate, modulate_grad, noise_grad, noise_stride
 from .registration import register
 
@@ -25,12 +25,12 @@ _TILE_BY_SHAPE = 0
 _INT_MAX = 2**31 - 1
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
 

@@ -44,10 +44,11 @@ def register(
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup, lib=_LIBRARY)
-    op = getattr(getattr(torch.ops, NAMESPACE), name).default
-    if any("List[Tensor]" in str(a.type) for a in op._schema.arguments):
-        return op  # torch.autograd.Function does not look into lists
-    return _shortcut(op, kernel, setup, backward)
+    op: Any = getattr(getattr(torch.ops, NAMESPACE), name).default
+    lists = any("List[Tensor]" in str(a.type) for a in op._schema.arguments)
+    # torch.autograd.Function does not look into lists.
+    called: Op = op if lists else _shortcut(op, kernel, setup, backward)
+    return called
 
 
 def refuse_third_order(op: str) -> Callable[..., Any]:

@@ -62,7 +62,8 @@ def setup_filter(
         taps = taps / total
     if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
-    return (taps * gain ** (taps.ndim / 2)).to(device)
+    magnification: float = gain ** (taps.ndim / 2)
+    return (taps * magnification).to(device)
 
 
 def _out_size(x: Tensor, f: Tensor, up: Pair, down: Pair, padding: Padding) -> tuple[int, int]:

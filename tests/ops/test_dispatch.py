@@ -5,6 +5,8 @@ There need be no device: the tensors are the CPU's and say that they are CUDA's.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -65,3 +67,10 @@ def test_double_precision_of_the_modulated_layer_has_no_cuda_kernel(monkeypatch)
         assert modulated_conv2d(x, weight, styles, padding=1).shape == (1, 3, 4, 4)
     with pytest.raises(RuntimeError, match="expected float32, float16 or bfloat16 on CUDA"):
         modulated_conv2d(x, weight, styles, impl="native")
+
+
+def test_the_import_does_not_bring_the_compiler_along():
+    """torch._dynamo takes a second to import, the ops 50 ms."""
+    code = "import torch, sys, atu_ext.ops; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
