@@ -207,7 +207,6 @@ def run_emulated(module: EmulatedModule) -> Iterator[None]:
     replaced: dict[str, Any] = {
         "_C": module,
         "CPU_DTYPES": BACKENDS["emulated"].dtypes,
-        "_has_native": lambda *args: True,
         "_sums_bias": lambda x: False,  # as for CUDA tensors
         "on_cuda": lambda x: True,
         "_capability": lambda device: (9, 0),

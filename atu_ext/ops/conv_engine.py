@@ -16,9 +16,9 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import torch
+from .dispatch import constant_when_compiled
 
 ENGINES = ("auto", "library", "gemm")
 DIRECTIONS = ("forward", "input_gradient")
@@ -49,15 +49,19 @@ class Choice:
     reason: str
 
 
-def read_table(path: Path) -> dict[str, dict[tuple, list[tuple[int, float, float]]]]:
-    """Device name -> all of a Layer but its batch -> [(batch, library_us, gemm_us)].
+# Device name -> all of a Layer but its batch -> [(batch, library_us, gemm_us)].
+Table = dict[str, dict[tuple[Any, ...], list[tuple[int, float, float]]]]
+
+
+def read_table(path: Path) -> Table:
+    """Measurements from a file.
 
     Raises:
         ValueError: the file is no such table; the path, the row and the fault are named.
     """
     try:
         devices = json.loads(path.read_text(encoding="utf-8"))["devices"]
-        table: dict[str, dict[tuple, list[tuple[int, float, float]]]] = {}
+        table: Table = {}
         for device, entry in devices.items():
             known = table.setdefault(device, {})
             for row in entry["rows"]:
@@ -72,7 +76,7 @@ def read_table(path: Path) -> dict[str, dict[tuple, list[tuple[int, float, float
 
 
 @functools.lru_cache(maxsize=1)
-def _table(path: str) -> dict[str, dict[tuple, list[tuple[int, float, float]]]]:
+def _table(path: str) -> Table:
     return read_table(Path(path))
 
 
@@ -81,8 +85,7 @@ def table_path() -> Path:
 
 
 @functools.lru_cache(maxsize=4096)
-def _measured(path: str, device: str, layer: tuple) -> Choice:
-    layer = Layer(*layer)
+def _measured(path: str, device: str, layer: Layer) -> Choice:
     known = _table(path).get(device)
     if known is None:
         return Choice("library", f"{path} has no measurements of {device}")
@@ -96,9 +99,9 @@ def _measured(path: str, device: str, layer: tuple) -> Choice:
     return choice
 
 
-@torch.compiler.assume_constant_result  # a compiled graph keeps the choice of its shapes
-def _looked_up(device: str, layer: tuple) -> tuple[str, str]:
-    choice = _measured(str(table_path()), device, layer)
+@constant_when_compiled  # a compiled graph keeps the choice of its shapes
+def _looked_up(device: str, layer: tuple[Any, ...]) -> tuple[str, str]:
+    choice = _measured(str(table_path()), device, Layer(*layer))
     return choice.engine, choice.reason
 
 

@@ -8,25 +8,29 @@ gradients of their own; so every order is there that `modulated_conv2d` has.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from .. import _native
-from ._common import DTYPE_CODES, address, launch, on_cuda
+from .activations import LINEAR
 from .conv_engine import Choice, Layer, choose
+from .dispatch import DTYPE_CODES, address, constant_when_compiled, launch, on_cuda
+from .modulated_passes import Epilogue, Gradients, epilogue_grad, modulate, modulate_grad, noise_grad, noise_stride
+from .registration import register
 
 _CHANNELS_LAST = torch.channels_last
 _TILE_BY_SHAPE = 0
-_LINEAR = (0, 0.0, 1.0, -1.0)  # act, alpha, gain, clamp
 _INT_MAX = 2**31 - 1
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)
 
@@ -67,18 +71,6 @@ def _layer(x: Tensor, weight: Tensor, stride: int, direction: str) -> Layer:
     return Layer(dtype, layout, direction, kernel, stride, in_c, out_c, x.shape[2], x.shape[3], x.shape[0])
 
 
-def _gemm(x, w, in_scale, out_scale, noise, bias, window, out_size, finish, u, y) -> None:
-    """Run the kernel. window is (stride, pad_y, pad_x), finish (act, alpha, gain, clamp); u or y may be None."""
-    stride, pad_y, pad_x = window
-    vectors = [None if t is None else t.contiguous() for t in (in_scale, out_scale, noise, bias)]
-    noise_stride = 0 if noise is None or noise.shape[0] == 1 else noise.shape[2] * noise.shape[3]
-    launch(
-        _native._C.modulated_conv2d_gemm, x, tuple(address(t) for t in (x, w, *vectors, u, y)), DTYPE_CODES[x.dtype],
-        _TILE_BY_SHAPE, tuple(x.shape), (w.shape[0], *out_size), (*w.shape[2:], stride, pad_y, pad_x), noise_stride,
-        finish,
-    )  # fmt: skip
-
-
 def out_size(x: Tensor, w: Tensor, stride: int, pad_y: int, pad_x: int) -> tuple[int, int]:
     pads = zip(x.shape[2:], w.shape[2:], (pad_y, pad_x), strict=True)
     height, width = ((size + 2 * pad - k) // stride + 1 for size, k, pad in pads)
@@ -89,41 +81,84 @@ def _image(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=_CHANNELS_LAST)
 
 
-_INPUTS = "Tensor x, Tensor w, Tensor? styles, Tensor? d, Tensor? noise, Tensor? bias"
-_SETTINGS = "int stride, int pad_y, int pad_x, int act, float alpha, float gain, float clamp, bool keep_u, str engine"
-torch.library.define("atu_ext::modulated_gemm", f"({_INPUTS}, {_SETTINGS}) -> (Tensor, Tensor)")
-# The gradients at x [N, C, H, W] and at styles x (empty where want_scaled is False) from that at u.
-torch.library.define(
-    "atu_ext::modulated_gemm_input_grad",
-    "(Tensor du, Tensor w, Tensor? styles, int pad_y, int pad_x, bool want_scaled) -> (Tensor, Tensor)",
-)
-# sum_p a b of images [N, C, H, W]: [N, C]
-torch.library.define("atu_ext::pixel_dot", "(Tensor a, Tensor b) -> Tensor")
+class _Window(NamedTuple):
+    stride: int
+    pad_y: int
+    pad_x: int
 
 
-def _modulated_gemm(x, w, styles, d, noise, bias, stride, pad_y, pad_x, act, alpha, gain, clamp, keep_u, engine):
+class _Arguments(NamedTuple):
+    """The op's arguments after x, w and styles."""
+
+    d: Tensor | None
+    noise: Tensor | None
+    bias: Tensor | None
+    stride: int
+    pad_y: int
+    pad_x: int
+    act: int
+    alpha: float
+    gain: float
+    clamp: float
+    keep_u: bool
+    engine: str
+
+    @property
+    def window(self) -> _Window:
+        return _Window(self.stride, self.pad_y, self.pad_x)
+
+    @property
+    def epilogue(self) -> Epilogue:
+        return Epilogue(self.d, self.noise, self.bias, self.act, self.alpha, self.gain, self.clamp)
+
+
+def _run(
+    x: Tensor, w: Tensor, styles: Tensor | None, e: Epilogue, window: _Window, u: Tensor | None, y: Tensor
+) -> None:
+    """y, and u = conv(styles x, w) where there is one, both allocated."""
+    vectors = [None if t is None else t.contiguous() for t in (styles, e.d, e.noise, e.bias)]
+    launch(
+        _native._C.modulated_conv2d_gemm, x, tuple(address(t) for t in (x, w, *vectors, u, y)), DTYPE_CODES[x.dtype],
+        _TILE_BY_SHAPE, tuple(x.shape), (w.shape[0], *y.shape[2:]), (*w.shape[2:], *window), noise_stride(e.noise),
+        e[3:],
+    )  # fmt: skip
+
+
+def _modulated_gemm(x: Tensor, w: Tensor, styles: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
+    a = _Arguments(*args)
     x, w = (t.contiguous(memory_format=_CHANNELS_LAST) for t in (x, w))
-    size = out_size(x, w, stride, pad_y, pad_x)
-    y = _image(x, x.shape[0], w.shape[0], *size)
-    u = torch.empty_like(y) if keep_u else x.new_empty(0)
-    finish = (act, alpha, gain, clamp)
-    _gemm(x, w, styles, d, noise, bias, (stride, pad_y, pad_x), size, finish, u if keep_u else None, y)
+    y, u = _fake(x, w, styles, *args)
+    _run(x, w, styles, a.epilogue, a.window, u if a.keep_u else None, y)
     return y, u
 
 
-def _modulated_gemm_input_grad(du, w, styles, pad_y, pad_x, want_scaled):
+def _fake(x: Tensor, w: Tensor, styles: Tensor | None, *args: Any) -> tuple[Tensor, Tensor]:
+    a = _Arguments(*args)
+    y = _image(x, x.shape[0], w.shape[0], *out_size(x, w, *a.window))
+    return y, torch.empty_like(y) if a.keep_u else x.new_empty(0)
+
+
+def _modulated_gemm_input_grad(
+    du: Tensor, w: Tensor, styles: Tensor | None, pad_y: int, pad_x: int, want_scaled: bool
+) -> tuple[Tensor, Tensor]:
     kh, kw = w.shape[2:]
     du = du.contiguous(memory_format=_CHANNELS_LAST)
     back = w.flip([2, 3]).transpose(0, 1).contiguous(memory_format=_CHANNELS_LAST)
-    pads = kh - 1 - pad_y, kw - 1 - pad_x
-    size = out_size(du, back, 1, *pads)
-    dx = _image(du, du.shape[0], w.shape[1], *size)
-    scaled = torch.empty_like(dx) if want_scaled else du.new_empty(0)
-    _gemm(du, back, None, styles, None, None, (1, *pads), size, _LINEAR, scaled if want_scaled else None, dx)
+    dx, scaled = _fake_input_grad(du, w, styles, pad_y, pad_x, want_scaled)
+    window = _Window(1, kh - 1 - pad_y, kw - 1 - pad_x)
+    _run(du, back, None, Epilogue(styles, None, None, *LINEAR), window, scaled if want_scaled else None, dx)
     return dx, scaled
 
 
-def _pixel_dot(a, b):
+def _fake_input_grad(
+    du: Tensor, w: Tensor, styles: Tensor | None, pad_y: int, pad_x: int, want_scaled: bool
+) -> tuple[Tensor, Tensor]:
+    size = (du.shape[2] + w.shape[2] - 1 - 2 * pad_y, du.shape[3] + w.shape[3] - 1 - 2 * pad_x)
+    dx = _image(du, du.shape[0], w.shape[1], *size)
+    return dx, torch.empty_like(dx) if want_scaled else du.new_empty(0)
+
+
+def _pixel_dot(a: Tensor, b: Tensor) -> Tensor:
     a, b = (t.contiguous(memory_format=_CHANNELS_LAST) for t in (a, b))
     n, c, pixels = a.shape[0], a.shape[1], a.shape[2] * a.shape[3]
     block = 64
@@ -136,55 +171,55 @@ def _pixel_dot(a, b):
     return out
 
 
-def _setup(ctx, inputs, output):
-    x, w, styles, d, noise, bias, *ctx.settings, ctx.keep_u, ctx.engine = inputs
-    ctx.save_for_backward(x, w, styles, d, noise, bias, output[1])
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, w, styles, *args = inputs
+    a = _Arguments(*args)
+    ctx.window, ctx.settings, ctx.keep_u, ctx.engine = a.window, tuple(a.epilogue[3:]), a.keep_u, a.engine
+    ctx.save_for_backward(x, w, styles, a.d, a.noise, a.bias, output[1])
     ctx.set_materialize_grads(False)
 
 
-def _gradient_at_u(ctx, dy, gu):
+def _gradient_at_u(ctx: Any, dy: Tensor | None, gu: Tensor | None) -> Gradients:
     """du from the gradients at y and at u (which a second backward pass brings), and those of d, noise and bias."""
     *_, d, noise, bias, u = ctx.saved_tensors
-    _, _, _, needs_d, needs_noise, needs_bias = ctx.needs_input_grad[:6]
+    needs_d, needs_noise, needs_bias = ctx.needs_input_grad[3:6]
     if dy is None:
         return gu, None, None, None
-    du, dd, db, dnoise = torch.ops.atu_ext.epilogue_grad(
-        dy, u, d, noise, bias, *ctx.settings[3:], needs_d or needs_bias, needs_noise
-    )
+    du, dd, db, dnoise = epilogue_grad(dy, u, d, noise, bias, *ctx.settings, needs_d or needs_bias, needs_noise)
     return (
         du if gu is None else du + gu,
         dd if needs_d else None,
-        dnoise.sum_to_size(noise.shape) if needs_noise else None,
+        noise_grad(dnoise, noise) if needs_noise else None,
         db.sum(0) if needs_bias else None,
     )
 
 
-def _backward(ctx, dy, gu):
-    x, w, styles, *_ = ctx.saved_tensors
-    needs_x, needs_w, needs_styles = ctx.needs_input_grad[:3]
+def _backward(ctx: Any, dy: Tensor | None, gu: Tensor | None) -> Gradients:
     if not ctx.keep_u:
         raise RuntimeError("atu_ext::modulated_gemm: expected keep_u=True where gradients are wanted, got False")
-    du, dd, dnoise, db = _gradient_at_u(ctx, dy, gu)
-    rest = (dd, dnoise, db, *(None,) * 9)
+    x, w, styles, *_ = ctx.saved_tensors
+    needs_x, needs_w, needs_styles = ctx.needs_input_grad[:3]
+    du, *of_epilogue = _gradient_at_u(ctx, dy, gu)
+    rest = (*of_epilogue, *(None,) * 9)
     if du is None:
         return None, None, None, *rest
-    stride, pad_y, pad_x = ctx.settings[:3]
+    stride, pad_y, pad_x = ctx.window
     own = (needs_x or needs_styles) and not torch.is_grad_enabled() and stride == 1
     own = own and _input_gradient_engine(x, w, ctx.engine).engine == "gemm"
     dx = dw = ds = None
     if own:
-        dx, scaled = torch.ops.atu_ext.modulated_gemm_input_grad(du, w, styles, pad_y, pad_x, needs_styles)
-        ds = torch.ops.atu_ext.pixel_dot(scaled, x) if needs_styles else None
+        dx, scaled = modulated_gemm_input_grad(du, w, styles, pad_y, pad_x, needs_styles)
+        ds = pixel_dot(scaled, x) if needs_styles else None
     if needs_w or not own:
-        xs = x if styles is None else torch.ops.atu_ext.modulate(x, styles, True)
-        mask = [not own and (needs_x or needs_styles), needs_w, False]
+        xs = x if styles is None else modulate(x, styles, True)
+        wanted = [not own and (needs_x or needs_styles), needs_w, False]
         scaled, dw, _ = torch.ops.aten.convolution_backward(
-            du, xs, w, None, [stride] * 2, [pad_y, pad_x], [1, 1], False, [0, 0], 1, mask
+            du, xs, w, None, [stride] * 2, [pad_y, pad_x], [1, 1], False, [0, 0], 1, wanted
         )
-        if mask[0] and styles is None:
+        if wanted[0] and styles is None:
             dx = scaled
-        elif mask[0]:
-            dx, ds = torch.ops.atu_ext.modulate_grad(scaled, x, styles)
+        elif wanted[0]:
+            dx, ds = modulate_grad(scaled, x, styles)
     return dx if needs_x else None, dw if needs_w else None, ds if needs_styles else None, *rest
 
 
@@ -192,23 +227,21 @@ def _input_gradient_engine(x: Tensor, w: Tensor, engine: str) -> Choice:
     return choose(_layer(x, w, 1, "input_gradient"), _device_name(x.device), None, engine)
 
 
-def _fake(x, w, styles, d, noise, bias, stride, pad_y, pad_x, act, alpha, gain, clamp, keep_u, engine):
-    y = _image(x, x.shape[0], w.shape[0], *out_size(x, w, stride, pad_y, pad_x))
-    return y, torch.empty_like(y) if keep_u else x.new_empty(0)
-
-
-def _fake_input_grad(du, w, styles, pad_y, pad_x, want_scaled):
-    size = (du.shape[2] + w.shape[2] - 1 - 2 * pad_y, du.shape[3] + w.shape[3] - 1 - 2 * pad_x)
-    dx = _image(du, du.shape[0], w.shape[1], *size)
-    return dx, torch.empty_like(dx) if want_scaled else du.new_empty(0)
-
-
-for _name, _kernel, _meta in (
-    ("modulated_gemm", _modulated_gemm, _fake),
-    ("modulated_gemm_input_grad", _modulated_gemm_input_grad, _fake_input_grad),
-    ("pixel_dot", _pixel_dot, lambda a, b: a.new_empty(a.shape[:2])),
-):
-    for _device in ("cpu", "cuda"):
-        torch.library.impl(f"atu_ext::{_name}", _device, _kernel)
-    torch.library.register_fake(f"atu_ext::{_name}", _meta)
-torch.library.register_autograd("atu_ext::modulated_gemm", _backward, setup_context=_setup)
+modulated_gemm = register(
+    "modulated_gemm",
+    "(Tensor x, Tensor w, Tensor? styles, Tensor? d, Tensor? noise, Tensor? bias, int stride, int pad_y, int pad_x, "
+    "int act, float alpha, float gain, float clamp, bool keep_u, str engine) -> (Tensor, Tensor)",
+    _modulated_gemm,
+    _fake,
+    _setup,
+    _backward,
+)
+# The gradients at x [N, C, H, W] and at styles x (empty where want_scaled is False) from that at u.
+modulated_gemm_input_grad = register(
+    "modulated_gemm_input_grad",
+    "(Tensor du, Tensor w, Tensor? styles, int pad_y, int pad_x, bool want_scaled) -> (Tensor, Tensor)",
+    _modulated_gemm_input_grad,
+    _fake_input_grad,
+)
+# sum_p a b of images [N, C, H, W]: [N, C]
+pixel_dot = register("pixel_dot", "(Tensor a, Tensor b) -> Tensor", _pixel_dot, lambda a, b: a.new_empty(a.shape[:2]))

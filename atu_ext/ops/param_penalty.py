@@ -11,215 +11,20 @@ reduction: "sum" 1; "tensor_mean" 1 / (T n_t), the mean over the T non-empty ten
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _native
-from ._common import DTYPE_CODES, launch, use_native
-from ._common import address as _address
+from . import penalty_passes
+from .dispatch import DTYPE_CODES, address, launch, transformed, use_native
+from .layout import same_layout
+from .param_lists import AddressTable, address_table, check_list, check_params, chunk_layout
 
 REDUCTIONS = ("sum", "tensor_mean", "relative")
-# Elements of a chunk, the unit of work of a thread (CPU) or block (CUDA) and of the ordered sum.
-_CHUNK = 16384
-
-
-@dataclass(frozen=True)
-class _Addresses:
-    """A table of addresses (int64 [T], on the device) and what it holds."""
-
-    values: list[int]
-    table: Tensor | None
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What the kernels need to know of the shapes, on the device. `args` is what the binding takes."""
-
-    arrays: tuple[Tensor, ...]  # numel [T], chunk_tensor [C], chunk_begin [C], first_chunk [T + 1]; int64
-    args: tuple[int, ...]
-    tensors: int
-    chunks: int
-
-
-@functools.lru_cache(maxsize=64)
-def _layout(numels: tuple[int, ...], device: torch.device) -> _Layout:
-    chunk_tensor: list[int] = []
-    chunk_begin: list[int] = []
-    first_chunk = [0]
-    for t, numel in enumerate(numels):
-        begins = range(0, numel, _CHUNK)
-        chunk_tensor += [t] * len(begins)
-        chunk_begin += begins
-        first_chunk.append(len(chunk_begin))
-    columns = (numels, chunk_tensor, chunk_begin, first_chunk)
-    arrays = tuple(torch.tensor(column, dtype=torch.int64, device=device) for column in columns)
-    chunks = len(chunk_begin)
-    args = (*(a.data_ptr() for a in arrays), len(numels), chunks, _CHUNK)
-    return _Layout(arrays, args, len(numels), chunks)
-
-
-def _table(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Addresses of the tensors' first elements, int64 [T]."""
-    return torch.tensor([t.data_ptr() for t in tensors], dtype=torch.int64, device=device)
-
-
-def _strides(t: Tensor) -> list[tuple[int, int]]:
-    """(stride, size) of every dimension longer than 1; the others' strides say nothing."""
-    return [(stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size != 1]
-
-
-def _same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of one shape have their elements in the same order."""
-    return a.stride() == b.stride() or a.numel() < 2 or _strides(a) == _strides(b)
-
-
-def _is_dense(t: Tensor) -> bool:
-    """Whether the elements fill one run of memory, each once, in some order of the dimensions."""
-    if t.is_contiguous():
-        return True
-    expected = 1
-    for stride, size in sorted(_strides(t)):
-        if stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _like(t: Tensor, param: Tensor) -> Tensor:
-    """t itself where it is laid out as `param` is, else a copy that is."""
-    return t if _same_layout(t, param) else torch.empty_like(param).copy_(t)
-
-
-def _check_list(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
-    tensors = list(tensors)
-    if len(tensors) != len(params):
-        raise ValueError(f"{name}: expected {len(params)} tensors, one for each parameter, got {len(tensors)}")
-    for i, (t, p) in enumerate(zip(tensors, params, strict=True)):
-        if t.shape != p.shape:
-            raise ValueError(f"{name}[{i}]: expected shape {tuple(p.shape)}, got {tuple(t.shape)}")
-        if t.dtype != p.dtype or t.device != p.device:
-            raise ValueError(f"{name}[{i}]: expected {p.dtype} on {p.device}, got {t.dtype} on {t.device}")
-    return tensors
-
-
-def _check_params(params: Sequence[Tensor]) -> list[Tensor]:
-    params = list(params)
-    for i, p in enumerate(params):
-        if not isinstance(p, Tensor):
-            raise TypeError(f"params[{i}]: expected a tensor, got {type(p).__name__}")
-        if not p.is_floating_point():
-            raise TypeError(f"params[{i}]: expected a floating-point tensor, got {p.dtype}")
-        if p.dtype != params[0].dtype or p.device != params[0].device:
-            raise ValueError(
-                f"params: expected one dtype and device, got {params[0].dtype} on {params[0].device} (params[0]) and "
-                f"{p.dtype} on {p.device} (params[{i}])"
-            )
-        if p.layout != torch.strided or not _is_dense(p):
-            raise ValueError(
-                f"params[{i}]: expected a dense tensor (contiguous or with permuted dimensions), got shape "
-                f"{tuple(p.shape)} with strides {p.stride() if p.layout == torch.strided else p.layout}"
-            )
-    return params
-
-
-def _run_value(
-    params: Sequence[Tensor],
-    tables: tuple[int, int, int, int, int],
-    scale: Tensor | None,
-    constant: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The value kernel: ([2, T] ewc and distance of each tensor, [2] totals), float64."""
-    device, dtype = params[0].device, params[0].dtype
-    layout = _layout(tuple(p.numel() for p in params), device)
-    values = torch.empty(2, layout.tensors, dtype=torch.float64, device=device)
-    total = torch.empty(2, dtype=torch.float64, device=device)
-    partials = torch.empty(layout.chunks, 2, dtype=torch.float64, device=device)
-    launch(
-        _native._C.param_penalty_value, params[0], DTYPE_CODES[dtype], layout.args, tables, _address(scale),
-        _address(constant), partials.data_ptr(), values.data_ptr(), total.data_ptr(),
-    )  # fmt: skip
-    return values, total
-
-
-# ---- the autograd function ------------------------------------------------------------------------------------------
-
-_LISTS = "Tensor[] params, Tensor[] anchor, Tensor[] fisher, Tensor[] repel, float[] scale"
-torch.library.define("atu_ext::param_penalty", f"({_LISTS}) -> (Tensor, Tensor)")
-torch.library.define("atu_ext::param_penalty_grad", f"(Tensor grad_ewc, Tensor grad_distance, {_LISTS}) -> Tensor[]")
-
-
-def _functional_tables(params, anchor, fisher, repel, grads=()):
-    """Addresses for a call of a kernel, and what must outlive it."""
-    device = params[0].device
-    lists = [[_like(t, p) for t, p in zip(ts, params, strict=True)] if ts else [] for ts in (anchor, fisher, repel)]
-    tables = [_table(ts, device) if ts else None for ts in (params, grads, *lists)]
-    return tuple(_address(t) for t in tables), (lists, tables)
-
-
-def _scale_tensor(scale: Sequence[float], device: torch.device) -> Tensor:
-    return torch.tensor(scale, dtype=torch.float64, device=device)
-
-
-def _param_penalty_kernel(params, anchor, fisher, repel, scale):
-    params = [p if _is_dense(p) else p.contiguous() for p in params]
-    tables, keep = _functional_tables(params, anchor, fisher, repel)
-    _, total = _run_value(params, tables, _scale_tensor(scale, params[0].device), None)
-    del keep
-    ewc, distance = total.unbind()
-    return ewc.clone(), distance.clone()
-
-
-def _param_penalty_grad_kernel(grad_ewc, grad_distance, params, anchor, fisher, repel, scale):
-    params = [p if _is_dense(p) else p.contiguous() for p in params]
-    device = params[0].device
-    grads = [torch.zeros_like(p) for p in params]
-    tables, keep = _functional_tables(params, anchor, fisher, repel, grads)
-    weights = torch.stack([grad_ewc, grad_distance]).to(device, torch.float64)
-    scales = _scale_tensor(scale, device)
-    layout = _layout(tuple(p.numel() for p in params), device)
-    launch(
-        _native._C.param_penalty_grad, params[0], DTYPE_CODES[params[0].dtype], layout.args, tables, _address(scales),
-        weights.data_ptr(),
-    )  # fmt: skip
-    del keep
-    return grads
-
-
-for _device in ("cpu", "cuda"):
-    torch.library.impl("atu_ext::param_penalty", _device, _param_penalty_kernel)
-    torch.library.impl("atu_ext::param_penalty_grad", _device, _param_penalty_grad_kernel)
-
-
-@torch.library.register_fake("atu_ext::param_penalty")
-def _(params, anchor, fisher, repel, scale):
-    return tuple(torch.empty((), dtype=torch.float64, device=params[0].device) for _ in range(2))
-
-
-@torch.library.register_fake("atu_ext::param_penalty_grad")
-def _(grad_ewc, grad_distance, params, anchor, fisher, repel, scale):
-    return [torch.empty_like(p if _is_dense(p) else p.contiguous()) for p in params]
-
-
-def _setup_context(ctx, inputs, output):
-    params, anchor, fisher, repel, scale = inputs
-    ctx.save_for_backward(*params, *anchor, *fisher, *repel)
-    ctx.counts = [len(params), len(anchor), len(fisher), len(repel)]
-    ctx.scale = scale
-
-
-def _backward(ctx, grad_ewc, grad_distance):
-    saved = iter(ctx.saved_tensors)
-    params, anchor, fisher, repel = ([next(saved) for _ in range(count)] for count in ctx.counts)
-    grads = torch.ops.atu_ext.param_penalty_grad(grad_ewc, grad_distance, params, anchor, fisher, repel, ctx.scale)
-    return grads, [None] * len(anchor), [None] * len(fisher), [None] * len(repel), None
-
-
-torch.library.register_autograd("atu_ext::param_penalty", _backward, setup_context=_setup_context)
 
 
 def param_penalty(
@@ -248,7 +53,7 @@ def param_penalty(
     if (anchor is None) != (fisher is None):
         raise ValueError("anchor, fisher: expected both or neither")
     lists = [
-        [t.detach() for t in _check_list(name, ts, params)] if ts is not None else []
+        [t.detach() for t in check_list(name, ts, params)] if ts is not None else []
         for name, ts in (("anchor", anchor), ("fisher", fisher), ("repel_from", repel_from))
     ]
     factors = [1.0] * len(params) if scale is None else [float(s) for s in scale]
@@ -257,13 +62,21 @@ def param_penalty(
     if not params:
         return torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     if any(p.dtype != params[0].dtype or p.device != params[0].device for p in params):
-        _check_params(params)
-    if use_native("param_penalty", impl, params[0]):
-        return torch.ops.atu_ext.param_penalty(params, *lists, factors)
-    return _param_penalty_reference(params, lists[0], lists[1], lists[2], factors)
+        check_params(params)
+    also = "torch.func does not look into lists of tensors" if transformed() else None
+    if use_native("param_penalty", impl, params[0], also):
+        ewc, distance = penalty_passes.param_penalty(params, *lists, factors)
+        return ewc, distance
+    return _reference(params, lists[0], lists[1], lists[2], factors)
 
 
-def _param_penalty_reference(params, anchor, fisher, repel, scale):
+def _reference(
+    params: Sequence[Tensor],
+    anchor: Sequence[Tensor],
+    fisher: Sequence[Tensor],
+    repel: Sequence[Tensor],
+    scale: Sequence[float],
+) -> tuple[Tensor, Tensor]:
     zero = torch.zeros((), dtype=torch.float64, device=params[0].device)
     ewc = [0.5 * (f.double() * (p.double() - a.double()).square()).sum() for p, a, f in zip(params, anchor, fisher)]  # noqa: B905
     distance = [s * (p.double() - r.double()).square().sum() for p, r, s in zip(params, repel, scale)]  # noqa: B905
@@ -271,6 +84,13 @@ def _param_penalty_reference(params, anchor, fisher, repel, scale):
 
 
 # ---- the class ------------------------------------------------------------------------------------------------------
+
+
+def _models(repel_from: Sequence[Any]) -> dict[str, Sequence[Tensor]]:
+    """Name -> model of `repel_from`, which is one model or N of them."""
+    if len(repel_from) == 0 or isinstance(repel_from[0], Tensor):
+        return {"repel_from": repel_from}
+    return {f"repel_from[{k}]": model for k, model in enumerate(repel_from)}
 
 
 def _fold(models: Sequence[Sequence[Tensor]], params: Sequence[Tensor]) -> tuple[list[Tensor], list[float]]:
@@ -319,43 +139,41 @@ class ParamPenalty:
         params: Sequence[Tensor],
         anchor: Sequence[Tensor] | None = None,
         fisher: Sequence[Tensor] | None = None,
-        repel_from: Sequence | None = None,
+        repel_from: Sequence[Tensor] | Sequence[Sequence[Tensor]] | None = None,
         reduction: str = "sum",
         impl: str = "auto",
     ):
-        self.params = _check_params(params)
+        self.params = check_params(params)
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}, got {reduction!r}")
         self.reduction = reduction
         self._device = self.params[0].device if self.params else torch.device("cpu")
         self._native = use_native("param_penalty", impl, self.params[0] if self.params else torch.empty(0))
         count = len(self.params)
-        starts = [p.detach() for p in self.params] if anchor is None else _check_list("anchor", anchor, self.params)
+        starts = [p.detach() for p in self.params] if anchor is None else check_list("anchor", anchor, self.params)
         self.fisher = None if fisher is None else self._copies("fisher", fisher)
         self.anchor = None if fisher is None else self._copies("anchor", starts)
         self.theta_bar: list[Tensor] | None = None
         self._constant = [0.0] * count
         if repel_from is not None:
-            models = [repel_from] if count == 0 or isinstance(repel_from[0], Tensor) else list(repel_from)
-            names = ["repel_from"] if models[0] is repel_from else [f"repel_from[{k}]" for k in range(len(models))]
-            models = [_check_list(name, model, self.params) for name, model in zip(names, models, strict=True)]
+            models = [check_list(name, model, self.params) for name, model in _models(repel_from).items()]
             self.theta_bar, self._constant = _fold(models, self.params)
         self.start_distance = 0.0
         if self.theta_bar is not None:
             squares = param_penalty([t.detach() for t in starts], repel_from=self.theta_bar, impl=impl)[1]
             self.start_distance = float(squares) + math.fsum(self._constant)
         self._scale = self._scales()
-        self._tables = [None if ts is None else _table(ts, self._device) for ts in self._anchors()]
+        self._tables = [None if ts is None else address_table(ts, self._device) for ts in self._anchors()]
         self._constant_tensor, self._scale_tensor = (
             torch.tensor(v, dtype=torch.float64, device=self._device) for v in (self._constant, self._scale)
         )
-        self._theta_table = self._grad_table = _Addresses([], None)
-        self._adam_tables: list[_Addresses] = []
+        self._theta_table = self._grad_table = AddressTable([], None)
+        self._adam_tables: list[AddressTable] = []
         # Shapes and strides without storage.
         self._likes = [torch.empty_strided(p.shape, p.stride(), dtype=p.dtype, device="meta") for p in self.params]
 
     def _copies(self, name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-        tensors = _check_list(name, tensors, self.params)
+        tensors = check_list(name, tensors, self.params)
         pairs = zip(tensors, self.params, strict=True)
         return [torch.empty_like(p, requires_grad=False).copy_(t.detach()) for t, p in pairs]
 
@@ -376,28 +194,28 @@ class ParamPenalty:
             return [1 / self.start_distance] * len(numels)
         return [1.0] * len(numels)
 
-    def _refreshed(self, cached: _Addresses, tensors: Sequence[Tensor]) -> _Addresses:
+    def _refreshed(self, cached: AddressTable, tensors: Sequence[Tensor]) -> AddressTable:
         """The address table of `tensors`, rebuilt only where an address changed."""
         addresses = [t.data_ptr() for t in tensors]
         if cached.table is not None and cached.values == addresses:
             return cached
         for i, (t, like) in enumerate(zip(tensors, self._likes, strict=True)):
-            if t.shape != like.shape or t.dtype != like.dtype or t.device != self._device or not _same_layout(t, like):
+            if t.shape != like.shape or t.dtype != like.dtype or t.device != self._device or not same_layout(t, like):
                 raise ValueError(
                     f"params[{i}]: expected {tuple(like.shape)} {like.dtype} on {self._device} with strides "
                     f"{like.stride()} as when the penalty was made, got {tuple(t.shape)} {t.dtype} on {t.device} with "
                     f"strides {t.stride()}; make a new ParamPenalty"
                 )
-        return _Addresses(addresses, torch.tensor(addresses, dtype=torch.int64, device=self._device))
+        return AddressTable(addresses, torch.tensor(addresses, dtype=torch.int64, device=self._device))
 
     def _table_args(self, grads: Sequence[Tensor] | None, ewc: bool, distance: bool) -> tuple[int, int, int, int, int]:
         self._theta_table = self._refreshed(self._theta_table, self.params)
         if grads is not None:
             self._grad_table = self._refreshed(self._grad_table, grads)
-        anchor, fisher, repel = (_address(t) for t in self._tables)
+        anchor, fisher, repel = (address(t) for t in self._tables)
         return (
-            _address(self._theta_table.table),
-            0 if grads is None else _address(self._grad_table.table),
+            address(self._theta_table.table),
+            0 if grads is None else address(self._grad_table.table),
             anchor if ewc else 0,
             fisher if ewc else 0,
             repel if distance else 0,
@@ -409,7 +227,7 @@ class ParamPenalty:
             return torch.zeros(2, 0, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         if self._native:
             tables = self._table_args(None, True, True)
-            return _run_value(self.params, tables, self._scale_tensor, self._constant_tensor)
+            return penalty_passes.run_value(self.params, tables, self._scale_tensor, self._constant_tensor)
         values = torch.zeros(2, len(self.params), dtype=torch.float64, device=self._device)
         for t, p in enumerate(self.params):
             theta = p.detach().double()
@@ -454,7 +272,7 @@ class ParamPenalty:
             self._add_grad_reference(grads, weights, ewc, distance)
             return
         # A gradient laid out in another way than its parameter gets its share through a zeroed twin of the parameter.
-        odd = [i for i, (g, like) in enumerate(zip(grads, self._likes, strict=True)) if not _same_layout(g, like)]
+        odd = [i for i, (g, like) in enumerate(zip(grads, self._likes, strict=True)) if not same_layout(g, like)]
         targets = list(grads)
         for i in odd:
             targets[i] = torch.zeros_like(self.params[i])
@@ -465,9 +283,8 @@ class ParamPenalty:
         for i in odd:
             grads[i] += targets[i]
 
-    def _kernel_args(self, tables: tuple[int, ...]) -> tuple:
-        layout = _layout(tuple(p.numel() for p in self.params), self._device)
-        return DTYPE_CODES[self.params[0].dtype], layout.args, tables, self._scale_tensor.data_ptr()
+    def _kernel_args(self, tables: tuple[int, ...]) -> tuple[Any, ...]:
+        return DTYPE_CODES[self.params[0].dtype], chunk_layout(self.params).args, tables, self._scale_tensor.data_ptr()
 
     def _weights(self, ewc_weight: float | Tensor, distance_weight: float | Tensor) -> Tensor:
         """Both weights on the device. Filled there, not copied: a copy could not be captured in a CUDA graph."""
@@ -507,7 +324,7 @@ class ParamPenalty:
         group = self._adam_group(optimizer)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
         state = self._adam_state(optimizer)
-        if state is None or not all(_same_layout(g, like) for g, like in zip(grads, self._likes, strict=True)):
+        if state is None or not all(same_layout(g, like) for g, like in zip(grads, self._likes, strict=True)):
             self.add_grad_(ewc_weight, distance_weight)
             optimizer.step()
             return False
@@ -522,7 +339,7 @@ class ParamPenalty:
         )  # fmt: skip
         return True
 
-    def _adam_group(self, optimizer: torch.optim.Adam) -> dict:
+    def _adam_group(self, optimizer: torch.optim.Adam) -> dict[str, Any]:
         if type(optimizer) is not torch.optim.Adam:
             raise ValueError(f"optimizer: expected a torch.optim.Adam, got {type(optimizer).__name__}")
         if len(optimizer.param_groups) != 1:
@@ -548,15 +365,15 @@ class ParamPenalty:
             return None
         for ts in moments:
             for t, like in zip(ts, self._likes, strict=True):
-                if t.dtype != like.dtype or t.device != self._device or not _same_layout(t, like):
+                if t.dtype != like.dtype or t.device != self._device or not same_layout(t, like):
                     return None
         lists = (*moments, steps)
         addresses = [[t.data_ptr() for t in ts] for ts in lists]
         if addresses != [cached.values for cached in self._adam_tables]:
             self._adam_tables = [
-                _Addresses(a, _table(ts, self._device)) for a, ts in zip(addresses, lists, strict=True)
+                AddressTable(a, address_table(ts, self._device)) for a, ts in zip(addresses, lists, strict=True)
             ]
-        first, second, third = (_address(cached.table) for cached in self._adam_tables)
+        first, second, third = (address(cached.table) for cached in self._adam_tables)
         return first, second, third
 
     def _add_grad_reference(self, grads: list[Tensor], weights: Tensor, ewc: bool, distance: bool) -> None:

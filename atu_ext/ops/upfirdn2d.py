@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from atu_ext._native import _C
-
-from ._common import DTYPE_CODES, direct, launch, register, use_native
+from .. import _native
+from .dispatch import DTYPE_CODES, launch, use_native
+from .layout import Padding, Pair, around_filter, factor_pair, filter_size, four_sides, memory_format
+from .registration import register
 
 
 def setup_filter(
-    f: Tensor | Sequence | float | None,
+    f: Tensor | Sequence[float] | Sequence[Sequence[float]] | float | None,
     device: torch.device | str = "cpu",
     normalize: bool = True,
     flip_filter: bool = False,
@@ -36,8 +37,14 @@ def setup_filter(
 
     Returns:
         float32 tensor [kh, kw], or [taps] when separable.
+
+    Raises:
+        ValueError: f is none of these, or sums to 0 with normalize; separable is set for 2-d taps.
     """
-    taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
+    try:
+        taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as fault:
+        raise ValueError(f"f: expected a number, 1-d or 2-d taps, or None, got {f!r}") from fault
     if taps.ndim > 2 or taps.numel() == 0:
         raise ValueError(f"f: expected a scalar or a non-empty 1-d or 2-d filter, got shape {tuple(taps.shape)}")
     if taps.ndim == 0:
@@ -49,48 +56,24 @@ def setup_filter(
     if taps.ndim == 1 and not separable:
         taps = taps.outer(taps)
     if normalize:
-        taps = taps / taps.sum()
+        total = taps.sum()
+        if total == 0:
+            raise ValueError(f"normalize: expected taps with a sum other than 0, got {f}")
+        taps = taps / total
     if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
-    return (taps * gain ** (taps.ndim / 2)).to(device)
+    magnification: float = gain ** (taps.ndim / 2)
+    return (taps * magnification).to(device)
 
 
-def _pair(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    if isinstance(value, int):
-        pair: tuple[int, ...] = (value, value)
-    else:
-        pair = tuple(value)
-    if len(pair) != 2 or any(not isinstance(v, int) or v < 1 for v in pair):
-        raise ValueError(f"{name}: expected a positive int or [x, y] of them, got {value!r}")
-    return pair
-
-
-def _padding(padding: int | Sequence[int]) -> tuple[int, int, int, int]:
-    if isinstance(padding, (int, torch.SymInt)):
-        return (padding, padding, padding, padding)
-    pad = tuple(padding)
-    if len(pad) == 2:
-        pad = (pad[0], pad[0], pad[1], pad[1])
-    if len(pad) != 4 or any(not isinstance(v, (int, torch.SymInt)) for v in pad):
-        raise ValueError(f"padding: expected int, [x, y] or [x0, x1, y0, y1], got {padding!r}")
-    return pad
-
-
-def _taps(f: Tensor) -> tuple[int, int]:
-    """(height, width) of a filter; a 1-d one is separable and as high as wide."""
-    return f.shape[0], f.shape[-1]
-
-
-def _out_size(x: Tensor, f: Tensor, up: tuple, down: tuple, padding: tuple) -> tuple[int, int]:
-    fh, fw = _taps(f)
+def _out_size(x: Tensor, f: Tensor, up: Pair, down: Pair, padding: Padding) -> tuple[int, int]:
+    fh, fw = filter_size(f)
     h = x.shape[2] * up[1] + padding[2] + padding[3] - fh
     w = x.shape[3] * up[0] + padding[0] + padding[1] - fw
     return h // down[1] + 1, w // down[0] + 1
 
 
-def _reference(
-    x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple, flip_filter: bool, gain: float
-) -> Tensor:
+def _reference(x: Tensor, f: Tensor, up: Pair, down: Pair, padding: Padding, flip_filter: bool, gain: float) -> Tensor:
     (upx, upy), (downx, downy) = up, down
     n, c, h, w = x.shape
     if x.numel() == 0:
@@ -109,7 +92,15 @@ def _reference(
     return x[:, :, ::downy, ::downx]
 
 
-def _check(x: Tensor, f: Tensor, up: tuple, down: tuple, padding: tuple) -> None:
+def check_filter(name: str, f: Tensor | None) -> None:
+    """Raises TypeError where f is neither a tensor nor None."""
+    if f is not None and not isinstance(f, Tensor):
+        raise TypeError(f"{name}: expected a tensor, as setup_filter makes of taps, or None; got {type(f).__name__}")
+
+
+def _check(x: Tensor, f: Tensor, up: Pair, down: Pair, padding: Padding) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: expected a tensor [N, C, H, W], got {type(x).__name__}")
     if x.ndim != 4:
         raise ValueError(f"x: expected [N, C, H, W], got shape {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -122,7 +113,7 @@ def _check(x: Tensor, f: Tensor, up: tuple, down: tuple, padding: tuple) -> None
     if oh < 1 or ow < 1:
         raise ValueError(
             f"padding: the image {x.shape[3]} x {x.shape[2]}, upsampled by {up} and padded by {padding}, is smaller "
-            f"than the filter {_taps(f)[1]} x {_taps(f)[0]}"
+            f"than the filter {f.shape[-1]} x {f.shape[0]}"
         )
 
 
@@ -160,151 +151,151 @@ def upfirdn2d(
     """
     if f is None:
         f = torch.ones(1, 1, dtype=torch.float32, device=x.device)
-    up, down, padding = _pair(up, "up"), _pair(down, "down"), _padding(padding)
+    check_filter("f", f)
+    up, down, padding = factor_pair(up, "up"), factor_pair(down, "down"), four_sides(padding)
     _check(x, f, up, down, padding)
     also = "the kernels have no gradient with respect to f" if f.requires_grad else None
     if not use_native("upfirdn2d", impl, x, also):
         return _reference(x, f, up, down, padding, flip_filter, gain)
-    return _call(x, f, *up, *down, *padding, flip_filter, gain)
-
-
-def _around(f: Tensor, up: tuple[int, int], down: tuple[int, int], padding: tuple) -> list[int]:
-    """`padding` (relative to the output of a filter that keeps the size) with the filter's own extent added."""
-    fh, fw = _taps(f)
-    sides = []
-    for taps, u, d, p0, p1 in ((fw, up[0], down[0], *padding[:2]), (fh, up[1], down[1], *padding[2:])):
-        if u > 1:
-            sides += [p0 + (taps + u - 1) // 2, p1 + (taps - u) // 2]
-        else:
-            sides += [p0 + (taps - d + 1) // 2, p1 + (taps - d) // 2]
-    return sides
+    y: Tensor = _upfirdn2d(x, f, *up, *down, *padding, flip_filter, gain)
+    return y
 
 
 def filter2d(
     x: Tensor,
-    f: Tensor,
+    f: Tensor | None,
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1,
     impl: str = "auto",
 ) -> Tensor:
-    """Filter [N, C, H, W] with f, keeping its size; `padding` is added to that. Otherwise as `upfirdn2d`."""
-    pad = _around(f, (1, 1), (1, 1), _padding(padding))
+    """Filter a batch of images, keeping its size.
+
+    Args:
+        padding: added to what keeps the size: int, [x, y] or [x0, x1, y0, y1].
+        x, f, flip_filter, gain, impl: as in `upfirdn2d`, whose gradients and errors it has.
+
+    Returns:
+        [N, C, H + pad_y0 + pad_y1, W + pad_x0 + pad_x1]. Of an even number of taps the first half lies before a pixel.
+    """
+    check_filter("f", f)
+    pad = around_filter(four_sides(padding), f)
     return upfirdn2d(x, f, padding=pad, flip_filter=flip_filter, gain=gain, impl=impl)
 
 
 def upsample2d(
     x: Tensor,
-    f: Tensor,
+    f: Tensor | None,
     up: int | Sequence[int] = 2,
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1,
     impl: str = "auto",
 ) -> Tensor:
-    """Upsample [N, C, H, W] to [N, C, H * up_y, W * up_x] keeping the mean; `padding` is added to that size."""
-    ux, uy = _pair(up, "up")
-    pad = _around(f, (ux, uy), (1, 1), _padding(padding))
+    """Upsample a batch of images with an FIR filter: zeros are inserted between pixels and filtered.
+
+    Args:
+        up: factor, int or [x, y].
+        padding: added to the output's size: int, [x, y] or [x0, x1, y0, y1].
+        gain: magnification; with 1 and a filter that sums to 1 the mean is kept (the zeros are made up for).
+        x, f, flip_filter, impl: as in `upfirdn2d`, whose gradients and errors it has.
+
+    Returns:
+        [N, C, H * up_y + pad_y0 + pad_y1, W * up_x + pad_x0 + pad_x1].
+    """
+    check_filter("f", f)
+    ux, uy = factor_pair(up, "up")
+    pad = around_filter(four_sides(padding), f, up=(ux, uy))
     return upfirdn2d(x, f, up=(ux, uy), padding=pad, flip_filter=flip_filter, gain=gain * ux * uy, impl=impl)
 
 
 def downsample2d(
     x: Tensor,
-    f: Tensor,
+    f: Tensor | None,
     down: int | Sequence[int] = 2,
     padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1,
     impl: str = "auto",
 ) -> Tensor:
-    """Downsample [N, C, H, W] to [N, C, H / down_y, W / down_x]; `padding` is relative to the input."""
-    factors = _pair(down, "down")
-    pad = _around(f, (1, 1), factors, _padding(padding))
+    """Downsample a batch of images with an FIR filter: it is filtered, and every `down`-th pixel kept.
+
+    Args:
+        down: factor, int or [x, y].
+        padding: added to the input: int, [x, y] or [x0, x1, y0, y1].
+        x, f, flip_filter, gain, impl: as in `upfirdn2d`, whose gradients and errors it has.
+
+    Returns:
+        [N, C, H / down_y, W / down_x], rounded down where padding is 0.
+    """
+    check_filter("f", f)
+    factors = factor_pair(down, "down")
+    pad = around_filter(four_sides(padding), f, down=factors)
     return upfirdn2d(x, f, down=factors, padding=pad, flip_filter=flip_filter, gain=gain, impl=impl)
 
 
 # ---- the kernel as a torch operator ---------------------------------------------------------------------------------
 
 
-def _channels_last(x: Tensor) -> bool:
-    """Whether x is read along its channels, and the output laid out so."""
+def _by_channels(x: Tensor) -> bool:
+    """Whether x, which may be a slice, is read along its channels, and the output laid out so."""
     return x.stride(1) == 1 and x.stride(3) != 1 and x.shape[1] > 1
 
 
-def _empty_output(x: Tensor, f: Tensor, up: tuple, down: tuple, padding: tuple) -> Tensor:
-    layout = torch.channels_last if _channels_last(x) else torch.contiguous_format
-    size = (x.shape[0], x.shape[1], *_out_size(x, f, up, down, padding))
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+# `args` are the op's arguments after x and f.
 
 
-def _kernel(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain):
-    y = _empty_output(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1))
-    channels_last = _channels_last(x)
+def _fake(x: Tensor, f: Tensor, *args: Any) -> Tensor:
+    size = (x.shape[0], x.shape[1], *_out_size(x, f, args[0:2], args[2:4], args[4:8]))
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(_by_channels(x)))
+
+
+def _kernel(x: Tensor, f: Tensor, *args: Any) -> Tensor:
+    upx, upy, downx, downy, padx0, _, pady0, _, flip_filter, gain = args
+    y = _fake(x, f, *args)
+    channels_last = _by_channels(x)
     if not channels_last and x.stride(3) != 1 and x.shape[3] > 1:
         x = x.contiguous()
     # The filter comes in the type that is accumulated in.
     f = f.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
     launch(
-        _C.upfirdn2d,
-        x,
-        x.data_ptr(),
-        f.data_ptr(),
-        y.data_ptr(),
-        DTYPE_CODES[x.dtype],
-        channels_last,
-        x.shape,
-        x.stride(),
-        y.shape,
-        y.stride(),
-        f.shape,
-        upx,
-        upy,
-        downx,
-        downy,
-        padx0,
-        pady0,
-        flip_filter,
-        gain,
-    )
+        _native._C.upfirdn2d, x, x.data_ptr(), f.data_ptr(), y.data_ptr(), DTYPE_CODES[x.dtype], channels_last,
+        x.shape, x.stride(), y.shape, y.stride(), f.shape, upx, upy, downx, downy, padx0, pady0, flip_filter, gain,
+    )  # fmt: skip
     return y
 
 
-def _fake(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, gain):
-    return _empty_output(x, f, (upx, upy), (downx, downy), (padx0, padx1, pady0, pady1))
-
-
-def _setup(ctx: Any, inputs: tuple, output: Tensor) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, f, *ctx.args = inputs
     ctx.sizes = (x.shape[2], x.shape[3], output.shape[2], output.shape[3])
     ctx.save_for_backward(f)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dy: Tensor | None) -> tuple:
+def _backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
     """The adjoint is the same operation with up and down exchanged and the filter flipped."""
     if dy is None:  # in second gradients, see bias_act
         return (None,) * 12
     (f,) = ctx.saved_tensors
     h, w, out_h, out_w = ctx.sizes
     upx, upy, downx, downy, padx0, _, pady0, _, flip_filter, gain = ctx.args
-    fh, fw = _taps(f)
+    fh, fw = filter_size(f)
     padding = (
         fw - padx0 - 1,
         w * upx - out_w * downx + padx0 - upx + 1,
         fh - pady0 - 1,
         h * upy - out_h * downy + pady0 - upy + 1,
     )
-    dx = _call(dy, f, downx, downy, upx, upy, *padding, not flip_filter, gain)
+    dx = _upfirdn2d(dy, f, downx, downy, upx, upy, *padding, not flip_filter, gain)
     return dx, *(None,) * 11
 
 
-register(
+_upfirdn2d = register(
     "upfirdn2d",
     "(Tensor x, Tensor f, int upx, int upy, int downx, int downy, SymInt padx0, SymInt padx1, SymInt pady0, "
     "SymInt pady1, bool flip_filter, float gain) -> Tensor",
     _kernel,
     _fake,
+    _setup,
+    _backward,
 )
-torch.library.register_autograd("atu::upfirdn2d", _backward, setup_context=_setup)
-
-_call = direct(torch.ops.atu.upfirdn2d.default, _kernel, 2, _setup, _backward)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atu_ext.ops.bias_act import activations
+from atu_ext.ops import activations
 from atu_ext.ops.upfirdn2d import _reference
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}

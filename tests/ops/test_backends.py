@@ -9,8 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atu_ext.ops import ParamPenalty, bias_act, modulated_conv2d, setup_filter, upfirdn2d
-from atu_ext.ops.bias_act import activations
+from atu_ext.ops import ParamPenalty, activations, bias_act, modulated_conv2d, setup_filter, upfirdn2d
 from tests.backends import BACKENDS
 
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12, torch.float16: 2**-9, torch.bfloat16: 2**-6}

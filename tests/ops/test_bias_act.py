@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from atu_ext import _native
-from atu_ext.ops import bias_act, filter2d, setup_filter
-from atu_ext.ops.bias_act import activations
+from atu_ext.ops import activations, bias_act, filter2d, setup_filter
 
 pytestmark = pytest.mark.skipif(_native._C is None, reason=str(_native.error))
 
@@ -170,7 +169,7 @@ def test_third_order_is_refused_or_right():
 def test_opcheck(act):
     x, b = randn(2, 3, 4, 5).to(memory_format=torch.channels_last).requires_grad_(), randn(3).requires_grad_()
     arguments = (1, activations[act].code, 0.2, 1.5, 0.8)
-    torch.library.opcheck(torch.ops.atu.bias_act.default, (x, b, *arguments))
+    torch.library.opcheck(torch.ops.atu_ext.bias_act.default, (x, b, *arguments))
 
 
 def test_compiled_code_traces_through():

@@ -5,12 +5,14 @@ There need be no device: the tensors are the CPU's and say that they are CUDA's.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 
-from atu_ext.ops import _common, bias_act, modulated_conv2d, param_penalty, upfirdn2d
+from atu_ext.ops import bias_act, dispatch, modulated_conv2d, param_penalty, upfirdn2d
 
 
 class OnCuda(torch.Tensor):
@@ -31,9 +33,9 @@ OPS = {
 
 @pytest.fixture
 def without_cuda(monkeypatch):
-    monkeypatch.setattr(_common._native._C, "build_info", lambda: {"cuda": False, "cuda_reason": "nvcc was not found"})
-    monkeypatch.setattr(_common, "_NO_CUDA", _common._cuda_reason())
-    monkeypatch.setattr(_common, "_warned", set())
+    monkeypatch.setattr(dispatch._native._C, "build_info", lambda: {"cuda": False, "cuda_reason": "nvcc was not found"})
+    monkeypatch.setattr(dispatch, "_NO_CUDA", dispatch._cuda_reason())
+    monkeypatch.setattr(dispatch, "_warned", set())
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -57,7 +59,7 @@ def test_native_raises(without_cuda, name):
 
 
 def test_double_precision_of_the_modulated_layer_has_no_cuda_kernel(monkeypatch):
-    monkeypatch.setattr(_common, "_NO_CUDA", None)
+    monkeypatch.setattr(dispatch, "_NO_CUDA", None)
     tensors = ((1, 2, 4, 4), (3, 2, 3, 3), (1, 2))
     x, weight, styles = (cuda(*shape, dtype=torch.float64) for shape in tensors)
     with warnings.catch_warnings():
@@ -65,3 +67,10 @@ def test_double_precision_of_the_modulated_layer_has_no_cuda_kernel(monkeypatch)
         assert modulated_conv2d(x, weight, styles, padding=1).shape == (1, 3, 4, 4)
     with pytest.raises(RuntimeError, match="expected float32, float16 or bfloat16 on CUDA"):
         modulated_conv2d(x, weight, styles, impl="native")
+
+
+def test_the_import_does_not_bring_the_compiler_along():
+    """torch._dynamo takes a second to import, the ops 50 ms."""
+    code = "import torch, sys, atu_ext.ops; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

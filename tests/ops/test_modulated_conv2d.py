@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from atu_ext import _native
-from atu_ext.ops import modulated_conv2d, setup_filter
-from atu_ext.ops.modulated_conv2d import _ACTS, conv2d_resample
+from atu_ext.ops import activations, conv2d_resample, modulated_conv2d, setup_filter
 
 pytestmark = pytest.mark.skipif(_native._C is None, reason=str(_native.error))
 
@@ -121,7 +120,7 @@ def test_matches_per_sample_weights(variant, channels_last):
         torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("act", list(_ACTS))
+@pytest.mark.parametrize("act", list(activations))
 def test_activations(act, isa):
     args = inputs(noise_n=1, w=19)
     for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-5)):
@@ -299,6 +298,14 @@ def test_errors_name_the_argument(change, message):
     arguments = dict(x=x, weight=w, styles=s, noise=noise, bias=bias, padding=1) | change
     with pytest.raises(ValueError, match=message):
         modulated_conv2d(**arguments)
+
+
+def test_a_list_is_no_filter():
+    x, w, s, *_ = inputs()
+    with pytest.raises(TypeError, match="resample_filter: expected a tensor, as setup_filter makes of taps"):
+        modulated_conv2d(x, w, s, up=2, resample_filter=[1, 3, 3, 1])
+    with pytest.raises(TypeError, match="f: expected a tensor, as setup_filter makes of taps"):
+        conv2d_resample(x, w, [1, 3, 3, 1], up=2)
 
 
 def test_native_refused_where_there_is_none():

@@ -170,7 +170,9 @@ def test_gradient_of_a_learned_filter_comes_from_the_reference():
 def test_opcheck():
     for layout in ("contiguous", "channels_last"):
         x = make((1, 2, 4, 5), layout=layout).requires_grad_()
-        torch.library.opcheck(torch.ops.atu.upfirdn2d.default, (x, FILTERS["full"], 2, 1, 1, 2, 1, 2, 1, 2, False, 2.0))
+        torch.library.opcheck(
+            torch.ops.atu_ext.upfirdn2d.default, (x, FILTERS["full"], 2, 1, 1, 2, 1, 2, 1, 2, False, 2.0)
+        )
 
 
 def test_layout_is_kept():
@@ -186,6 +188,68 @@ def test_constant_images_stay_constant_through_the_helpers():
         assert y.shape[2:] == (size, size)
         inner = y[:, :, 3:-3, 3:-3]
         torch.testing.assert_close(inner, torch.ones_like(inner))
+
+
+def border(taps, factor, up):
+    """The samples of a filter before and after a pixel: between the `up` zero-inserted ones, or of the kept ones."""
+    before = taps + factor - 1 if up else taps - factor + 1
+    return before // 2, (taps - factor) // 2
+
+
+@pytest.mark.parametrize("name", FILTERS)
+@pytest.mark.parametrize(("fx", "fy"), [(2, 2), (3, 1)])
+@pytest.mark.parametrize(("padding", "sides"), [(0, (0,) * 4), ([2, 5], (2, 2, 5, 5)), ([3, 1, 4, 6], (3, 1, 4, 6))])
+def test_up_and_downsampling_against_definition(name, fx, fy, padding, sides):
+    x, f = make((1, 2, 5, 7)), FILTERS[name]
+
+    def around(factor_x, factor_y, up):
+        (x0, x1), (y0, y1) = border(f.shape[-1], factor_x, up), border(f.shape[0], factor_y, up)
+        return tuple(a + b for a, b in zip((x0, x1, y0, y1), sides, strict=True))
+
+    expected = {
+        upsample2d: naive(x, f, (fx, fy), (1, 1), around(fx, fy, True), True, 0.7 * fx * fy),
+        downsample2d: naive(x, f, (1, 1), (fx, fy), around(fx, fy, False), True, 0.7),
+        filter2d: naive(x, f, (1, 1), (1, 1), around(1, 1, False), True, 0.7),
+    }
+    for helper, y in expected.items():
+        factors = [] if helper is filter2d else [[fx, fy]]
+        for impl in ("native", "reference"):
+            found = helper(x, f, *factors, padding=padding, flip_filter=True, gain=0.7, impl=impl)
+            torch.testing.assert_close(found, y, rtol=0, atol=fx * fy * tolerance(torch.float64))
+    x0, x1, y0, y1 = sides
+    assert expected[upsample2d].shape[2:] == (5 * fy + y0 + y1, 7 * fx + x0 + x1)
+    assert expected[filter2d].shape[2:] == (5 + y0 + y1, 7 + x0 + x1)
+    if padding == 0:
+        assert expected[downsample2d].shape[2:] == (5 // fy, 7 // fx)
+
+
+@pytest.mark.parametrize("helper", [upsample2d, downsample2d, filter2d])
+@pytest.mark.parametrize("layout", LAYOUTS[:2])
+def test_gradients_of_the_helpers(helper, layout):
+    x = make((1, 2, 5, 4), layout=layout).requires_grad_()
+    assert torch.autograd.gradcheck(lambda t: helper(t, FILTERS["full"]), x, fast_mode=True)
+    assert torch.autograd.gradgradcheck(lambda t: helper(t, FILTERS["full"]), x, fast_mode=True)
+    torch.testing.assert_close(helper(x, None).sum(), helper(x, torch.ones(1, 1)).sum())
+
+
+@pytest.mark.parametrize("op", [upfirdn2d, upsample2d, downsample2d, filter2d])
+def test_a_list_is_no_filter(op):
+    with pytest.raises(TypeError, match="f: expected a tensor, as setup_filter makes of taps, or None; got list"):
+        op(torch.ones(1, 2, 4, 4), [1, 3, 3, 1])
+    with pytest.raises(TypeError, match=r"x: expected a tensor \[N, C, H, W\], got list"):
+        op([[1.0]], torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("taps", ["binomial", [[1, 2], [3]], {"taps": 1}, torch.ones(2, 2, 2), []])
+def test_setup_filter_says_what_it_expects(taps):
+    with pytest.raises(ValueError, match="f: expected a "):
+        setup_filter(taps)
+
+
+def test_taps_that_sum_to_zero_cannot_be_normalized():
+    with pytest.raises(ValueError, match=r"normalize: expected taps with a sum other than 0, got \[1, 0, -1\]"):
+        setup_filter([1, 0, -1])
+    assert setup_filter([1, 0, -1], normalize=False, separable=True).tolist() == [1, 0, -1]
 
 
 def test_setup_filter():

@@ -51,7 +51,8 @@ def _cpu_kernels() -> Part:
     from atu_ext import _native
 
     if _native._C is None:
-        return Part("CPU kernels", False, why=str(_native.error), remedy="pip install --force-reinstall --no-deps .")
+        remedy = _native.remedy or "pip install --force-reinstall --no-deps ."
+        return Part("CPU kernels", False, why=str(_native.error), remedy=remedy)
     known = ", ".join(_native._C.cpu_isas())
     return Part("CPU kernels", True, f"instruction set {_native._C.cpu_isa()} (this CPU has {known})")
 

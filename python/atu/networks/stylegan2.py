@@ -17,9 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from atu_ext.ops import bias_act, modulated_conv2d, setup_filter, upfirdn2d
-from atu_ext.ops.bias_act import activations
-from atu_ext.ops.modulated_conv2d import conv2d_resample
+from atu_ext.ops import (
+    activations,
+    bias_act,
+    conv2d_resample,
+    downsample2d,
+    modulated_conv2d,
+    setup_filter,
+    upsample2d,
+)
 
 NOISE_MODES = ("random", "const", "none")
 # Ends of the names of tensors that are no parameters, in both StyleGAN2 and 3.
@@ -89,7 +95,7 @@ class Conv2dLayer(nn.Module):
             else:
                 self.register_buffer(name, value)  # frozen for good: no optimiser sees it
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
-        self.act_gain = activations[activation].gain
+        self.act_gain = activations[activation].def_gain
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         w = (self.weight * self.weight_gain).to(x.dtype)
@@ -183,7 +189,7 @@ class SynthesisLayer(nn.Module):
         super().__init__()
         self.resolution, self.up, self.use_noise = resolution, up, use_noise
         self.activation, self.conv_clamp = activation, conv_clamp
-        self.act_gain = activations[activation].gain
+        self.act_gain = activations[activation].def_gain
         self.padding = kernel_size // 2
         self.register_buffer("resample_filter", _filter(resample_filter))
         self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
@@ -322,18 +328,6 @@ class SynthesisBlock(nn.Module):
             y = self.torgb(x, next(w)).to(torch.float32)
             img = y if img is None else img + y
         return x, img
-
-
-def upsample2d(img: Tensor, f: Tensor) -> Tensor:
-    """Twice the size, keeping the mean."""
-    fw, fh = f.shape[-1], f.shape[0]
-    return upfirdn2d(img, f, up=2, padding=[(fw + 1) // 2, (fw - 2) // 2, (fh + 1) // 2, (fh - 2) // 2], gain=4)
-
-
-def downsample2d(img: Tensor, f: Tensor) -> Tensor:
-    """Half the size, keeping the mean."""
-    fw, fh = f.shape[-1], f.shape[0]
-    return upfirdn2d(img, f, down=2, padding=[(fw - 1) // 2, (fw - 2) // 2, (fh - 1) // 2, (fh - 2) // 2])
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:

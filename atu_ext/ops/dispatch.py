@@ -1,18 +1,19 @@
-"""What the ops share: the torch.library namespace, the choice of implementation, the call into the kernels."""
+"""Which implementation runs: kernel or plain-torch reference; and the call into the kernels."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from atu_ext import _native
 
-LIB = torch.library.Library("atu", "FRAGMENT")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # The kernels' codes of the element types.
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -67,16 +68,69 @@ def why_not_native(x: Tensor) -> str | None:
     return f"no kernels for device {x.device.type}"
 
 
+# ---- who is looking: tracers, modes, transforms ---------------------------------------------------------------------
+# torch's functions that tell are internal. Where one of the first two is missing, every call is dispatched
+# (registration.py); without the third transforms get the reference. All are asked at every call, so they are quick.
+
+_modes: Callable[[], int] | None = getattr(torch._C, "_len_torch_dispatch_stack", None)
+_transforming: Callable[[], bool] | None = getattr(torch._C, "_are_functorch_transforms_active", None)
+_transforms: Callable[[], list[Any]] | None = getattr(
+    getattr(torch._C, "_functorch", None), "get_interpreter_stack", None
+)
+_tracing: Callable[[], bool] = getattr(torch._C, "_is_tracing", torch.jit.is_tracing)
+
+
+def unobserved() -> bool:
+    """Whether nothing traces, compiles, transforms or watches the calls of this thread."""
+    if _modes is None or _transforming is None or torch.compiler.is_compiling():
+        return False
+    return _modes() == 0 and not _transforming() and not _tracing()
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) is at work."""
+    return _transforming is not None and _transforming()
+
+
+def _transform_objection() -> str | None:
+    """Why the kernels, which know gradients and nothing else, cannot serve the transforms at work; None if they can."""
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return "forward-mode derivatives (torch.func.jvp, jacfwd, hessian) need torch's own operators"
+    if _transforming is None or not _transforming():
+        return None
+    if torch.compiler.is_compiling():
+        return "torch.compile cannot trace them inside torch.func's transforms"
+    if _transforms is None or any(t.key().name != "Grad" for t in _transforms()):
+        return "torch.vmap needs torch's own operators"
+    return None
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """torch.compiler.assume_constant_result, without the second that importing torch's compiler takes."""
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
+
+
+def wants_gradients(*tensors: Tensor | None) -> bool:
+    """Whether a result of these may be differentiated. A transform does not tell, so it may."""
+    return (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)) or transformed()
+
+
+# ---- the choice -----------------------------------------------------------------------------------------------------
+
+
 def wants_reference(impl: str) -> bool:
-    """Whether impl, or what "auto" stands for now, is the reference."""
-    return impl == "reference" or (impl == "auto" and _default_impl == "reference")
+    """Whether impl, or what "auto" stands for now, is the reference whatever the tensors are."""
+    if impl == "auto":
+        return _default_impl == "reference" or _transform_objection() is not None
+    return impl == "reference"
 
 
 def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
-    """Whether `op` runs its kernel on x (and whatever `also` objects to).
+    """Whether `op` runs its kernel on x, unless `also` is an objection of its own.
 
-    "auto" is what `default_impl` says; else it warns once where a kernel is missing from the build, and for types and
-    devices that no build covers it takes the reference without a word.
+    "auto" is what `default_impl` says; else it warns once where a kernel is missing from the build. The reference runs
+    without a word for types and devices that no build covers, under torch.vmap and in forward-mode derivatives.
 
     Raises:
         ValueError: impl is not one of auto, native, reference.
@@ -88,7 +142,7 @@ def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
         return False
     if impl not in _IMPLS:
         raise ValueError(f"impl: expected 'auto', 'native' or 'reference', got {impl!r}")
-    reason = why_not_native(x) or also
+    reason = why_not_native(x) or also or _transform_objection()
     if reason is None:
         return True
     if impl == "native":
@@ -116,66 +170,3 @@ def launch(function: Callable[..., None], x: Tensor, *args: Any) -> None:
 
 def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
-
-
-def register(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Define atu::name with the same kernel for CPU and CUDA tensors."""
-    LIB.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-    LIB.impl(name, kernel, "CPU")
-    LIB.impl(name, kernel, "CUDA")
-    torch.library.register_fake(f"atu::{name}", fake, lib=LIB)
-
-
-# ---- calls that skip the dispatcher ---------------------------------------------------------------------------------
-# A call through torch.library costs 12 us and its autograd wrapper another 25 us, as much as the kernel itself where
-# images are small; torch.autograd.Function round the kernel costs 8 us. Both of torch's functions asked here whether
-# somebody is looking (a tracer, a mode, a transform) are internal: where they are missing, every call is dispatched.
-
-_modes = getattr(torch._C, "_len_torch_dispatch_stack", None)
-_transforms = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
-
-
-def _unobserved() -> bool:
-    """Whether nothing traces, compiles, transforms or watches the calls of this thread."""
-    if _modes is None or _transforms is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return _modes() == 0 and _transforms() is None
-
-
-def direct(
-    op: Callable[..., Any],
-    kernel: Callable[..., Any],
-    tensors: int,
-    setup: Callable[..., None] | None = None,
-    backward: Callable[..., Any] | None = None,
-) -> Callable[..., Any]:
-    """A function that does what `op` does, and calls its kernel without the dispatcher where nobody would notice.
-
-    tensors: so many of the arguments, the first, are tensors or None. setup, backward: as given to
-    torch.library.register_autograd.
-    """
-    if backward is not None:
-
-        def forward(ctx, *inputs):
-            output = kernel(*inputs)
-            if setup is not None:
-                setup(ctx, inputs, output)
-            return output
-
-        methods = dict(forward=staticmethod(forward), backward=staticmethod(backward))
-        function: Any = type(str(op).partition(".")[2] or str(op), (torch.autograd.Function,), methods)
-
-    def call(*inputs):
-        if not _unobserved():
-            return op(*inputs)
-        wanted = False
-        for t in inputs[:tensors]:
-            if type(t) not in _PLAIN:
-                return op(*inputs)
-            wanted = wanted or (t is not None and t.requires_grad)
-        if wanted and backward is not None and torch.is_grad_enabled():
-            return function.apply(*inputs)
-        return kernel(*inputs)
-
-    return call
