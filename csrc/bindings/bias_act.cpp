@@ -6,10 +6,10 @@ namespace py = pybind11;
 
 namespace {
 
-void fill(atu::BiasActParams& p, int dtype, int act, double alpha, double gain, double clamp, int64_t numel,
-          int64_t inner, int64_t channels, uint64_t bias) {
-  p.dtype = atu::DType(dtype);
-  p.act = atu::Act(act);
+void read(const char* function, atu::BiasActParams& p, int dtype, int act, double alpha, double gain, double clamp,
+          int64_t numel, int64_t inner, int64_t channels, uint64_t bias) {
+  p.dtype = atu::checked<atu::DType>({function, "dtype"}, dtype);
+  p.act = atu::checked<atu::Act>({function, "act"}, act);
   p.alpha = alpha, p.gain = gain, p.clamp = clamp;
   p.numel = numel, p.inner = inner, p.channels = channels;
   p.bias = atu::pointer(bias);
@@ -18,7 +18,7 @@ void fill(atu::BiasActParams& p, int dtype, int act, double alpha, double gain, 
 void bias_act(uint64_t x, uint64_t bias, uint64_t y, int dtype, int act, double alpha, double gain, double clamp,
               int64_t numel, int64_t inner, int64_t channels, int64_t stream) {
   atu::BiasActForwardParams p;
-  fill(p, dtype, act, alpha, gain, clamp, numel, inner, channels, bias);
+  read("bias_act", p, dtype, act, alpha, gain, clamp, numel, inner, channels, bias);
   p.x = atu::pointer(x);
   p.y = atu::pointer(y);
   ATU_CALL(bias_act, p, stream);
@@ -28,8 +28,8 @@ void bias_act_grad(uint64_t dy, uint64_t reference, int kind, uint64_t bias, uin
                    int act, double alpha, double gain, double clamp, int64_t numel, int64_t inner, int64_t channels,
                    int64_t stream) {
   atu::BiasActGradParams p;
-  fill(p, dtype, act, alpha, gain, clamp, numel, inner, channels, bias);
-  p.kind = atu::Reference(kind);
+  read("bias_act_grad", p, dtype, act, alpha, gain, clamp, numel, inner, channels, bias);
+  p.kind = atu::checked<atu::Reference>({"bias_act_grad", "kind"}, kind);
   p.reference = atu::pointer(reference);
   p.dy = atu::pointer(dy);
   p.dx = atu::pointer(dx);
@@ -41,8 +41,8 @@ void bias_act_grad2(uint64_t g, uint64_t dy, uint64_t reference, int kind, uint6
                     int dtype, int act, double alpha, double gain, double clamp, int64_t numel, int64_t inner,
                     int64_t channels, int64_t stream) {
   atu::BiasActGrad2Params p;
-  fill(p, dtype, act, alpha, gain, clamp, numel, inner, channels, bias);
-  p.kind = atu::Reference(kind);
+  read("bias_act_grad2", p, dtype, act, alpha, gain, clamp, numel, inner, channels, bias);
+  p.kind = atu::checked<atu::Reference>({"bias_act_grad2", "kind"}, kind);
   p.reference = atu::pointer(reference);
   p.g = atu::pointer(g);
   p.dy = atu::pointer(dy);

@@ -10,9 +10,15 @@ namespace {
 
 void square_sum(uint64_t w, uint64_t q, uint64_t dq, uint64_t dw, int dtype, int64_t rows, int64_t inner, int64_t taps,
                 bool channels_last, int64_t stream) {
-  const atu::SquareSumParams p{
-      atu::DType(dtype), rows, inner, taps, channels_last, atu::pointer(w), atu::pointer(q), atu::pointer(dq),
-      atu::pointer(dw)};
+  const atu::SquareSumParams p{atu::checked<atu::DType>({"square_sum", "dtype"}, dtype),
+                               rows,
+                               inner,
+                               taps,
+                               channels_last,
+                               atu::pointer(w),
+                               atu::pointer(q),
+                               atu::pointer(dq),
+                               atu::pointer(dw)};
   if (q) {
     ATU_CALL(square_sum, p, stream);
   } else {
@@ -20,10 +26,10 @@ void square_sum(uint64_t w, uint64_t q, uint64_t dq, uint64_t dw, int dtype, int
   }
 }
 
-void fill(atu::ModulateParams& p, uint64_t x, uint64_t styles, uint64_t out, int dtype, const py::tuple& size,
-          bool channels_last, bool out_channels_last) {
-  p.dtype = atu::DType(dtype);
-  p.n = atu::item(size, 0), p.c = atu::item(size, 1), p.pixels = atu::item(size, 2);
+void read(const char* function, atu::ModulateParams& p, uint64_t x, uint64_t styles, uint64_t out, int dtype,
+          const py::tuple& size, bool channels_last, bool out_channels_last) {
+  p.dtype = atu::checked<atu::DType>({function, "dtype"}, dtype);
+  atu::fill({function, "size"}, size, p.n, p.c, p.pixels);
   p.channels_last = channels_last, p.out_channels_last = out_channels_last;
   p.x = atu::pointer(x), p.styles = atu::pointer(styles), p.out = atu::pointer(out);
 }
@@ -31,14 +37,14 @@ void fill(atu::ModulateParams& p, uint64_t x, uint64_t styles, uint64_t out, int
 void modulate(uint64_t x, uint64_t styles, uint64_t out, int dtype, const py::tuple& size, bool channels_last,
               bool out_channels_last, int64_t stream) {
   atu::ModulateParams p;
-  fill(p, x, styles, out, dtype, size, channels_last, out_channels_last);
+  read("modulate", p, x, styles, out, dtype, size, channels_last, out_channels_last);
   ATU_CALL(modulate, p, stream);
 }
 
 void modulate_grad(uint64_t grad_out, uint64_t x, uint64_t styles, uint64_t grad_x, uint64_t grad_styles, int dtype,
                    const py::tuple& size, bool channels_last, int64_t pixel_block, uint64_t partials, int64_t stream) {
   atu::ModulateGradParams p;
-  fill(p, x, styles, 0, dtype, size, channels_last, channels_last);
+  read("modulate_grad", p, x, styles, 0, dtype, size, channels_last, channels_last);
   p.grad_out = atu::pointer(grad_out);
   p.grad_x = atu::pointer(grad_x);
   p.grad_styles = atu::pointer(grad_styles);
@@ -48,14 +54,12 @@ void modulate_grad(uint64_t grad_out, uint64_t x, uint64_t styles, uint64_t grad
 }
 
 // inputs is (u, d, noise, bias), output is (act, alpha, gain, clamp).
-void fill(atu::EpilogueParams& p, const py::tuple& inputs, const py::tuple& output, int dtype, const py::tuple& size,
-          bool channels_last, int64_t noise_stride_n) {
-  const auto input = [&](int i) { return atu::pointer(uint64_t(atu::item(inputs, i))); };
-  p.u = input(0), p.d = input(1), p.noise = input(2), p.bias = input(3);
-  p.act = atu::Act(atu::item(output, 0));
-  p.alpha = output[1].cast<double>(), p.gain = output[2].cast<double>(), p.clamp = output[3].cast<double>();
-  p.dtype = atu::DType(dtype);
-  p.n = atu::item(size, 0), p.c = atu::item(size, 1), p.pixels = atu::item(size, 2);
+void read(const char* function, atu::EpilogueParams& p, const py::tuple& inputs, const py::tuple& output, int dtype,
+          const py::tuple& size, bool channels_last, int64_t noise_stride_n) {
+  atu::fill({function, "inputs"}, inputs, p.u, p.d, p.noise, p.bias);
+  atu::fill({function, "output"}, output, p.act, p.alpha, p.gain, p.clamp);
+  p.dtype = atu::checked<atu::DType>({function, "dtype"}, dtype);
+  atu::fill({function, "size"}, size, p.n, p.c, p.pixels);
   p.channels_last = channels_last;
   p.noise_stride_n = noise_stride_n;
 }
@@ -63,7 +67,7 @@ void fill(atu::EpilogueParams& p, const py::tuple& inputs, const py::tuple& outp
 void epilogue(const py::tuple& inputs, const py::tuple& output, uint64_t y, int dtype, const py::tuple& size,
               bool channels_last, int64_t noise_stride_n, int64_t stream) {
   atu::EpilogueForwardParams p;
-  fill(p, inputs, output, dtype, size, channels_last, noise_stride_n);
+  read("epilogue", p, inputs, output, dtype, size, channels_last, noise_stride_n);
   p.y = atu::pointer(y);
   ATU_CALL(epilogue, p, stream);
 }
@@ -72,11 +76,10 @@ void epilogue(const py::tuple& inputs, const py::tuple& output, uint64_t y, int 
 void epilogue_grad(const py::tuple& inputs, const py::tuple& output, uint64_t dy, const py::tuple& grads, int dtype,
                    const py::tuple& size, bool channels_last, int64_t noise_stride_n, int64_t pixel_block,
                    uint64_t partials, int64_t stream) {
-  const auto grad = [&](int i) { return atu::pointer(uint64_t(atu::item(grads, i))); };
   atu::EpilogueGradParams p;
-  fill(p, inputs, output, dtype, size, channels_last, noise_stride_n);
+  read("epilogue_grad", p, inputs, output, dtype, size, channels_last, noise_stride_n);
   p.dy = atu::pointer(dy);
-  p.du = grad(0), p.dd = grad(1), p.db = grad(2), p.dnoise = grad(3);
+  atu::fill({"epilogue_grad", "grads"}, grads, p.du, p.dd, p.db, p.dnoise);
   p.pixel_block = pixel_block;
   p.partials = static_cast<double*>(atu::pointer(partials));
   ATU_CALL(epilogue_grad, p, stream);
@@ -86,13 +89,11 @@ void epilogue_grad(const py::tuple& inputs, const py::tuple& output, uint64_t dy
 void epilogue_grad2(const py::tuple& inputs, const py::tuple& output, uint64_t dy, const py::tuple& incoming,
                     const py::tuple& grads, int dtype, const py::tuple& size, bool channels_last,
                     int64_t noise_stride_n, int64_t pixel_block, uint64_t partials, int64_t stream) {
-  const auto in = [&](int i) { return atu::pointer(uint64_t(atu::item(incoming, i))); };
-  const auto grad = [&](int i) { return atu::pointer(uint64_t(atu::item(grads, i))); };
   atu::EpilogueGrad2Params p;
-  fill(p, inputs, output, dtype, size, channels_last, noise_stride_n);
+  read("epilogue_grad2", p, inputs, output, dtype, size, channels_last, noise_stride_n);
   p.dy = atu::pointer(dy);
-  p.gu = in(0), p.gd = in(1), p.gb = in(2), p.gn = in(3);
-  p.d_dy = grad(0), p.d_u = grad(1), p.d_d = grad(2), p.d_b = grad(3), p.d_noise = grad(4);
+  atu::fill({"epilogue_grad2", "incoming"}, incoming, p.gu, p.gd, p.gb, p.gn);
+  atu::fill({"epilogue_grad2", "grads"}, grads, p.d_dy, p.d_u, p.d_d, p.d_b, p.d_noise);
   p.pixel_block = pixel_block;
   p.partials = static_cast<double*>(atu::pointer(partials));
   ATU_CALL(epilogue_grad2, p, stream);

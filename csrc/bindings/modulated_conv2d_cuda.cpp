@@ -18,9 +18,11 @@ void* cuda_stream(int64_t stream) {
 // size is (n, o, c, taps).
 void demodulate(uint64_t w, uint64_t styles, uint64_t d, int dtype, const py::tuple& size, bool channels_last,
                 int64_t stream) {
-  using atu::item;
-  const atu::DemodulateParams p{atu::DType(dtype), item(size, 0),   item(size, 1),        item(size, 2),  item(size, 3),
-                                channels_last,     atu::pointer(w), atu::pointer(styles), atu::pointer(d)};
+  atu::DemodulateParams p;
+  p.dtype = atu::checked<atu::DType>({"demodulate", "dtype"}, dtype);
+  atu::fill({"demodulate", "size"}, size, p.n, p.o, p.c, p.taps);
+  p.channels_last = channels_last;
+  p.w = atu::pointer(w), p.styles = atu::pointer(styles), p.d = atu::pointer(d);
   void* const on = cuda_stream(stream);
   py::gil_scoped_release release;
   atu::demodulate_cuda(p, on);
@@ -29,14 +31,11 @@ void demodulate(uint64_t w, uint64_t styles, uint64_t d, int dtype, const py::tu
 // inputs is (u, d, noise, bias, next), output (act, alpha, gain, clamp), size (n, c, pixels); y may be 0.
 void epilogue_scaled(const py::tuple& inputs, const py::tuple& output, uint64_t y, uint64_t scaled, int dtype,
                      const py::tuple& size, bool channels_last, int64_t noise_stride_n, int64_t stream) {
-  using atu::item;
-  const auto input = [&](int i) { return atu::pointer(uint64_t(item(inputs, i))); };
   atu::EpilogueScaledParams p;
-  p.u = input(0), p.d = input(1), p.noise = input(2), p.bias = input(3), p.next = input(4);
-  p.act = atu::Act(item(output, 0));
-  p.alpha = output[1].cast<double>(), p.gain = output[2].cast<double>(), p.clamp = output[3].cast<double>();
-  p.dtype = atu::DType(dtype);
-  p.n = item(size, 0), p.c = item(size, 1), p.pixels = item(size, 2);
+  atu::fill({"epilogue_scaled", "inputs"}, inputs, p.u, p.d, p.noise, p.bias, p.next);
+  atu::fill({"epilogue_scaled", "output"}, output, p.act, p.alpha, p.gain, p.clamp);
+  p.dtype = atu::checked<atu::DType>({"epilogue_scaled", "dtype"}, dtype);
+  atu::fill({"epilogue_scaled", "size"}, size, p.n, p.c, p.pixels);
   p.channels_last = channels_last, p.noise_stride_n = noise_stride_n;
   p.y = atu::pointer(y), p.scaled = atu::pointer(scaled);
   void* const on = cuda_stream(stream);
@@ -49,19 +48,16 @@ void epilogue_scaled(const py::tuple& inputs, const py::tuple& output, uint64_t 
 void modulated_conv2d_gemm(const py::tuple& tensors, int dtype, int tile, const py::tuple& in_size,
                            const py::tuple& out_size, const py::tuple& kernel, int64_t noise_stride_n,
                            const py::tuple& output, int64_t stream) {
-  using atu::item;
-  const auto tensor = [&](int i) { return atu::pointer(uint64_t(item(tensors, i))); };
+  const char* const name = "modulated_conv2d_gemm";
   atu::ModulatedGemmParams p;
-  p.dtype = atu::DType(dtype), p.tile = atu::GemmTile(tile);
-  p.n = item(in_size, 0), p.in_c = item(in_size, 1), p.in_h = item(in_size, 2), p.in_w = item(in_size, 3);
-  p.out_c = item(out_size, 0), p.out_h = item(out_size, 1), p.out_w = item(out_size, 2);
-  p.kernel_h = item(kernel, 0), p.kernel_w = item(kernel, 1), p.stride = item(kernel, 2);
-  p.pad_y = item(kernel, 3), p.pad_x = item(kernel, 4);
-  p.x = tensor(0), p.w = tensor(1), p.in_scale = tensor(2), p.out_scale = tensor(3), p.noise = tensor(4);
+  p.dtype = atu::checked<atu::DType>({name, "dtype"}, dtype);
+  p.tile = atu::checked<atu::GemmTile>({name, "tile"}, tile);
+  atu::fill({name, "tensors"}, tensors, p.x, p.w, p.in_scale, p.out_scale, p.noise, p.bias, p.u, p.y);
+  atu::fill({name, "in_size"}, in_size, p.n, p.in_c, p.in_h, p.in_w);
+  atu::fill({name, "out_size"}, out_size, p.out_c, p.out_h, p.out_w);
+  atu::fill({name, "kernel"}, kernel, p.kernel_h, p.kernel_w, p.stride, p.pad_y, p.pad_x);
   p.noise_stride_n = noise_stride_n;
-  p.bias = tensor(5), p.u = tensor(6), p.y = tensor(7);
-  p.act = atu::Act(item(output, 0));
-  p.alpha = output[1].cast<double>(), p.gain = output[2].cast<double>(), p.clamp = output[3].cast<double>();
+  atu::fill({name, "output"}, output, p.act, p.alpha, p.gain, p.clamp);
   void* const on = cuda_stream(stream);
   py::gil_scoped_release release;
   atu::modulated_conv2d_gemm_cuda(p, on);

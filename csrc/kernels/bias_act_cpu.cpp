@@ -2,7 +2,7 @@
 // vector that is read beside the row (channels-last and small planes; there the bias is laid out once as it repeats).
 #include "bias_act.h"
 
-#include "activation_simd.h"
+#include "activation_cpu.h"
 #include "cpu_isa.h"
 #include "parallel.h"
 
@@ -16,20 +16,9 @@ constexpr int64_t kBlock = 64;       // threads' parts begin at multiples of thi
 constexpr int64_t kFlushRows = 256;  // float partial sums of this many elements go to double precision
 constexpr int64_t kFlushElements = 4096;
 
-struct Full {};  // a whole vector
-
+// An array written to; `streaming` when its vectors go past the caches.
 template <typename T>
-inline Vec<T> get(const T* p, Full) {
-  return load(p);
-}
-template <typename T>
-inline Vec<T> get(const T* p, int count) {
-  return load_partial(p, count);
-}
-
-// Output array; `streaming` when its vectors go past the caches.
-template <typename T>
-struct Output {
+struct Target {
   T* data;
   bool streaming;
   void put(int64_t i, Vec<T> v, Full) const {
@@ -39,12 +28,12 @@ struct Output {
       store(data + i, v);
     }
   }
-  void put(int64_t i, Vec<T> v, int count) const { store_partial(data + i, v, count); }
+  void put(int64_t i, Vec<T> v, int count) const { store(data + i, v, count); }
 };
 
-// body(i, Full) or body(i, count) over [begin, end), whole vectors aligned in `out` where it streams.
+// for_vectors, whole vectors aligned in `out` where it streams.
 template <typename T, typename Body>
-inline void sweep(int64_t begin, int64_t end, const Output<T>& out, const Body& body) {
+inline void sweep(int64_t begin, int64_t end, const Target<T>& out, const Body& body) {
   int64_t i = begin;
   if (out.streaming) {
     if (const int64_t head = min64(to_aligned(out.data + i), end - i)) {
@@ -52,8 +41,7 @@ inline void sweep(int64_t begin, int64_t end, const Output<T>& out, const Body& 
       i += head;
     }
   }
-  for (; i + kLanes<T> <= end; i += kLanes<T>) body(i, Full{});
-  if (i < end) body(i, int(end - i));
+  for_vectors<T>(i, end, body);
 }
 
 // How the flat arrays fall into rows, and the bias of each.
@@ -117,7 +105,7 @@ constexpr bool kLight =
     A == Act::linear || A == Act::relu || A == Act::lrelu || (K == Reference::y && A != Act::softplus);
 
 template <bool Light, typename T>
-inline Output<T> output(void* data, int64_t numel) {
+inline Target<T> target(void* data, int64_t numel) {
   // The outputs of one sweep are aligned alike: all start at a multiple of the vector where they stream.
   T* p = static_cast<T*>(data);
   return {p, Light && numel * int64_t(sizeof(T)) >= kStreamBytes && to_aligned(p) == 0};
@@ -126,52 +114,29 @@ inline Output<T> output(void* data, int64_t numel) {
 template <Act A, typename T>
 void forward(const BiasActForwardParams& p) {
   const T* x = static_cast<const T*>(p.x);
-  const Output<T> y = output<kLight<A>, T>(p.y, p.numel);
-  const T alpha = T(p.alpha), gain = T(p.gain), bound = T(p.clamp);
-  const bool clamped = p.clamp >= 0;
+  const Target<T> y = target<kLight<A>, T>(p.y, p.numel);
+  const Output<A, T> output(p);
   const Rows<T> rows(p, p.bias != nullptr);
-  const auto finish = [=](Vec<T> v) {
-    v = activate<A, T>(v, alpha) * gain;
-    return clamped ? clamp<T>(v, -bound, bound) : v;
-  };
   parts(p.numel, threads_for(p.numel, kGrain), [&](int64_t begin, int64_t end, int) {
     each_row(begin, end, rows.length, [&](int64_t i0, int64_t i1, int64_t offset) {
       if (rows.vector) {
         const T* bias = rows.laid_out() + offset - i0;
-        sweep(i0, i1, y, [&](int64_t i, auto n) { y.put(i, finish(get(x + i, n) + get(bias + i, n)), n); });
+        sweep(i0, i1, y, [&](int64_t i, auto n) { y.put(i, output(load(x + i, n) + load(bias + i, n)), n); });
       } else {
         const T bias = rows.scalar(i0);
-        sweep(i0, i1, y, [&](int64_t i, auto n) { y.put(i, finish(get(x + i, n) + bias), n); });
+        sweep(i0, i1, y, [&](int64_t i, auto n) { y.put(i, output(load(x + i, n) + bias), n); });
       }
     });
   });
 }
 
-// gain * act' * inside and gain * act'' * inside from the saved tensor r; `bias` is added when it is x.
-template <Act A, Reference K, typename T>
-struct Derivative {
-  T alpha, gain, inverse_gain, bound;
-  bool clamped;
-  explicit Derivative(const BiasActParams& p)
-      : alpha(T(p.alpha)), gain(T(p.gain)), inverse_gain(T(1.0 / p.gain)), bound(T(p.clamp)), clamped(p.clamp >= 0) {}
-  Slopes<T> operator()(Vec<T> r, Vec<T> bias) const {
-    if constexpr (K == Reference::none) return {splat(gain), Vec<T>{}};
-    Slopes<T> s;
-    Vec<T> y = r;
-    if constexpr (K == Reference::y) {
-      s = slopes_from_value<A, T>(r * inverse_gain, alpha);
-    } else {
-      s = slopes_from_input<A, T>(r + bias, alpha);
-      if (clamped) y = activate<A, T>(r + bias, alpha) * gain;
-    }
-    s.first *= gain, s.second *= gain;
-    if (clamped) {
-      const auto inside = abs<T>(y) < bound;
-      s.first = inside ? s.first : Vec<T>{}, s.second = inside ? s.second : Vec<T>{};
-    }
-    return s;
-  }
-};
+// dy/dv and d2y/dv2 from the saved tensor r, to which `bias` is added when it is x.
+template <Reference K, Act A, typename T>
+inline Derivatives<T> derivatives(const Output<A, T>& output, Vec<T> r, Vec<T> bias) {
+  if constexpr (K == Reference::none) return {splat(output.gain), Vec<T>{}};
+  if constexpr (K == Reference::y) return output.derivatives_from_output(r);
+  return output.derivatives(r + bias);
+}
 
 // Sums of dx for each channel, in double precision: for each thread one total a channel (rows with a scalar bias) or
 // one for each element of the repeating row, folded at the end in a fixed order.
@@ -221,9 +186,9 @@ template <Act A, Reference K, typename T>
 void grad(const BiasActGradParams& p) {
   const T* dy = static_cast<const T*>(p.dy);
   const T* r = K == Reference::none ? dy : static_cast<const T*>(p.reference);
-  const Output<T> dx = output<kLight<A, K>, T>(p.dx, p.numel);
+  const Target<T> dx = target<kLight<A, K>, T>(p.dx, p.numel);
   T* db = static_cast<T*>(p.db);
-  const Derivative<A, K, T> derivative(p);
+  const Output<A, T> output(p);
   const Rows<T> rows(p, db != nullptr || (K == Reference::x && p.bias != nullptr));
   const int threads = threads_for(p.numel, kGrain);
   const ChannelSums<T> sums(rows, p.channels, threads, db != nullptr);
@@ -234,9 +199,9 @@ void grad(const BiasActGradParams& p) {
         const T* bias = rows.laid_out() + offset - i0;
         T* sum = sums.partial(thread) + offset - i0;
         sweep(i0, i1, dx, [&](int64_t i, auto n) {
-          const Vec<T> d = get(dy + i, n) * derivative(get(r + i, n), get(bias + i, n)).first;
+          const Vec<T> d = load(dy + i, n) * derivatives<K>(output, load(r + i, n), load(bias + i, n)).first;
           dx.put(i, d, n);
-          if (db != nullptr) Output<T>{sum, false}.put(i, get(sum + i, n) + d, n);
+          if (db != nullptr) store(sum + i, load(sum + i, n) + d, n);
         });
         if (db != nullptr && ++rows_done % kFlushRows == 0) sums.flush(thread);
         return;
@@ -246,7 +211,7 @@ void grad(const BiasActGradParams& p) {
       for (int64_t j = i0; j < i1; j += kFlushElements) {
         Vec<T> acc{};
         sweep(j, min64(i1, j + kFlushElements), dx, [&](int64_t i, auto n) {
-          const Vec<T> d = get(dy + i, n) * derivative(get(r + i, n), bias).first;
+          const Vec<T> d = load(dy + i, n) * derivatives<K>(output, load(r + i, n), bias).first;
           dx.put(i, d, n);
           acc += d;
         });
@@ -264,24 +229,24 @@ void grad2(const BiasActGrad2Params& p) {
   const T* g = static_cast<const T*>(p.g);
   const T* r = K == Reference::none ? g : static_cast<const T*>(p.reference);
   constexpr bool light = kLight<A, K>;
-  const Output<T> d_dy = output<light, T>(p.d_dy, p.numel), d_x = output<light, T>(p.d_x, p.numel);
-  const Derivative<A, K, T> derivative(p);
+  const Target<T> d_dy = target<light, T>(p.d_dy, p.numel), d_x = target<light, T>(p.d_x, p.numel);
+  const Output<A, T> output(p);
   const Rows<T> rows(p, K == Reference::x && p.bias != nullptr);
   parts(p.numel, threads_for(p.numel, kGrain), [&](int64_t begin, int64_t end, int) {
     each_row(begin, end, rows.length, [&](int64_t i0, int64_t i1, int64_t offset) {
       const T* laid_out = rows.laid_out() + offset - i0;
       const Vec<T> scalar = rows.vector ? Vec<T>{} : splat(rows.scalar(i0));
       sweep(i0, i1, d_dy.data != nullptr ? d_dy : d_x, [&](int64_t i, auto n) {
-        const Slopes<T> s = derivative(get(r + i, n), rows.vector ? get(laid_out + i, n) : scalar);
-        const Vec<T> arriving = get(g + i, n);
+        const Derivatives<T> s = derivatives<K>(output, load(r + i, n), rows.vector ? load(laid_out + i, n) : scalar);
+        const Vec<T> arriving = load(g + i, n);
         if (d_dy.data != nullptr) d_dy.put(i, arriving * s.first, n);
-        if (d_x.data != nullptr) d_x.put(i, arriving * get(dy + i, n) * s.second, n);
+        if (d_x.data != nullptr) d_x.put(i, arriving * load(dy + i, n) * s.second, n);
       });
     });
   });
 }
 
-template <typename T, typename Params, typename Run>
+template <typename Params, typename Run>
 void with_kind(const Params& p, const Run& run) {
   with_act(p.act, [&]<Act A>() {
     if (p.kind == Reference::none) return run.template operator()<Act::linear, Reference::none>();
@@ -290,36 +255,26 @@ void with_kind(const Params& p, const Run& run) {
   });
 }
 
-template <typename F>
-void with_type(DType dtype, const F& f) {
-  if (dtype == DType::f64) return f(double{});
-  f(float{});
-}
-
 }  // namespace
 
 void bias_act_cpu(const BiasActForwardParams& p) {
   if (p.numel == 0) return;
-  with_type(p.dtype, [&](auto type) { with_act(p.act, [&]<Act A>() { forward<A, decltype(type)>(p); }); });
+  with_type(p.dtype, [&]<typename T>() { with_act(p.act, [&]<Act A>() { forward<A, T>(p); }); });
 }
 
 void bias_act_grad_cpu(const BiasActGradParams& p) {
-  with_type(p.dtype, [&](auto type) {
-    using T = decltype(type);
+  with_type(p.dtype, [&]<typename T>() {
     if (p.numel == 0) {
       for (int64_t c = 0; p.db != nullptr && c < p.channels; ++c) static_cast<T*>(p.db)[c] = 0;
       return;
     }
-    with_kind<T>(p, [&]<Act A, Reference K>() { grad<A, K, T>(p); });
+    with_kind(p, [&]<Act A, Reference K>() { grad<A, K, T>(p); });
   });
 }
 
 void bias_act_grad2_cpu(const BiasActGrad2Params& p) {
   if (p.numel == 0) return;
-  with_type(p.dtype, [&](auto type) {
-    using T = decltype(type);
-    with_kind<T>(p, [&]<Act A, Reference K>() { grad2<A, K, T>(p); });
-  });
+  with_type(p.dtype, [&]<typename T>() { with_kind(p, [&]<Act A, Reference K>() { grad2<A, K, T>(p); }); });
 }
 
 }  // namespace atu::ATU_ISA

@@ -1,5 +1,7 @@
 // SIMD vectors by the compilers' vector extension (GCC, Clang): as wide as the instruction set this file is compiled
-// for. Included by *_cpu.cpp only. Everything is in that set's namespace, see cpu_isa.h.
+// for. Included by *_cpu.cpp only. Everything is in that set's namespace, see cpu_isa.h. Tensors are read and written
+// by the loads and stores below alone: a type that is stored in one width and computed in another needs them
+// overloaded.
 #pragma once
 
 #include <cstdint>
@@ -64,6 +66,16 @@ static inline void store(T* p, Vec<T> v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// All bits set in the first `count` lanes.
+template <typename T>
+static inline __m256i first_lanes(int count) {
+  typename Simd<T>::I lane;
+  for (int i = 0; i < kLanes<T>; ++i) lane[i] = i;
+  return __m256i(lane < typename Simd<T>::Int(count));
+}
+#endif
+
 // The first `count` < kLanes elements; the others read as 0.
 template <typename T>
 static inline Vec<T> load_partial(const T* p, int count) {
@@ -73,9 +85,18 @@ static inline Vec<T> load_partial(const T* p, int count) {
   } else {
     return Vec<T>(_mm512_maskz_loadu_pd(__mmask8((1u << count) - 1), p));
   }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    return Vec<T>(_mm256_maskload_ps(p, first_lanes<T>(count)));
+  } else {
+    return Vec<T>(_mm256_maskload_pd(p, first_lanes<T>(count)));
+  }
 #else
   Vec<T> v{};
-  for (int i = 0; i < count; ++i) v[i] = p[i];
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes<T> - 1; ++i) {
+    if (i < count) v[i] = p[i];
+  }
   return v;
 #endif
 }
@@ -88,9 +109,46 @@ static inline void store_partial(T* p, Vec<T> v, int count) {
   } else {
     _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), __m512d(v));
   }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    _mm256_maskstore_ps(p, first_lanes<T>(count), __m256(v));
+  } else {
+    _mm256_maskstore_pd(p, first_lanes<T>(count), __m256d(v));
+  }
 #else
-  for (int i = 0; i < count; ++i) p[i] = v[i];
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes<T> - 1; ++i) {
+    if (i < count) p[i] = v[i];
+  }
 #endif
+}
+
+// How much of a vector a load or a store is about: all of it, or (an int) its first elements.
+struct Full {};
+
+template <typename T>
+static inline Vec<T> load(const T* p, Full) {
+  return load(p);
+}
+template <typename T>
+static inline Vec<T> load(const T* p, int count) {
+  return load_partial(p, count);
+}
+template <typename T>
+static inline void store(T* p, Vec<T> v, Full) {
+  store(p, v);
+}
+template <typename T>
+static inline void store(T* p, Vec<T> v, int count) {
+  store_partial(p, v, count);
+}
+
+// body(i, Full) for the whole vectors of [begin, end), then body(i, count) for what is left.
+template <typename T, typename Body>
+static inline void for_vectors(int64_t begin, int64_t end, const Body& body) {
+  int64_t i = begin;
+  for (; i + kLanes<T> <= end; i += kLanes<T>) body(i, Full{});
+  if (i < end) body(i, int(end - i));
 }
 
 // Store past the caches to p, aligned to the vector: for outputs too large to be read back from a cache, it saves
@@ -133,13 +191,6 @@ static inline int64_t to_aligned(const T* p) {
   return past == 0 ? 0 : int64_t((ATU_VECTOR_BYTES - past) / sizeof(T));
 }
 
-template <typename T>
-static inline double sum(Vec<T> v) {
-  double total = 0;
-  for (int i = 0; i < kLanes<T>; ++i) total += v[i];
-  return total;
-}
-
 // The even, and the odd, elements of the 2 kLanes in (a, b); and their inverse, a0 b0 a1 b1 ... in two vectors.
 template <typename T>
 struct Pair {
@@ -178,6 +229,17 @@ static inline Pair<T> deinterleave(Vec<T> a, Vec<T> b) {
 template <typename T>
 static inline Pair<T> interleave(Vec<T> a, Vec<T> b) {
   return interleave<T>(a, b, std::make_index_sequence<kLanes<T>>{});
+}
+
+// Of the lanes, pairwise.
+template <typename T>
+static inline T sum(Vec<T> v) {
+#pragma GCC unroll 4
+  for (int n = kLanes<T>; n > 1; n /= 2) {
+    const Pair<T> halves = deinterleave<T>(v, v);
+    v = halves.first + halves.second;
+  }
+  return v[0];
 }
 
 // kLanes vectors as the rows of a matrix: its columns. Each of the log2(kLanes) perfect shuffles rotates the bits of
@@ -219,5 +281,25 @@ class Scratch {
  private:
   T* data_;
 };
+
+// The scratch of all threads in one allocation, `count` elements a thread.
+template <typename T>
+class ThreadScratch {
+ public:
+  ThreadScratch(int64_t count, int threads) : stride_(ceil_div(count, kLine) * kLine), memory_(stride_ * threads) {}
+  T* of(int thread) const { return memory_.data() + thread * stride_; }
+
+ private:
+  static constexpr int64_t kLine = ceil_div(64, int64_t(sizeof(T)));  // no two threads write to one cache line
+  int64_t stride_;
+  Scratch<T> memory_;
+};
+
+// f.operator()<T>() for the element type known at run time.
+template <typename F>
+static inline void with_type(DType dtype, const F& f) {
+  if (dtype == DType::f64) return f.template operator()<double>();
+  f.template operator()<float>();
+}
 
 }  // namespace atu::ATU_ISA

@@ -18,6 +18,7 @@ struct ExpConstants<float> {
   static constexpr int mantissa_bits = 23, bias = 127;
   static constexpr float ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f;
   static constexpr float low = -104.0f, high = 89.0f;
+  static constexpr float normal_low = -87.0f, normal_high = 88.0f;  // 2^n is a normal number within
   static constexpr int log1p_terms = 7;
 };
 template <>
@@ -27,6 +28,7 @@ struct ExpConstants<double> {
   static constexpr int mantissa_bits = 52, bias = 1023;
   static constexpr double ln2_hi = 6.93147180369123816490e-01, ln2_lo = 1.90821492927058770002e-10;
   static constexpr double low = -746.0, high = 710.0;
+  static constexpr double normal_low = -708.0, normal_high = 709.0;
   static constexpr int log1p_terms = 16;
 };
 
@@ -73,12 +75,23 @@ static inline Vec<T> exp(Vec<T> x) {
   return (e.q + T(1)) * pow2<T>(half) * pow2<T>(e.n - half);
 }
 
-// For x <= 40.
+// exp(x) and exp(x) - 1 for x up to normal_high; below normal_low as there.
+template <typename T>
+struct Exponentials {
+  Vec<T> exp, expm1;
+};
+
+template <typename T>
+static inline Exponentials<T> exponentials(Vec<T> x) {
+  using C = ExpConstants<T>;
+  const ExpParts<T> e = exp_parts<T>(clamp<T>(x, C::normal_low, C::normal_high));
+  const Vec<T> scale = pow2<T>(e.n);
+  return {scale * e.q + scale, scale * e.q + (scale - T(1))};
+}
+
 template <typename T>
 static inline Vec<T> expm1(Vec<T> x) {
-  const ExpParts<T> e = exp_parts<T>(clamp<T>(x, T(-40), T(40)));
-  const Vec<T> scale = pow2<T>(e.n);
-  return scale * e.q + (scale - T(1));
+  return exponentials<T>(x).expm1;
 }
 
 // For u in [0, 1]: log(1 + u) = 2 artanh(u / (2 + u)) = 2 s (1 + s^2/3 + s^4/5 + ...), s <= 1/3.

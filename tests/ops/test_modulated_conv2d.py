@@ -131,6 +131,27 @@ def test_activations(act, isa):
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
+def test_softplus_is_its_argument_above_torchs_threshold(isa, channels_last):
+    """As in bias_act and in torch: value, slope and curvature, on both sides of 20."""
+    x = torch.tensor([19.0, 19.999, 20.001, 25.0, 700.0, -3.0, 0.0], dtype=torch.float64).reshape(1, 1, 1, 7)
+    x = x.expand(2, 3, 1, 7).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    styles, weight = torch.ones(2, 3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[:, :, None, None]
+
+    def run(impl):
+        leaf = x.clone().requires_grad_()
+        if impl == "torch":
+            y = F.softplus(leaf)
+        else:
+            y = modulated_conv2d(leaf, weight, styles, demodulate=False, act="softplus", impl=impl)
+        (first,) = torch.autograd.grad(y.sum(), leaf, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), leaf)
+        return y.detach(), first.detach(), second
+
+    for ours, torchs in zip(run("native"), run("torch"), strict=True):
+        torch.testing.assert_close(ours, torchs, rtol=1e-14, atol=1e-16)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("shape", [(2, 33, 17, 5, 3), (1, 300, 5, 3, 3), (3, 1, 1, 37, 31), (2, 16, 16, 1, 1)])
 def test_float32_error_is_torchs_own(shape, channels_last, isa):
     """Forward and gradients: at most twice the error of the same formulas in torch's float32, plus one rounding."""

@@ -1,0 +1,146 @@
+// The inner loops of upfirdn2d_cpu.cpp: weighted sums of rows, written out in runs.
+#pragma once
+
+#include "simd.h"
+
+namespace atu::ATU_ISA {
+namespace {
+
+// A sum over m < count of weight[m] * source(m)[i]: of rows one below the other, or of a list of places.
+template <typename T>
+struct RowTerms {
+  const T* first;
+  int64_t stride;
+  const T* weight;
+  int64_t count;
+  const T* source(int64_t m) const { return first + m * stride; }
+};
+template <typename T>
+struct ListedTerms {
+  const T** sources;
+  T* weight;
+  int64_t count;
+  const T* source(int64_t m) const { return sources[m]; }
+  void add(const T* from, T by) { sources[count] = from, weight[count] = by, ++count; }
+};
+
+// The sum at elements i ... of a vector, or (n an int) at the first n of them; of N terms, or any number where N is 0.
+template <typename T, int N, typename Terms>
+struct Sum {
+  const T* source[N];
+  Vec<T> weight[N];
+  explicit Sum(const Terms& terms) {
+#pragma GCC unroll 9
+    for (int m = 0; m < N; ++m) source[m] = terms.source(m), weight[m] = splat(terms.weight[m]);
+  }
+  template <typename Count>
+  Vec<T> operator()(int64_t i, Count n) const {
+    Vec<T> total = weight[0] * load(source[0] + i, n);
+#pragma GCC unroll 9
+    for (int m = 1; m < N; ++m) total += weight[m] * load(source[m] + i, n);
+    return total;
+  }
+};
+template <typename T, typename Terms>
+struct Sum<T, 0, Terms> {
+  const Terms terms;
+  explicit Sum(const Terms& terms) : terms(terms) {}
+  template <typename Count>
+  Vec<T> operator()(int64_t i, Count n) const {
+    Vec<T> even{}, odd{};  // two chains, for the latency of the additions
+    int64_t m = 0;
+    for (; m + 2 <= terms.count; m += 2) {
+      even += terms.weight[m] * load(terms.source(m) + i, n);
+      odd += terms.weight[m + 1] * load(terms.source(m + 1) + i, n);
+    }
+    return m < terms.count ? even + odd + terms.weight[m] * load(terms.source(m) + i, n) : even + odd;
+  }
+};
+
+// Calls f.operator()<N>() for a number of terms, N = 0 for those not written out.
+template <typename F>
+inline void with_count(int64_t n, const F& f) {
+  switch (n) {
+    case 1:
+      return f.template operator()<1>();
+    case 2:
+      return f.template operator()<2>();
+    case 3:
+      return f.template operator()<3>();
+    case 4:
+      return f.template operator()<4>();
+    case 6:
+      return f.template operator()<6>();
+    case 9:
+      return f.template operator()<9>();
+    default:
+      return f.template operator()<0>();
+  }
+}
+
+template <typename T>
+inline void put(T* to, Vec<T> v, Full, bool streaming) {
+  if (streaming) {
+    stream(to, v);
+  } else {
+    store(to, v);
+  }
+}
+template <typename T>
+inline void put(T* to, Vec<T> v, int count, bool) {
+  store(to, v, count);
+}
+
+// Runs of sums: to[k to_step + i] = the sum at from + k from_step + i, for k < count and i < length.
+struct Runs {
+  int64_t count, length;
+  int64_t from, from_step, to_step;
+};
+
+// From scratch rows to a tensor, or from a tensor to scratch rows: of a scratch row whole vectors are read and written,
+// of a tensor no element past a run's end.
+template <int N, bool from_scratch, typename T, typename Terms>
+inline void write_sums(const Terms& terms, const Runs& runs, T* to, bool streaming) {
+  const Sum<T, N, Terms> sum(terms);
+  const int64_t length = runs.length, from_step = runs.from_step, to_step = runs.to_step;
+  int64_t from = runs.from;
+  if (length == kLanes<T>) {
+    for (int64_t k = 0; k < runs.count; ++k, from += from_step, to += to_step) {
+      put(to, sum(from, Full{}), Full{}, streaming);
+    }
+    return;
+  }
+  for (int64_t k = 0; k < runs.count; ++k, from += from_step, to += to_step) {
+    for_vectors<T>(0, length, [&](int64_t i, auto n) {
+      if constexpr (from_scratch) {
+        put(to + i, sum(from + i, Full{}), n, streaming);
+      } else {
+        store(to + i, sum(from + i, n));
+      }
+    });
+  }
+}
+
+// to = even sum, odd sum, even sum ... alternately, `length` elements.
+template <int N, typename T>
+inline void write_alternating(const ListedTerms<T>& evens, const ListedTerms<T>& odds, int64_t length, T* to,
+                              bool streaming) {
+  constexpr int64_t V = kLanes<T>;
+  const Sum<T, N, ListedTerms<T>> even(evens), odd(odds);
+  for (int64_t j = 0; 2 * j < length; j += V, to += 2 * V) {
+    const Pair<T> both = interleave<T>(even(j, Full{}), odd(j, Full{}));
+    const int64_t left = length - 2 * j;
+    if (left >= 2 * V) {
+      put(to, both.first, Full{}, streaming);
+      put(to + V, both.second, Full{}, streaming);
+    } else if (left >= V) {
+      store(to, both.first);
+      store(to + V, both.second, int(left - V));
+    } else {
+      store(to, both.first, int(left));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace atu::ATU_ISA
