@@ -9,14 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import adapt, extrapolate, repel, unlearn
+    from .api import Result, adapt, extrapolate, repel, unlearn
     from .config import Config
     from .gan import GAN
-    from .job import Result
 
 __all__ = ["GAN", "Config", "Result", "adapt", "extrapolate", "repel", "unlearn"]
 
-_HOMES = {"GAN": "gan", "Config": "config", "Result": "job"}
+_HOMES = {"GAN": "gan", "Config": "config"}
 
 
 def __getattr__(name: str) -> Any:

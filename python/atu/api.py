@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import Config
 from .gan import GAN
-from .job import Result, _check_gan, _Job
+from .job import Job, Request, check_adapted, started
 from .methods.adapt_then_unlearn.adapt import adapt_all
 from .methods.adapt_then_unlearn.repel import repel_gan
 from .methods.extrapolate import extrapolated
 from .methods.finetune import Outcome
 from .methods.registry import REGISTRY
+from .support.files import write_json
+
+
+@dataclass
+class Result:
+    """What unlearning gives.
+
+    gan: the unlearned pair; its `generator_ema` is the kept one. adapted: state dicts of the stage-1 generators.
+    history: one dict a logged step (stage, step, seconds, losses, distance, negative_rate ...). decisions: what the run
+    chose and why. seconds: of training. out: the run folder, if there is one.
+    """
+
+    gan: GAN
+    adapted: list[dict[str, Tensor]]
+    history: list[dict[str, Any]]
+    decisions: dict[str, Any]
+    seconds: float
+    config: Config = field(default_factory=Config)
+    out: Path | None = None
+
+    @property
+    def generator(self) -> nn.Module:
+        """The unlearned EMA generator in eval mode, of the class that was given."""
+        return self.gan.sampling_generator.eval()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the unlearned GAN as a checkpoint; see `GAN.save`."""
+        return self.gan.save(path)
 
 
 def unlearn(
@@ -60,23 +90,32 @@ def unlearn(
         TypeError, ValueError: naming the argument, what was expected and what came, before any training.
         NonFiniteError: the training diverged.
     """
-    job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device, method=method, compat=compat)
-    try:
-        outcome = REGISTRY[job.config.method].run(job.gan, job.feedback, job.config, job.run, seed)
-        return _finish(job, outcome)
-    finally:
-        job.run.close()
+    request = Request(
+        gan=gan,
+        negatives=negatives,
+        positives=positives,
+        is_negative=is_negative,
+        config=config,
+        out=out,
+        seed=seed,
+        device=device,
+        method=method,
+        compat=compat,
+    )
+    with started(request) as job:
+        cfg = job.inputs.config
+        return _finish(job, REGISTRY[cfg.method].run(job.inputs.gan, job.feedback, cfg, job.run, seed))
 
 
-def _finish(job: _Job, outcome: Outcome) -> Result:
-    decisions = {"method": job.config.method, **outcome.decisions}
-    result = job.result(outcome.gan, outcome.adapted, decisions)
-    path = job.run.path("result.safetensors")
-    if path is not None:
-        result.save(path)
-        from .support.files import write_json
-
-        write_json(path.with_name("decisions.json"), decisions)
+def _finish(job: Job, outcome: Outcome) -> Result:
+    """The result of a job, saved into its run folder."""
+    config, out = job.inputs.config, job.run.out
+    decisions = {"method": config.method, **outcome.decisions}
+    seconds = time.monotonic() - job.began
+    result = Result(outcome.gan, outcome.adapted, job.run.history, decisions, seconds, config, out)
+    if out is not None:
+        result.save(out / "result.safetensors")
+        write_json(out / "decisions.json", decisions)
     return result
 
 
@@ -93,11 +132,11 @@ def adapt(
 
     Arguments and errors as of `unlearn`.
     """
-    job = _Job.prepare(gan, negatives, None, is_negative, config, out, seed, device)
-    try:
-        return adapt_all(job.gan, job.feedback, job.config.adapt, job.run, seed)
-    finally:
-        job.run.close()
+    request = Request(
+        gan=gan, negatives=negatives, is_negative=is_negative, config=config, out=out, seed=seed, device=device
+    )
+    with started(request) as job:
+        return adapt_all(job.inputs.gan, job.feedback, job.inputs.config.adapt, job.run, seed)
 
 
 def repel(
@@ -115,27 +154,22 @@ def repel(
 
     Arguments and errors otherwise as of `unlearn`; the config's method must be one with this stage.
     """
-    gan = _check_gan(gan)
-    states = _check_adapted(gan, adapted)
-    job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device, states)
-    try:
-        unlearned, decisions = repel_gan(job.gan, job.feedback, states, job.config.repel, job.run, job.seed)
+    request = Request(
+        gan=gan,
+        negatives=negatives,
+        positives=positives,
+        is_negative=is_negative,
+        config=config,
+        out=out,
+        seed=seed,
+        device=device,
+        adapted=adapted,
+    )
+    with started(request) as job:
+        states = job.inputs.adapted
+        assert states is not None
+        unlearned, decisions = repel_gan(job.inputs.gan, job.feedback, states, job.inputs.config.repel, job.run, seed)
         return _finish(job, Outcome(unlearned, decisions, states))
-    finally:
-        job.run.close()
-
-
-def _check_adapted(gan: GAN, adapted: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    if isinstance(adapted, (Mapping, str, Path)) or len(adapted) == 0 or not isinstance(adapted[0], Mapping):
-        raise ValueError("adapted: expected a list of at least one generator state dict")
-    own = gan.generator.state_dict()
-    for state in adapted:
-        wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
-        if wrong:
-            raise ValueError(
-                f"adapted: expected state dicts of gan.generator, but {wrong[0]} is missing or of another shape"
-            )
-    return [dict(state) for state in adapted]
 
 
 def extrapolate(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float = 1.0) -> GAN:
@@ -143,4 +177,4 @@ def extrapolate(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float = 1.
 
     s = -1 is the adapted generator itself, 0 the pretrained one. Buffers stay as in `gan`.
     """
-    return extrapolated(gan, _check_adapted(gan, adapted), s)
+    return extrapolated(gan, check_adapted(gan, adapted), s)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..api import Result
 from ..gan import GAN
-from ..job import Result
 from ..support.seeding import mix_seed
 
 

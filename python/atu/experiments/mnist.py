@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import unlearn
+from ..api import Result, unlearn
 from ..assets import asset
 from ..config import Config
 from ..data.images import save_folder
@@ -24,7 +24,6 @@ from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.judges import Scores, classifier_scorer
 from ..evaluation.parameter_path import ParameterPath, parameter_path
 from ..gan import GAN
-from ..job import Result
 from ..measures.shares import unlearning
 from ..report import plots, report
 from ..support.seeding import mix_seed
