@@ -174,6 +174,32 @@ def _check_method(gan: GAN, config: Config, request: Request) -> None:
     REGISTRY[config.method].check(gan, config)
 
 
+def _folder_of(value: Any) -> Path | None:
+    """The folder that a user gave for samples, alone or with labels."""
+    if isinstance(value, tuple) and len(value) == 2:
+        value = value[0]
+    return Path(value).resolve() if isinstance(value, (str, Path)) else None
+
+
+def _check_folders(request: Request) -> None:
+    """Refuse a run folder whose pictures a later run would read as samples, or samples among its pictures."""
+    if request.out is None:
+        return
+    out = Path(request.out).resolve()
+    for name in ("negatives", "positives"):
+        folder = _folder_of(getattr(request, name))
+        if folder is None:
+            continue
+        if out == folder or folder in out.parents:
+            raise ValueError(
+                f"out: expected a folder outside of {name} ({folder}), got {out}: the run's own pictures would be "
+                f"read as {name}"
+            )
+        pictures = out / "samples"
+        if folder == pictures or pictures in folder.parents:
+            raise ValueError(f"{name}: expected a folder other than {pictures}, where the run writes its own pictures")
+
+
 def check_inputs(request: Request) -> Inputs:
     """Check and read all that a run is made with; writes nothing.
 
@@ -183,6 +209,7 @@ def check_inputs(request: Request) -> Inputs:
     seed = request.seed
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed: expected a non-negative int, got {seed!r}")
+    _check_folders(request)
     config = _config(request.config, request.method, request.compat)
     where = _device(request.device, request.gan) if isinstance(request.gan, GAN) else None
     gan = check_gan(request.gan)

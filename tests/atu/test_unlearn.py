@@ -10,6 +10,7 @@ from torch import nn
 import atu_ext
 from atu import GAN, Config, adapt, extrapolate, repel, unlearn
 from atu.config import Adversarial
+from atu.data.images import save_folder
 from atu.data.samples import TensorSamples
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.training.trainer import AdversarialTrainer, NonFiniteError
@@ -156,6 +157,40 @@ def test_adapted_of_another_kind(vector_gan, adapted):
 def test_divergence_is_told(vector_gan):
     with pytest.raises(NonFiniteError, match="diverged"):
         unlearn(vector_gan, marked(vector_gan, 5), config=short(adapt={"steps": 50, "adversarial": {"lr": 1e30}}))
+
+
+@pytest.mark.parametrize(
+    ("negatives", "out", "words"),
+    [
+        (".", "run", "out: expected a folder outside of negatives"),
+        ("run", "run", "out: expected a folder outside of negatives"),
+        ("marked", "marked/a/run", "out: expected a folder outside of negatives"),
+        (("marked", 1), "marked/run", "out: expected a folder outside of negatives"),
+        ("run/samples", "run", "negatives: expected a folder other than .*samples"),
+        ("run/samples/mine", "./run", "negatives: expected a folder other than .*samples"),
+    ],
+)
+def test_folders_that_overlap_are_refused_at_the_start(image_gan, tmp_path, monkeypatch, negatives, out, words):
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: unlearn(image_gan, negatives, out=out), lambda: adapt(image_gan, negatives, out=out)):
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(ValueError, match=words.replace("negatives", "positives")):
+        unlearn(image_gan, image_gan.sample(4), negatives, out=out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_beside_each_other_are_read_once(image_gan, tmp_path):
+    """Negatives within the run folder, where the run writes none, and gone after they were read."""
+    marked = save_folder(image_gan.sample(5), image_gan.image_range, tmp_path / "run" / "marked")
+
+    def forgetful(x):
+        for path in marked.glob("*.png"):
+            path.unlink()
+        return x.mean([1, 2, 3]) > 0
+
+    result = unlearn(image_gan, marked, is_negative=forgetful, config=SHORT, out=tmp_path / "run")
+    assert result.out == tmp_path / "run" and not list(marked.iterdir())
 
 
 # --- the closed form
