@@ -102,7 +102,7 @@ def _pair(networks: dict[str, nn.Module], path: Path) -> GAN:
         raise CheckpointError(
             f"{path}: labels of {generator.c_dim} for the generator and {discriminator.c_dim} for the discriminator"
         )
-    return GAN(generator, discriminator, generator_ema=average)
+    return GAN(generator, discriminator, generator_ema=average, image_range=(-1.0, 1.0))
 
 
 def list_content(structure: object) -> str:
