@@ -60,6 +60,7 @@ def unlearn(
     device: str | torch.device | None = None,
     method: str | None = None,
     compat: str | None = None,
+    resize: bool = False,
 ) -> Result:
     """Make a GAN forget what the negatives show: adapt to them, then retrain away from the adapted weights.
 
@@ -67,10 +68,11 @@ def unlearn(
 
     Args:
         gan: pretrained pair.
-        negatives: samples that show what is unwanted: a folder of images, a tensor or ndarray [N, ...] (floats in
-            gan.image_range, or uint8 images), or a map-style Dataset. A dozen work; a hundred work better. For a
-            conditional GAN also a pair (samples, labels), labels an index for all of them or int64 [N]: labels that
-            are not given are drawn as the GAN draws them.
+        negatives: samples that show what is unwanted: a folder of images, a list of image files or of Pillow's images,
+            a tensor or ndarray [N, ...] (floats in gan.image_range, or uint8 images), a map-style Dataset or a
+            DataLoader (read once, whole). A dozen work; a hundred work better. For a conditional GAN also a pair
+            (samples, labels), labels an index for all of them or int64 [N]: labels that are not given are drawn as the
+            GAN draws them.
         positives: samples that are wanted, likewise. Generated and filtered when not given.
         is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
             generated positives and scores the run; a probe on the discriminator's features stands in when not given.
@@ -82,6 +84,8 @@ def unlearn(
             one the default method.
         compat: "reference" for the reduction, constants and schedule of the paper's reference implementation
             (StyleGAN kinds); what `config` says goes before them.
+        resize: scale images (of negatives and positives) of the same proportions but another size; otherwise they are
+            refused, by name.
 
     Returns:
         `Result`.
@@ -101,6 +105,7 @@ def unlearn(
         device=device,
         method=method,
         compat=compat,
+        resize=resize,
     )
     with started(request) as job:
         cfg = job.inputs.config
@@ -127,13 +132,21 @@ def adapt(
     out: str | Path | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    resize: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Stage 1 on its own: the state dicts of `config.adapt.models` generators adapted to the negatives.
 
     Arguments and errors as of `unlearn`.
     """
     request = Request(
-        gan=gan, negatives=negatives, is_negative=is_negative, config=config, out=out, seed=seed, device=device
+        gan=gan,
+        negatives=negatives,
+        is_negative=is_negative,
+        config=config,
+        out=out,
+        seed=seed,
+        device=device,
+        resize=resize,
     )
     with started(request) as job:
         return adapt_all(job.inputs.gan, job.feedback, job.inputs.config.adapt, job.run, seed)
@@ -149,6 +162,7 @@ def repel(
     out: str | Path | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    resize: bool = False,
 ) -> Result:
     """Stage 2 on its own, away from `adapted` (state dicts of generators, as `adapt` gives them).
 
@@ -163,6 +177,7 @@ def repel(
         out=out,
         seed=seed,
         device=device,
+        resize=resize,
         adapted=adapted,
     )
     with started(request) as job:

@@ -81,6 +81,7 @@ class GAN:
         self.latent_dim = None if latent_dim is None else _checked_sizes(latent_dim)
         self.latent_sampler, self.label_sampler = latent_sampler, label_sampler
         self._image_range = None if image_range is None else _checked_range(image_range)
+        self.range_remark: str | None = None  # what the user was told of an inferred range
         self.discriminator_output = discriminator_output
         self.label_format = label_format
         self.c_dim = self._number_of_labels(c_dim)
@@ -210,9 +211,9 @@ class GAN:
         if self._image_range is None:
             with fork_rng(self.device):
                 x = torch.cat([part.cpu() for part in self.batches(16, batch_size=4)])
-            self._image_range, remark = inferred_range(x)
-            if remark is not None:
-                warnings.warn(remark, UserWarning, stacklevel=2)
+            self._image_range, self.range_remark = inferred_range(x)
+            if self.range_remark is not None:
+                warnings.warn(self.range_remark, UserWarning, stacklevel=2)
         return self._image_range
 
     # --- sampling

@@ -27,6 +27,7 @@ from torch import Tensor
 from . import presets
 from .config import Config
 from .data.samples import Samples, as_samples
+from .feedback.checks import label_remarks
 from .feedback.feedback import Feedback, build_feedback, check_distinct
 from .feedback.oracles import Oracle
 from .gan import GAN
@@ -55,6 +56,7 @@ class Request:
     device: str | torch.device | None = None
     method: str | None = None
     compat: str | None = None
+    resize: bool = False
     adapted: Sequence[Mapping[str, Tensor]] | None = None
 
 
@@ -90,10 +92,16 @@ def check_gan(gan: Any) -> GAN:
     if gan.discriminator is None:
         raise ValueError(
             "gan: it has no discriminator, and both stages train against one; load a checkpoint that holds it, or fit "
-            "one on generated samples first: atu.training.fit_discriminator(gan, steps), or atu unlearn with "
+            "one on generated samples first: atu_ext.fit_discriminator(gan, steps), or atu unlearn with "
             "--train-discriminator STEPS"
         )
     for name, module in gan.modules().items():
+        small = [p.dtype for p in module.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+        if small:
+            raise ValueError(
+                f"gan: the {name}'s weights are of {str(small[0]).removeprefix('torch.')}, in which Adam's small steps "
+                f"are lost; train in float32: gan.{name}.float()"
+            )
         for key, value in module.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise ValueError(f"gan: {name}.{key} holds values that are not finite")
@@ -106,13 +114,16 @@ def check_gan(gan: Any) -> GAN:
 
 
 def _device(device: str | torch.device | None, gan: GAN) -> torch.device:
-    if device is None:
-        return gan.device
     try:
-        wanted = torch.device(device)
+        wanted = gan.device if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device: expected cpu, cuda or cuda:<index>, got {device!r}") from error
-    if wanted.type != "cuda":
+    if wanted.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"device: expected cpu or cuda, which the kernels and the run's random state are made for, got "
+            f"{str(wanted)!r}"
+        )
+    if device is None or wanted.type == "cpu":
         return wanted
     if not torch.cuda.is_available():
         raise ValueError(f"device: expected one that is there, got {str(wanted)!r}, but torch sees no CUDA device")
@@ -200,6 +211,10 @@ def _check_folders(request: Request) -> None:
             raise ValueError(f"{name}: expected a folder other than {pictures}, where the run writes its own pictures")
 
 
+def _samples(gan: GAN, request: Request, name: str) -> Samples:
+    return as_samples(getattr(request, name), gan.sample_shape, gan.image_range, name, gan.c_dim, resize=request.resize)
+
+
 def check_inputs(request: Request) -> Inputs:
     """Check and read all that a run is made with; writes nothing.
 
@@ -217,15 +232,14 @@ def check_inputs(request: Request) -> Inputs:
         gan = gan.copy().to(where)
     adapted = None if request.adapted is None else check_adapted(gan, request.adapted)
     _check_method(gan, config, request)
-    negatives = as_samples(request.negatives, gan.sample_shape, gan.image_range, "negatives", gan.c_dim)
-    positives = None
-    if request.positives is not None:
-        positives = as_samples(request.positives, gan.sample_shape, gan.image_range, "positives", gan.c_dim)
+    negatives = _samples(gan, request, "negatives")
+    positives = None if request.positives is None else _samples(gan, request, "positives")
     oracle = None if request.is_negative is None else Oracle(request.is_negative)
     if oracle is not None:
         oracle(gan.sample(4))
     if positives is not None:
         check_distinct(negatives, positives)
+    label_remarks(gan, negatives)
     return Inputs(gan, negatives, positives, oracle, config, request.out, seed, adapted)
 
 
@@ -252,14 +266,15 @@ def _open_run_folder(inputs: Inputs) -> RunFolder:
 
 @contextmanager
 def started(request: Request) -> Iterator[Job]:
-    """The job of a request, ready to run; its run folder is closed at the end."""
+    """The job of a request, ready to run, with gradients on; its run folder is closed at the end."""
     began = time.monotonic()
-    inputs = check_inputs(request)
-    run = _open_run_folder(inputs)
-    try:
-        feedback = build_feedback(
-            inputs.gan, inputs.negatives, inputs.positives, inputs.oracle, inputs.config.feedback, inputs.seed
-        )
-        yield Job(inputs, run, feedback, began)
-    finally:
-        run.close()
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = check_inputs(request)
+        run = _open_run_folder(inputs)
+        try:
+            feedback = build_feedback(
+                inputs.gan, inputs.negatives, inputs.positives, inputs.oracle, inputs.config.feedback, inputs.seed
+            )
+            yield Job(inputs, run, feedback, began)
+        finally:
+            run.close()

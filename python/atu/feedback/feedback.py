@@ -12,7 +12,9 @@ from torch import Tensor
 from .. import config
 from ..data.samples import Samples, TensorSamples
 from ..gan import GAN
+from ..support.progress import log
 from ..support.seeding import mix_seed
+from . import checks
 from .oracles import IsNegative, Oracle
 from .probe import fit_probe
 
@@ -51,16 +53,23 @@ def pool_size(gan: GAN, wanted: int, budget_bytes: int = 2**30) -> int:
 def build_feedback(
     gan: GAN, negatives: Samples, positives: Samples | None, oracle: Oracle | None, cfg: config.Feedback, seed: int
 ) -> Feedback:
-    """Positives, and who answers for samples, from what the user gave.
+    """Positives, and who answers for samples, from what the user gave; tells what cannot be right of it.
 
     Raises:
-        ValueError: the oracle or the probe calls all of the generated samples negative.
+        ValueError: nothing can come of it (see checks.py), or the oracle or the probe calls all of the generated
+            samples negative.
     """
     pool = _draw_pool(gan, pool_size(gan, cfg.pool), mix_seed(seed, 1))
     is_negative, flags = _answers(gan, negatives, pool.tensor, oracle, cfg.recall)
     share = float(flags.float().mean())
     judge = "probe" if oracle is None else "oracle"
-    notes: dict[str, object] = {"pool": len(pool), "judge": judge, "negative_share": share}
+    told = checks.tell(checks.remarks(gan, negatives, pool.tensor, flags, oracle))
+    if gan.range_remark is not None:
+        told = [gan.range_remark, *told]
+    notes: dict[str, object] = {"pool": len(pool), "judge": judge, "negative_share": share, "warnings": told}
+    notes["marks"] = _count_of(negatives)
+    log.info("%s", notes["marks"])
+    log.info("The %s calls %d of %d generated samples (%.1f %%) negative", judge, flags.sum(), len(pool), 100 * share)
     if positives is None:
         positives = _good_of_pool(pool, flags, judge, mix_seed(seed, 6), notes)
         if oracle is not None:
@@ -68,6 +77,11 @@ def build_feedback(
     else:
         notes["positives"] = f"{len(positives)} given"
     return Feedback(negatives, positives, is_negative, oracle is not None, share, notes)
+
+
+def _count_of(negatives: Samples) -> str:
+    enough = "" if len(negatives) >= checks.ENOUGH else ": a dozen works, a hundred is better"
+    return f"{len(negatives)} negatives{enough}"
 
 
 def _draw_pool(gan: GAN, size: int, seed: int) -> TensorSamples:

@@ -87,7 +87,7 @@ def _pair(networks: dict[str, nn.Module], path: Path) -> GAN:
     if discriminator is None:
         log.warning(
             "%s has no discriminator, which unlearning needs: fit one first with --train-discriminator STEPS "
-            "(atu.training.fit_discriminator)",
+            "(atu_ext.fit_discriminator)",
             path,
         )
     elif (discriminator.img_resolution, discriminator.img_channels) != (
