@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import Config
+from .feedback.oracles import IsNegative
 from .gan import GAN
 from .job import Job, Request, check_adapted, started
 from .methods.adapt_then_unlearn.adapt import adapt_all
@@ -20,15 +21,21 @@ from .methods.extrapolate import extrapolated
 from .methods.finetune import Outcome
 from .methods.registry import REGISTRY
 from .support.files import write_json
+from .support.seeding import mix_seed
+
+if TYPE_CHECKING:
+    from .evaluation.evaluate import Real
+    from .evaluation.judges import Judge
 
 
-@dataclass
+@dataclass(repr=False)
 class Result:
     """What unlearning gives.
 
     gan: the unlearned pair; its `generator_ema` is the kept one. adapted: state dicts of the stage-1 generators.
     history: one dict a logged step (stage, step, seconds, losses, distance, negative_rate ...). decisions: what the run
-    chose and why. seconds: of training. out: the run folder, if there is one.
+    chose and why. seconds: of training. out: the run folder, if there is one. seed: of the run. original: the GAN that
+    was given. is_negative: what answered during the run, the oracle or the probe.
     """
 
     gan: GAN
@@ -36,8 +43,22 @@ class Result:
     history: list[dict[str, Any]]
     decisions: dict[str, Any]
     seconds: float
-    config: Config = field(default_factory=Config)
-    out: Path | None = None
+    config: Config
+    out: Path | None
+    seed: int
+    original: GAN
+    is_negative: IsNegative
+
+    def __repr__(self) -> str:
+        """Short: what was done and what came of it, and no weights."""
+        told = self.decisions
+        parts = [f"method={told.get('method')!r}"]
+        if "negative_share" in told:
+            shares = [told["negative_share"], told.get("negative_rate")]
+            rates = " -> ".join("?" if rate is None else f"{100 * rate:.1f} %" for rate in shares)
+            parts.append(f"negatives {rates} by the {told.get('judge')}")
+        parts += [f"{len(self.adapted)} adapted", f"{len(self.history)} rows of history", f"{self.seconds:.0f} s"]
+        return f"Result({', '.join(parts)}, out={None if self.out is None else str(self.out)!r})"
 
     @property
     def generator(self) -> nn.Module:
@@ -47,6 +68,84 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write the unlearned GAN as a checkpoint; see `GAN.save`."""
         return self.gan.save(path)
+
+    def report(
+        self,
+        out: str | Path | None = None,
+        classifier: Judge | None = None,
+        negative_classes: Iterable[int | str] = (),
+        real: Real | None = None,
+        *,
+        is_negative: IsNegative | None = None,
+        n: int = 10_000,
+        subject: str = "what the negatives show",
+        command: str = "atu_ext.unlearn(...)",
+    ) -> dict[str, Any]:
+        """Evaluate on n fixed latents that the run has not seen, and write OUT/report.json and OUT/report.html.
+
+        Args:
+            out: folder; the run folder when not given.
+            classifier, negative_classes, real, is_negative, n: as of `atu.evaluation.evaluate.evaluate`. Without a
+                classifier and is_negative, what answered during the run judges, and the report says so.
+            subject: what was unlearned, in words ("the digit 8"). command: how to run it again.
+
+        Returns:
+            The content of report.json.
+
+        Raises:
+            ValueError: there is no folder to write to; or as of `evaluate`.
+        """
+        from .evaluation.evaluate import evaluate
+        from .report import report
+
+        folder = self.out if out is None else Path(out)
+        if folder is None:
+            raise ValueError("out: expected a folder for the report, as this run had none")
+        notes = []
+        if classifier is None and is_negative is None:
+            is_negative, judge = self.is_negative, self.decisions.get("judge")
+            notes = [f"The {judge} that answered during the run also judges the outcome, on other latents."]
+        start = time.monotonic()
+        evaluation = evaluate(
+            self.original,
+            self.gan,
+            classifier,
+            negative_classes,
+            real,
+            is_negative=is_negative,
+            others=adapted_generators(self.original, self),
+            n=n,
+            seed=mix_seed(self.seed, 999),
+        )
+        context = report.Context(
+            subject=subject,
+            seconds={**stage_seconds(self), "evaluate": time.monotonic() - start},
+            command=command,
+            config=self.config.to_dict(),
+            seed=self.seed,
+            device=str(self.original.device),
+            history=self.history,
+            decisions=self.decisions,
+            notes=[*notes, *self.decisions.get("warnings", ())],
+        )
+        return report.write(folder, evaluation, context)
+
+
+def stage_seconds(result: Result) -> dict[str, float]:
+    """Seconds of each stage, from the history, so that a resumed run counts in full."""
+    seconds: dict[str, float] = {}
+    for row in result.history:
+        seconds[row["stage"]] = max(seconds.get(row["stage"], 0.0), row["seconds"])
+    return {"prepare": max(result.seconds - sum(seconds.values()), 0.0), **seconds}
+
+
+def adapted_generators(gan: GAN, result: Result) -> dict[str, nn.Module]:
+    """The first adapted generator, under its name in the report; nothing for methods that adapt none."""
+    if not result.adapted:
+        return {}
+    twin = gan.copy().generator
+    twin.load_state_dict(result.adapted[0])
+    return {"adapted": twin}
 
 
 def unlearn(
@@ -116,8 +215,18 @@ def _finish(job: Job, outcome: Outcome) -> Result:
     """The result of a job, saved into its run folder."""
     config, out = job.inputs.config, job.run.out
     decisions = {"method": config.method, **outcome.decisions}
-    seconds = time.monotonic() - job.began
-    result = Result(outcome.gan, outcome.adapted, job.run.history, decisions, seconds, config, out)
+    result = Result(
+        gan=outcome.gan,
+        adapted=outcome.adapted,
+        history=job.run.history,
+        decisions=decisions,
+        seconds=time.monotonic() - job.began,
+        config=config,
+        out=out,
+        seed=job.inputs.seed,
+        original=job.inputs.gan,
+        is_negative=job.feedback.is_negative,
+    )
     if out is not None:
         result.save(out / "result.safetensors")
         write_json(out / "decisions.json", decisions)

@@ -1,5 +1,6 @@
 """The door: errors before any work, the caller's modules untouched, and the outcome on a GAN of eight Gaussians."""
 
+import json
 import math
 
 import numpy as np
@@ -82,6 +83,30 @@ def test_result_is_saved_and_loaded(vector_gan, tmp_path):
     result = unlearn(vector_gan, marked(vector_gan, 5), config=SHORT)
     again = GAN.load(result.save(tmp_path / "x.safetensors"))
     assert torch.equal(again.sample(4), result.gan.sample(4))
+
+
+@pytest.mark.parametrize("oracle", [None, lambda x: x[:, 0] > x[:, 0].mean()])
+def test_result_writes_its_report(vector_gan, tmp_path, oracle):
+    result = unlearn(vector_gan, marked(vector_gan, 30), is_negative=oracle, config=SHORT, out=tmp_path / "run")
+    judge = "probe" if oracle is None else "oracle"
+    data = result.report(n=60, subject="the right side")
+    assert data == json.loads((tmp_path / "run" / "report.json").read_text())
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "the right side" in page and f"The {judge} that answered during the run also judges" in page
+    assert data["negatives"].keys() == {"before", "adapted", "after"} and data["n"] == 60
+    flags = result.is_negative(vector_gan.sample(60, seed=data["seed"], batch_size=250))
+    assert data["negatives_before"] == int(flags.sum())
+    other = result.report(tmp_path / "other", is_negative=lambda x: x[:, 1] > -99, n=40)
+    assert other["negatives_after"] == 40 and (tmp_path / "other" / "report.html").exists()
+    assert "also judges" not in (tmp_path / "other" / "report.html").read_text()
+
+
+def test_a_report_needs_a_folder_and_a_result_is_short(vector_gan):
+    result = unlearn(vector_gan, marked(vector_gan, 12), config=SHORT)
+    with pytest.raises(ValueError, match="out: expected a folder for the report, as this run had none"):
+        result.report(n=20)
+    text = repr(result)
+    assert len(text) < 300 and text.startswith("Result(method='atu', negatives ") and text.endswith("out=None)")
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])
