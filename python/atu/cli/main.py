@@ -310,27 +310,28 @@ def demo_mnist_command(
     out,
 ) -> None:
     """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
-    from ..experiments.mnist import demo_mnist
+    from ..experiments.mnist import MnistDemo, demo_mnist
 
     begin(quiet, device)
     if retrained is not None and not attacked:
         raise click.UsageError("--retrained needs --attacks")
-    data = demo_mnist(
-        digits or (("8",) if feature is None else ()),
-        out,
-        negatives,
-        samples,
-        seed,
-        device,
-        config,
-        not no_oracle,
-        method,
-        compat,
-        feature,
-        source,
-        attacked,
-        retrained,
+    settings = MnistDemo(
+        digits=digits or (("8",) if feature is None else ()),
+        out=out,
+        negatives=negatives,
+        samples=samples,
+        seed=seed,
+        device=device,
+        config=config,
+        oracle=not no_oracle,
+        method=method,
+        compat=compat,
+        feature=feature,
+        source=source,
+        attacked=attacked,
+        retrained=retrained,
     )
+    data = demo_mnist(settings)
     show(data, out, quiet)
 
 
