@@ -128,7 +128,7 @@ class GAN:
     # --- loading, saving, copying
 
     @classmethod
-    def load(cls, path: str | Path, **kwargs) -> GAN:
+    def load(cls, path: str | Path, **kwargs: Any) -> GAN:
         """Load a checkpoint of a known format, recognised by its content. Nothing in the file is executed.
 
         Keyword arguments go to `atu.formats.load.load`: `generator` and `discriminator` modules to fill, for
@@ -258,7 +258,7 @@ class GAN:
 
     @torch.no_grad()
     def batches(
-        self, n: int, seed: int = 0, batch_size: int = 100, generator: nn.Module | None = None, **kwargs
+        self, n: int, seed: int = 0, batch_size: int = 100, generator: nn.Module | None = None, **kwargs: Any
     ) -> Iterator[Tensor]:
         """Yield n samples in batches; see `sample`."""
         if n < 0:
@@ -283,7 +283,7 @@ class GAN:
             yield x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
     def sample(
-        self, n: int, seed: int = 0, batch_size: int = 100, generator: nn.Module | None = None, **kwargs
+        self, n: int, seed: int = 0, batch_size: int = 100, generator: nn.Module | None = None, **kwargs: Any
     ) -> Tensor:
         """Draw n samples with fixed latents and noise.
 
@@ -311,8 +311,10 @@ class GAN:
         if self.is_stylegan and mixing_probability > 0:
             # StyleGAN3 keeps running magnitudes in its synthesis network, which its generator has updated in training.
             options = {"update_emas": True} if module.training and _takes(module.synthesis, "update_emas") else {}
-            return module.synthesis(self.mixed_ws(z, c, mixing_probability, module), **options)
-        return module(*self.arguments(module, z, c))
+            x: Tensor = module.synthesis(self.mixed_ws(z, c, mixing_probability, module), **options)
+        else:
+            x = module(*self.arguments(module, z, c))
+        return x
 
     def mixed_ws(
         self, z: Tensor, c: Tensor | None, mixing_probability: float, generator: nn.Module | None = None
@@ -321,7 +323,7 @@ class GAN:
         module: Any = self.generator if generator is None else generator
         mapping: Any = module.mapping
         z = self.arguments(mapping, z)[0]
-        ws = mapping(z, c)
+        ws: Tensor = mapping(z, c)
         num_ws = ws.shape[1]
         draw, cut = torch.rand([]).item(), int(torch.randint(1, max(num_ws, 2), ()))
         if draw < mixing_probability and num_ws > 1:

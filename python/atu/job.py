@@ -135,7 +135,7 @@ def _device(device: str | torch.device | None, gan: GAN) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
 
 
-def _config(config: Config | Mapping | str | Path | None, method: str | None, compat: str | None) -> Config:
+def _config(config: Config | Mapping[str, Any] | str | Path | None, method: str | None, compat: str | None) -> Config:
     if method is not None:
         presets.check_method(method)
     presets.check_compat(compat)

@@ -53,9 +53,10 @@ def _opened(source: Path | Image.Image, what: str) -> Image.Image:
         if isinstance(source, Image.Image):
             source.load()
             return source
+        image: Image.Image
         with Image.open(source) as image:
             image.load()
-            return image
+        return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{what} cannot be read as an image ({error})") from error
 

@@ -106,7 +106,7 @@ def _one_hot(label: Any, n: int, c_dim: int, name: str) -> Tensor:
     return F.one_hot(index.expand(n), c_dim).float()
 
 
-def _from_loader(loader: DataLoader, name: str) -> Tensor:
+def _from_loader(loader: DataLoader[Any], name: str) -> Tensor:
     """All samples of a DataLoader, in an order that is the same each time; the random state is left as it was."""
     try:
         batches = len(loader)

@@ -58,7 +58,7 @@ def oracle_remarks(oracle: Oracle, marks: Tensor, flags: Tensor, device: torch.d
     Raises:
         ValueError: it calls none of the negatives and none of the generated samples negative.
     """
-    agreed = sum(int(oracle(part.to(device)).sum()) for part in marks.split(100))
+    agreed = int(torch.cat([oracle(part.to(device)) for part in marks.split(100)]).sum())
     found = int(flags.sum())
     if agreed == 0 and found == 0:
         raise ValueError(
