@@ -9,14 +9,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import adapt, extrapolate, repel, unlearn
+    from .api import Result, adapt, extrapolate, repel, unlearn
     from .config import Config
+    from .feedback.checks import FeedbackWarning
     from .gan import GAN
-    from .job import Result
+    from .training.fit_discriminator import fit_discriminator
 
-__all__ = ["GAN", "Config", "Result", "adapt", "extrapolate", "repel", "unlearn"]
+__all__ = [
+    "GAN",
+    "Config",
+    "FeedbackWarning",
+    "Result",
+    "adapt",
+    "extrapolate",
+    "fit_discriminator",
+    "repel",
+    "unlearn",
+]
 
-_HOMES = {"GAN": "gan", "Config": "config", "Result": "job"}
+_HOMES = {
+    "GAN": "gan",
+    "Config": "config",
+    "FeedbackWarning": "feedback.checks",
+    "fit_discriminator": "training.fit_discriminator",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,21 +2,150 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import Config
+from .feedback.oracles import IsNegative
 from .gan import GAN
-from .job import Result, _check_gan, _Job
+from .job import Job, Request, check_adapted, started
 from .methods.adapt_then_unlearn.adapt import adapt_all
 from .methods.adapt_then_unlearn.repel import repel_gan
 from .methods.extrapolate import extrapolated
 from .methods.finetune import Outcome
 from .methods.registry import METHODS
+from .support.files import write_json
+from .support.seeding import Stream, stream_seed
+
+if TYPE_CHECKING:
+    from .evaluation.evaluate import Real
+    from .evaluation.judges import Judge
+
+
+@dataclass(repr=False)
+class Result:
+    """What unlearning gives.
+
+    gan: the unlearned pair; its `generator_ema` is the kept one. adapted: state dicts of the stage-1 generators.
+    history: one dict a logged step (stage, step, seconds, losses, distance, negative_rate ...). decisions: what the run
+    chose and why. seconds: of training. out: the run folder, if there is one. seed: of the run. original: the GAN that
+    was given. is_negative: what answered during the run, the oracle or the probe.
+    """
+
+    gan: GAN
+    adapted: list[dict[str, Tensor]]
+    history: list[dict[str, Any]]
+    decisions: dict[str, Any]
+    seconds: float
+    config: Config
+    out: Path | None
+    seed: int
+    original: GAN
+    is_negative: IsNegative
+
+    def __repr__(self) -> str:
+        """Short: what was done and what came of it, and no weights."""
+        told = self.decisions
+        parts = [f"method={told.get('method')!r}"]
+        if "negative_share" in told:
+            shares = [told["negative_share"], told.get("negative_rate")]
+            rates = " -> ".join("?" if rate is None else f"{100 * rate:.1f} %" for rate in shares)
+            parts.append(f"negatives {rates} by the {told.get('judge')}")
+        parts += [f"{len(self.adapted)} adapted", f"{len(self.history)} rows of history", f"{self.seconds:.0f} s"]
+        return f"Result({', '.join(parts)}, out={None if self.out is None else str(self.out)!r})"
+
+    @property
+    def generator(self) -> nn.Module:
+        """The unlearned EMA generator in eval mode, of the class that was given."""
+        return self.gan.sampling_generator.eval()
+
+    def save(self, path: str | Path) -> Path:
+        """Write the unlearned GAN as a checkpoint; see `GAN.save`."""
+        return self.gan.save(path)
+
+    def report(
+        self,
+        out: str | Path | None = None,
+        classifier: Judge | None = None,
+        negative_classes: Iterable[int | str] = (),
+        real: Real | None = None,
+        *,
+        is_negative: IsNegative | None = None,
+        n: int = 10_000,
+        subject: str = "what the negatives show",
+        command: str = "atu_ext.unlearn(...)",
+    ) -> dict[str, Any]:
+        """Evaluate on n fixed latents that the run has not seen, and write OUT/report.json and OUT/report.html.
+
+        Args:
+            out: folder; the run folder when not given.
+            classifier, negative_classes, real, is_negative, n: as of `atu.evaluation.evaluate.evaluate`. Without a
+                classifier and is_negative, what answered during the run judges, and the report says so.
+            subject: what was unlearned, in words ("the digit 8"). command: how to run it again.
+
+        Returns:
+            The content of report.json.
+
+        Raises:
+            ValueError: there is no folder to write to; or as of `evaluate`.
+        """
+        from .evaluation.evaluate import evaluate
+        from .report import report
+
+        folder = self.out if out is None else Path(out)
+        if folder is None:
+            raise ValueError("out: expected a folder for the report, as this run had none")
+        notes = []
+        if classifier is None and is_negative is None:
+            is_negative, judge = self.is_negative, self.decisions.get("judge")
+            notes = [f"The {judge} that answered during the run also judges the outcome, on other latents."]
+        start = time.monotonic()
+        evaluation = evaluate(
+            self.original,
+            self.gan,
+            classifier,
+            negative_classes,
+            real,
+            is_negative=is_negative,
+            others=adapted_generators(self.original, self),
+            n=n,
+            seed=stream_seed(self.seed, Stream.EVALUATION),
+        )
+        context = report.Context(
+            subject=subject,
+            seconds={**stage_seconds(self), "evaluate": time.monotonic() - start},
+            command=command,
+            config=self.config.to_dict(),
+            seed=self.seed,
+            device=str(self.original.device),
+            history=self.history,
+            decisions=self.decisions,
+            notes=[*notes, *self.decisions.get("warnings", ())],
+        )
+        return report.write(folder, evaluation, context)
+
+
+def stage_seconds(result: Result) -> dict[str, float]:
+    """Seconds of each stage, from the history, so that a resumed run counts in full."""
+    seconds: dict[str, float] = {}
+    for row in result.history:
+        seconds[row["stage"]] = max(seconds.get(row["stage"], 0.0), row["seconds"])
+    return {"prepare": max(result.seconds - sum(seconds.values()), 0.0), **seconds}
+
+
+def adapted_generators(gan: GAN, result: Result) -> dict[str, nn.Module]:
+    """The first adapted generator, under its name in the report; nothing for methods that adapt none."""
+    if not result.adapted:
+        return {}
+    twin = gan.copy().generator
+    twin.load_state_dict(result.adapted[0])
+    return {"adapted": twin}
 
 
 def unlearn(
@@ -24,12 +153,13 @@ def unlearn(
     negatives: Any,
     positives: Any = None,
     is_negative: Callable[[Tensor], Tensor] | None = None,
-    config: Config | Mapping | str | Path | None = None,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     method: str | None = None,
     compat: str | None = None,
+    resize: bool = False,
 ) -> Result:
     """Make a GAN forget what the negatives show: adapt to them, then retrain away from the adapted weights.
 
@@ -37,10 +167,11 @@ def unlearn(
 
     Args:
         gan: pretrained pair.
-        negatives: samples that show what is unwanted: a folder of images, a tensor or ndarray [N, ...] (floats in
-            gan.image_range, or uint8 images), or a map-style Dataset. A dozen work; a hundred work better. For a
-            conditional GAN also a pair (samples, labels), labels an index for all of them or int64 [N]: labels that
-            are not given are drawn as the GAN draws them.
+        negatives: samples that show what is unwanted: a folder of images, a list of image files or of Pillow's images,
+            a tensor or ndarray [N, ...] (floats in gan.image_range, or uint8 images), a map-style Dataset or a
+            DataLoader (read once, whole). A dozen work; a hundred work better. For a conditional GAN also a pair
+            (samples, labels), labels an index for all of them or int64 [N]: labels that are not given are drawn as the
+            GAN draws them.
         positives: samples that are wanted, likewise. Generated and filtered when not given.
         is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
             generated positives and scores the run; a probe on the discriminator's features stands in when not given.
@@ -52,6 +183,8 @@ def unlearn(
             one the default method.
         compat: "reference" for the reduction, constants and schedule of the paper's reference implementation
             (StyleGAN kinds); what `config` says goes before them.
+        resize: scale images (of negatives and positives) of the same proportions but another size; otherwise they are
+            refused, by name.
 
     Returns:
         `Result`.
@@ -60,23 +193,43 @@ def unlearn(
         TypeError, ValueError: naming the argument, what was expected and what came, before any training.
         NonFiniteError: the training diverged.
     """
-    job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device, method=method, compat=compat)
-    try:
-        outcome = METHODS[job.config.method].run(job.gan, job.feedback, job.config, job.run, seed)
-        return _finish(job, outcome)
-    finally:
-        job.run.close()
+    request = Request(
+        gan=gan,
+        negatives=negatives,
+        positives=positives,
+        is_negative=is_negative,
+        config=config,
+        out=out,
+        seed=seed,
+        device=device,
+        method=method,
+        compat=compat,
+        resize=resize,
+    )
+    with started(request) as job:
+        cfg = job.inputs.config
+        return _finish(job, METHODS[cfg.method].run(job.inputs.gan, job.feedback, cfg, job.run, seed))
 
 
-def _finish(job: _Job, outcome: Outcome) -> Result:
-    decisions = {"method": job.config.method, **outcome.decisions}
-    result = job.result(outcome.gan, outcome.adapted, decisions)
-    path = job.run.path("result.safetensors")
-    if path is not None:
-        result.save(path)
-        from .support.files import write_json
-
-        write_json(path.with_name("decisions.json"), decisions)
+def _finish(job: Job, outcome: Outcome) -> Result:
+    """The result of a job, saved into its run folder."""
+    config, out = job.inputs.config, job.run.out
+    decisions = {"method": config.method, **outcome.decisions}
+    result = Result(
+        gan=outcome.gan,
+        adapted=outcome.adapted,
+        history=job.run.history,
+        decisions=decisions,
+        seconds=time.monotonic() - job.began,
+        config=config,
+        out=out,
+        seed=job.inputs.seed,
+        original=job.inputs.gan,
+        is_negative=job.feedback.is_negative,
+    )
+    if out is not None:
+        result.save(out / "result.safetensors")
+        write_json(out / "decisions.json", decisions)
     return result
 
 
@@ -84,20 +237,28 @@ def adapt(
     gan: GAN,
     negatives: Any,
     is_negative: Callable[[Tensor], Tensor] | None = None,
-    config: Config | Mapping | str | Path | None = None,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    resize: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Stage 1 on its own: the state dicts of `config.adapt.models` generators adapted to the negatives.
 
     Arguments and errors as of `unlearn`.
     """
-    job = _Job.prepare(gan, negatives, None, is_negative, config, out, seed, device)
-    try:
-        return adapt_all(job.gan, job.feedback, job.config.adapt, job.run, seed)
-    finally:
-        job.run.close()
+    request = Request(
+        gan=gan,
+        negatives=negatives,
+        is_negative=is_negative,
+        config=config,
+        out=out,
+        seed=seed,
+        device=device,
+        resize=resize,
+    )
+    with started(request) as job:
+        return adapt_all(job.inputs.gan, job.feedback, job.inputs.config.adapt, job.run, seed)
 
 
 def repel(
@@ -106,36 +267,33 @@ def repel(
     negatives: Any,
     positives: Any = None,
     is_negative: Callable[[Tensor], Tensor] | None = None,
-    config: Config | Mapping | str | Path | None = None,
+    config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    resize: bool = False,
 ) -> Result:
     """Stage 2 on its own, away from `adapted` (state dicts of generators, as `adapt` gives them).
 
     Arguments and errors otherwise as of `unlearn`; the config's method must be one with this stage.
     """
-    gan = _check_gan(gan)
-    states = _check_adapted(gan, adapted)
-    job = _Job.prepare(gan, negatives, positives, is_negative, config, out, seed, device, states)
-    try:
-        unlearned, decisions = repel_gan(job.gan, job.feedback, states, job.config.repel, job.run, job.seed)
+    request = Request(
+        gan=gan,
+        negatives=negatives,
+        positives=positives,
+        is_negative=is_negative,
+        config=config,
+        out=out,
+        seed=seed,
+        device=device,
+        resize=resize,
+        adapted=adapted,
+    )
+    with started(request) as job:
+        states = job.inputs.adapted
+        assert states is not None
+        unlearned, decisions = repel_gan(job.inputs.gan, job.feedback, states, job.inputs.config.repel, job.run, seed)
         return _finish(job, Outcome(unlearned, decisions, states))
-    finally:
-        job.run.close()
-
-
-def _check_adapted(gan: GAN, adapted: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    if isinstance(adapted, (Mapping, str, Path)) or len(adapted) == 0 or not isinstance(adapted[0], Mapping):
-        raise ValueError("adapted: expected a list of at least one generator state dict")
-    own = gan.generator.state_dict()
-    for state in adapted:
-        wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
-        if wrong:
-            raise ValueError(
-                f"adapted: expected state dicts of gan.generator, but {wrong[0]} is missing or of another shape"
-            )
-    return [dict(state) for state in adapted]
 
 
 def extrapolate(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float = 1.0) -> GAN:
@@ -143,4 +301,4 @@ def extrapolate(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float = 1.
 
     s = -1 is the adapted generator itself, 0 the pretrained one. Buffers stay as in `gan`.
     """
-    return extrapolated(gan, _check_adapted(gan, adapted), s)
+    return extrapolated(gan, check_adapted(gan, adapted), s)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .support import memory
-from .support.modules import eval_mode
+from .support.modules import eval_mode, parameter_dtype, required_arguments, takes_two
 from .support.seeding import fork_rng, mix_seed
 
 BIG = 3 * 256 * 256  # values in a sample from which on memory decides how many are made at once
@@ -26,14 +27,22 @@ class GAN:
     """Any pair of nn.Modules, of any sample shape.
 
     Args:
-        generator: z [N, latent_dim] (and labels [N, c_dim], where it takes them) to samples [N, ...].
+        generator: z [N, latent_dim] (and labels, where it takes them) to samples [N, ...]. Its forward must need
+            nothing else; its weights may be float32 or float64 (16 bit for sampling only).
         discriminator: samples (and labels) to logits [N] or [N, 1]; None where there is none.
-        latent_dim: size of a standard normal latent. Read off the generator (`z_dim` or `latent_dim`) when not given.
+        latent_dim: size of a standard normal latent, or sizes: (64, 1, 1) for latents [N, 64, 1, 1]. Read off the
+            generator (`z_dim` or `latent_dim`) when not given.
         generator_ema: weight-averaged generator, used for sampling when there is one.
         latent_sampler: (n, torch.Generator) -> z, instead of a standard normal.
-        label_sampler: (n, torch.Generator) -> labels [n, c_dim] for a conditional GAN; uniform one-hot by default.
-        image_range: (low, high) of the samples.
+        label_sampler: (n, torch.Generator) -> labels [n, c_dim], or int64 [n], for a conditional GAN; uniform one-hot
+            by default.
+        image_range: (low, high) of the samples. Inferred from some of them when not given: (-1, 1), or, with a warning,
+            (0, 1) or (0, 255) for images that are never negative.
         discriminator_output: "logit", "probability", or "auto" (probability if the last module run is nn.Sigmoid).
+        c_dim: number of labels. Read off the generator (`c_dim`) or the label_sampler when not given; 0 is
+            unconditional.
+        label_format: how the modules take labels: "one-hot" float [N, c_dim], "index" int64 [N], or "auto" (index for a
+            module with an nn.Embedding of c_dim rows).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -43,13 +52,15 @@ class GAN:
         self,
         generator: nn.Module,
         discriminator: nn.Module | None = None,
-        latent_dim: int | None = None,
+        latent_dim: int | Sequence[int] | None = None,
         *,
         generator_ema: nn.Module | None = None,
         latent_sampler: LatentSampler | None = None,
         label_sampler: LatentSampler | None = None,
-        image_range: tuple[float, float] = (-1.0, 1.0),
+        image_range: tuple[float, float] | None = None,
         discriminator_output: str = "auto",
+        c_dim: int | None = None,
+        label_format: str = "auto",
     ):
         for name, module in (
             ("generator", generator),
@@ -59,35 +70,71 @@ class GAN:
             optional = name != "generator"
             if not isinstance(module, nn.Module) and not (optional and module is None):
                 raise TypeError(f"{name}: expected a torch.nn.Module, got {type(module).__name__}")
+        for name, sampler in (("latent_sampler", latent_sampler), ("label_sampler", label_sampler)):
+            if sampler is not None and not callable(sampler):
+                raise TypeError(f"{name}: expected a callable (n, torch.Generator) -> tensor, got {sampler!r}")
+        if discriminator_output not in ("auto", "logit", "probability"):
+            raise ValueError(f"discriminator_output: expected auto, logit or probability, got {discriminator_output!r}")
+        if label_format not in ("auto", "one-hot", "index"):
+            raise ValueError(f"label_format: expected auto, one-hot or index, got {label_format!r}")
+        self.generator, self.discriminator, self.generator_ema = generator, discriminator, generator_ema
         if latent_dim is None:
             latent_dim = getattr(generator, "z_dim", getattr(generator, "latent_dim", None))
         if latent_dim is None and latent_sampler is None:
             raise ValueError("latent_dim: expected an int, as the generator has no z_dim or latent_dim attribute")
-        if latent_dim is not None and (not isinstance(latent_dim, Integral) or latent_dim < 1):
-            raise ValueError(f"latent_dim: expected a positive int, got {latent_dim!r}")
-        for name, sampler in (("latent_sampler", latent_sampler), ("label_sampler", label_sampler)):
-            if sampler is not None and not callable(sampler):
-                raise TypeError(f"{name}: expected a callable (n, torch.Generator) -> tensor, got {sampler!r}")
-        low, high = image_range
-        if not low < high:
-            raise ValueError(f"image_range: expected (low, high) with low < high, got {image_range!r}")
-        if discriminator_output not in ("auto", "logit", "probability"):
-            raise ValueError(f"discriminator_output: expected auto, logit or probability, got {discriminator_output!r}")
-        self.generator, self.discriminator, self.generator_ema = generator, discriminator, generator_ema
-        self.latent_dim = None if latent_dim is None else int(latent_dim)
+        self.latent_dim = None if latent_dim is None else _checked_sizes(latent_dim)
         self.latent_sampler, self.label_sampler = latent_sampler, label_sampler
-        self.image_range = (float(low), float(high))
+        self._image_range = None if image_range is None else _checked_range(image_range)
+        self.range_remark: str | None = None  # what the user was told of an inferred range
         self.discriminator_output = discriminator_output
-        self.c_dim = int(getattr(generator, "c_dim", 0) or 0)
+        self.label_format = label_format
+        self.c_dim = self._number_of_labels(c_dim)
+        self._check_arguments()
         self.origin: dict[str, str] | None = None  # format and path of a foreign file that it was loaded from
         self.batch: int | None = None  # samples to make at once, instead of what memory allows
         self._sample_shape: tuple[int, ...] | None = None
         self._cost: tuple[int | None, float] | None = None
 
+    def _number_of_labels(self, given: int | None) -> int:
+        if given is not None and (not isinstance(given, Integral) or isinstance(given, bool) or given < 0):
+            raise ValueError(f"c_dim: expected a number of labels, 0 or more, got {given!r}")
+        known = int(getattr(self.generator, "c_dim", 0) or 0) if given is None else int(given)
+        if known or self.label_sampler is None:
+            return known
+        with fork_rng(self.device):
+            drawn = self.label_sampler(1, torch.Generator().manual_seed(0))
+        if not isinstance(drawn, Tensor) or drawn.ndim != 2:
+            got = list(drawn.shape) if isinstance(drawn, Tensor) else type(drawn).__name__
+            raise ValueError(
+                f"label_sampler: expected labels [n, c_dim], got {got}; for int64 [n] say how many labels there are: "
+                "GAN(..., c_dim=10)"
+            )
+        return drawn.shape[1]
+
+    def _check_arguments(self) -> None:
+        """Raise ValueError where a forward needs more than it will get, or a generator takes no labels."""
+        labelled = self.c_dim > 0
+        if labelled and not takes_two(self.generator):
+            raise ValueError(
+                f"generator: expected a forward that takes latents and labels, as there are {self.c_dim} labels (c_dim "
+                f"or label_sampler), but {type(self.generator).__name__}'s takes latents alone"
+            )
+        for name, module in self.modules().items():
+            more = required_arguments(module)[1 + labelled :]
+            if not more:
+                continue
+            first = "samples" if name == "discriminator" else "latents"
+            what = f"{first} and labels" if labelled else f"{first} alone, as the GAN has no labels"
+            raise ValueError(
+                f"{name}: {type(module).__name__}'s forward needs {', '.join(more)} too, and gets {what}. If that are "
+                "labels, say how many: GAN(..., c_dim=10). If it is another setting, wrap the module in one that sets "
+                f"it: def forward(self, x): return self.inner(x, {more[0]}=...)"
+            )
+
     # --- loading, saving, copying
 
     @classmethod
-    def load(cls, path: str | Path, **kwargs) -> GAN:
+    def load(cls, path: str | Path, **kwargs: Any) -> GAN:
         """Load a checkpoint of a known format, recognised by its content. Nothing in the file is executed.
 
         Keyword arguments go to `atu.formats.load.load`: `generator` and `discriminator` modules to fill, for
@@ -110,6 +157,21 @@ class GAN:
         from .formats.export import export
 
         return export(self, path)
+
+    def __repr__(self) -> str:
+        """Short: classes and sizes, and no weights."""
+        parts = []
+        for name, module in self.modules().items():
+            size = sum(p.numel() for p in module.parameters())
+            parts.append(f"{name}={type(module).__name__} of {size:,} parameters")
+        parts.append("latents by latent_sampler" if self.latent_sampler else f"latent_dim={self.latent_dim}")
+        if self.c_dim:
+            parts.append(f"c_dim={self.c_dim}")
+        if self._sample_shape is not None:
+            parts.append(f"samples {list(self._sample_shape)}")
+        if self._image_range is not None:
+            parts.append("in [{:g}, {:g}]".format(*self._image_range))
+        return f"GAN({', '.join(parts)}, on {self.device})"
 
     def copy(self) -> GAN:
         """Deep copy; training it leaves this one as it is."""
@@ -184,6 +246,17 @@ class GAN:
             return wanted
         return memory.fitting(wanted, self.cost()[0], self.device)
 
+    @property
+    def image_range(self) -> tuple[float, float]:
+        """(low, high) of the samples, inferred from 16 of them where it was not given."""
+        if self._image_range is None:
+            with fork_rng(self.device):
+                x = torch.cat([part.cpu() for part in self.batches(16, batch_size=4)])
+            self._image_range, self.range_remark = inferred_range(x)
+            if self.range_remark is not None:
+                warnings.warn(self.range_remark, UserWarning, stacklevel=2)
+        return self._image_range
+
     # --- sampling
 
     def latents(self, n: int, rng: torch.Generator) -> Tensor:
@@ -191,16 +264,33 @@ class GAN:
         if self.latent_sampler is not None:
             return self.latent_sampler(n, rng).to(self.device)
         assert self.latent_dim is not None
-        return torch.randn(n, self.latent_dim, generator=rng).to(self.device)
+        sizes = self.latent_dim if isinstance(self.latent_dim, tuple) else (self.latent_dim,)
+        return torch.randn(n, *sizes, generator=rng).to(self.device)
 
     def labels(self, n: int, rng: torch.Generator) -> Tensor | None:
         """Labels [n, c_dim] of a conditional GAN; None for an unconditional one."""
-        if self.label_sampler is not None:
-            return self.label_sampler(n, rng).to(self.device)
-        if self.c_dim == 0:
-            return None
-        index = torch.randint(self.c_dim, (n,), generator=rng)
+        if self.label_sampler is None:
+            if self.c_dim == 0:
+                return None
+            index = torch.randint(self.c_dim, (n,), generator=rng)
+        else:
+            index = self.label_sampler(n, rng)
+            if index.ndim != 1 or index.is_floating_point():
+                return index.to(self.device)
         return nn.functional.one_hot(index, self.c_dim).float().to(self.device)
+
+    def arguments(self, module: nn.Module, x: Tensor, c: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What `module` is called with: x (latents or samples) in its dtype, and labels c as it takes them, if any."""
+        dtype = parameter_dtype(module) or x.dtype
+        x = x.to(dtype)
+        if c is None or not takes_two(module):
+            return (x,)
+        return (x, c.argmax(1) if self._takes_index(module) else c.to(dtype))
+
+    def _takes_index(self, module: nn.Module) -> bool:
+        if self.label_format != "auto":
+            return self.label_format == "index"
+        return any(isinstance(m, nn.Embedding) and m.num_embeddings == self.c_dim for m in module.modules())
 
     def inputs(self, n: int, seed: int = 0) -> tuple[Tensor, Tensor | None]:
         """The latents [n, latent_dim] and labels [n, c_dim] (or None) that `sample(n, seed)` uses."""
@@ -209,7 +299,7 @@ class GAN:
 
     @torch.no_grad()
     def batches(
-        self, n: int, seed: int = 0, batch_size: int | None = None, generator: nn.Module | None = None, **kwargs
+        self, n: int, seed: int = 0, batch_size: int | None = None, generator: nn.Module | None = None, **kwargs: Any
     ) -> Iterator[Tensor]:
         """Yield n samples in batches; see `sample`."""
         if n < 0:
@@ -226,17 +316,17 @@ class GAN:
         z, c = self.inputs(n, seed)
         for start in range(0, n, batch_size):
             part = slice(start, start + batch_size)
-            args = (z[part],) if c is None else (z[part], c[part])
+            args = self.arguments(module, z[part], None if c is None else c[part])
             # Nothing of this may be in force at the yield, where the caller's code runs.
             with eval_mode(module), fork_rng(self.device, mix_seed(seed, start)):
                 x = module(*args, **kwargs)
             if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != len(args[0]):
                 got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise ValueError(f"generator: expected a tensor of {len(args[0])} samples, got {got}")
-            yield x
+            yield x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
     def sample(
-        self, n: int, seed: int = 0, batch_size: int | None = None, generator: nn.Module | None = None, **kwargs
+        self, n: int, seed: int = 0, batch_size: int | None = None, generator: nn.Module | None = None, **kwargs: Any
     ) -> Tensor:
         """Draw n samples with fixed latents and noise.
 
@@ -265,8 +355,10 @@ class GAN:
         if self.is_stylegan and mixing_probability > 0:
             # StyleGAN3 keeps running magnitudes in its synthesis network, which its generator has updated in training.
             options = {"update_emas": True} if module.training and _takes(module.synthesis, "update_emas") else {}
-            return module.synthesis(self.mixed_ws(z, c, mixing_probability, module), **options)
-        return module(z) if c is None else module(z, c)
+            x: Tensor = module.synthesis(self.mixed_ws(z, c, mixing_probability, module), **options)
+        else:
+            x = module(*self.arguments(module, z, c))
+        return x
 
     def mixed_ws(
         self, z: Tensor, c: Tensor | None, mixing_probability: float, generator: nn.Module | None = None
@@ -274,7 +366,8 @@ class GAN:
         """ws [N, num_ws, w_dim] with style mixing (Karras et al., arXiv 1812.04948, section 3.1)."""
         module: Any = self.generator if generator is None else generator
         mapping: Any = module.mapping
-        ws = mapping(z, c)
+        z = self.arguments(mapping, z)[0]
+        ws: Tensor = mapping(z, c)
         num_ws = ws.shape[1]
         draw, cut = torch.rand([]).item(), int(torch.randint(1, max(num_ws, 2), ()))
         if draw < mixing_probability and num_ws > 1:
@@ -298,7 +391,7 @@ class GAN:
         if self.discriminator_output == "auto":
             hooks = [m.register_forward_hook(lambda _, args, y: seen.append((args[0], y))) for m in _sigmoids(module)]
         try:
-            y = module(x) if c is None else module(x, c)
+            y = module(*self.arguments(module, x, c))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -314,6 +407,47 @@ class GAN:
                 f"discriminator: expected one logit a sample, [{x.shape[0]}] or [{x.shape[0]}, 1], got {list(y.shape)}"
             )
         return y.reshape(-1)
+
+
+def _checked_sizes(latent_dim: Any) -> int | tuple[int, ...]:
+    """latent_dim as an int or a tuple of ints."""
+    several = isinstance(latent_dim, (list, tuple, torch.Size))
+    sizes = tuple(latent_dim) if several else (latent_dim,)
+    if not sizes or any(not isinstance(k, Integral) or isinstance(k, bool) or k < 1 for k in sizes):
+        raise ValueError(f"latent_dim: expected a positive int, got {latent_dim!r} (or several: (64, 1, 1))")
+    return tuple(int(k) for k in sizes) if several else int(latent_dim)
+
+
+def _checked_range(image_range: Any) -> tuple[float, float]:
+    try:
+        low, high = (float(value) for value in image_range)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"image_range: expected (low, high), got {image_range!r}") from error
+    if not low < high:
+        raise ValueError(f"image_range: expected (low, high) with low < high, got {image_range!r}")
+    return low, high
+
+
+def inferred_range(x: Tensor) -> tuple[tuple[float, float], str | None]:
+    """The range that samples x [N, ...] are in, and what to tell the user where that is not plainly (-1, 1).
+
+    Samples that are no images [N, C, H, W] have no range: (-1, 1) stands for it.
+    """
+    usual = (-1.0, 1.0)
+    if x.ndim != 4 or not torch.isfinite(x).all():
+        return usual, None
+    low, high = float(x.min()), float(x.max())
+    seen = f"image_range: not given, and some samples lie in [{low:.3g}, {high:.3g}]"
+    if low < -0.02:
+        if low > -20 and high < 20:  # untrained ones, and those without a squashing output, overshoot
+            return usual, None
+    elif high <= 0.02:  # nothing but black: no evidence
+        return usual, None
+    elif high <= 1.02:
+        return (0.0, 1.0), f"{seen}: taken for (0, 1). Confirm it with GAN(..., image_range=(0, 1)), or say otherwise"
+    elif 20 < high < 300:
+        return (0.0, 255.0), f"{seen}: taken for (0, 255). Confirm it with GAN(..., image_range=(0, 255))"
+    return usual, f"{seen}: neither (-1, 1) nor (0, 1) nor (0, 255). (-1, 1) is assumed: say GAN(..., image_range=...)"
 
 
 def label_choice(c_dim: int, weights: Mapping[int, float]) -> LatentSampler:

@@ -1,21 +1,34 @@
-"""From what a user gives to a run that can start: checked inputs, the run folder, the feedback."""
+"""From what a user asks for to a run that can start: `check_inputs`, then the run folder, then `build_feedback`.
+
+Everything that a user gives is checked and read once, in `check_inputs`, before the run folder exists.
+
+The negatives play four roles, and these are all:
+1. In stage 1 the discriminator takes them for real samples, so that the adapted generators make them.
+2. In stage 2 it takes them for fakes, beside the generator's own samples (`repel.negatives_weight`).
+3. They are one class of the guide, the positives the other (`methods.adapt_then_unlearn.guide`).
+4. They are what a run goes on from: the probe that stands in for an oracle is fitted on them, and with an oracle the
+   guide, which goes on learning in stage 2, gets them again beside what the oracle has found since.
+With an oracle, the negatives that it finds among the generated samples join them in all four.
+"""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import presets
 from .config import Config
-from .data.samples import as_samples
-from .feedback.feedback import Feedback, build, check_distinct
+from .data.samples import Samples, as_samples
+from .feedback.checks import label_remarks
+from .feedback.feedback import Feedback, build_feedback, check_distinct
 from .feedback.oracles import Oracle
 from .gan import GAN
 from .methods.registry import METHODS
@@ -23,35 +36,55 @@ from .support.digest import digest
 from .support.modules import eval_mode
 from .training.run_folder import RunFolder, gan_digest, samples_digest
 
+States = list[dict[str, Tensor]]
 
-@dataclass
-class Result:
-    """What unlearning gives.
 
-    gan: the unlearned pair; its `generator_ema` is the kept one. adapted: state dicts of the stage-1 generators.
-    history: one dict a logged step (stage, step, seconds, losses, distance, negative_rate ...). decisions: what the run
-    chose and why. seconds: of training. out: the run folder, if there is one.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for, unchecked; the fields are the arguments of `atu.unlearn`.
+
+    adapted: state dicts of adapted generators, for stage 2 on its own.
     """
 
+    gan: Any
+    negatives: Any
+    positives: Any = None
+    is_negative: Callable[[Tensor], Tensor] | None = None
+    config: Config | Mapping[str, Any] | str | Path | None = None
+    out: str | Path | None = None
+    seed: int = 0
+    device: str | torch.device | None = None
+    method: str | None = None
+    compat: str | None = None
+    resize: bool = False
+    adapted: Sequence[Mapping[str, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A request that was checked: everything read, nothing written, the GAN on the device where it will run."""
+
     gan: GAN
-    adapted: list[dict[str, Tensor]]
-    history: list[dict[str, Any]]
-    decisions: dict[str, Any]
-    seconds: float
-    config: Config = field(default_factory=Config)
-    out: Path | None = None
-
-    @property
-    def generator(self) -> nn.Module:
-        """The unlearned EMA generator in eval mode, of the class that was given."""
-        return self.gan.sampling_generator.eval()
-
-    def save(self, path: str | Path) -> Path:
-        """Write the unlearned GAN as a checkpoint; see `GAN.save`."""
-        return self.gan.save(path)
+    negatives: Samples
+    positives: Samples | None
+    oracle: Oracle | None
+    config: Config
+    out: str | Path | None
+    seed: int
+    adapted: States | None
 
 
-def _check_gan(gan: Any) -> GAN:
+@dataclass(frozen=True)
+class Job:
+    """A run that can start. began: `time.monotonic()` at the call."""
+
+    inputs: Inputs
+    run: RunFolder
+    feedback: Feedback
+    began: float
+
+
+def check_gan(gan: Any) -> GAN:
     if not isinstance(gan, GAN):
         raise TypeError(
             f"gan: expected an atu_ext.GAN, got {type(gan).__name__}; wrap the pair: GAN(generator=..., ...)"
@@ -59,10 +92,16 @@ def _check_gan(gan: Any) -> GAN:
     if gan.discriminator is None:
         raise ValueError(
             "gan: it has no discriminator, and both stages train against one; load a checkpoint that holds it, or fit "
-            "one on generated samples first: atu.training.fit_discriminator(gan, steps), or atu unlearn with "
+            "one on generated samples first: atu_ext.fit_discriminator(gan, steps), or atu unlearn with "
             "--train-discriminator STEPS"
         )
     for name, module in gan.modules().items():
+        small = [p.dtype for p in module.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
+        if small:
+            raise ValueError(
+                f"gan: the {name}'s weights are of {str(small[0]).removeprefix('torch.')}, in which Adam's small steps "
+                f"are lost; train in float32: gan.{name}.float()"
+            )
         for key, value in module.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise ValueError(f"gan: {name}.{key} holds values that are not finite")
@@ -75,13 +114,16 @@ def _check_gan(gan: Any) -> GAN:
 
 
 def _device(device: str | torch.device | None, gan: GAN) -> torch.device:
-    if device is None:
-        return gan.device
     try:
-        wanted = torch.device(device)
+        wanted = gan.device if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device: expected cpu, cuda or cuda:<index>, got {device!r}") from error
-    if wanted.type != "cuda":
+    if wanted.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"device: expected cpu or cuda, which the kernels and the run's random state are made for, got "
+            f"{str(wanted)!r}"
+        )
+    if device is None or wanted.type == "cpu":
         return wanted
     if not torch.cuda.is_available():
         raise ValueError(f"device: expected one that is there, got {str(wanted)!r}, but torch sees no CUDA device")
@@ -93,7 +135,7 @@ def _device(device: str | torch.device | None, gan: GAN) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device() if wanted.index is None else wanted.index)
 
 
-def _config(config: Config | Mapping | str | Path | None, method: str | None, compat: str | None) -> Config:
+def _config(config: Config | Mapping[str, Any] | str | Path | None, method: str | None, compat: str | None) -> Config:
     if method is not None:
         presets.check_method(method)
     presets.check_compat(compat)
@@ -115,74 +157,122 @@ def _config(config: Config | Mapping | str | Path | None, method: str | None, co
     return cfg
 
 
-@dataclass
-class _Job:
-    """Checked inputs of a run."""
-
-    gan: GAN
-    feedback: Feedback
-    config: Config
-    run: RunFolder
-    seed: int
-    start: float
-
-    @classmethod
-    def prepare(
-        cls,
-        gan: GAN,
-        negatives: Any,
-        positives: Any,
-        is_negative: Callable[[Tensor], Tensor] | None,
-        config: Config | Mapping | str | Path | None,
-        out: str | Path | None,
-        seed: int,
-        device: str | torch.device | None,
-        adapted: Sequence[Mapping[str, Tensor]] | None = None,
-        method: str | None = None,
-        compat: str | None = None,
-    ) -> _Job:
-        start = time.monotonic()
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise ValueError(f"seed: expected a non-negative int, got {seed!r}")
-        cfg = _config(config, method, compat)
-        where = _device(device, gan) if isinstance(gan, GAN) else None
-        gan = _check_gan(gan)
-        if where is not None and where != gan.device:
-            gan = gan.copy().to(where)
-        if compat is not None and not gan.is_stylegan:
+def check_adapted(gan: GAN, adapted: Sequence[Mapping[str, Tensor]]) -> States:
+    """The state dicts as a list; ValueError where they are not `gan.generator`'s."""
+    if isinstance(adapted, (Mapping, str, Path)) or len(adapted) == 0 or not isinstance(adapted[0], Mapping):
+        raise ValueError("adapted: expected a list of at least one generator state dict")
+    own = gan.generator.state_dict()
+    for state in adapted:
+        wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
+        if wrong:
             raise ValueError(
-                f"compat: the reference's settings are those of a StyleGAN2, and {type(gan.generator).__name__} has no "
-                "mapping and synthesis networks"
+                f"adapted: expected state dicts of gan.generator, but {wrong[0]} is missing or of another shape"
             )
-        if adapted is not None and cfg.method not in presets.REPULSION:
-            raise ValueError(f"method: expected one of {', '.join(presets.REPULSION)} for stage 2, got {cfg.method!r}")
-        METHODS[cfg.method].check(gan, cfg)
-        shape, image_range = gan.sample_shape, gan.image_range
-        marked = as_samples(negatives, shape, image_range, "negatives", gan.c_dim)
-        given = None if positives is None else as_samples(positives, shape, image_range, "positives", gan.c_dim)
-        oracle = None if is_negative is None else Oracle(is_negative)
-        if oracle is not None:
-            oracle(gan.sample(4))
-        if given is not None:
-            check_distinct(marked, given)
-        identity = {"seed": seed, "gan": gan_digest(gan), "negatives": samples_digest(marked)}
-        identity["positives"] = None if given is None else samples_digest(given)
-        identity["oracle"] = oracle is not None
-        drawn = gan.labels(64, torch.Generator().manual_seed(0))
-        if drawn is not None:
-            identity["labels"] = digest({"drawn": drawn})
-        if adapted is not None:
-            identity["adapted"] = [digest(dict(state)) for state in adapted]
-        weights = sum(t.numel() * t.element_size() for m in gan.modules().values() for t in m.state_dict().values())
-        # Two states and a third that is being written, four to five times the weights each; and the result.
-        run = RunFolder(out, cfg, identity, needed_bytes=weights * (15 + cfg.adapt.models))
-        try:
-            feedback = build(gan, marked, given, oracle, cfg.feedback, seed)
-        except BaseException:
-            run.close()
-            raise
-        return cls(gan, feedback, cfg, run, seed, start)
+    return [dict(state) for state in adapted]
 
-    def result(self, gan: GAN, adapted: list[dict[str, Tensor]], decisions: dict[str, Any]) -> Result:
-        seconds = time.monotonic() - self.start
-        return Result(gan, adapted, self.run.history, decisions, seconds, self.config, self.run.out)
+
+def _check_method(gan: GAN, config: Config, request: Request) -> None:
+    if request.compat is not None and not gan.is_stylegan:
+        raise ValueError(
+            f"compat: the reference's settings are those of a StyleGAN2, and {type(gan.generator).__name__} has no "
+            "mapping and synthesis networks"
+        )
+    if request.adapted is not None and config.method not in presets.REPULSION:
+        raise ValueError(f"method: expected one of {', '.join(presets.REPULSION)} for stage 2, got {config.method!r}")
+    METHODS[config.method].check(gan, config)
+
+
+def _folder_of(value: Any) -> Path | None:
+    """The folder that a user gave for samples, alone or with labels."""
+    if isinstance(value, tuple) and len(value) == 2:
+        value = value[0]
+    return Path(value).resolve() if isinstance(value, (str, Path)) else None
+
+
+def _check_folders(request: Request) -> None:
+    """Refuse a run folder whose pictures a later run would read as samples, or samples among its pictures."""
+    if request.out is None:
+        return
+    out = Path(request.out).resolve()
+    for name in ("negatives", "positives"):
+        folder = _folder_of(getattr(request, name))
+        if folder is None:
+            continue
+        if out == folder or folder in out.parents:
+            raise ValueError(
+                f"out: expected a folder outside of {name} ({folder}), got {out}: the run's own pictures would be "
+                f"read as {name}"
+            )
+        pictures = out / "samples"
+        if folder == pictures or pictures in folder.parents:
+            raise ValueError(f"{name}: expected a folder other than {pictures}, where the run writes its own pictures")
+
+
+def _samples(gan: GAN, request: Request, name: str) -> Samples:
+    return as_samples(getattr(request, name), gan.sample_shape, gan.image_range, name, gan.c_dim, resize=request.resize)
+
+
+def check_inputs(request: Request) -> Inputs:
+    """Check and read all that a run is made with; writes nothing.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+    seed = request.seed
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed: expected a non-negative int, got {seed!r}")
+    _check_folders(request)
+    config = _config(request.config, request.method, request.compat)
+    where = _device(request.device, request.gan) if isinstance(request.gan, GAN) else None
+    gan = check_gan(request.gan)
+    if where is not None and where != gan.device:
+        gan = gan.copy().to(where)
+    adapted = None if request.adapted is None else check_adapted(gan, request.adapted)
+    _check_method(gan, config, request)
+    negatives = _samples(gan, request, "negatives")
+    positives = None if request.positives is None else _samples(gan, request, "positives")
+    oracle = None if request.is_negative is None else Oracle(request.is_negative)
+    if oracle is not None:
+        oracle(gan.sample(4))
+    if positives is not None:
+        check_distinct(negatives, positives)
+    label_remarks(gan, negatives)
+    return Inputs(gan, negatives, positives, oracle, config, request.out, seed, adapted)
+
+
+def _identity(inputs: Inputs) -> dict[str, Any]:
+    """What a run folder's run must agree with to be resumed, beside the config."""
+    gan, positives = inputs.gan, inputs.positives
+    identity = {"seed": inputs.seed, "gan": gan_digest(gan), "negatives": samples_digest(inputs.negatives)}
+    identity["positives"] = None if positives is None else samples_digest(positives)
+    identity["oracle"] = inputs.oracle is not None
+    drawn = gan.labels(64, torch.Generator().manual_seed(0))
+    if drawn is not None:
+        identity["labels"] = digest({"drawn": drawn})
+    if inputs.adapted is not None:
+        identity["adapted"] = [digest(state) for state in inputs.adapted]
+    return identity
+
+
+def _open_run_folder(inputs: Inputs) -> RunFolder:
+    modules = inputs.gan.modules().values()
+    weights = sum(t.numel() * t.element_size() for m in modules for t in m.state_dict().values())
+    # Two states and a third that is being written, four to five times the weights each; and the result.
+    needed = weights * (15 + inputs.config.adapt.models)
+    return RunFolder(inputs.out, inputs.config, _identity(inputs), needed_bytes=needed)
+
+
+@contextmanager
+def started(request: Request) -> Iterator[Job]:
+    """The job of a request, ready to run, with gradients on; its run folder is closed at the end."""
+    began = time.monotonic()
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs = check_inputs(request)
+        run = _open_run_folder(inputs)
+        try:
+            feedback = build_feedback(
+                inputs.gan, inputs.negatives, inputs.positives, inputs.oracle, inputs.config.feedback, inputs.seed
+            )
+            yield Job(inputs, run, feedback, began)
+        finally:
+            run.close()

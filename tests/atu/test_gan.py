@@ -1,5 +1,7 @@
 """The pair: checks of its arguments, sampling, and what it does with a discriminator's output."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -185,3 +187,57 @@ def test_eval_mode_gives_every_module_its_mode_back():
         assert not any(m.training for m in net.modules())
         raise RuntimeError
     assert net.training and net[0].training and not net[1][0].training
+
+
+# --- the range of the samples
+
+
+class Painted(nn.Module):
+    """Images [N, 3, 4, 5] whose values fill [low, high]."""
+
+    latent_dim = 2
+
+    def __init__(self, low, high):
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, z):
+        x = torch.rand(len(z), 3, 4, 5)
+        return self.low + (self.high - self.low) * x
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "found", "said"),
+    [
+        (-1, 1, (-1, 1), None),
+        (-1.4, 1.2, (-1, 1), None),
+        (-0.3, 0.2, (-1, 1), None),
+        (0, 0.001, (-1, 1), None),
+        (0, 1, (0, 1), r"taken for \(0, 1\)"),
+        (0.4, 0.6, (0, 1), r"taken for \(0, 1\)"),
+        (0, 255, (0, 255), r"taken for \(0, 255\)"),
+        (-120, 130, (-1, 1), r"neither .* say GAN\(\.\.\., image_range"),
+        (0, 3, (-1, 1), "neither"),
+    ],
+)
+def test_the_range_is_inferred_and_said(low, high, found, said, recwarn):
+    gan = GAN(Painted(low, high))
+    state = torch.get_rng_state()
+    assert gan.image_range == found and gan.image_range == found
+    assert torch.equal(torch.get_rng_state(), state)
+    texts = [str(w.message) for w in recwarn]
+    assert len(texts) == (said is not None)
+    assert said is None or re.search(f"image_range: not given, .*{said}", texts[0])
+    assert GAN(Painted(low, high), image_range=(0, 7)).image_range == (0, 7)
+
+
+def test_samples_that_are_no_images_have_no_range(recwarn):
+    assert GAN(nn.Sequential(nn.Linear(2, 3), nn.Sigmoid()), latent_dim=2).image_range == (-1, 1)
+    assert not recwarn.list
+
+
+def test_repr_is_short(conv_gan):
+    text = repr(conv_gan)
+    assert text.startswith("GAN(generator=ConvGenerator of ") and len(text) < 300
+    conv_gan.sample(1)
+    assert "latent_dim=6" in text and str(list(conv_gan.sample_shape)) in repr(conv_gan)

@@ -1,5 +1,6 @@
 """The door: errors before any work, the caller's modules untouched, and the outcome on a GAN of eight Gaussians."""
 
+import json
 import math
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+import atu
 import atu_ext
 from atu import GAN, Config, adapt, extrapolate, repel, unlearn
 from atu.config import Adversarial
+from atu.data.images import save_folder
 from atu.data.samples import TensorSamples
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.training.trainer import AdversarialTrainer, NonFiniteError
@@ -32,9 +35,9 @@ def short(**adapt_or_repel):
 
 
 def test_the_door_is_reexported():
-    for name in ("GAN", "Config", "Result", "adapt", "extrapolate", "repel", "unlearn"):
+    for name in atu.__all__:
         assert getattr(atu_ext, name).__module__.startswith("atu.")
-    assert "unlearn" in dir(atu_ext)
+    assert {"unlearn", "fit_discriminator", "FeedbackWarning"} <= set(dir(atu_ext))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = atu_ext.nothing
 
@@ -82,6 +85,30 @@ def test_result_is_saved_and_loaded(vector_gan, tmp_path):
     assert torch.equal(again.sample(4), result.gan.sample(4))
 
 
+@pytest.mark.parametrize("oracle", [None, lambda x: x[:, 0] > x[:, 0].mean()])
+def test_result_writes_its_report(vector_gan, tmp_path, oracle):
+    result = unlearn(vector_gan, marked(vector_gan, 30), is_negative=oracle, config=SHORT, out=tmp_path / "run")
+    judge = "probe" if oracle is None else "oracle"
+    data = result.report(n=60, subject="the right side")
+    assert data == json.loads((tmp_path / "run" / "report.json").read_text())
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "the right side" in page and f"The {judge} that answered during the run also judges" in page
+    assert data["negatives"].keys() == {"before", "adapted", "after"} and data["n"] == 60
+    flags = result.is_negative(vector_gan.sample(60, seed=data["seed"], batch_size=250))
+    assert data["negatives_before"] == int(flags.sum())
+    other = result.report(tmp_path / "other", is_negative=lambda x: x[:, 1] > -99, n=40)
+    assert other["negatives_after"] == 40 and (tmp_path / "other" / "report.html").exists()
+    assert "also judges" not in (tmp_path / "other" / "report.html").read_text()
+
+
+def test_a_report_needs_a_folder_and_a_result_is_short(vector_gan):
+    result = unlearn(vector_gan, marked(vector_gan, 12), config=SHORT)
+    with pytest.raises(ValueError, match="out: expected a folder for the report, as this run had none"):
+        result.report(n=20)
+    text = repr(result)
+    assert len(text) < 300 and text.startswith("Result(method='atu', negatives ") and text.endswith("out=None)")
+
+
 @pytest.mark.parametrize("count", [1, 2, 10])
 @pytest.mark.parametrize("oracle", [None, lambda x: x[:, 0] > x[:, 0].mean()])
 def test_a_handful_of_negatives(vector_gan, count, oracle):
@@ -110,7 +137,11 @@ def spoiled(gan, value):
     "change, error, words",
     [
         (lambda g: dict(gan=g.generator), TypeError, "gan: expected an atu_ext.GAN, got MLPGenerator"),
-        (lambda g: dict(gan=GAN(g.generator)), ValueError, "gan: it has no discriminator"),
+        (
+            lambda g: dict(gan=GAN(g.generator)),
+            ValueError,
+            r"gan: it has no discriminator.* atu_ext\.fit_discriminator\(gan",
+        ),
         (lambda g: dict(gan=spoiled(g, math.nan)), ValueError, r"gan: discriminator\.net\.1\.weight .* not finite"),
         (lambda g: dict(gan=GAN(g.generator, nn.Linear(2, 3))), ValueError, "discriminator: expected one logit"),
         (lambda g: dict(negatives=torch.zeros(3, 5)), ValueError, r"negatives: expected samples of shape \[2\]"),
@@ -156,6 +187,40 @@ def test_adapted_of_another_kind(vector_gan, adapted):
 def test_divergence_is_told(vector_gan):
     with pytest.raises(NonFiniteError, match="diverged"):
         unlearn(vector_gan, marked(vector_gan, 5), config=short(adapt={"steps": 50, "adversarial": {"lr": 1e30}}))
+
+
+@pytest.mark.parametrize(
+    ("negatives", "out", "words"),
+    [
+        (".", "run", "out: expected a folder outside of negatives"),
+        ("run", "run", "out: expected a folder outside of negatives"),
+        ("marked", "marked/a/run", "out: expected a folder outside of negatives"),
+        (("marked", 1), "marked/run", "out: expected a folder outside of negatives"),
+        ("run/samples", "run", "negatives: expected a folder other than .*samples"),
+        ("run/samples/mine", "./run", "negatives: expected a folder other than .*samples"),
+    ],
+)
+def test_folders_that_overlap_are_refused_at_the_start(image_gan, tmp_path, monkeypatch, negatives, out, words):
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: unlearn(image_gan, negatives, out=out), lambda: adapt(image_gan, negatives, out=out)):
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(ValueError, match=words.replace("negatives", "positives")):
+        unlearn(image_gan, image_gan.sample(4), negatives, out=out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_beside_each_other_are_read_once(image_gan, tmp_path):
+    """Negatives within the run folder, where the run writes none, and gone after they were read."""
+    marked = save_folder(image_gan.sample(5), image_gan.image_range, tmp_path / "run" / "marked")
+
+    def forgetful(x):
+        for path in marked.glob("*.png"):
+            path.unlink()
+        return x.mean([1, 2, 3]) > x.mean()
+
+    result = unlearn(image_gan, marked, is_negative=forgetful, config=SHORT, out=tmp_path / "run")
+    assert result.out == tmp_path / "run" and not list(marked.iterdir())
 
 
 # --- the closed form

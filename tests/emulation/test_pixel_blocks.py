@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from atu_ext.ops import modulated_conv2d
-from atu_ext.ops.modulated_conv2d import _pixel_block
+from atu_ext.ops.modulated_passes import _pixel_block
 from tests.emulation.test_modulated_conv2d_passes import CODES, CPU, addresses, close, finish, layer, randn
 
 

@@ -59,14 +59,14 @@ def mnist(
     samples: int,
 ) -> None:
     """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
-    from ..experiments.mnist import demo_mnist
+    from ..experiments.mnist import MnistDemo, demo_mnist
 
     if retrained is not None and not attacked:
         raise click.UsageError("--retrained needs --attacks")
     check_replaceable(run.out, "report", "negatives_before")
-    data = demo_mnist(
-        classes or (("8",) if feature is None else ()),
-        run.out,
+    settings = MnistDemo(
+        digits=classes or (("8",) if feature is None else ()),
+        out=run.out,
         negatives=marks,
         samples=samples,
         seed=run.seed,
@@ -80,7 +80,7 @@ def mnist(
         attacked=attacked,
         retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
     )
-    show(data, run)
+    show(demo_mnist(settings), run)
 
 
 @demo.command("mog")

@@ -36,10 +36,10 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..api import Result
     from ..evaluation.classifier import Classifier
     from ..evaluation.evaluate import Evaluation
     from ..gan import GAN
-    from ..job import Result
     from ..report.report import Context
 
 ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome, on other latents."
@@ -49,6 +49,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 @click.argument("ckpt")
 @click.option("--negatives", required=True, type=FOLDER, help="Folder of images that must not be made.")
 @click.option("--positives", type=FOLDER, help="Folder of images that may be made.")
+@click.option("--resize", is_flag=True, help="Scale images of the same proportions, but another size, to the GAN's.")
 @TRAIN_DISCRIMINATOR
 @click.option(
     "--negative-label", type=click.IntRange(0), metavar="K", help="Conditional GANs: the label of all the negatives."
@@ -68,6 +69,7 @@ def unlearn(
     ckpt: str,
     negatives: Path,
     positives: Path | None,
+    resize: bool,
     train_discriminator: int | None,
     negative_label: int | None,
     labels: tuple[str, ...],
@@ -108,9 +110,10 @@ def unlearn(
         run.device,
         method=method,
         compat=compat,
+        resize=resize,
     )
     start = time.monotonic()
-    evaluation = _evaluate(gan, result, negatives, classifier, classes, samples, run.seed)
+    evaluation = _evaluate(gan, result, negatives, classifier, classes, samples, run.seed, resize)
     note = PROBE_JUDGES if classifier is None else ORACLE_JUDGES
     context = _context(run, gan, result, note, time.monotonic() - start)
     context.subject, context.negatives = subject_of(classes, negatives, subject), negatives
@@ -127,6 +130,7 @@ def _evaluate(
     classes: tuple[str, ...],
     samples: int,
     seed: int,
+    resize: bool,
 ) -> Evaluation:
     """By the classifier, or without one by a probe fitted on the negatives."""
     from ..evaluation.evaluate import evaluate
@@ -138,7 +142,7 @@ def _evaluate(
     options: dict[str, Any] = dict(others=adapted_generators(gan, result), n=samples, seed=latents)
     if classifier is not None:
         return evaluate(gan, result.gan, classifier, classes, **options)
-    probe = probe_of(gan, negatives, result.config.feedback.recall, seed)
+    probe = probe_of(gan, negatives, result.config.feedback.recall, seed, resize)
     return evaluate(gan, result.gan, is_negative=probe, **options)
 
 

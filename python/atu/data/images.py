@@ -21,38 +21,54 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def _to_channels(image: Image.Image, channels: int, path: Path, name: str) -> np.ndarray:
+def _to_channels(image: Image.Image, channels: int, what: str) -> np.ndarray:
     modes = {1: "L", 3: "RGB", 4: "RGBA"}
     if channels not in modes:
-        raise ValueError(f"{name}: image files hold 1, 3 or 4 channels, and the GAN makes {channels}")
+        raise ValueError(f"{what}: image files hold 1, 3 or 4 channels, and the GAN makes {channels}")
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if channels == 1 and image.mode not in ("1", "L"):
         bands = np.asarray(image.convert("RGB"))
         if (bands != bands[..., :1]).any():
-            raise ValueError(f"{name}: {path} is in colour, and the GAN makes images of 1 channel")
+            raise ValueError(f"{what} is in colour, and the GAN makes images of 1 channel; convert it to grey first")
     return np.asarray(image.convert(modes[channels]))
 
 
-def _read_image(path: Path, channels: int, height: int, width: int, name: str, resize: bool = False) -> Tensor:
-    """uint8 [C, H, W] of an image file; resize: of the same proportions, but any size."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: {path} cannot be read as an image ({error})") from error
-    if resize and image.size[0] * height == image.size[1] * width:
+def _pixels(image: Image.Image, sample_shape: tuple[int, ...], what: str, resize: bool) -> Tensor:
+    """uint8 [C, H, W] of an image; `what` names it in errors."""
+    channels, height, width = sample_shape
+    alike = image.size[0] * height == image.size[1] * width
+    if resize and alike and image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     if image.size != (width, height):
+        remedy = "; resize=True (--resize) scales it" if alike else ": other proportions, crop it first"
         raise ValueError(
-            f"{name}: {path} is {image.size[0]} x {image.size[1]}, and the GAN's images are {width} x {height}"
+            f"{what} is {image.size[0]} x {image.size[1]}, and the GAN's images are {width} x {height}{remedy}"
         )
-    pixels = _to_channels(image, channels, path, name)
-    return torch.from_numpy(pixels.copy()).reshape(height, width, channels).permute(2, 0, 1)
+    return (
+        torch.from_numpy(_to_channels(image, channels, what).copy()).reshape(height, width, channels).permute(2, 0, 1)
+    )
 
 
-def load_folder(folder: str | Path, sample_shape: tuple[int, ...], name: str = "negatives") -> Tensor:
+def _opened(source: Path | Image.Image, what: str) -> Image.Image:
+    try:
+        if isinstance(source, Image.Image):
+            source.load()
+            return source
+        image: Image.Image
+        with Image.open(source) as image:
+            image.load()
+        return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{what} cannot be read as an image ({error})") from error
+
+
+def load_folder(
+    folder: str | Path, sample_shape: tuple[int, ...], name: str = "negatives", resize: bool = False
+) -> Tensor:
     """All images below a folder, in the order of their paths: uint8 [N, C, H, W].
+
+    resize: scale images of the same proportions but another size.
 
     Raises:
         ValueError: the folder is missing or holds no image, an image cannot be read, or its size or channels do not
@@ -66,16 +82,20 @@ def load_folder(folder: str | Path, sample_shape: tuple[int, ...], name: str = "
     paths = sorted(path for path in folder.rglob("*") if is_image(path))
     if not paths:
         raise ValueError(f"{name}: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return load_images(paths, sample_shape, name)
+    return load_images(paths, sample_shape, name, resize)
 
 
-def load_images(paths: Sequence[Path], sample_shape: tuple[int, ...], name: str, resize: bool = False) -> Tensor:
-    """Image files as uint8 [N, C, H, W] of `sample_shape` (C, H, W); errors as of `load_folder`.
-
-    resize: scale images of the same proportions but another size.
-    """
-    channels, height, width = sample_shape
-    return torch.stack([_read_image(path, channels, height, width, name, resize) for path in paths])
+def load_images(
+    images: Sequence[Path | Image.Image], sample_shape: tuple[int, ...], name: str, resize: bool = False
+) -> Tensor:
+    """Image files, or images of Pillow, as uint8 [N, C, H, W] of `sample_shape`; errors as of `load_folder`."""
+    if len(sample_shape) != 3:
+        raise ValueError(f"{name}: images were given, but the GAN's samples have shape {list(sample_shape)}")
+    pixels = []
+    for index, image in enumerate(images):
+        what = f"{name}: {f'image {index}' if isinstance(image, Image.Image) else image}"
+        pixels.append(_pixels(_opened(image, what), sample_shape, what, resize))
+    return torch.stack(pixels)
 
 
 def to_range(x: Tensor, image_range: tuple[float, float]) -> Tensor:

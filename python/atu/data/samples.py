@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from .images import load_folder, to_range
+from ..support.seeding import fork_rng
+from .images import load_folder, load_images, to_range
 
 
 class Samples(Protocol):
@@ -38,7 +41,7 @@ class TensorSamples:
 class DatasetSamples:
     """Samples of a map-style Dataset; each item is a tensor, or a tuple that starts with one."""
 
-    def __init__(self, dataset, convert: Callable[[Tensor], Tensor], name: str = "dataset"):
+    def __init__(self, dataset: Any, convert: Callable[[Tensor], Tensor], name: str = "dataset"):
         self.dataset, self.convert, self.name = dataset, convert, name
         self.labels: Tensor | None = None
 
@@ -79,7 +82,7 @@ def _check(x: Tensor, sample_shape: tuple[int, ...], image_range: tuple[float, f
         )
 
 
-def _is_pair(value) -> bool:
+def _is_pair(value: Any) -> bool:
     """Whether a value is (samples, labels): labels are integers, which no sample is made of."""
     if not isinstance(value, tuple) or len(value) != 2:
         return False
@@ -91,7 +94,7 @@ def _is_pair(value) -> bool:
     return isinstance(label, int) and not isinstance(label, bool)
 
 
-def _one_hot(label, n: int, c_dim: int, name: str) -> Tensor:
+def _one_hot(label: Any, n: int, c_dim: int, name: str) -> Tensor:
     """Labels float32 [n, c_dim] from one index for all samples or an index each."""
     if c_dim < 1:
         raise ValueError(f"{name}: labels were given, but this GAN is not conditional")
@@ -103,47 +106,110 @@ def _one_hot(label, n: int, c_dim: int, name: str) -> Tensor:
     return F.one_hot(index.expand(n), c_dim).float()
 
 
-def as_samples(value, sample_shape: tuple[int, ...], image_range: tuple[float, float], name: str, c_dim: int = 0):
-    """Samples from what a user gives: a folder of images, a tensor, an ndarray or a map-style Dataset.
+def _from_loader(loader: DataLoader[Any], name: str) -> Tensor:
+    """All samples of a DataLoader, in an order that is the same each time; the random state is left as it was."""
+    try:
+        batches = len(loader)
+    except TypeError as error:
+        raise TypeError(f"{name}: expected a DataLoader of known length, got one over an IterableDataset") from error
+    if batches == 0:
+        raise ValueError(f"{name}: expected at least one sample, got an empty DataLoader")
+    parts = []
+    with fork_rng(torch.device("cpu"), 0):
+        for batch in loader:
+            first = batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch
+            if not isinstance(first, Tensor):
+                raise TypeError(
+                    f"{name}: expected a DataLoader of batches that are tensors, or tuples that start with one, got "
+                    f"{type(first).__name__}"
+                )
+            parts.append(first.detach().cpu())
+    return torch.cat(parts)
+
+
+def _images_of(value: Any) -> list[Path | Image.Image] | None:
+    """Image files and images of Pillow that a value consists of; None for anything else, folders among them."""
+    one = isinstance(value, Image.Image) or (isinstance(value, (str, Path)) and Path(value).is_file())
+    several = [value] if one else value
+    if not isinstance(several, (list, tuple)) or not several:
+        return None
+    if not all(isinstance(v, (str, Path, Image.Image)) for v in several):
+        return None
+    return [v if isinstance(v, Image.Image) else Path(v) for v in several]
+
+
+def _as_tensor(value: Any, name: str) -> Tensor:
+    """An ndarray, or a list of tensors or arrays, as one tensor."""
+    try:
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(np.array(value))
+        return torch.stack([torch.as_tensor(v) for v in value])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: cannot be made a tensor ({error})") from error
+
+
+def as_samples(
+    value: Any,
+    sample_shape: tuple[int, ...],
+    image_range: tuple[float, float],
+    name: str,
+    c_dim: int = 0,
+    resize: bool = False,
+) -> TensorSamples | DatasetSamples:
+    """Samples from what a user gives: images, a tensor, an ndarray, a DataLoader or a map-style Dataset.
 
     Args:
-        value: folder path; tensor or ndarray [N, *sample_shape], uint8 or floats in image_range; or a Dataset of such.
-            For a conditional GAN also a pair (samples, labels): one index for all of them, or int64 [N].
+        value: folder of images, image file, image of Pillow, or a list of these two; tensor or ndarray
+            [N, *sample_shape], uint8 or floats in image_range; a Dataset or DataLoader of such (a loader is read once,
+            whole). For a conditional GAN also a pair (samples, labels): one index for all of them, or int64 [N].
         name: of the argument, for errors. c_dim: the GAN's number of labels.
+        resize: scale images of the same proportions but another size.
 
     Raises:
         TypeError, ValueError: naming `name`, what was expected and what came.
     """
     if _is_pair(value):
         samples, label = value
-        found = as_samples(samples, sample_shape, image_range, name)
+        found = as_samples(samples, sample_shape, image_range, name, resize=resize)
         found.labels = _one_hot(label, len(found), c_dim, name)
         return found
-    if isinstance(value, (str, Path)):
-        value = load_folder(value, sample_shape, name)
-    if isinstance(value, (np.ndarray, list, tuple)):
-        if isinstance(value, (list, tuple)) and len(value) == 0:
-            raise ValueError(f"{name}: expected at least one sample, got none")
-        try:
-            array = isinstance(value, np.ndarray)
-            value = torch.from_numpy(np.array(value)) if array else torch.stack([torch.as_tensor(v) for v in value])
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name}: cannot be made a tensor ({error})") from error
+    images = _images_of(value)
+    if images is not None:
+        value = load_images(images, sample_shape, name, resize)
+    elif isinstance(value, (str, Path)):
+        value = load_folder(value, sample_shape, name, resize)
+    elif isinstance(value, DataLoader):
+        value = _from_loader(value, name)
+    elif isinstance(value, (list, tuple)) and len(value) == 0:
+        raise ValueError(f"{name}: expected at least one sample, got none")
+    elif isinstance(value, (np.ndarray, list, tuple)):
+        value = _as_tensor(value, name)
     if isinstance(value, Tensor):
         if value.ndim == 0 or len(value) == 0:
             raise ValueError(f"{name}: expected at least one sample, got shape {list(value.shape)}")
         value = value.detach().cpu()
+        if value.is_inference():  # made under torch.inference_mode(): no gradient could pass it
+            value = value.clone()
         _check(value, sample_shape, image_range, name)
         return TensorSamples(to_range(value, image_range))
     if hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, Mapping):
-        if len(value) == 0:
-            raise ValueError(f"{name}: expected at least one sample, got an empty dataset")
+        return _from_dataset(value, sample_shape, image_range, name)
+    raise TypeError(
+        f"{name}: expected a folder, tensor, ndarray or map-style Dataset, images or a DataLoader, got "
+        f"{type(value).__name__}"
+    )
 
-        def convert(x: Tensor) -> Tensor:
-            _check(x, sample_shape, image_range, name)
-            return to_range(x, image_range)
 
-        samples = DatasetSamples(value, convert, name)
-        samples.batch(torch.arange(min(len(value), 8)))
-        return samples
-    raise TypeError(f"{name}: expected a folder, tensor, ndarray or map-style Dataset, got {type(value).__name__}")
+def _from_dataset(
+    value: Any, sample_shape: tuple[int, ...], image_range: tuple[float, float], name: str
+) -> DatasetSamples:
+    if len(value) == 0:
+        raise ValueError(f"{name}: expected at least one sample, got an empty dataset")
+
+    def convert(x: Tensor) -> Tensor:
+        _check(x, sample_shape, image_range, name)
+        return to_range(x, image_range)
+
+    samples = DatasetSamples(value, convert, name)
+    samples.batch(torch.arange(min(len(value), 8)))
+    return samples

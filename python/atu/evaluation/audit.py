@@ -188,7 +188,7 @@ def _search_z(gan: GAN, generator: nn.Module, z: Tensor, c: Tensor | None) -> _S
     def bound(x: Tensor) -> Tensor:
         return x * (norm / x.flatten(1).norm(dim=1).reshape(norm.shape).clamp(min=1e-12))
 
-    return _Space(z, lambda x: generator(x) if c is None else generator(x, c), bound, float(z.std()))
+    return _Space(z, lambda x: gan.fake(x, c, generator=generator), bound, float(z.std()))
 
 
 @torch.no_grad()

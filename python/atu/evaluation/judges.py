@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..config import Feedback
 from ..data.images import map_range, thumbnails
 from ..data.samples import as_samples
+from ..feedback.feedback import pool_size
 from ..feedback.oracles import IsNegative, Oracle
 from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
@@ -114,13 +115,14 @@ def as_rule(value: Any, gan: GAN, seed: int = 0) -> IsNegative:
     return value if callable(value) else probe_of(gan, value, seed=seed)
 
 
-def probe_of(gan: GAN, negatives: Any, recall: float | None = None, seed: int = 0) -> Probe:
+def probe_of(gan: GAN, negatives: Any, recall: float | None = None, seed: int = 0, resize: bool = False) -> Probe:
     """A probe that tells negatives (a folder, tensor, array or dataset) from the GAN's samples, of latents of its own.
 
-    recall: share of the held-out negatives to be recognised; that of the settings when not given.
+    recall: share of the held-out negatives to be recognised; that of the settings when not given. resize: as of
+    `atu.unlearn`.
     """
-    marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives")
-    pool = gan.sample(2000, seed=stream_seed(seed, Stream.EVALUATION_PROBE)).cpu()
+    marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives", resize=resize)
+    pool = gan.sample(pool_size(gan, 2000), seed=stream_seed(seed, Stream.EVALUATION_PROBE)).cpu()
     return fit_probe(gan, marked, pool, Feedback().recall if recall is None else recall)
 
 

@@ -1,4 +1,4 @@
-"""What a user does before a run and a report needs after it: marking negatives, times, the adapted generator."""
+"""What a user does before a run: marking negatives. (And, from api.py, what a report needs after it.)"""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..api import adapted_generators, stage_seconds
 from ..feedback.feedback import pool_size
 from ..gan import GAN
-from ..job import Result
 from ..support import progress
 from ..support.seeding import mix_seed
+
+__all__ = ["adapted_generators", "mark_negatives", "stage_seconds"]
 
 
 def mark_negatives(
@@ -40,20 +42,3 @@ def mark_negatives(
     if not count:
         raise ValueError(f"negatives: expected some among {looked:,} generated samples, found none")
     return torch.cat(found), looked
-
-
-def stage_seconds(result: Result) -> dict[str, float]:
-    """Seconds of each stage, from the history, so that a resumed run counts in full."""
-    seconds: dict[str, float] = {}
-    for row in result.history:
-        seconds[row["stage"]] = max(seconds.get(row["stage"], 0.0), row["seconds"])
-    return {"prepare": max(result.seconds - sum(seconds.values()), 0.0), **seconds}
-
-
-def adapted_generators(gan: GAN, result: Result) -> dict[str, torch.nn.Module]:
-    """The first adapted generator, under its name in the report; nothing for methods that adapt none."""
-    if not result.adapted:
-        return {}
-    twin = gan.copy().generator
-    twin.load_state_dict(result.adapted[0])
-    return {"adapted": twin}

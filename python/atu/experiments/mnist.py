@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..api import unlearn
+from ..api import Result, unlearn
 from ..assets import asset
 from ..config import Config
 from ..data.images import save_folder
@@ -24,7 +25,6 @@ from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.judges import Judge, Scores, as_judge
 from ..evaluation.parameter_path import ParameterPath, parameter_path
 from ..gan import GAN
-from ..job import Result
 from ..measures.shares import unlearning
 from ..report import plots, report
 from ..support.seeding import Stream, stream_seed
@@ -32,65 +32,73 @@ from . import targets
 from .marking import adapted_generators, mark_negatives, stage_seconds
 
 
-def demo_mnist(
-    digits: Iterable[int | str],
-    out: str | Path,
-    negatives: int = 200,
-    samples: int = 10_000,
-    seed: int = 0,
-    device: str | None = None,
-    config: Config | Mapping | str | Path | None = None,
-    oracle: bool = True,
-    method: str | None = None,
-    compat: str | None = None,
-    feature: str | None = None,
-    source: str | Path | None = None,
-    attacked: bool = False,
-    retrained: str | Path | None = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class MnistDemo:
+    """Settings of `demo_mnist`.
+
+    digits: to unlearn; feature: one of `attributes.FEATURES`, in place of digits. out: run folder. negatives: marked of
+    each digit. samples: fixed latents of the evaluation. oracle: whether what marks the negatives answers for generated
+    samples during the run too. source: folder of an earlier run to go on from; what it had unlearned stays negative,
+    and is counted before and after. attacked: attack the result (audit.py), beside the GAN in `retrained` if given.
+    seed, device, config, method, compat: of `unlearn`.
+    """
+
+    digits: Iterable[int | str] = ()
+    out: str | Path
+    negatives: int = 200
+    samples: int = 10_000
+    seed: int = 0
+    device: str | None = None
+    config: Config | Mapping[str, Any] | str | Path | None = None
+    oracle: bool = True
+    method: str | None = None
+    compat: str | None = None
+    feature: str | None = None
+    source: str | Path | None = None
+    attacked: bool = False
+    retrained: str | Path | None = None
+
+
+def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
     """Unlearn digits, or a feature of the stroke, from the bundled MNIST GAN; writes the run folder and its report.
 
-    The bundled classifier (or the feature's measure) plays the user: it marks `negatives` samples of each digit and,
-    with `oracle`, answers for generated samples during the run too. It also judges the outcome, on other latents.
-
-    Args:
-        feature: one of `attributes.FEATURES`, in place of digits. source: folder of an earlier run to go on from;
-            what it had unlearned stays negative, and is counted before and after. attacked: attack the result
-            (audit.py), beside the GAN in `retrained` if given. method, compat: of `unlearn`.
+    The bundled classifier (or the feature's measure) plays the user: it marks negatives and, with `settings.oracle`,
+    answers for generated samples during the run too. It also judges the outcome, on other latents.
 
     Returns:
         The content of OUT/report.json.
     """
+    seed, out, device, source = settings.seed, settings.out, settings.device, settings.source
     first = GAN.load(asset("mnist-gan.safetensors"))
     classifier = Classifier.load(asset("mnist-classifier.safetensors"))
     earlier = [] if source is None else targets.earlier_targets(Path(source))
     gan = first if source is None else GAN.load(Path(source) / "result.safetensors")
-    other = None if retrained is None else GAN.load(retrained)
+    other = None if settings.retrained is None else GAN.load(settings.retrained)
     if device is not None:
         first, gan, classifier = first.to(device), gan.to(device), classifier.to(device)
         other = None if other is None else other.to(device)
     start = time.monotonic()
     known = attributes(first)
-    target = _target(digits, feature, classifier, known, gan.image_range)
+    target = _target(settings.digits, settings.feature, classifier, known, gan.image_range)
     before = [targets.from_plain(plain, classifier, gan.image_range) for plain in earlier]
     marked, looked = [], 0
     for name, is_part in target.parts.items():
-        chosen, seen = mark_negatives(gan, is_part, negatives, stream_seed(seed, Stream.MARKS))
+        chosen, seen = mark_negatives(gan, is_part, settings.negatives, stream_seed(seed, Stream.MARKS))
         save_folder(chosen, gan.image_range, Path(out) / "negatives" / name, seed)
         marked.append(chosen)
         looked = max(looked, seen)
     marking = time.monotonic() - start
-    judge = targets.any_of([target.is_negative, *(one.is_negative for one in before)]) if oracle else None
+    judge = targets.any_of([target.is_negative, *(one.is_negative for one in before)]) if settings.oracle else None
     result = unlearn(
         gan,
         torch.cat(marked),
         is_negative=judge,
-        config=config,
+        config=settings.config,
         out=out,
         seed=seed,
         device=device,
-        method=method,
-        compat=compat,
+        method=settings.method,
+        compat=settings.compat,
     )
     start = time.monotonic()
     kept: dict[str, Callable[[Tensor], Tensor]] = {**known, **{one.subject: one.is_negative for one in before}}
@@ -103,7 +111,7 @@ def demo_mnist(
         is_negative=None if target.classes else target.is_negative,
         others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
         attributes=kept,
-        n=samples,
+        n=settings.samples,
         seed=stream_seed(seed, Stream.EVALUATION),
     )
     path = parameter_path_of(gan, result, evaluation, _judge(target, classifier, gan).score, seed)
@@ -111,20 +119,20 @@ def demo_mnist(
         plots.save_path(Path(out) / "parameter-path.png", path)
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
     found = None
-    if attacked:
+    if settings.attacked:
         start = time.monotonic()
         found = attack(gan, result.gan, target.goal, torch.cat(marked), other, seed=stream_seed(seed, Stream.ATTACKS))
         seconds["attacks"] = time.monotonic() - start
     context = report.Context(
         subject=target.subject,
         seconds=seconds,
-        command=_command(target, negatives, seed, oracle, method, compat, source, attacked, retrained),
+        command=_command(target, settings),
         config=result.config.to_dict(),
         seed=seed,
         device=str(gan.device),
         history=result.history,
         decisions=result.decisions,
-        notes=_notes(target, sum(map(len, marked)), looked, oracle),
+        notes=_notes(target, sum(map(len, marked)), looked, settings.oracle),
         targets=[*earlier, target.plain],
         attacks=found,
         path=path,
@@ -149,14 +157,15 @@ def _target(
     return targets.stroke(known[feature])
 
 
-def _command(target, negatives, seed, oracle, method, compat, source, attacked, retrained) -> str:
+def _command(target: targets.Target, settings: MnistDemo) -> str:
     """The command line of this run."""
     words = ["atu", "demo", "mnist"]
     words += [word for name in target.classes for word in ("--class", name)] or ["--feature", target.plain["feature"]]
-    for name, value in (("from", source), ("method", method), ("compat", compat), ("retrained", retrained)):
+    given = {"from": settings.source, **{name: getattr(settings, name) for name in ("method", "compat", "retrained")}}
+    for name, value in given.items():
         words += [] if value is None else [f"--{name}", str(value)]
-    words += ["--marks", str(negatives), "--seed", str(seed)]
-    words += ["--no-oracle"] * (not oracle) + ["--attacks"] * attacked
+    words += ["--marks", str(settings.negatives), "--seed", str(settings.seed)]
+    words += ["--no-oracle"] * (not settings.oracle) + ["--attacks"] * settings.attacked
     return shlex.join([*words, "--out", "DIR"])
 
 

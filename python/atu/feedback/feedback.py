@@ -14,6 +14,7 @@ from ..data.samples import Samples, TensorSamples
 from ..gan import GAN
 from ..support import progress
 from ..support.seeding import Stream, stream_seed
+from . import checks
 from .oracles import IsNegative, Oracle
 from .probe import fit_probe
 
@@ -49,51 +50,87 @@ def pool_size(gan: GAN, wanted: int, budget_bytes: int = 2**30) -> int:
     return max(min(wanted, budget_bytes // bytes_each), 64)
 
 
-def build(
+def build_feedback(
     gan: GAN, negatives: Samples, positives: Samples | None, oracle: Oracle | None, cfg: config.Feedback, seed: int
 ) -> Feedback:
-    """Positives, and who answers for samples, from what the user gave.
+    """Positives, and who answers for samples, from what the user gave; tells what cannot be right of it.
 
     Raises:
-        ValueError: the oracle or the probe calls all of the generated samples negative.
+        ValueError: nothing can come of it (see checks.py), or the oracle or the probe calls all of the generated
+            samples negative.
     """
-    size = pool_size(gan, cfg.pool)
-    batches = progress.track("pool", gan.batches(size, seed=stream_seed(seed, Stream.POOL)), size)
-    pool = torch.cat([part.cpu() for part in batches])
-    notes: dict[str, object] = {"pool": size}
-    if oracle is not None:
-        is_negative: IsNegative = oracle
-        flags = torch.cat([oracle(part.to(gan.device)) for part in pool.split(gan.fitting(100))])
-    else:
-        probe = fit_probe(gan, negatives, pool, cfg.recall)
-        is_negative, flags = probe, probe(pool)
+    pool = _draw_pool(gan, pool_size(gan, cfg.pool), stream_seed(seed, Stream.POOL))
+    is_negative, flags = _answers(gan, negatives, pool.tensor, oracle, cfg.recall)
     share = float(flags.float().mean())
-    notes["judge"] = "oracle" if oracle is not None else "probe"
-    notes["negative_share"] = share
+    judge = "probe" if oracle is None else "oracle"
+    told = checks.tell(checks.remarks(gan, negatives, pool.tensor, flags, oracle))
+    if gan.range_remark is not None:
+        told = [gan.range_remark, *told]
+    notes: dict[str, object] = {"pool": len(pool), "judge": judge, "negative_share": share, "warnings": told}
+    notes["marks"] = _count_of(negatives)
+    progress.say(f"{notes['marks']}; the {judge} calls {100 * share:.1f} % of {len(pool)} generated samples negative")
     if positives is None:
-        if int((~flags).sum()) < 2:
-            raise ValueError(
-                f"positives: the {notes['judge']} calls {int(flags.sum())} of {size} generated samples negative, so "
-                "none is left to learn from; give positives, or an is_negative that accepts some samples"
-            )
-        _, labels = gan.inputs(size, stream_seed(seed, Stream.POOL))
-        labels = None if labels is None else labels.cpu()
-        positives = TensorSamples(pool[~flags], None if labels is None else labels[~flags])
-        notes["positives"] = f"{len(positives)} generated samples, {int(flags.sum())} dropped as negative"
-        if labels is not None:
-            positives, filled = fill_labels(positives, labels, stream_seed(seed, Stream.LABELS_FILLED))
-            if filled:
-                notes["labels_filled"] = {str(label): count for label, count in filled.items()}
-        found = pool[flags]
-        if oracle is not None and len(found) and isinstance(negatives, TensorSamples):
-            notes["negatives_found"] = len(found)
-            known = negatives.labels
-            both = None if known is None or labels is None else torch.cat([known, labels[flags]])
-            negatives = TensorSamples(torch.cat([negatives.tensor, found]), both)
+        positives = _good_of_pool(pool, flags, judge, stream_seed(seed, Stream.LABELS_FILLED), notes)
+        if oracle is not None:
+            negatives = _with_found(negatives, pool, flags, notes)
     else:
-        check_distinct(negatives, positives)
         notes["positives"] = f"{len(positives)} given"
     return Feedback(negatives, positives, is_negative, oracle is not None, share, notes)
+
+
+def _count_of(negatives: Samples) -> str:
+    enough = "" if len(negatives) >= checks.ENOUGH else ": a dozen works, a hundred is better"
+    return f"{len(negatives)} negatives{enough}"
+
+
+def _draw_pool(gan: GAN, size: int, seed: int) -> TensorSamples:
+    """Samples of the pretrained GAN on the CPU, with their labels where it has any."""
+    pool = torch.cat([part.cpu() for part in progress.track("pool", gan.batches(size, seed=seed), size)])
+    _, labels = gan.inputs(size, seed)
+    return TensorSamples(pool, None if labels is None else labels.cpu())
+
+
+def _answers(
+    gan: GAN, negatives: Samples, pool: Tensor, oracle: Oracle | None, recall: float
+) -> tuple[IsNegative, Tensor]:
+    """Who says what is negative (a probe, where there is no oracle), and what it says of the pool: bools [N]."""
+    if oracle is None:
+        probe = fit_probe(gan, negatives, pool, recall)
+        return probe, probe(pool)
+    return oracle, torch.cat([oracle(part.to(gan.device)) for part in pool.split(gan.fitting(100))])
+
+
+def _good_of_pool(pool: TensorSamples, flags: Tensor, judge: str, seed: int, notes: dict[str, object]) -> TensorSamples:
+    """What is left of the pool without the negatives, a label that lost all of its samples filled up."""
+    dropped = int(flags.sum())
+    if len(pool) - dropped < 2:
+        raise ValueError(
+            f"positives: the {judge} calls {dropped} of {len(pool)} generated samples negative, so none is left to "
+            "learn from; give positives, or an is_negative that accepts some samples"
+        )
+    positives = _subset(pool, ~flags)
+    notes["positives"] = f"{len(positives)} generated samples, {dropped} dropped as negative"
+    if pool.labels is not None:
+        positives, filled = fill_labels(positives, pool.labels, seed)
+        if filled:
+            notes["labels_filled"] = {str(label): count for label, count in filled.items()}
+    return positives
+
+
+def _with_found(negatives: Samples, pool: TensorSamples, flags: Tensor, notes: dict[str, object]) -> Samples:
+    """The negatives and those that the oracle found in the pool."""
+    found = _subset(pool, flags)
+    if not len(found) or not isinstance(negatives, TensorSamples):
+        return negatives
+    notes["negatives_found"] = len(found)
+    known = negatives.labels
+    labels = None if known is None or found.labels is None else torch.cat([known, found.labels])
+    return TensorSamples(torch.cat([negatives.tensor, found.tensor]), labels)
+
+
+def _subset(samples: TensorSamples, keep: Tensor) -> TensorSamples:
+    labels = samples.labels
+    return TensorSamples(samples.tensor[keep], None if labels is None else labels[keep])
 
 
 def fill_labels(positives: TensorSamples, drawn: Tensor, seed: int) -> tuple[TensorSamples, dict[int, int]]:

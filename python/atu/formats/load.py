@@ -85,7 +85,7 @@ def _pair(networks: dict[str, nn.Module], path: Path) -> GAN:
     if discriminator is None:
         log.warning(
             "%s has no discriminator, which unlearning needs: fit one first with --train-discriminator STEPS "
-            "(atu.training.fit_discriminator)",
+            "(atu_ext.fit_discriminator)",
             path,
         )
     elif (discriminator.img_resolution, discriminator.img_channels) != (
@@ -100,7 +100,7 @@ def _pair(networks: dict[str, nn.Module], path: Path) -> GAN:
         raise CheckpointError(
             f"{path}: labels of {generator.c_dim} for the generator and {discriminator.c_dim} for the discriminator"
         )
-    return GAN(generator, discriminator, generator_ema=average)
+    return GAN(generator, discriminator, generator_ema=average, image_range=(-1.0, 1.0))
 
 
 def list_content(structure: object) -> str:

@@ -30,7 +30,7 @@ def _describe(module: nn.Module) -> dict[str, Any]:
 def save(gan: GAN, path: str | Path) -> Path:
     """Write `gan` atomically; returns the path."""
     config: dict[str, Any] = {"latent_dim": gan.latent_dim, "image_range": list(gan.image_range), "modules": {}}
-    config["discriminator_output"] = gan.discriminator_output
+    config.update(discriminator_output=gan.discriminator_output, c_dim=gan.c_dim, label_format=gan.label_format)
     config["origin"] = gan.origin
     tensors: dict[str, Tensor] = {}
     for name, module in gan.modules().items():
@@ -105,6 +105,8 @@ def load_native(
             label_sampler=label_sampler,
             image_range=image_range,
             discriminator_output=config.get("discriminator_output", "auto"),
+            c_dim=None if hasattr(modules["generator"], "c_dim") else config.get("c_dim"),
+            label_format=config.get("label_format", "auto"),
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its config does not fit a GAN ({error})") from error

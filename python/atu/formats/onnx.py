@@ -35,7 +35,8 @@ class _Exported(nn.Module):
 
 
 def write_onnx(gan: GAN, path: Path) -> Path:
-    """Write the sampling generator as ONNX: inputs z [N, latent_dim] and, if conditional, c [N, c_dim]; output image.
+    """Write the sampling generator as ONNX: inputs z [N, latent_dim] and, if conditional, c [N, c_dim] (or
+    int64 [N], see `GAN`); output image.
 
     StyleGAN kinds are written with noise_mode "const" and no truncation. The graph is run by onnxruntime on two batch
     sizes and compared with torch before the file takes its name.
@@ -64,9 +65,8 @@ def write_onnx(gan: GAN, path: Path) -> Path:
 
 
 def _inputs(gan: GAN, n: int, rng: torch.Generator) -> dict[str, Tensor]:
-    found = {"z": gan.latents(n, rng).cpu()}
-    labels = gan.labels(n, rng)
-    return found if labels is None else {**found, "c": labels.cpu()}
+    found = gan.arguments(gan.sampling_generator, gan.latents(n, rng), gan.labels(n, rng))
+    return {name: value.cpu() for name, value in zip("zc", found, strict=False)}
 
 
 def _trace(model: nn.Module, inputs: dict[str, Tensor], path: Path) -> None:

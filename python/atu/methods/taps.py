@@ -15,7 +15,7 @@ from ..support.seeding import fork_rng
 from .layers import layers_in_order
 
 
-def _pass(module: nn.Module, z: Tensor, c: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
+def _pass(gan: GAN, module: nn.Module, z: Tensor, c: Tensor | None, names: Sequence[str]) -> dict[str, Tensor]:
     """First positional argument of the named modules, in the order in which they run."""
     seen: dict[str, Tensor] = {}
 
@@ -28,7 +28,7 @@ def _pass(module: nn.Module, z: Tensor, c: Tensor | None, names: Sequence[str]) 
 
     hooks = [module.get_submodule(name).register_forward_pre_hook(remember(name)) for name in names]
     try:
-        module(z) if c is None else module(z, c)
+        gan.fake(z, c, generator=module)
     finally:
         for hook in hooks:
             hook.remove()
@@ -53,7 +53,7 @@ def tapped_layers(gan: GAN, patterns: Sequence[str], setting: str, maps_only: bo
     z, c = gan.inputs(2)
     names = [layer.name for layer in layers_in_order(gan) if layer.name]
     with eval_mode(gan.generator), fork_rng(gan.device, 0):
-        seen = _pass(gan.generator, z, c, names)
+        seen = _pass(gan, gan.generator, z, c, names)
     channels = gan.sample_shape[0] if len(gan.sample_shape) == 3 else 0
     maps, hidden, known = [], [], [z]
     for name, x in seen.items():
@@ -89,8 +89,8 @@ class Taps:
     def __call__(self, z: Tensor, c: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
         """(features of the copy, features of the generator), float32 or better, layer by layer."""
         with torch.no_grad(), fork_rng(self.gan.device):
-            before = _pass(self.source, z, c, self.names)
-        after = _pass(self.gan.generator, z, c, self.names)
+            before = _pass(self.gan, self.source, z, c, self.names)
+        after = _pass(self.gan, self.gan.generator, z, c, self.names)
         return [_at_least_float(before[n]) for n in self.names], [_at_least_float(after[n]) for n in self.names]
 
 

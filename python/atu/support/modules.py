@@ -1,7 +1,9 @@
-"""Modes, parameters and moving averages of modules."""
+"""Modes, parameters, arguments and moving averages of modules."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def eval_mode(*modules: nn.Module):
+def eval_mode(*modules: nn.Module) -> Iterator[None]:
     """Put modules into eval mode and back, each submodule as it was."""
     before = [(m, m.training) for module in modules for m in module.modules()]
     for module in modules:
@@ -40,3 +42,30 @@ def trainable(module: nn.Module) -> list[Tensor]:
     if not any(p.requires_grad for p in module.parameters()):
         module.requires_grad_(True)
     return [p for p in module.parameters() if p.requires_grad]
+
+
+def _options(module: nn.Module) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):  # compiled code shows no signature
+        return [inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)]
+
+
+def required_arguments(module: nn.Module) -> list[str]:
+    """Names of the arguments without which `module.forward` cannot be called."""
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [o.name for o in _options(module) if o.default is o.empty and o.kind not in optional]
+
+
+def takes_two(module: nn.Module) -> bool:
+    """Whether `module.forward` takes a second argument by its place."""
+    options = _options(module)
+    if any(o.kind is o.VAR_POSITIONAL for o in options):
+        return True
+    return sum(o.kind in (o.POSITIONAL_ONLY, o.POSITIONAL_OR_KEYWORD) for o in options) > 1
+
+
+def parameter_dtype(module: nn.Module) -> torch.dtype | None:
+    """The dtype of all floating-point parameters; None where there are none, or of several dtypes."""
+    dtypes = {p.dtype for p in module.parameters() if p.dtype.is_floating_point}
+    return dtypes.pop() if len(dtypes) == 1 else None

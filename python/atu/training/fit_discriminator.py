@@ -103,7 +103,7 @@ class _Fit:
         rng = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
         z, c = self.gan.latents(self.batch_size, rng), self.gan.labels(self.batch_size, rng)
         with torch.no_grad():
-            return (generator(z) if c is None else generator(z, c)), c
+            return self.gan.fake(z, c, generator=generator), c
 
     def _step(self, step: int) -> float:
         fake, fake_c = self._sample(self.disturbed)

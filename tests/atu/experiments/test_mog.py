@@ -109,7 +109,8 @@ def test_bundled_gan_makes_every_digit():
 @needs_gan
 @pytest.mark.parametrize("oracle", [True, False])
 def test_mnist_demo_writes_everything(tmp_path, oracle):
-    data = mnist.demo_mnist([8, 1], tmp_path, negatives=12, samples=120, config=QUICK, oracle=oracle)
+    settings = mnist.MnistDemo(digits=[8, 1], out=tmp_path, negatives=12, samples=120, config=QUICK, oracle=oracle)
+    data = mnist.demo_mnist(settings)
     assert data["subject"] == "the digits 1 and 8"
     assert len(list((tmp_path / "negatives" / "8").glob("*.png"))) == 12
     assert data == json.loads((tmp_path / "report.json").read_text())

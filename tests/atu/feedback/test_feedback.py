@@ -9,7 +9,7 @@ from torch import nn
 
 from atu.config import Feedback as FeedbackConfig
 from atu.data.samples import TensorSamples
-from atu.feedback.feedback import build, check_distinct, pool_size
+from atu.feedback.feedback import build_feedback, check_distinct, pool_size
 from atu.feedback.oracles import Oracle
 from atu.feedback.probe import Probe
 from atu.gan import GAN
@@ -97,7 +97,7 @@ def test_probe_recall_moves_the_threshold(vector_gan):
 
 def test_positives_by_the_oracle(mixture):
     negatives = TensorSamples(torch.tensor([[3.0, 0.0]]))
-    made = build(mixture, negatives, None, Oracle(negative), POOL, seed=0)
+    made = build_feedback(mixture, negatives, None, Oracle(negative), POOL, seed=0)
     assert made.is_oracle and made.negative_share == pytest.approx(0.25, abs=0.06)
     assert not negative(made.positives.tensor).any()
     assert len(made.positives) == 600 - round(made.negative_share * 600)
@@ -107,7 +107,7 @@ def test_positives_by_the_oracle(mixture):
 
 def test_positives_by_the_probe(mixture):
     negatives = TensorSamples(torch.tensor([[3.0, 0.0]]) + 0.2 * torch.randn(40, 2))
-    made = build(mixture, negatives, None, None, POOL, seed=0)
+    made = build_feedback(mixture, negatives, None, None, POOL, seed=0)
     assert not made.is_oracle and len(made.negatives) == 40
     left = negative(made.positives.tensor)
     assert float(left.float().mean()) < 0.1 and len(made.positives) > 400
@@ -116,13 +116,13 @@ def test_positives_by_the_probe(mixture):
 
 def test_positives_given_stay(mixture):
     positives = TensorSamples(torch.randn(5, 2))
-    made = build(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), POOL, seed=0)
+    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), POOL, seed=0)
     assert made.positives is positives and len(made.negatives) == 3
 
 
 def test_nothing_left_is_told(mixture):
     with pytest.raises(ValueError, match="positives: the oracle calls 600 of 600 generated samples negative"):
-        build(mixture, TensorSamples(torch.ones(3, 2)), None, Oracle(lambda x: x[:, 0] > -99), POOL, seed=0)
+        build_feedback(mixture, TensorSamples(torch.ones(3, 2)), None, Oracle(lambda x: x[:, 0] > -99), POOL, seed=0)
 
 
 def test_positives_that_are_the_negatives_are_refused():
@@ -140,7 +140,7 @@ def test_pool_size_is_bounded_by_memory(image_gan):
 
 
 def test_score_tells_negatives_and_drift_apart(mixture):
-    made = build(mixture, TensorSamples(torch.tensor([[3.0, 0.0]])), None, Oracle(negative), POOL, seed=0)
+    made = build_feedback(mixture, TensorSamples(torch.tensor([[3.0, 0.0]])), None, Oracle(negative), POOL, seed=0)
     score = Score(mixture, made, n=400, drift_weight=1.0, seed=0)
 
     class Kept(Mixture):
@@ -160,7 +160,7 @@ def test_score_tells_negatives_and_drift_apart(mixture):
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_score_with_hardly_any_positives(mixture, n):
     positives = TensorSamples(torch.randn(n, 2))
-    made = build(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), POOL, seed=0)
+    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), POOL, seed=0)
     assert np.isfinite(list(Score(mixture, made, n=20, drift_weight=1.0, seed=0)(mixture.generator).values())).all()
 
 

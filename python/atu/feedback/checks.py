@@ -1,0 +1,152 @@
+"""Feedback that cannot be right: what the user is told before any training, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from ..data.samples import Samples
+from ..gan import GAN
+from ..measures.features import Whitening, discriminator_features
+from ..support.seeding import fork_rng
+from .oracles import Oracle
+
+FEW, ENOUGH = 12, 100  # negatives: fewer are a guess, more hardly help
+LOOKED_AT = 256  # negatives that are checked one by one
+MOST = 0.5  # share of all samples above which "negative" hardly is one thing
+REFERENCE = 1000  # generated samples that the negatives are compared with
+
+
+class FeedbackWarning(UserWarning):
+    """What the user marked, or what the oracle says, is likely not what was meant."""
+
+
+def tell(sentences: list[str]) -> list[str]:
+    """Warn of each sentence; returns them, for `Feedback.notes`."""
+    for sentence in sentences:
+        warnings.warn(sentence, FeedbackWarning, stacklevel=3)
+    return sentences
+
+
+def looked_at(negatives: Samples) -> Tensor:
+    """Up to LOOKED_AT of the negatives, evenly spread."""
+    return negatives.batch(torch.linspace(0, len(negatives) - 1, min(len(negatives), LOOKED_AT)).long())
+
+
+def count_remarks(marks: Tensor, total: int) -> list[str]:
+    """Of copies among the negatives, and of too few. marks: those looked at [n, ...], of `total`."""
+    different = len(torch.unique(marks.flatten(1), dim=0))
+    remarks = []
+    if different < len(marks):
+        remarks.append(
+            f"negatives: only {different} of {len(marks)} differ from each other, and copies add nothing: mark other "
+            "samples of the same kind"
+        )
+    if min(different, total) < FEW:
+        remarks.append(
+            f"negatives: {different} are few to tell what is meant. A dozen works, a hundred is better: mark more, or "
+            "give an oracle (is_negative)"
+        )
+    return remarks
+
+
+def oracle_remarks(oracle: Oracle, marks: Tensor, flags: Tensor, device: torch.device) -> list[str]:
+    """Of an oracle that contradicts the negatives, or never says yes. flags: its answers for generated samples, bools.
+
+    Raises:
+        ValueError: it calls none of the negatives and none of the generated samples negative.
+    """
+    agreed = int(torch.cat([oracle(part.to(device)) for part in marks.split(100)]).sum())
+    found = int(flags.sum())
+    if agreed == 0 and found == 0:
+        raise ValueError(
+            f"is_negative: it calls none of {len(flags)} generated samples and none of {len(marks)} negatives "
+            "negative, so there is nothing to unlearn; check its classes, and that it takes samples in gan.image_range"
+        )
+    remarks = []
+    if agreed < MOST * len(marks):
+        remarks.append(
+            f"is_negative: it calls {agreed} of {len(marks)} negatives negative, so it contradicts them; check its "
+            "classes, that yes and no are not exchanged, and what was marked"
+        )
+    if found == 0:
+        remarks.append(
+            f"is_negative: it calls none of {len(flags)} generated samples negative: this GAN makes such samples "
+            "rarely or never, and then nothing is there to unlearn"
+        )
+    return remarks
+
+
+def share_remarks(judge: str, flags: Tensor) -> list[str]:
+    """Of a judge, "probe" or "oracle", that calls most generated samples negative, or a probe that calls none so."""
+    share = float(flags.float().mean())
+    told = f"the {judge} calls {100 * share:.1f} % of {len(flags)} generated samples negative"
+    if share > MOST and judge == "probe":
+        return [
+            f"negatives: {told}, so they do not seem to show one thing that others lack; mark samples of one kind, "
+            "more of them, or give an oracle (is_negative)"
+        ]
+    if share > MOST:
+        return [f"is_negative: {told}: check that yes and no are not exchanged; what is kept would be the smaller part"]
+    if judge == "probe" and share == 0:
+        return [f"negatives: {told}: this GAN does not seem to make what they show; mark samples that it made"]
+    return []
+
+
+def unlike_remarks(gan: GAN, marks: Tensor, pool: Tensor) -> list[str]:
+    """Of negatives that lie farther out, in the discriminator's features, than all samples of the GAN."""
+    features = discriminator_features(gan, pool[:REFERENCE].split(100))
+    half = len(features) // 2
+    whiten = Whitening(features[:half])
+    usual = whiten(features[half:]).norm(dim=1)
+    mine = whiten(discriminator_features(gan, marks.split(100))).norm(dim=1)
+    if not float(mine.median()) > 1.5 * float(usual.max()):
+        return []
+    return [
+        "negatives: they are unlike anything that this GAN makes (in its discriminator's features, "
+        f"{float(mine.median() / usual.median()):.0f} times as far from the middle as its samples); mark samples "
+        "that it made, and check image_range"
+    ]
+
+
+def label_remarks(gan: GAN, negatives: Samples) -> list[str]:
+    """Of negatives whose label the GAN does not draw.
+
+    Raises:
+        ValueError: none of their labels is drawn.
+    """
+    labels: Tensor | None = getattr(negatives, "labels", None)
+    if labels is None:
+        return []
+    with fork_rng(gan.device):
+        drawn = gan.labels(4096, torch.Generator().manual_seed(0))
+    if drawn is None or not ((drawn == 0) | (drawn == 1)).all():
+        return []
+    known = drawn.sum(0).cpu() > 0
+    never = (labels.sum(0) > 0) & ~known
+    if not never.any():
+        return []
+    names = ", ".join(str(k) for k in never.nonzero().flatten().tolist())
+    told = f"negatives: label {names} of theirs is never drawn (among 4,096 labels of the GAN's)"
+    remedy = "give them the label that is drawn, or have label_sampler (--label) draw theirs"
+    if not (labels.sum(0) > 0)[known].any():
+        raise ValueError(f"{told}, so nothing would be unlearned; {remedy}")
+    return [f"{told}; {remedy}"]
+
+
+def remarks(gan: GAN, negatives: Samples, pool: Tensor, flags: Tensor, oracle: Oracle | None) -> list[str]:
+    """All that is to be told of the feedback, given the judge's answers `flags` for the generated samples `pool`.
+
+    Raises:
+        ValueError: nothing can come of it.
+    """
+    marks = looked_at(negatives)
+    with fork_rng(gan.device):
+        found = count_remarks(marks, len(negatives)) + label_remarks(gan, negatives)
+        if oracle is not None:
+            found += oracle_remarks(oracle, marks, flags, gan.device)
+        found += share_remarks("probe" if oracle is None else "oracle", flags)
+        found += unlike_remarks(gan, marks, pool)
+    return found
