@@ -1,5 +1,5 @@
 // The activations on the device, over an array of registers: the switch over the activation is outside the loop over
-// elements, so it is one uniform branch for a vector. Same formulas as activation_simd.h; A is float or double.
+// elements, so it is one uniform branch for a vector. Same formulas as activation_cpu.h; A is float or double.
 #pragma once
 
 #include "bias_act.h"

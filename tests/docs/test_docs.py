@@ -75,7 +75,7 @@ def test_commands_of_the_page(page, tmp_path, monkeypatch):
             run_line(line, tmp_path)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/ops.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/ops.md", "docs/your-own-gan.md"])
 def test_python_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)  # the pages' untrained networks: some draws make no sample that the page calls negative
