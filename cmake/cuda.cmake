@@ -15,11 +15,12 @@ if(NOT atu_cuda MATCHES "^(auto|on|off)$")
 endif()
 file(GLOB atu_cuda_sources CONFIGURE_DEPENDS csrc/kernels/*_cuda.cu)
 
-# Every op needs its CUDA half: the bindings call them all.
+# Every op needs its CUDA half: the bindings call them all. An op is what has a header; a part of one has none.
 set(atu_cuda_missing "")
 foreach(source IN LISTS ATU_CPU_SOURCES)
   string(REGEX REPLACE "_cpu\\.cpp$" "_cuda.cu" counterpart "${source}")
-  if(NOT EXISTS "${counterpart}")
+  string(REGEX REPLACE "_cpu\\.cpp$" ".h" header "${source}")
+  if(EXISTS "${header}" AND NOT EXISTS "${counterpart}")
     get_filename_component(counterpart "${counterpart}" NAME)
     list(APPEND atu_cuda_missing "${counterpart}")
   endif()
