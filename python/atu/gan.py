@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .support import memory
 from .support.modules import eval_mode, parameter_dtype, required_arguments, takes_two
+from .support.remarks import InputWarning
 from .support.seeding import fork_rng, mix_seed
 
 BIG = 3 * 256 * 256  # values in a sample from which on memory decides how many are made at once
@@ -254,7 +255,7 @@ class GAN:
                 x = torch.cat([part.cpu() for part in self.batches(16, batch_size=4)])
             self._image_range, self.range_remark = inferred_range(x)
             if self.range_remark is not None:
-                warnings.warn(self.range_remark, UserWarning, stacklevel=2)
+                warnings.warn(self.range_remark, InputWarning, stacklevel=2)
         return self._image_range
 
     # --- sampling

@@ -81,6 +81,7 @@ def begin(quiet: bool = False, device: str | None = None) -> None:
 
     keep_freed_memory()
     progress.set_quiet(quiet)
+    progress.show_messages()
     if device is None:
         return
     try:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data.samples import Samples
 from ..gan import GAN
 from ..measures.features import Whitening, discriminator_features
+from ..support.remarks import InputWarning
 from ..support.seeding import fork_rng
 from .oracles import Oracle
 
@@ -19,7 +20,7 @@ MOST = 0.5  # share of all samples above which "negative" hardly is one thing
 REFERENCE = 1000  # generated samples that the negatives are compared with
 
 
-class FeedbackWarning(UserWarning):
+class FeedbackWarning(InputWarning):
     """What the user marked, or what the oracle says, is likely not what was meant."""
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+
+from .remarks import InputWarning
 
 log = logging.getLogger("atu")
 console = Console(stderr=True)
@@ -33,6 +36,32 @@ def say(text: str) -> None:
     """Tell the user something about how the work goes on, unless quiet."""
     if not _quiet:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Messages(logging.Handler):
+    """Tells on the terminal, above a running bar, what the package logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
+    """A warning about the input as one paragraph; any other as Python shows it."""
+    if issubclass(category, InputWarning):
+        console.print(f"Warning: {message}", markup=False, highlight=False)
+    else:
+        _plain_warning(message, category, *place, **rest)
+
+
+_plain_warning = warnings.showwarning
+
+
+def show_messages() -> None:
+    """Have what the package logs and warns of told on the terminal: for a process that is the `atu` command's own."""
+    if not any(isinstance(handler, _Messages) for handler in log.handlers):
+        log.addHandler(_Messages())
+    log.setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
 
 
 def shown(numbers: Mapping[str, float]) -> str:

@@ -300,6 +300,17 @@ def test_unlearn_without_an_oracle_says_who_judged(folder, tmp_path):
     assert json.loads((out / "report.json").read_text())["features"] == "discriminator"
 
 
+def test_what_cannot_be_right_is_told_in_words(folder, tmp_path, capsys):
+    gan, negatives = folder / "gan.safetensors", tmp_path / "negatives"
+    run("sample", gan, "--samples", 3, *judge(folder), "--out", negatives)
+    arguments = ["unlearn", gan, "--negatives", negatives, "--config", folder / "quick.toml", "--samples", 50]
+    assert run(*arguments, "--out", tmp_path / "run") == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Warning: negatives: " in told and "FeedbackWarning" not in told and ".py:" not in told
+    warned = json.loads((tmp_path / "run" / "decisions.json").read_text())["warnings"]
+    assert warned and all(f"Warning: {one}" in told for one in warned)
+
+
 def error(capsys, *arguments):
     """The one line that a failing command prints; checks the exit code, and that there is no traceback."""
     assert run(*arguments) == 2
