@@ -68,7 +68,8 @@ def build_feedback(
         told = [gan.range_remark, *told]
     notes: dict[str, object] = {"pool": len(pool), "judge": judge, "negative_share": share, "warnings": told}
     notes["marks"] = _count_of(negatives)
-    progress.say(f"{notes['marks']}; the {judge} calls {100 * share:.1f} % of {len(pool)} generated samples negative")
+    progress.log.info("%s", notes["marks"])
+    progress.log.info("The %s calls %.1f %% of %d generated samples negative", judge, 100 * share, len(pool))
     if positives is None:
         positives = _good_of_pool(pool, flags, judge, stream_seed(seed, Stream.LABELS_FILLED), notes)
         if oracle is not None:

@@ -117,6 +117,7 @@ def test_training_is_recorded_and_repeatable(tmp_path, kind, monkeypatch):
 
 def test_description_maps_the_images_to_the_classifiers_range():
     gan = pretrain.mnist_mlp()
+    assert gan.sample_shape == (1, 32, 32)  # asked now, since a sample is drawn to tell
     images = pretrain.unequal_mnist(200)
     gan.generator = FromTable(images)
     classifier = Classifier.load(asset("mnist-classifier.safetensors"))

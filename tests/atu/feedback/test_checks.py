@@ -169,8 +169,8 @@ def test_what_the_judge_would_call_negative_is_logged_before_training(mixture, c
     with caplog.at_level(logging.INFO, "atu"):
         result = unlearn(mixture, at(15, 3, 0), config=QUICK)
     assert "15 negatives: a dozen works, a hundred is better" in caplog.text
-    found = re.search(r"The probe calls (\d+) of 300 generated samples \((\d+\.\d) %\) negative", caplog.text)
-    assert int(found[1]) / 300 == pytest.approx(result.decisions["negative_share"])
+    found = re.search(r"The probe calls (\d+\.\d) % of 300 generated samples negative", caplog.text)
+    assert float(found[1]) / 100 == pytest.approx(result.decisions["negative_share"], abs=5e-4)
     assert result.decisions["marks"] == "15 negatives: a dozen works, a hundred is better"
 
 

@@ -95,7 +95,7 @@ def test_a_file_that_is_there_is_overwritten_only_by_force(tmp_path, capsys):
     source = tmp_path / "network-snapshot.pkl"
     source.write_bytes(nf.dumps(nf.snapshot(*nf.small_pair())))
     before = source.read_bytes()
-    for target, text in ((source, "there already"), (tmp_path / "u.zip", "expected a file ending in .pkl")):
+    for target, text in ((source, "there already"), (tmp_path / "u.zip", "expected a file ending in .pt")):
         with pytest.raises(SystemExit) as exit_:
             main(["export", str(source), str(target)])
         assert exit_.value.code == 2 and text in capsys.readouterr().err

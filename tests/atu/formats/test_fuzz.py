@@ -31,7 +31,7 @@ KINDS = ("nvidia", "zip", "legacy", "safetensors")
 @functools.cache
 def valid(kind):
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "valid"
+        path = Path(folder) / "valid.safetensors"
         generator, discriminator, average = nf.small_pair()
         if kind == "nvidia":
             return nf.dumps(nf.snapshot(generator, discriminator, average))
