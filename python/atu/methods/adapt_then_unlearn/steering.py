@@ -16,7 +16,7 @@ from torch import Tensor
 from ... import config
 from ...data.samples import Samples
 from ...feedback.feedback import Feedback, pool_size
-from ...gan import GAN
+from ...gan import BIG, GAN
 from ...support.seeding import Stream, stream_seed
 from ...training.trainer import draw
 from .guide import Guide
@@ -69,6 +69,8 @@ class Steering:
             feedback.negatives,
             positives,
             cfg.guide_steps,
+            # Of big samples no more at once than the training takes, whose batch the user has fitted to the memory.
+            64 if math.prod(gan.sample_shape) < BIG else min(64, cfg.adversarial.batch_size),
             r1=cfg.guide_r1,
             scale=self.variance,
             seed=stream_seed(seed, Stream.GUIDE),
