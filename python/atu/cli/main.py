@@ -35,6 +35,7 @@ LAZY = {
     "doctor": ("atu.cli.doctor:main", "Say what is installed, built and usable, and why what is off is off."),
     "export": ("atu.cli.formats:export", "Convert a checkpoint to another format."),
     "inspect": ("atu.cli.formats:inspect", "Say what a checkpoint holds, without executing anything in it."),
+    "label": ("atu.cli.label:label", "Mark samples as unwanted or good, in a browser on this machine."),
 }
 
 
