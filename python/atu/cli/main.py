@@ -121,7 +121,10 @@ def cli(ctx: click.Context, debug: bool) -> None:
 @cli.command("unlearn")
 @click.argument("ckpt")
 @click.option(
-    "--negatives", required=True, type=click.Path(path_type=Path), help="Folder of images that must not be made."
+    "--negatives",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder of images that must not be made, or of marks.",
 )
 @click.option("--positives", type=click.Path(path_type=Path), help="Folder of images that may be made.")
 @click.option(
@@ -163,9 +166,12 @@ def unlearn_command(
     out,
 ) -> None:
     """Unlearn what the images in a folder show, and report on it."""
+    from ..data.marks import marks_folder
     from .jobs import unlearn_job
 
     begin(quiet, device)
+    if positives is None:
+        negatives, positives = marks_folder(negatives)
     classifier, is_negative = find_oracle(oracle, classes, device)
     gan = load_gan(ckpt, device)
     choose_labels(gan, labels)

@@ -22,7 +22,13 @@ POLICY = (
     "form-action 'none'; frame-ancestors 'none'"
 )
 # A refresh, not a redirect: after a link from another program a browser would not yet send a SameSite=Strict cookie.
-WELCOME = '<!doctype html><html lang="en"><title>atu</title><meta http-equiv="refresh" content="0;url=/"></html>'
+WELCOME = """<!doctype html>
+<html lang="en">
+<title>atu label</title>
+<link rel="icon" href="/static/icon.svg">
+<meta http-equiv="refresh" content="0;url=/">
+</html>
+"""
 USED = "This link was used already, or is not of this session. Start atu label again for a new one.\n"
 
 

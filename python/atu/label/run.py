@@ -48,6 +48,7 @@ class Runs:
         words = ["unlearn", self.session.rounds[number - 1].ckpt, "--negatives", str(marks / "unwanted")]
         if any((marks / "good").glob("*.png")):
             words += ["--positives", str(marks / "good")]
+        words += ["--subject", "what was marked"]
         return [*words, "--out", str(self.folder(number)), "--seed", str(self.session.seed), *self.options]
 
     @property
@@ -125,10 +126,12 @@ class Runs:
         return adapt.models * adapt.steps, (repel.steps or USUAL_STEPS) + repel.guide_steps
 
     def cost(self, gan: GAN) -> dict[str, float]:
-        """seconds and bytes that training will take, about: measured on one sample, for a batch, for all steps."""
-        seconds, saved = _one_sample(gan)
-        adapt, repel = self._planned()
+        """seconds and bytes that training will take, about: those of one batch, for all steps."""
         sizes = self.config.adapt.adversarial.batch_size, self.config.repel.adversarial.batch_size
+        n = min(*sizes, self.session.block)
+        _one_sample(gan, n)  # the first pass of all takes longer
+        seconds, saved = _one_sample(gan, n)
+        adapt, repel = self._planned()
         weights = sum(p.numel() * p.element_size() for module in gan.modules().values() for p in module.parameters())
         return dict(
             seconds=PASSES * seconds * (adapt * sizes[0] + repel * sizes[1]),
@@ -136,8 +139,8 @@ class Runs:
         )
 
 
-def _one_sample(gan: GAN) -> tuple[float, int]:
-    """(seconds, bytes kept for the way back) of one sample in a batch of 4, forth and back through both networks."""
+def _one_sample(gan: GAN, n: int) -> tuple[float, int]:
+    """(seconds, bytes kept for the way back) of one sample in a batch of n, forth and back through both networks."""
     networks = [gan.generator] if gan.discriminator is None else [gan.generator, gan.discriminator]
     kept: dict[int, int] = {}
 
@@ -145,7 +148,6 @@ def _one_sample(gan: GAN) -> tuple[float, int]:
         kept[t.data_ptr()] = t.numel() * t.element_size()
         return t
 
-    n = 4
     z, c = gan.inputs(n)
     params = [p for module in networks for p in module.parameters() if p.requires_grad]
     known = {p.data_ptr() for p in params}
@@ -183,9 +185,9 @@ def _last_line(path: Path) -> str:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """The two figures of a report that the page shows: shares of negatives before and after."""
+    """What the page shows of a report: how many of the n samples are negative before and after."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return {name: data["negatives"][name]["share"] for name in ("before", "after")}
+        return dict(before=data["negatives_before"], after=data["negatives_after"], n=data["n"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}

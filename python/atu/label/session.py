@@ -73,6 +73,8 @@ class Session:
             for entry in entries[1:]:
                 self._replay(entry)
             self.journal.entries = []
+            for found in self.rounds:  # it was opened with more samples before
+                found.codes.extend(bytes([NONE]) * (self.size - len(found.codes)))
         except BaseException:
             self._lock.release()
             raise
@@ -156,7 +158,7 @@ class Session:
     def _set(self, where: Round, codes: list[tuple[int, int]], time: str) -> list[tuple[int, int]]:
         """Set codes; returns what sets them back."""
         highest = max((i for i, _ in codes), default=0)
-        if highest >= len(where.codes):  # the folder was opened with more samples before
+        if highest >= len(where.codes):
             where.codes.extend(bytes([NONE]) * (highest + 1 - len(where.codes)))
             self.size = max(self.size, highest + 1)
         before = [(i, where.codes[i]) for i, code in codes if where.codes[i] != code]

@@ -22,7 +22,7 @@ from .run import Runs
 from .session import GOOD, NONE, RANDOM, UNWANTED, Session
 
 WAITING = 64  # blocks that are asked for and not made yet; of more, the oldest are forgotten
-CALM = 1.0  # seconds without a mark before files are written
+CALM = 1.0  # least seconds without a mark before files are written
 ROW = suggest.ROW
 
 
@@ -43,7 +43,7 @@ class Studio:
         self.error = ""
         self.fit_seconds = 0.0
         self._fitted = self._written = -1
-        self._marked_at = 0.0
+        self._marked_at, self._calm, self._news = 0.0, CALM, 0
         self._wanted: list[tuple[int, int]] = []
         self._tasks: list[tuple[Callable[[], None], Future[None]]] = []
         self._wake = threading.Condition()
@@ -213,42 +213,52 @@ class Studio:
         if key is not None:
             self.pools[key[0]].make(key[1])
             return True
-        if self._fitted != stamp and self._marks_known():
+        if self._fitted != stamp:
             self._fit()
             self._fitted = stamp
             return True
-        if self._written != stamp and time.monotonic() - self._marked_at > CALM:
+        if self._written != stamp and time.monotonic() - self._marked_at > self._calm:
+            start = time.monotonic()
             if self.output.write(self.pools, lambda: bool(self._wanted) or self.session.stamp != stamp):
                 self._written = stamp
+                self._calm = max(CALM, 5 * (time.monotonic() - start))
             return True
         if self.runs.busy:  # it needs the processors more
             return False
-        block = self._next_block(self.pools[number])
+        urgent = self._urgent_blocks()
+        block = urgent[0] if urgent else self._next_block()
         if block is not None:
-            self.pools[number].make(block)
-            if block % 8 == 0:
-                self._fitted = -1  # more samples to suggest from
+            self.pools[block[0]].make(block[1])
+            self._news += 1
+            if len(urgent) == 1 or self._news >= 8:  # more samples to learn and to suggest from
+                self._fitted, self._news = -1, 0
             return True
         if self.cost is None:
             self.cost = self.runs.cost(self.pools[number].gan)
         return False
 
-    def _marks_known(self) -> bool:
-        """Whether the features of all marks are there; one missing block is asked for."""
-        for number, found in enumerate(self.session.rounds, 1):
-            pool = self.pools[number]
-            for code in (UNWANTED, GOOD):
-                missing = [i for i in found.indices(code) if not pool.made[i // pool.block]]
-                if missing:
-                    pool.make(missing[0] // pool.block)
-                    return False
-        return True
+    def _urgent_blocks(self) -> list[tuple[int, int]]:
+        """(round, block) of marked samples whose features are not there; of the last round's marks in this one too."""
+        found = []
+        for number, pool in self.pools.items():
+            at = [self._marked(number)]
+            if number == self.number > 1:
+                at.append(self._marked(number - 1))
+            blocks = np.unique(np.concatenate(at) // pool.block)
+            found += [(number, int(block)) for block in blocks if not pool.made[block]]
+        return found
 
-    def _next_block(self, pool: Pool) -> int | None:
-        """The next block to be made in advance: of the grid, in order."""
+    def _marked(self, number: int) -> np.ndarray:
+        """Indices of a round's unwanted and good marks."""
+        codes = np.frombuffer(bytes(self.session.rounds[number - 1].codes), np.uint8)[: self.pools[number].size]
+        return np.flatnonzero((codes == UNWANTED) | (codes == GOOD))
+
+    def _next_block(self) -> tuple[int, int] | None:
+        """(round, block) that comes next in the grid."""
+        pool = self.pools[self.number]
         first = RANDOM // pool.block
         left = np.flatnonzero(~pool.made[first:])
-        return first + int(left[0]) if len(left) else None
+        return (self.number, first + int(left[0])) if len(left) else None
 
     def _fit(self) -> None:
         """The probe and the rows of suggestions, from the marks as they are now."""
@@ -292,14 +302,8 @@ class Studio:
     def _compared(self, number: int, scores: np.ndarray) -> dict[str, list[int]]:
         """What survived, and what changed most of what was good: the same latents under the GAN before and now."""
         before, pool, last = self.pools[number - 1], self.pools[number], self.session.rounds[-2]
-        index = {code: [i for i in last.indices(code) if i < pool.size] for code in (UNWANTED, GOOD)}
-        for i in index[UNWANTED] + index[GOOD]:
-            for one in (pool, before):
-                if not one.made[i // one.block]:
-                    one.make(i // one.block)
-        fresh = [i for i in index[UNWANTED] if not np.isfinite(scores[i])]
-        if fresh and self.probe is not None:
-            scores[fresh] = self.probe.score(pool.features[fresh])
+        known = pool.known() & before.known()
+        index = {code: [i for i in last.indices(code) if i < pool.size and known[i]] for code in (UNWANTED, GOOD)}
         survived = sorted((i for i in index[UNWANTED] if scores[i] > 0), key=lambda i: -scores[i])
         moved = np.linalg.norm(pool.features[index[GOOD]] - before.features[index[GOOD]], axis=1)
         damaged = [index[GOOD][int(k)] for k in np.argsort(-moved, kind="stable")[:ROW]]

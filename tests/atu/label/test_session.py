@@ -225,3 +225,13 @@ def test_rounds_keep_the_marks_before(marks):
     assert [found.gan for found in again.rounds] == ["0123", "89ab"]
     assert again.counts() == {"unwanted": 2, "good": 1, "unsure": 0}
     again.close()
+
+
+def test_all_rounds_have_room_for_all_marks(marks):
+    session = opened(marks)
+    session.mark([RANDOM + 96], "good")
+    session.begin_round("run-1/result.safetensors", "89ab")
+    session.close()
+    again = opened(marks, samples=10)
+    assert {len(found.codes) for found in again.rounds} == {again.size}
+    again.close()

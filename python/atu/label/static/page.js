@@ -71,6 +71,7 @@ function choose(next) {
   if (view.name === "random") grid.go(Math.max(shown.findIndex((index) => server.code(index) === "."), 0));
   $("stage").setAttribute("aria-labelledby", `tab-${view.name}`);
   showTabs();
+  $(`tab-${view.name}`).scrollIntoView({ block: "nearest", inline: "nearest" });
 }
 
 function showTabs() {
@@ -185,7 +186,7 @@ function key(event) {
 function markAndMove(label) {
   const chosen = grid.chosen();
   mark(chosen, label);
-  if (chosen.length === 1) grid.go(grid.cursor + 1);
+  grid.go(chosen.length === 1 ? grid.cursor + 1 : grid.cursor); // a range is chosen no longer
 }
 
 function act(name, event) {
@@ -241,7 +242,11 @@ $("round-button").addEventListener("click", () => act("round"));
 $("next").addEventListener("click", nextPage);
 $("rest").addEventListener("click", restGood);
 $("help-button").addEventListener("click", () => $("help").showModal());
-grid.addEventListener("pick", ({ detail }) => (detail.range ? mark(grid.chosen(), brush) : toggle(grid.chosen())));
+grid.addEventListener("pick", ({ detail }) => {
+  if (!detail.range) return toggle(grid.chosen());
+  mark(grid.chosen(), brush);
+  return grid.go(grid.cursor);
+});
 server.addEventListener("round", () => choose(server.state.round > 1 ? VIEWS.find((v) => v.name === "survived") : VIEWS[0]));
 server.addEventListener("marks", () => {
   grid.refresh();

@@ -1,8 +1,8 @@
 // The numbers beside the grid.
 
 const $ = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
-const interval = ({ low, high }) => `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)} %`;
+const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}\u00a0%`;
+const interval = ({ low, high }) => `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)}\u00a0%`;
 
 export function duration(seconds) {
   if (seconds < 100) return `${Math.max(Math.round(seconds), 1)} s`;
@@ -70,11 +70,15 @@ function showRun({ run, cost, counts, round }) {
   if (running && run.done !== undefined) $("run-progress").value = run.done;
   else $("run-progress").removeAttribute("value");
   set("run-text", runText(run));
-  const summary = run.summary?.after === undefined ? "" : `, by the probe: unwanted ${percent(run.summary.before)} before, ${percent(run.summary.after)} after`;
-  set("run-outcome", run.state === "finished" ? `Round ${round} is done${summary}.` : "");
+  set("run-outcome", run.state === "finished" ? outcome(round, run.summary) : "");
   $("report").hidden = $("round-button").hidden = run.state !== "finished";
   $("report").href = `/report/${round}`;
   set("command", run.command);
+}
+
+function outcome(round, { before, after, n }) {
+  if (n === undefined) return `Round ${round} is done.`;
+  return `Round ${round} is done: by the probe, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Begin the next round to see for yourself.`;
 }
 
 function runText(run) {
