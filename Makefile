@@ -47,7 +47,7 @@ format: $(VENV)/installed
 
 $(VENV)/installed: $(BUILD_INPUTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,docs,onnx,test]'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[demo,docs,label,onnx,test]'
 	touch $@
 
 clean:

@@ -172,7 +172,8 @@ def unlearn(
             DataLoader (read once, whole). A dozen work; a hundred work better. For a conditional GAN also a pair
             (samples, labels), labels an index for all of them or int64 [N]: labels that are not given are drawn as the
             GAN draws them.
-        positives: samples that are wanted, likewise. Generated and filtered when not given.
+        positives: samples that are wanted, likewise. Generated and filtered when not given; where they are fewer than
+            `feedback.least_positives`, joined by generated ones.
         is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
             generated positives and scores the run; a probe on the discriminator's features stands in when not given.
         config: `Config`, dict of its fields, or path of a TOML file.

@@ -260,7 +260,7 @@ class Repel:
 
 @dataclass(config=STRICT)
 class Feedback:
-    """How positives are built when the user gives none."""
+    """How positives are built when the user gives none, or few."""
 
     pool: Annotated[
         PositiveCount, SAMPLES, Field(description="Drawn from the pretrained GAN, and filtered by the oracle or probe.")
@@ -272,6 +272,11 @@ class Feedback:
             "of what is merely similar."
         ),
     ] = 0.95
+    least_positives: Annotated[
+        Count,
+        SAMPLES,
+        Field(description="Positives that are given, where they are fewer, are joined by generated ones up to this."),
+    ] = 1000
 
 
 @dataclass(config=STRICT)

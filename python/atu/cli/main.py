@@ -15,6 +15,7 @@ from .demo import demo
 from .doctor import doctor
 from .evaluate import attack, evaluate
 from .formats import export, inspect
+from .label import label
 from .release import release
 from .reproduce import reproduce
 from .sample import sample
@@ -42,7 +43,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (
-    *(unlearn, sample, evaluate, attack, release),
+    *(label, unlearn, sample, evaluate, attack, release),
     *(demo, reproduce, pretrain, train_classifier),
     *(inspect, export, config, doctor, bench),
 ):

@@ -47,7 +47,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 
 @click.command("unlearn")
 @click.argument("ckpt")
-@click.option("--negatives", required=True, type=FOLDER, help="Folder of images that must not be made.")
+@click.option("--negatives", required=True, type=FOLDER, help="Folder of images that must not be made, or of marks.")
 @click.option("--positives", type=FOLDER, help="Folder of images that may be made.")
 @click.option("--resize", is_flag=True, help="Scale images of the same proportions, but another size, to the GAN's.")
 @TRAIN_DISCRIMINATOR
@@ -88,9 +88,12 @@ def unlearn(
     CKPT: a checkpoint, a run folder, or mnist.
     """
     from .. import api
+    from ..data.marks import marks_folder
     from ..report import report
 
     check_replaceable(run.out, "report", "negatives_before")
+    if positives is None:
+        negatives, positives = marks_folder(negatives)
     classifier, is_negative = find_oracle(oracle, classes, run.device)
     gan = load_gan(ckpt, run.device)
     choose_labels(gan, labels)

@@ -75,7 +75,7 @@ def build_feedback(
         if oracle is not None:
             negatives = _with_found(negatives, pool, flags, notes)
     else:
-        notes["positives"] = f"{len(positives)} given"
+        positives = _with_generated(positives, pool, flags, cfg.least_positives, notes)
     return Feedback(negatives, positives, is_negative, oracle is not None, share, notes)
 
 
@@ -118,15 +118,32 @@ def _good_of_pool(pool: TensorSamples, flags: Tensor, judge: str, seed: int, not
     return positives
 
 
+def _with_generated(
+    positives: Samples, pool: TensorSamples, flags: Tensor, least: int, notes: dict[str, object]
+) -> Samples:
+    """The positives that were given; joined by good ones of the pool where they are too few to train a GAN on."""
+    notes["positives"] = f"{len(positives)} given"
+    if not isinstance(positives, TensorSamples) or (positives.labels is None) != (pool.labels is None):
+        return positives
+    chosen = (~flags).nonzero().flatten()[: max(least - len(positives), 0)]
+    if not len(chosen):
+        return positives
+    notes["positives"] = f"{len(positives)} given, joined by {len(chosen)} generated ones"
+    return _joined(positives, TensorSamples(pool.tensor[chosen], None if pool.labels is None else pool.labels[chosen]))
+
+
+def _joined(a: TensorSamples, b: TensorSamples) -> TensorSamples:
+    labels = None if a.labels is None or b.labels is None else torch.cat([a.labels, b.labels])
+    return TensorSamples(torch.cat([a.tensor, b.tensor]), labels)
+
+
 def _with_found(negatives: Samples, pool: TensorSamples, flags: Tensor, notes: dict[str, object]) -> Samples:
     """The negatives and those that the oracle found in the pool."""
     found = _subset(pool, flags)
     if not len(found) or not isinstance(negatives, TensorSamples):
         return negatives
     notes["negatives_found"] = len(found)
-    known = negatives.labels
-    labels = None if known is None or found.labels is None else torch.cat([known, found.labels])
-    return TensorSamples(torch.cat([negatives.tensor, found.tensor]), labels)
+    return _joined(negatives, found)
 
 
 def _subset(samples: TensorSamples, keep: Tensor) -> TensorSamples:

@@ -30,7 +30,7 @@ class Probe:
         keep = torch.ones(len(unknown), dtype=torch.bool)
         for _ in range(rounds):
             self.threshold = self._cross_threshold(marked, unknown[keep], recall)
-            self.weight = _fit_logistic(marked, unknown[keep])
+            self.weight = fit_logistic(marked, unknown[keep])
             keep = self._score(unknown) < self.threshold
             if keep.sum() < max(len(unknown) // 4, 2):  # nearly everything looks negative: the probe cannot tell
                 keep = torch.ones(len(unknown), dtype=torch.bool)
@@ -45,13 +45,13 @@ class Probe:
         scores = torch.empty(len(marked))
         for fold in range(folds):
             held = torch.arange(len(marked)) % folds == fold
-            scores[held] = _logit(marked[held], _fit_logistic(marked[~held], unknown))
+            scores[held] = logit(marked[held], fit_logistic(marked[~held], unknown))
         threshold = float(torch.quantile(scores, 1 - recall))
         # Too few for a quantile: unseen negatives often score below all of them. At 0 both classes are equally likely.
         return min(threshold, 0.0) if len(marked) < 20 else threshold
 
     def _score(self, whitened: Tensor) -> Tensor:
-        return _logit(whitened, self.weight)
+        return logit(whitened, self.weight)
 
     def judge(self, features: Tensor) -> Tensor:
         """Bools [N] for discriminator features [N, F]."""
@@ -61,18 +61,19 @@ class Probe:
         return self.judge(discriminator_features(self.gan, x.split(self.gan.fitting(100))))
 
 
-def _logit(x: Tensor, weight: Tensor) -> Tensor:
+def logit(x: Tensor, weight: Tensor) -> Tensor:
+    """Log odds [N] of features [N, F] for weights [F + 1], the bias last."""
     return x @ weight[:-1] + weight[-1]
 
 
-def _fit_logistic(ones: Tensor, zeros: Tensor, decay: float = 1e-2) -> Tensor:
+def fit_logistic(ones: Tensor, zeros: Tensor, decay: float = 1e-2) -> Tensor:
     """Class-balanced logistic regression with L2 decay; weights [F + 1], the bias last."""
     weight = torch.zeros(ones.shape[1] + 1, requires_grad=True)
     optim = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optim.zero_grad()
-        value = F.softplus(-_logit(ones, weight)).mean() + F.softplus(_logit(zeros, weight)).mean()
+        value = F.softplus(-logit(ones, weight)).mean() + F.softplus(logit(zeros, weight)).mean()
         value = value + decay * weight[:-1].square().sum()
         value.backward()
         return value

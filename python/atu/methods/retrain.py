@@ -89,4 +89,5 @@ def retrain(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int
     return outcome
 
 
-RETRAIN = Method(retrain, Retrain)
+# Real samples are not to be mixed with generated ones.
+RETRAIN = Method(retrain, Retrain, preset={"feedback": {"least_positives": 0}})

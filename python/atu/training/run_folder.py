@@ -139,7 +139,9 @@ class RunFolder:
             raise ValueError(f"out: the run in {self.out} {told}; finish it with that version, or give another folder")
         differs = _differences(before, json.loads(json.dumps(identity)))
         if differs:
-            raise ValueError(f"out: {self.out} holds a run with another {'; '.join(differs[:4])}; give another folder")
+            # Another method has other settings, which say nothing more.
+            told = [one for one in differs if one.startswith("config.method ")] or differs[:4]
+            raise ValueError(f"out: {self.out} holds a run with another {'; '.join(told)}; give another folder")
 
     def _read_history(self) -> list[dict[str, Any]]:
         assert self.out is not None

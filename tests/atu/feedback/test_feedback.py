@@ -1,5 +1,6 @@
 """The oracle's checks, the probe on features with a known answer, positives, and the score."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,10 +115,15 @@ def test_positives_by_the_probe(mixture):
     assert made.negative_share == pytest.approx(0.25, abs=0.08)
 
 
-def test_positives_given_stay(mixture):
+@pytest.mark.parametrize(("least", "added"), [(0, 0), (5, 0), (9, 4)])
+def test_positives_given_stay_and_few_are_joined_by_generated_ones(mixture, least, added):
     positives = TensorSamples(torch.randn(5, 2))
-    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), POOL, seed=0)
-    assert made.positives is positives and len(made.negatives) == 3
+    cfg = dataclasses.replace(POOL, least_positives=least)
+    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), cfg, seed=0)
+    x = made.positives.batch(torch.arange(len(made.positives)))
+    assert torch.equal(x[:5], positives.tensor) and len(x) == 5 + added and len(made.negatives) == 3
+    assert not negative(x[5:]).any() and (made.positives is positives) == (added == 0)
+    assert made.notes["positives"] == "5 given" + (f", joined by {added} generated ones" if added else "")
 
 
 def test_nothing_left_is_told(mixture):

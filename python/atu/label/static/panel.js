@@ -1,0 +1,96 @@
+// The numbers beside the grid.
+
+const $ = (id) => document.getElementById(id);
+const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}\u00a0%`;
+const interval = ({ low, high }) => `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)}\u00a0%`;
+
+export function duration(seconds) {
+  if (seconds < 100) return `${Math.max(Math.round(seconds), 1)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+}
+
+export function size(bytes) {
+  return bytes < 1e9 ? `${Math.max(Math.round(bytes / 1e6), 1)} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
+}
+
+export function plural(n, word) {
+  return `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;
+}
+
+export function showPanel(state) {
+  for (const [name, count] of Object.entries(state.counts)) set(`count-${name}`, count.toLocaleString("en"));
+  set("round", state.round > 1 ? `round ${state.round}` : "");
+  set("advice", state.advice);
+  showAgreement(state);
+  showShare(state.verdict);
+  showRun(state);
+  const all = state.size - state.random;
+  set("made", state.made < all ? `${plural(Math.min(state.made, all), "sample")} of ${all.toLocaleString("en")} ready` : "");
+}
+
+function showAgreement({ probe, views, fitted }) {
+  $("agreement").hidden = !probe;
+  $("agreement-none").hidden = Boolean(probe);
+  if (!probe) return set("quality", "");
+  for (const name of ["recall", "specificity"]) {
+    const found = probe[name];
+    set(`${name}-of`, String(found.of));
+    set(name, found.of ? percent(found.share) : "");
+    set(`${name}-interval`, found.of ? interval(found) : "");
+  }
+  const notes = [];
+  const against = views.contradictory?.length ?? 0;
+  if (against) notes.push(`${plural(against, "mark")} the others contradict.`);
+  if (probe.duplicates) notes.push(`${plural(probe.duplicates, "near-duplicate")}: they add little.`);
+  if (!fitted) notes.push("Fitting ...");
+  return set("quality", notes.join(" "));
+}
+
+function showShare(verdict) {
+  if (verdict.share === null) {
+    set("share", "Mark the Random samples, in order, to learn how many are unwanted.");
+    set("share-note", "");
+    return;
+  }
+  const n = verdict.marked - verdict.unsure;
+  set("share", `Of ${plural(n, "random sample")} you called ${verdict.unwanted} unwanted: ${percent(verdict.share)} (95 %: ${interval(verdict)}).`);
+  set("share-note", verdict.unsure ? `${verdict.unsure} unsure left out.` : "");
+}
+
+function showRun({ run, cost, counts, round }) {
+  const running = run.state === "running";
+  const about = cost ? `About ${duration(cost.seconds)} and ${size(cost.bytes)} of memory for training.` : "";
+  set("cost", run.state === "none" || run.state === "stopped" ? about : "");
+  $("run").hidden = running || run.state === "finished";
+  $("run").disabled = counts.unwanted === 0;
+  set("run", run.state === "none" ? "Unlearn now" : "Go on");
+  $("stop").hidden = !running;
+  $("run-progress").hidden = !running;
+  if (running && run.done !== undefined) $("run-progress").value = run.done;
+  else $("run-progress").removeAttribute("value");
+  set("run-text", runText(run));
+  set("run-outcome", run.state === "finished" ? outcome(round, run.summary) : "");
+  $("report").hidden = $("round-button").hidden = run.state !== "finished";
+  $("report").href = `/report/${round}`;
+  set("command", run.command);
+}
+
+function outcome(round, { before, after, n }) {
+  if (n === undefined) return `Round ${round} is done.`;
+  return `Round ${round} is done: by the probe, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Begin the next round to see for yourself.`;
+}
+
+function runText(run) {
+  if (run.state === "running") {
+    const where = run.stage ? `${run.stage}, step ${run.step}` : "starting";
+    return `${where}; ${duration(run.seconds)} so far. ${run.done === 1 ? "Evaluating." : ""}`;
+  }
+  if (run.state === "failed") return `It failed: ${run.line}`;
+  return run.state === "stopped" ? "It was stopped, and goes on from there." : "";
+}
+
+function set(id, text) {
+  const element = $(id);
+  if (element.textContent !== text) element.textContent = text;
+}

@@ -1,0 +1,237 @@
+"""Marks: kept through kills, undone and redone, one process at a time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atu.label.journal import Journal
+from atu.label.session import CODES, RANDOM, Session
+from atu.measures.intervals import wilson
+
+
+def opened(folder: Path, **changes) -> Session:
+    given = dict(ckpt="small", gan="0123", seed=3, block=64, samples=97)
+    return Session(folder, **{**given, **changes})
+
+
+def test_marks_are_there_again(marks):
+    session = opened(marks)
+    session.mark([RANDOM, RANDOM + 96, 5], "unwanted", "all")
+    session.mark([RANDOM + 96], "good")
+    session.mark([7], "unsure")
+    codes = bytes(session.now.codes)
+    session.close()
+    again = opened(marks)
+    assert bytes(again.now.codes) == codes
+    assert again.counts() == {"unwanted": 2, "good": 1, "unsure": 1}
+    assert again.undo() and again.undo()
+    assert again.counts() == {"unwanted": 3, "good": 0, "unsure": 0}
+    again.close()
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(sorted(CODES)), st.lists(st.integers(0, 12), min_size=1, max_size=5)),
+        st.sampled_from(["undo", "redo"]),
+    ),
+    max_size=40,
+)
+
+
+@given(steps=STEPS)
+def test_undo_and_redo_against_a_list_of_states(steps, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("marks")
+    session = opened(folder)
+    states, at = [bytes(session.now.codes)], 0
+    for step in steps:
+        if step == "undo":
+            assert session.undo() == (at > 0)
+            at = max(at - 1, 0)
+        elif step == "redo":
+            assert session.redo() == (at < len(states) - 1)
+            at = min(at + 1, len(states) - 1)
+        else:
+            session.mark(step[1], step[0])
+            codes = bytearray(states[at])
+            for index in step[1]:
+                codes[index] = CODES[step[0]]
+            if bytes(codes) != states[at]:
+                states[at + 1 :] = [bytes(codes)]
+                at += 1
+        assert bytes(session.now.codes) == states[at]
+    session.close()
+    again = opened(folder)
+    assert bytes(again.now.codes) == states[at]
+    again.close()
+
+
+def test_changes_lead_from_any_version_to_the_last(marks):
+    session = opened(marks)
+    versions = [(session.version, bytes(session.now.codes))]
+    for act in (
+        lambda: session.mark([1, 2, 3], "good"),
+        lambda: session.mark([2], "unwanted"),
+        session.undo,
+        session.redo,
+    ):
+        act()
+        versions.append((session.version, bytes(session.now.codes)))
+    for version, codes in versions:
+        codes = bytearray(codes)
+        for index, code in session.now.changes[version:]:
+            codes[index] = code
+        assert codes == session.now.codes
+    session.close()
+
+
+MARKER = """
+import sys
+from pathlib import Path
+from atu.label.session import Session
+session = Session(Path(sys.argv[1]), ckpt="small", gan="0123", seed=3, block=64, samples=97)
+for index in range(100_000):
+    session.mark([index % 1000], ("unwanted", "good", "unsure")[index // 1000 % 3])
+    print(index, flush=True)
+"""
+
+
+def test_kill_9_loses_no_mark(marks):
+    process = subprocess.Popen([sys.executable, "-c", MARKER, str(marks)], stdout=subprocess.PIPE, text=True)
+    told = [process.stdout.readline() for _ in range(137)]
+    process.send_signal(signal.SIGKILL)
+    told += process.stdout.readlines()
+    process.wait()
+    said = int([line for line in told if line.endswith("\n")][-1])
+    session = opened(marks)  # the lock went with the process
+    assert said >= 136
+    assert session.stamp in (said + 1, said + 2)  # the last one may be on disk and not told yet
+    names = ("unwanted", "good", "unsure")
+    for index in range(min(said + 1, 1000)):
+        assert session.now.codes[index] == CODES[names[(said - (said - index) % 1000) // 1000 % 3]]
+    session.close()
+
+
+@pytest.mark.parametrize("torn", [b'{"op":"mark","label":"good","at":[1]', b"\x00\x00"])
+def test_a_torn_last_line_is_cut_off(marks, torn):
+    session = opened(marks)
+    session.mark([3], "good")
+    session.close()
+    with open(marks / "journal.jsonl", "ab") as file:
+        file.write(torn)
+    again = opened(marks)
+    again.mark([4], "good")
+    again.close()
+    lines = [json.loads(line) for line in (marks / "journal.jsonl").read_text().splitlines()]
+    assert [line.get("at") for line in lines] == [None, [3], [4]]
+
+
+def test_a_broken_line_within_is_an_error(marks):
+    marks.mkdir()
+    (marks / "journal.jsonl").write_text('{"op":"open"}\nnonsense\n{"op":"undo"}\n')
+    with pytest.raises(ValueError, match=r"out: line 2 of .* is not JSON"):
+        Journal(marks / "journal.jsonl")
+
+
+def test_a_mark_that_cannot_be_written_does_not_count(marks, monkeypatch):
+    session = opened(marks)
+    session.mark([1], "good")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            session.mark([2], "good")
+    assert session.counts()["good"] == 1
+    session.mark([3], "unwanted")
+    session.close()
+    again = opened(marks)
+    assert again.counts() == {"unwanted": 1, "good": 1, "unsure": 0}
+    again.close()
+
+
+def test_one_process_at_a_time(marks):
+    session = opened(marks)
+    with pytest.raises(ValueError, match=r"out: .* is in use by another run"):
+        opened(marks)
+    session.close()
+    opened(marks).close()
+
+
+def test_another_gan_is_refused(marks):
+    opened(marks).close()
+    with pytest.raises(ValueError, match=r"out: .* holds marks of another GAN \(small\)"):
+        opened(marks, gan="4567")
+    opened(marks).close()  # the lock was let go
+
+
+def test_seed_and_block_stay_those_of_the_marks(marks):
+    opened(marks).close()
+    again = opened(marks, seed=9, block=4)
+    assert (again.seed, again.block) == (3, 64)
+    again.close()
+
+
+@pytest.mark.parametrize("at", [[-1], [RANDOM + 97], ["1"], [True], [1.0]])
+def test_indices_are_checked(marks, at):
+    session = opened(marks)
+    with pytest.raises(ValueError, match="indices: expected integers from 0 to 1120"):
+        session.mark(at, "good")
+    with pytest.raises(ValueError, match="label: expected one of"):
+        session.mark([1], "bad")
+    assert session.version == 0
+    session.close()
+
+
+def test_fewer_samples_than_before_keep_all_marks(marks):
+    session = opened(marks)
+    session.mark([RANDOM + 96], "good")
+    session.close()
+    again = opened(marks, samples=10)
+    assert again.counts()["good"] == 1
+    again.close()
+
+
+def test_the_random_sample_counts_as_far_as_it_is_marked(marks):
+    session = opened(marks)
+    assert session.verdict() == dict(marked=0, unwanted=0, unsure=0, share=None, low=0.0, high=1.0)
+    session.mark(list(range(53)), "good")
+    session.mark([3, 11, 40], "unwanted")
+    session.mark([7], "unsure")
+    session.mark([54], "unwanted")  # after a gap: chosen, so not counted
+    low, high = wilson(3, 52)
+    assert session.verdict() == dict(marked=53, unwanted=3, unsure=1, share=3 / 52, low=low, high=high)
+    session.mark([RANDOM + 2], "unwanted")  # of the grid
+    assert session.verdict()["unwanted"] == 3
+    session.close()
+
+
+def test_rounds_keep_the_marks_before(marks):
+    session = opened(marks)
+    session.mark([1, 2], "unwanted")
+    session.begin_round("run-1/result.safetensors", "89ab")
+    assert session.version == 0 and not session.undo()
+    session.mark([2], "good")
+    session.close()
+    again = opened(marks)
+    assert [found.gan for found in again.rounds] == ["0123", "89ab"]
+    assert again.counts() == {"unwanted": 2, "good": 1, "unsure": 0}
+    again.close()
+
+
+def test_all_rounds_have_room_for_all_marks(marks):
+    session = opened(marks)
+    session.mark([RANDOM + 96], "good")
+    session.begin_round("run-1/result.safetensors", "89ab")
+    session.close()
+    again = opened(marks, samples=10)
+    assert {len(found.codes) for found in again.rounds} == {again.size}
+    again.close()
