@@ -153,6 +153,7 @@ class Studio:
             fitted=self._fitted == session.stamp,
             probe=self._agreement(),
             verdict=session.verdict(),
+            earlier=session.verdict(session.rounds[-2]) if self.number > 1 else None,
             made=int(self.pools[self.number].made.sum()) * session.block,
             cost=self.cost,
             run=self.runs.status(self.number),

@@ -1,13 +1,10 @@
-"""A session of a small GAN's samples, and the page's server without a socket."""
+"""A session of a small GAN's samples."""
 
 from pathlib import Path
 
 import pytest
 
-starlette = pytest.importorskip("starlette", reason="the page's packages are not installed (atu-ext[label])")
-pytest.importorskip("uvicorn", reason="the page's packages are not installed (atu-ext[label])")
-
-from atu.label.studio import Studio, open_studio  # noqa: E402
+from atu.label.studio import Studio, open_studio
 
 
 @pytest.fixture

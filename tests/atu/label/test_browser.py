@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("uvicorn", reason="the page's packages are not installed (atu-ext[label])")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -199,6 +200,7 @@ def test_from_marks_to_a_report(page, server, tmp_path):
 
         page.click("#round-button")
         sync_api.expect(page.locator("#round")).to_have_text("round 2")
+        sync_api.expect(page.locator("#share-note")).to_contain_text("Round 1: 4.2\u00a0%")
         page.click("#tab-damaged")
         page.wait_for_selector("#cell-0 img.there >> nth=1")
         shot(page, "8-round-2")

@@ -8,11 +8,16 @@ import sys
 import threading
 
 import pytest
-from starlette.testclient import TestClient
 
-from atu.label.guard import MOST_BYTES
-from atu.label.server import MOST_AT_ONCE, make_app
 from atu.label.session import RANDOM
+
+for package in ("starlette", "uvicorn", "httpx"):
+    pytest.importorskip(package, reason="the page's packages are not installed (atu-ext[label,test])")
+
+from starlette.testclient import TestClient  # noqa: E402
+
+from atu.label.guard import MOST_BYTES  # noqa: E402
+from atu.label.server import MOST_AT_ONCE, make_app  # noqa: E402
 
 PORT = 41234
 HERE = f"http://127.0.0.1:{PORT}"

@@ -23,7 +23,7 @@ export function showPanel(state) {
   set("round", state.round > 1 ? `round ${state.round}` : "");
   set("advice", state.advice);
   showAgreement(state);
-  showShare(state.verdict);
+  showShare(state);
   showRun(state);
   const all = state.size - state.random;
   set("made", state.made < all ? `${plural(Math.min(state.made, all), "sample")} of ${all.toLocaleString("en")} ready` : "");
@@ -47,16 +47,17 @@ function showAgreement({ probe, views, fitted }) {
   return set("quality", notes.join(" "));
 }
 
-function showShare(verdict) {
-  if (verdict.share === null) {
-    set("share", "Mark the Random samples, in order, to learn how many are unwanted.");
-    set("share-note", "");
-    return;
-  }
+function showShare({ verdict, earlier, round }) {
   const n = verdict.marked - verdict.unsure;
-  set("share", `Of ${plural(n, "random sample")} you called ${verdict.unwanted} unwanted: ${percent(verdict.share)} (95 %: ${interval(verdict)}).`);
-  set("share-note", verdict.unsure ? `${verdict.unsure} unsure left out.` : "");
+  const said = `Of ${plural(n, "random sample")} you called ${verdict.unwanted} unwanted: ${share(verdict)}.`;
+  set("share", n ? said : "Mark the Random samples, in order, to learn how many are unwanted.");
+  const notes = [];
+  if (verdict.unsure) notes.push(`${verdict.unsure} unsure left out.`);
+  if (earlier?.share != null) notes.push(`Round ${round - 1}: ${share(earlier)}.`);
+  set("share-note", notes.join(" "));
 }
+
+const share = (verdict) => `${percent(verdict.share)} (95\u00a0%: ${interval(verdict)})`;
 
 function showRun({ run, cost, counts, round }) {
   const running = run.state === "running";
