@@ -140,8 +140,8 @@ class RunFolder:
         differs = _differences(before, json.loads(json.dumps(identity)))
         if differs:
             # Another method has other settings, which say nothing more.
-            told = [one for one in differs if one.startswith("config.method ")] or differs[:4]
-            raise ValueError(f"out: {self.out} holds a run with another {'; '.join(told)}; give another folder")
+            shown = [one for one in differs if one.startswith("config.method ")] or differs[:4]
+            raise ValueError(f"out: {self.out} holds a run with another {'; '.join(shown)}; give another folder")
 
     def _read_history(self) -> list[dict[str, Any]]:
         assert self.out is not None
