@@ -122,10 +122,10 @@ def verdict(data: Mapping[str, Any]) -> Verdict:
 def no_proof(data: Mapping[str, Any]) -> str:
     """How far the figures reach."""
     n = data["n"]
-    most = 1e4 * wilson(data["negatives_after"], n)[1]
+    most = math.ceil(1e4 * wilson(data["negatives_after"], n)[1])
     return (
         f"This is not a proof. A judge that can err looked at {n:,} samples; other inputs may still show it: up to "
-        f"{number(float(most))} of 10,000, at 95 % confidence and if the judge is right."
+        f"{most:,} of 10,000, at 95 % confidence and if the judge is right."
     )
 
 
