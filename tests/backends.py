@@ -238,7 +238,7 @@ class Backend:
 
 _CUDA_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 BACKENDS = {
-    "native-cpu": Backend("native-cpu", "cpu", (torch.float32, torch.float64)),
+    "native-cpu": Backend("native-cpu", "cpu", (torch.float32, torch.float64, torch.bfloat16)),
     "emulated": Backend("emulated", "cpu", _CUDA_DTYPES),
     "cuda": Backend("cuda", "cuda", _CUDA_DTYPES),
 }

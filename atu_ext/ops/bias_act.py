@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _native
 from .activations import BY_CODE, ActSettings, act_settings, activate
-from .dispatch import DTYPE_CODES, address, launch, use_native
+from .dispatch import DTYPE_CODES, address, autocast_dtype, autocast_to, launch, use_native
 from .layout import laid_out_as
 from .registration import keep_inputs, refuse_third_order, register
 
@@ -57,10 +57,11 @@ def bias_act(
     """clamp(gain * act(x + b)), with b along axis `dim` of x.
 
     Differentiable twice (any number of times with the activations linear, relu and lrelu, or with impl="reference").
+    Under torch.autocast x and b are taken in its dtype.
 
     Args:
-        x: any shape and any dense memory layout, which the result keeps; other layouts are copied first. float32 or
-            float64, on CUDA also float16 and bfloat16.
+        x: any shape and any dense memory layout, which the result keeps; other layouts are copied first. float32,
+            float64 or bfloat16, on CUDA also float16; 16 bits are computed in float32.
         b: [x.shape[dim]] of x's dtype, or None.
         dim: axis of x that b runs along.
         act: linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus or swish.
@@ -77,10 +78,12 @@ def bias_act(
         RuntimeError: impl is "native" and the kernel cannot run on x.
     """
     settings = act_settings(act, alpha, gain, clamp)
+    if isinstance(x, Tensor) and (lower := autocast_dtype(x)) is not None:
+        x, b = autocast_to(lower, x, b)
     _check(x, b, dim)
     dim = dim % x.ndim if x.ndim else 0
     if not use_native("bias_act", impl, x):
-        return _reference(x, b, dim, settings)
+        return _reference(x, b, dim, settings).to(x.dtype)  # some activations are float32 under autocast
     if b is None and settings.is_identity:
         return x
     y: Tensor = _bias_act(x, b, dim, *settings)

@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 # The kernels' codes of the element types.
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-CPU_DTYPES = (torch.float32, torch.float64)
+CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 _CUDA_REMEDY = "rebuild with nvcc on PATH: ATU_CUDA=on pip install --force-reinstall --no-deps . (see atu doctor)"
 _warned: set[str] = set()
@@ -59,7 +59,7 @@ def why_not_native(x: Tensor) -> str | None:
         if _native.error is not None:
             return _native.error
         if x.dtype not in CPU_DTYPES:
-            return f"expected float32 or float64 on the CPU, got {x.dtype}"
+            return f"expected float32, float64 or bfloat16 on the CPU, got {x.dtype}"
         return None
     if x.is_cuda:
         if _NO_CUDA is not None:
@@ -114,6 +114,27 @@ def constant_when_compiled(function: Function) -> Function:
 def wants_gradients(*tensors: Tensor | None) -> bool:
     """Whether a result of these may be differentiated. A transform does not tell, so it may."""
     return (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)) or transformed()
+
+
+# ---- autocast -------------------------------------------------------------------------------------------------------
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that torch.autocast wants the op of x to run in, as it does of convolutions; None where it is off, and
+    for float64, which it leaves alone."""
+    device = "cpu" if x.is_cpu else "cuda"
+    if not torch.is_autocast_enabled(device) or not (x.is_cpu or x.is_cuda):
+        return None
+    return torch.get_autocast_dtype(device) if _autocasts(x) else None
+
+
+def _autocasts(t: Tensor) -> bool:
+    return t.is_floating_point() and t.dtype != torch.float64
+
+
+def autocast_to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """The floating-point ones in that dtype, float64 and what is no tensor as they are."""
+    return [t.to(dtype) if isinstance(t, Tensor) and _autocasts(t) else t for t in tensors]
 
 
 # ---- the choice -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from torch import Tensor
 from . import modulated_passes as passes
 from .activations import ActSettings, act_settings, activate
 from .conv2d_resample import conv2d_resample, conv_input, conv_padding, prefers_channels_last
-from .dispatch import on_cuda, use_native, wants_gradients
+from .dispatch import autocast_dtype, autocast_to, on_cuda, use_native, wants_gradients
 from .layout import is_channels_last
 from .modulated_gemm import engine_of, modulated_gemm, out_size
 from .modulated_passes import Epilogue
@@ -54,7 +54,8 @@ def modulated_conv2d(
 ) -> Tensor:
     """Modulate, convolve, demodulate, add noise, then bias, activation, gain and clamp.
 
-    Differentiable twice in x, weight, styles, noise and bias. x may be contiguous or channels-last.
+    Differentiable twice in x, weight, styles, noise and bias. x may be contiguous or channels-last. Under
+    torch.autocast all tensors but the filter are taken in its dtype.
 
     Args:
         x: [N, C_in, H, W].
@@ -84,6 +85,15 @@ def modulated_conv2d(
         RuntimeError: impl "native" where there is no kernel for x's device and dtype; engine "gemm" where it cannot
             run.
     """
+    if isinstance(x, Tensor) and (lower := autocast_dtype(x)) is not None:
+        with torch.autocast(x.device.type, enabled=False):  # the demodulation's product stays in float32
+            x, weight, styles, noise = autocast_to(lower, x, weight, styles, noise)
+            bias, next_styles = autocast_to(lower, bias, next_styles)
+            return modulated_conv2d(
+                x, weight, styles, noise, up, down, padding, resample_filter, demodulate, flip_weight, bias=bias,
+                act=act, alpha=alpha, gain=gain, clamp=clamp, modulated=modulated, next_styles=next_styles,
+                engine=engine, impl=impl,
+            )  # fmt: skip
     _check(x, weight, styles, noise, up, down, resample_filter, bias, next_styles)
     settings = act_settings(act, alpha, gain, clamp)
     also = "expected float32, float16 or bfloat16 on CUDA, got torch.float64"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _native
-from .dispatch import DTYPE_CODES, launch, use_native
+from .dispatch import DTYPE_CODES, autocast_dtype, launch, use_native
 from .layout import Padding, Pair, around_filter, factor_pair, filter_size, four_sides, memory_format
 from .registration import register
 
@@ -130,11 +130,12 @@ def upfirdn2d(
     """Zero-insert by `up`, pad (or crop, where negative), convolve with `f`, keep every `down`-th sample.
 
     Differentiable in x any number of times. Gradients with respect to f exist in the reference only, which
-    impl="auto" takes when f requires them.
+    impl="auto" takes when f requires them. Under torch.autocast x is taken in its dtype.
 
     Args:
         x: [N, C, H, W], contiguous or channels_last, which the result keeps; slices that keep either axis dense are
-            read in place and anything else is copied first. float32 or float64, on CUDA also float16 and bfloat16.
+            read in place and anything else is copied first. float32, float64 or bfloat16, on CUDA also float16; 16
+            bits are computed in float32.
         f: filter of `setup_filter`, [kh, kw] or [taps] (separable); None is the identity.
         up, down: int or [x, y].
         padding: int, [x, y] or [x0, x1, y0, y1], relative to the zero-inserted image.
@@ -152,6 +153,8 @@ def upfirdn2d(
     if f is None:
         f = torch.ones(1, 1, dtype=torch.float32, device=x.device)
     check_filter("f", f)
+    if isinstance(x, Tensor) and (lower := autocast_dtype(x)) is not None:
+        x = x.to(lower)
     up, down, padding = factor_pair(up, "up"), factor_pair(down, "down"), four_sides(padding)
     _check(x, f, up, down, padding)
     also = "the kernels have no gradient with respect to f" if f.requires_grad else None

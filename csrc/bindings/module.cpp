@@ -21,10 +21,10 @@ void bind_upfirdn2d(py::module_& m);
 namespace {
 
 atu::CpuIsa isa_from_name(const std::string& name) {
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < atu::kCpuIsas; ++i) {
     if (name == atu::cpu_isa_name(atu::CpuIsa(i))) return atu::CpuIsa(i);
   }
-  throw std::invalid_argument("isa: expected baseline, avx2 or avx512, got '" + name + "'");
+  throw std::invalid_argument("isa: expected baseline, avx2, avx512 or avx512_bf16, got '" + name + "'");
 }
 
 py::dict build_info() {
@@ -57,7 +57,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_isa", [] { return atu::cpu_isa_name(atu::cpu_isa()); });
   m.def("cpu_isas", [] {
     py::list names;
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < atu::kCpuIsas; ++i) {
       if (atu::cpu_isa_supported(atu::CpuIsa(i))) names.append(atu::cpu_isa_name(atu::CpuIsa(i)));
     }
     return names;

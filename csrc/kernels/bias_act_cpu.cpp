@@ -17,23 +17,23 @@ constexpr int64_t kFlushRows = 256;  // float partial sums of this many elements
 constexpr int64_t kFlushElements = 4096;
 
 // An array written to; `streaming` when its vectors go past the caches.
-template <typename T>
+template <typename S>
 struct Target {
-  T* data;
+  S* data;
   bool streaming;
-  void put(int64_t i, Vec<T> v, Full) const {
+  void put(int64_t i, Vec<S> v, Full) const {
     if (streaming) {
       stream(data + i, v);
     } else {
       store(data + i, v);
     }
   }
-  void put(int64_t i, Vec<T> v, int count) const { store(data + i, v, count); }
+  void put(int64_t i, Vec<S> v, int count) const { store(data + i, v, count); }
 };
 
 // for_vectors, whole vectors aligned in `out` where it streams.
-template <typename T, typename Body>
-inline void sweep(int64_t begin, int64_t end, const Target<T>& out, const Body& body) {
+template <typename S, typename Body>
+inline void sweep(int64_t begin, int64_t end, const Target<S>& out, const Body& body) {
   int64_t i = begin;
   if (out.streaming) {
     if (const int64_t head = min64(to_aligned(out.data + i), end - i)) {
@@ -41,12 +41,14 @@ inline void sweep(int64_t begin, int64_t end, const Target<T>& out, const Body& 
       i += head;
     }
   }
-  for_vectors<T>(i, end, body);
+  for_vectors<S>(i, end, body);
 }
 
 // How the flat arrays fall into rows, and the bias of each.
-template <typename T>
+template <typename S>
 class Rows {
+  using T = Compute<S>;
+
  public:
   Rows(const BiasActParams& p, bool per_channel)
       : vector(per_channel && p.inner < kScalarRow),
@@ -55,14 +57,14 @@ class Rows {
                             : p.inner),
         channels_(p.channels),
         inner_(p.inner),
-        bias_(static_cast<const T*>(p.bias)),
+        bias_(static_cast<const S*>(p.bias)),
         laid_out_(vector ? (length = repeated(length), length) : 0) {
-    for (int64_t j = 0; vector && j < length; ++j) laid_out_.data()[j] = bias_ == nullptr ? T(0) : bias_[channel(j)];
+    for (int64_t j = 0; vector && j < length; ++j) laid_out_.data()[j] = bias_ == nullptr ? T(0) : T(bias_[channel(j)]);
   }
   bool vector;
   int64_t length;
   int64_t channel(int64_t i) const { return i / inner_ % channels_; }
-  T scalar(int64_t i) const { return bias_ == nullptr ? T(0) : bias_[channel(i)]; }
+  T scalar(int64_t i) const { return bias_ == nullptr ? T(0) : T(bias_[channel(i)]); }
   const T* laid_out() const { return laid_out_.data(); }
 
  private:
@@ -76,7 +78,7 @@ class Rows {
   }
 
   int64_t channels_, inner_;
-  const T* bias_;
+  const S* bias_;
   Scratch<T> laid_out_;
 };
 
@@ -104,19 +106,20 @@ template <Act A, Reference K = Reference::x>
 constexpr bool kLight =
     A == Act::linear || A == Act::relu || A == Act::lrelu || (K == Reference::y && A != Act::softplus);
 
-template <bool Light, typename T>
-inline Target<T> target(void* data, int64_t numel) {
+template <bool Light, typename S>
+inline Target<S> target(void* data, int64_t numel) {
   // The outputs of one sweep are aligned alike: all start at a multiple of the vector where they stream.
-  T* p = static_cast<T*>(data);
-  return {p, Light && numel * int64_t(sizeof(T)) >= kStreamBytes && to_aligned(p) == 0};
+  S* p = static_cast<S*>(data);
+  return {p, Light && numel * int64_t(sizeof(S)) >= kStreamBytes && to_aligned(p) == 0};
 }
 
-template <Act A, typename T>
+template <Act A, typename S>
 void forward(const BiasActForwardParams& p) {
-  const T* x = static_cast<const T*>(p.x);
-  const Target<T> y = target<kLight<A>, T>(p.y, p.numel);
+  using T = Compute<S>;
+  const S* x = static_cast<const S*>(p.x);
+  const Target<S> y = target<kLight<A>, S>(p.y, p.numel);
   const Output<A, T> output(p);
-  const Rows<T> rows(p, p.bias != nullptr);
+  const Rows<S> rows(p, p.bias != nullptr);
   parts(p.numel, threads_for(p.numel, kGrain), [&](int64_t begin, int64_t end, int) {
     each_row(begin, end, rows.length, [&](int64_t i0, int64_t i1, int64_t offset) {
       if (rows.vector) {
@@ -130,6 +133,14 @@ void forward(const BiasActForwardParams& p) {
   });
 }
 
+// A y that was rounded when it was stored is compared with the bound rounded alike.
+template <Reference K, Act A, typename S, typename Params>
+inline Output<A, Compute<S>> output_read_from(const Params& p) {
+  Output<A, Compute<S>> output(p);
+  if constexpr (K == Reference::y) output.bound = S(output.bound);
+  return output;
+}
+
 // dy/dv and d2y/dv2 from the saved tensor r, to which `bias` is added when it is x.
 template <Reference K, Act A, typename T>
 inline Derivatives<T> derivatives(const Output<A, T>& output, Vec<T> r, Vec<T> bias) {
@@ -140,10 +151,12 @@ inline Derivatives<T> derivatives(const Output<A, T>& output, Vec<T> r, Vec<T> b
 
 // Sums of dx for each channel, in double precision: for each thread one total a channel (rows with a scalar bias) or
 // one for each element of the repeating row, folded at the end in a fixed order.
-template <typename T>
+template <typename S>
 class ChannelSums {
+  using T = Compute<S>;
+
  public:
-  ChannelSums(const Rows<T>& rows, int64_t channels, int threads, bool wanted)
+  ChannelSums(const Rows<S>& rows, int64_t channels, int threads, bool wanted)
       : rows_(rows),
         channels_(channels),
         threads_(threads),
@@ -162,7 +175,7 @@ class ChannelSums {
     double* totals = totals_.data() + thread * width_;
     for (int64_t j = 0; j < width_; ++j) totals[j] += partial[j], partial[j] = 0;
   }
-  void fold(T* db) const {
+  void fold(S* db) const {
     Scratch<double> sums(channels_);
     for (int64_t c = 0; c < channels_; ++c) sums.data()[c] = 0;
     for (int t = 0; t < threads_; ++t) {
@@ -170,11 +183,11 @@ class ChannelSums {
         sums.data()[rows_.vector ? rows_.channel(j) : j] += totals_.data()[t * width_ + j];
       }
     }
-    for (int64_t c = 0; c < channels_; ++c) db[c] = T(sums.data()[c]);
+    for (int64_t c = 0; c < channels_; ++c) db[c] = sums.data()[c];
   }
 
  private:
-  const Rows<T>& rows_;
+  const Rows<S>& rows_;
   int64_t channels_;
   int threads_;
   int64_t width_;
@@ -182,16 +195,17 @@ class ChannelSums {
   Scratch<T> partial_;
 };
 
-template <Act A, Reference K, typename T>
+template <Act A, Reference K, typename S>
 void grad(const BiasActGradParams& p) {
-  const T* dy = static_cast<const T*>(p.dy);
-  const T* r = K == Reference::none ? dy : static_cast<const T*>(p.reference);
-  const Target<T> dx = target<kLight<A, K>, T>(p.dx, p.numel);
-  T* db = static_cast<T*>(p.db);
-  const Output<A, T> output(p);
-  const Rows<T> rows(p, db != nullptr || (K == Reference::x && p.bias != nullptr));
+  using T = Compute<S>;
+  const S* dy = static_cast<const S*>(p.dy);
+  const S* r = K == Reference::none ? dy : static_cast<const S*>(p.reference);
+  const Target<S> dx = target<kLight<A, K>, S>(p.dx, p.numel);
+  S* db = static_cast<S*>(p.db);
+  const Output<A, T> output = output_read_from<K, A, S>(p);
+  const Rows<S> rows(p, db != nullptr || (K == Reference::x && p.bias != nullptr));
   const int threads = threads_for(p.numel, kGrain);
-  const ChannelSums<T> sums(rows, p.channels, threads, db != nullptr);
+  const ChannelSums<S> sums(rows, p.channels, threads, db != nullptr);
   parts(p.numel, threads, [&](int64_t begin, int64_t end, int thread) {
     int64_t rows_done = 0;
     each_row(begin, end, rows.length, [&](int64_t i0, int64_t i1, int64_t offset) {
@@ -223,15 +237,16 @@ void grad(const BiasActGradParams& p) {
   if (db != nullptr) sums.fold(db);
 }
 
-template <Act A, Reference K, typename T>
+template <Act A, Reference K, typename S>
 void grad2(const BiasActGrad2Params& p) {
-  const T* dy = static_cast<const T*>(p.dy);
-  const T* g = static_cast<const T*>(p.g);
-  const T* r = K == Reference::none ? g : static_cast<const T*>(p.reference);
+  using T = Compute<S>;
+  const S* dy = static_cast<const S*>(p.dy);
+  const S* g = static_cast<const S*>(p.g);
+  const S* r = K == Reference::none ? g : static_cast<const S*>(p.reference);
   constexpr bool light = kLight<A, K>;
-  const Target<T> d_dy = target<light, T>(p.d_dy, p.numel), d_x = target<light, T>(p.d_x, p.numel);
-  const Output<A, T> output(p);
-  const Rows<T> rows(p, K == Reference::x && p.bias != nullptr);
+  const Target<S> d_dy = target<light, S>(p.d_dy, p.numel), d_x = target<light, S>(p.d_x, p.numel);
+  const Output<A, T> output = output_read_from<K, A, S>(p);
+  const Rows<S> rows(p, K == Reference::x && p.bias != nullptr);
   parts(p.numel, threads_for(p.numel, kGrain), [&](int64_t begin, int64_t end, int) {
     each_row(begin, end, rows.length, [&](int64_t i0, int64_t i1, int64_t offset) {
       const T* laid_out = rows.laid_out() + offset - i0;
@@ -259,22 +274,22 @@ void with_kind(const Params& p, const Run& run) {
 
 void bias_act_cpu(const BiasActForwardParams& p) {
   if (p.numel == 0) return;
-  with_type(p.dtype, [&]<typename T>() { with_act(p.act, [&]<Act A>() { forward<A, T>(p); }); });
+  with_type(p.dtype, [&]<typename S>() { with_act(p.act, [&]<Act A>() { forward<A, S>(p); }); });
 }
 
 void bias_act_grad_cpu(const BiasActGradParams& p) {
-  with_type(p.dtype, [&]<typename T>() {
+  with_type(p.dtype, [&]<typename S>() {
     if (p.numel == 0) {
-      for (int64_t c = 0; p.db != nullptr && c < p.channels; ++c) static_cast<T*>(p.db)[c] = 0;
+      for (int64_t c = 0; p.db != nullptr && c < p.channels; ++c) static_cast<S*>(p.db)[c] = 0;
       return;
     }
-    with_kind(p, [&]<Act A, Reference K>() { grad<A, K, T>(p); });
+    with_kind(p, [&]<Act A, Reference K>() { grad<A, K, S>(p); });
   });
 }
 
 void bias_act_grad2_cpu(const BiasActGrad2Params& p) {
   if (p.numel == 0) return;
-  with_type(p.dtype, [&]<typename T>() { with_kind(p, [&]<Act A, Reference K>() { grad2<A, K, T>(p); }); });
+  with_type(p.dtype, [&]<typename S>() { with_kind(p, [&]<Act A, Reference K>() { grad2<A, K, S>(p); }); });
 }
 
 }  // namespace atu::ATU_ISA

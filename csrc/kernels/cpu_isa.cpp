@@ -6,17 +6,17 @@
 namespace atu {
 namespace {
 
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
+constexpr const char* kNames[kCpuIsas] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
 CpuIsa detect() {
   if (const char* wanted = std::getenv("ATU_CPU_ISA")) {
-    for (int i = 0; i < 3; ++i) {
+    for (int i = 0; i < kCpuIsas; ++i) {
       if (std::strcmp(wanted, kNames[i]) == 0 && cpu_isa_supported(CpuIsa(i))) return CpuIsa(i);
     }
   }
-  if (cpu_isa_supported(CpuIsa::avx512)) return CpuIsa::avx512;
-  if (cpu_isa_supported(CpuIsa::avx2)) return CpuIsa::avx2;
-  return CpuIsa::baseline;
+  int best = kCpuIsas - 1;
+  while (!cpu_isa_supported(CpuIsa(best))) --best;  // the baseline is
+  return CpuIsa(best);
 }
 
 CpuIsa& chosen() {
@@ -34,6 +34,9 @@ bool cpu_isa_supported(CpuIsa isa) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
+#if defined(ATU_HAS_AVX512_BF16)
+  if (isa == CpuIsa::avx512_bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
+#endif
   if (isa == CpuIsa::avx512) return avx512;
   if (isa == CpuIsa::avx2) return avx2;
 #endif

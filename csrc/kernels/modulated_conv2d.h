@@ -20,7 +20,7 @@
 // Layout: image element (n, c, p) is at n C P + c P + p, or with channels_last at n C P + p C + c.
 //
 // Sums: pixels are cut into blocks of `pixel_block` (at most kMaxPixelBlock on the CPU); a block's sums, in the dtype
-// (on CUDA with f16/bf16: float), go to `partials` in double and are added in block order. So they do not depend on the
+// (with f16/bf16: float), go to `partials` in double and are added in block order. So they do not depend on the
 // number of threads, and an error grows with the block, not with the image.
 //
 // Bound: bytes. modulate 2 images, its grad 3; epilogue 2 (with next 3, or 2 without y); epilogue_grad 3 (u, dy, du);
@@ -36,7 +36,7 @@ namespace atu {
 constexpr int64_t kMaxPixelBlock = 1024;
 constexpr int64_t kCudaPixelBlock = 256;  // at most on CUDA
 
-// dtype of every tensor is `dtype`; on CUDA with f16/bf16 styles, d, bias, noise and the per-channel sums have it too.
+// dtype of every tensor is `dtype`; with f16/bf16 styles, d, bias, noise and the per-channel sums have it too.
 struct SquareSumParams {
   DType dtype;
   int64_t rows;   // O C

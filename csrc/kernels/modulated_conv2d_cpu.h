@@ -16,30 +16,30 @@ namespace {
 constexpr int64_t kGrain = 1 << 14;  // elements a thread, below which waking it costs more than it brings
 constexpr int64_t kTile = 256;       // channels
 
-template <typename T>
-const T* typed(const void* pointer) {
-  return static_cast<const T*>(pointer);
+template <typename S>
+const S* typed(const void* pointer) {
+  return static_cast<const S*>(pointer);
 }
 
-template <typename T>
-T* typed(void* pointer) {
-  return static_cast<T*>(pointer);
+template <typename S>
+S* typed(void* pointer) {
+  return static_cast<S*>(pointer);
 }
 
-template <typename T>
-constexpr T kZeros[kMaxPixelBlock] = {};
+template <typename S>
+constexpr S kZeros[kMaxPixelBlock] = {};
 
 static_assert(kTile <= kMaxPixelBlock);
 
 // `values` from `offset` on, or zeros (at most kMaxPixelBlock are read).
-template <typename T>
-const T* row_or_zeros(const void* values, int64_t offset) {
-  return values ? typed<T>(values) + offset : kZeros<T>;
+template <typename S>
+const S* row_or_zeros(const void* values, int64_t offset) {
+  return values ? typed<S>(values) + offset : kZeros<S>;
 }
 
-template <typename T>
-T value_or(const void* values, int64_t i, T otherwise) {
-  return values ? typed<T>(values)[i] : otherwise;
+template <typename S>
+Compute<S> value_or(const void* values, int64_t i, Compute<S> otherwise) {
+  return values ? Compute<S>(typed<S>(values)[i]) : otherwise;
 }
 
 // body(n, block, first pixel, pixels) for every sample and block of pixels.
@@ -56,14 +56,14 @@ void for_blocks(int64_t samples, int64_t channels, int64_t pixels, int64_t pixel
 }
 
 // out[n, c] = sum of partials[n, block, c] in block order. Without blocks: zeros.
-template <typename T>
+template <typename S>
 void sum_blocks(const double* partials, void* out, int64_t samples, int64_t channels, int64_t blocks) {
   if (!out) return;
   for (int64_t n = 0; n < samples; ++n) {
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0;
       for (int64_t b = 0; b < blocks; ++b) sum += partials[(n * blocks + b) * channels + c];
-      typed<T>(out)[n * channels + c] = T(sum);
+      typed<S>(out)[n * channels + c] = sum;
     }
   }
 }

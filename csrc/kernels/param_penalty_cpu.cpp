@@ -1,6 +1,7 @@
 #include "cpu_isa.h"
 #include "parallel.h"
 #include "param_penalty.h"
+#include "simd.h"
 
 #include <cmath>
 
@@ -34,12 +35,12 @@ void for_chunks(const ParamPenaltyParams& p, const Body& body) {
   });
 }
 
-template <typename T, bool kEwc, bool kDistance>
+template <typename S, bool kEwc, bool kDistance>
 void chunk_value(const ParamPenaltyParams& p, const Chunk& chunk, double* partial) {
-  const T* theta = at<T>(p.theta, chunk);
-  const T* anchor = at<T>(p.anchor, chunk);
-  const T* fisher = at<T>(p.fisher, chunk);
-  const T* repel = at<T>(p.repel, chunk);
+  const S* theta = at<S>(p.theta, chunk);
+  const S* anchor = at<S>(p.anchor, chunk);
+  const S* fisher = at<S>(p.fisher, chunk);
+  const S* repel = at<S>(p.repel, chunk);
   double ewc = 0, distance = 0;
 #pragma omp simd reduction(+ : ewc, distance)
   for (int64_t i = 0; i < chunk.size; ++i) {
@@ -81,76 +82,77 @@ struct Factors {
       : ewc(T(p.weights[0])), distance(T(2 * p.weights[1] * (p.distance_scale ? p.distance_scale[t] : 1.0))) {}
 };
 
-template <bool kEwc, bool kDistance, typename T>
-T penalty_gradient(const Factors<T>& w, T theta, const T* anchor, const T* fisher, const T* repel, int64_t i) {
+template <bool kEwc, bool kDistance, typename S, typename T>
+T penalty_gradient(const Factors<T>& w, T theta, const S* anchor, const S* fisher, const S* repel, int64_t i) {
   T g = 0;
-  if constexpr (kEwc) g += w.ewc * fisher[i] * (theta - anchor[i]);
-  if constexpr (kDistance) g += w.distance * (theta - repel[i]);
+  if constexpr (kEwc) g += w.ewc * T(fisher[i]) * (theta - T(anchor[i]));
+  if constexpr (kDistance) g += w.distance * (theta - T(repel[i]));
   return g;
 }
 
-template <typename T, bool kEwc, bool kDistance>
+template <typename S, bool kEwc, bool kDistance>
 void chunk_grad(const ParamPenaltyParams& p, const Chunk& chunk) {
+  using T = Compute<S>;
   const Factors<T> w(p, chunk.tensor);
-  const T* theta = at<T>(p.theta, chunk);
-  const T* anchor = at<T>(p.anchor, chunk);
-  const T* fisher = at<T>(p.fisher, chunk);
-  const T* repel = at<T>(p.repel, chunk);
-  T* grad = at<T>(p.grad, chunk);
+  const S* theta = at<S>(p.theta, chunk);
+  const S* anchor = at<S>(p.anchor, chunk);
+  const S* fisher = at<S>(p.fisher, chunk);
+  const S* repel = at<S>(p.repel, chunk);
+  S* grad = at<S>(p.grad, chunk);
 #pragma omp simd
   for (int64_t i = 0; i < chunk.size; ++i) {
-    grad[i] += penalty_gradient<kEwc, kDistance>(w, theta[i], anchor, fisher, repel, i);
+    grad[i] = T(grad[i]) + penalty_gradient<kEwc, kDistance>(w, T(theta[i]), anchor, fisher, repel, i);
   }
 }
 
-template <typename T, bool kEwc, bool kDistance>
+template <typename S, bool kEwc, bool kDistance>
 void chunk_adam(const ParamPenaltyAdamParams& p, const Chunk& chunk) {
+  using T = Compute<S>;
   const Factors<T> w(p, chunk.tensor);
-  const T* anchor = at<T>(p.anchor, chunk);
-  const T* fisher = at<T>(p.fisher, chunk);
-  const T* repel = at<T>(p.repel, chunk);
-  const T* grad = at<T>(p.grad, chunk);
-  T* theta = at<T>(p.theta, chunk);
-  T* m = at<T>(p.exp_avg, chunk);
-  T* v = at<T>(p.exp_avg_sq, chunk);
+  const S* anchor = at<S>(p.anchor, chunk);
+  const S* fisher = at<S>(p.fisher, chunk);
+  const S* repel = at<S>(p.repel, chunk);
+  const S* grad = at<S>(p.grad, chunk);
+  S* theta = at<S>(p.theta, chunk);
+  S* m = at<S>(p.exp_avg, chunk);
+  S* v = at<S>(p.exp_avg_sq, chunk);
   const T beta1 = T(p.beta1), rest1 = T(1 - p.beta1), beta2 = T(p.beta2), rest2 = T(1 - p.beta2);
   const T step_size = T(p.coefficients[chunk.tensor]), correction = T(p.coefficients[p.num_tensors + chunk.tensor]);
   const T eps = T(p.eps);
 #pragma omp simd
   for (int64_t i = 0; i < chunk.size; ++i) {
-    const T g = grad[i] + penalty_gradient<kEwc, kDistance>(w, theta[i], anchor, fisher, repel, i);
-    m[i] = beta1 * m[i] + rest1 * g;
-    v[i] = beta2 * v[i] + rest2 * g * g;
-    theta[i] -= step_size * (m[i] / (std::sqrt(v[i]) / correction + eps));
+    const T g = T(grad[i]) + penalty_gradient<kEwc, kDistance>(w, T(theta[i]), anchor, fisher, repel, i);
+    m[i] = beta1 * T(m[i]) + rest1 * g;
+    v[i] = beta2 * T(v[i]) + rest2 * g * g;
+    theta[i] = T(theta[i]) - step_size * (T(m[i]) / (std::sqrt(T(v[i])) / correction + eps));
   }
 }
 
-// Calls body.operator()<T, kEwc, kDistance>() for the dtype and the terms that are on.
+// Calls body.operator()<S, kEwc, kDistance>() for the dtype and the terms that are on.
 template <typename Body>
 void dispatch(const ParamPenaltyParams& p, const Body& body) {
   const bool ewc = p.anchor && p.fisher, distance = p.repel;
-  const auto terms = [&]<typename T>() {
-    if (ewc && distance) return body.template operator()<T, true, true>();
-    if (ewc) return body.template operator()<T, true, false>();
-    if (distance) return body.template operator()<T, false, true>();
-    return body.template operator()<T, false, false>();
-  };
-  return p.dtype == DType::f64 ? terms.template operator()<double>() : terms.template operator()<float>();
+  with_type(p.dtype, [&]<typename S>() {
+    if (ewc && distance) return body.template operator()<S, true, true>();
+    if (ewc) return body.template operator()<S, true, false>();
+    if (distance) return body.template operator()<S, false, true>();
+    body.template operator()<S, false, false>();
+  });
 }
 
 }  // namespace
 
 void param_penalty_value_cpu(const ParamPenaltyParams& p) {
-  dispatch(p, [&]<typename T, bool kEwc, bool kDistance>() {
+  dispatch(p, [&]<typename S, bool kEwc, bool kDistance>() {
     for_chunks(p,
-               [&](int64_t c, const Chunk& chunk) { chunk_value<T, kEwc, kDistance>(p, chunk, p.partials + 2 * c); });
+               [&](int64_t c, const Chunk& chunk) { chunk_value<S, kEwc, kDistance>(p, chunk, p.partials + 2 * c); });
   });
   sum_partials(p);
 }
 
 void param_penalty_grad_cpu(const ParamPenaltyParams& p) {
-  dispatch(p, [&]<typename T, bool kEwc, bool kDistance>() {
-    for_chunks(p, [&](int64_t, const Chunk& chunk) { chunk_grad<T, kEwc, kDistance>(p, chunk); });
+  dispatch(p, [&]<typename S, bool kEwc, bool kDistance>() {
+    for_chunks(p, [&](int64_t, const Chunk& chunk) { chunk_grad<S, kEwc, kDistance>(p, chunk); });
   });
 }
 
@@ -160,8 +162,8 @@ void param_penalty_adam_cpu(const ParamPenaltyAdamParams& p) {
     p.coefficients[t] = p.lr / (1 - std::pow(p.beta1, step));
     p.coefficients[p.num_tensors + t] = std::sqrt(1 - std::pow(p.beta2, step));
   }
-  dispatch(p, [&]<typename T, bool kEwc, bool kDistance>() {
-    for_chunks(p, [&](int64_t, const Chunk& chunk) { chunk_adam<T, kEwc, kDistance>(p, chunk); });
+  dispatch(p, [&]<typename S, bool kEwc, bool kDistance>() {
+    for_chunks(p, [&](int64_t, const Chunk& chunk) { chunk_adam<S, kEwc, kDistance>(p, chunk); });
   });
 }
 

@@ -1,7 +1,8 @@
 // SIMD vectors by the compilers' vector extension (GCC, Clang): as wide as the instruction set this file is compiled
-// for. Included by *_cpu.cpp only. Everything is in that set's namespace, see cpu_isa.h. Tensors are read and written
-// by the loads and stores below alone: a type that is stored in one width and computed in another needs them
-// overloaded.
+// for. Included by *_cpu.cpp only. Everything is in that set's namespace, see cpu_isa.h.
+//
+// In the kernels S is the type that a tensor's elements are stored in, and T = Compute<S> the one they are computed in:
+// float for bfloat16, else S itself. Loads widen, stores and assignments round.
 #pragma once
 
 #include <cstdint>
@@ -29,25 +30,46 @@ typedef float VecF __attribute__((vector_size(ATU_VECTOR_BYTES)));
 typedef double VecD __attribute__((vector_size(ATU_VECTOR_BYTES)));
 typedef int32_t VecI32 __attribute__((vector_size(ATU_VECTOR_BYTES)));
 typedef int64_t VecI64 __attribute__((vector_size(ATU_VECTOR_BYTES)));
+typedef uint32_t VecU32 __attribute__((vector_size(ATU_VECTOR_BYTES)));
+typedef uint16_t VecU16 __attribute__((vector_size(ATU_VECTOR_BYTES / 2)));  // as many lanes
 
-template <typename T>
+// The upper half of a float. To it: to nearest, ties to even; a NaN stays one.
+struct BFloat16 {
+  uint16_t bits;
+  BFloat16() = default;
+  explicit BFloat16(float value) { *this = value; }
+  BFloat16& operator=(float value) {
+    const uint32_t b = __builtin_bit_cast(uint32_t, value), rounded = b + 0x7fff + (b >> 16 & 1);
+    bits = uint16_t((value != value ? b | 0x400000 : rounded) >> 16);
+    return *this;
+  }
+  operator float() const { return __builtin_bit_cast(float, uint32_t(bits) << 16); }
+};
+
+template <typename S>
 struct Simd;
 template <>
 struct Simd<float> {
+  using T = float;
   using V = VecF;
   using I = VecI32;
   using Int = int32_t;
 };
 template <>
 struct Simd<double> {
+  using T = double;
   using V = VecD;
   using I = VecI64;
   using Int = int64_t;
 };
-template <typename T>
-using Vec = typename Simd<T>::V;
-template <typename T>
-constexpr int kLanes = ATU_VECTOR_BYTES / sizeof(T);
+template <>
+struct Simd<BFloat16> : Simd<float> {};
+template <typename S>
+using Compute = typename Simd<S>::T;
+template <typename S>
+using Vec = typename Simd<S>::V;
+template <typename S>
+constexpr int kLanes = ATU_VECTOR_BYTES / sizeof(Compute<S>);
 
 template <typename T>
 static inline Vec<T> splat(T value) {
@@ -123,6 +145,55 @@ static inline void store_partial(T* p, Vec<T> v, int count) {
 #endif
 }
 
+static inline VecF widen(VecU16 bits) {
+  return VecF(__builtin_convertvector(bits, VecU32) << 16);
+}
+
+static inline VecU16 narrow(VecF v) {
+#if defined(__AVX512BF16__)  // which takes numbers below the smallest normal one as 0
+  return VecU16(_mm512_cvtneps_pbh(__m512(v)));
+#else
+  const VecU32 b = VecU32(v), rounded = b + 0x7fff + (b >> 16 & 1);
+  return __builtin_convertvector((v != v ? b | 0x400000 : rounded) >> 16, VecU16);
+#endif
+}
+
+static inline VecF load(const BFloat16* p) {
+  VecU16 bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  return widen(bits);
+}
+
+static inline void store(BFloat16* p, VecF v) {
+  const VecU16 bits = narrow(v);
+  __builtin_memcpy(p, &bits, sizeof(bits));
+}
+
+static inline VecF load_partial(const BFloat16* p, int count) {
+#if defined(__AVX512F__)
+  return widen(VecU16(_mm256_maskz_loadu_epi16(__mmask16((1u << count) - 1), p)));
+#else
+  VecU16 bits{};
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes<float> - 1; ++i) {
+    if (i < count) bits[i] = p[i].bits;
+  }
+  return widen(bits);
+#endif
+}
+
+static inline void store_partial(BFloat16* p, VecF v, int count) {
+#if defined(__AVX512F__)
+  _mm256_mask_storeu_epi16(p, __mmask16((1u << count) - 1), __m256i(narrow(v)));
+#else
+  const VecU16 bits = narrow(v);
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes<float> - 1; ++i) {
+    if (i < count) p[i].bits = bits[i];
+  }
+#endif
+}
+
 // How much of a vector a load or a store is about: all of it, or (an int) its first elements.
 struct Full {};
 
@@ -151,8 +222,8 @@ static inline void for_vectors(int64_t begin, int64_t end, const Body& body) {
   if (i < end) body(i, int(end - i));
 }
 
-// Store past the caches to p, aligned to the vector: for outputs too large to be read back from a cache, it saves
-// reading each line before it is written. stream_fence() before other threads may read.
+// Store past the caches to p, aligned to what a vector takes there: for outputs too large to be read back from a cache,
+// it saves reading each line before it is written. stream_fence() before other threads may read.
 template <typename T>
 static inline void stream(T* p, Vec<T> v) {
 #if defined(__AVX512F__)
@@ -178,17 +249,33 @@ static inline void stream(T* p, Vec<T> v) {
 #endif
 }
 
+static inline void stream(BFloat16* p, VecF v) {
+#if defined(__AVX512F__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), __m256i(narrow(v)));
+#elif defined(__AVX__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), __m128i(narrow(v)));
+#elif defined(__SSE2__) && defined(__x86_64__)
+  _mm_stream_si64(reinterpret_cast<long long*>(p), __builtin_bit_cast(long long, narrow(v)));
+#else
+  store(p, v);
+#endif
+}
+
 static inline void stream_fence() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif
 }
 
-// Elements from p to the next address aligned to the vector.
-template <typename T>
-static inline int64_t to_aligned(const T* p) {
-  const uintptr_t past = reinterpret_cast<uintptr_t>(p) % ATU_VECTOR_BYTES;
-  return past == 0 ? 0 : int64_t((ATU_VECTOR_BYTES - past) / sizeof(T));
+// Bytes that a vector takes in a tensor.
+template <typename S>
+constexpr int kStoredBytes = kLanes<S> * sizeof(S);
+
+// Elements from p to the next address aligned to them.
+template <typename S>
+static inline int64_t to_aligned(const S* p) {
+  const uintptr_t past = reinterpret_cast<uintptr_t>(p) % kStoredBytes<S>;
+  return past == 0 ? 0 : int64_t((kStoredBytes<S> - past) / sizeof(S));
 }
 
 // The even, and the odd, elements of the 2 kLanes in (a, b); and their inverse, a0 b0 a1 b1 ... in two vectors.
@@ -295,11 +382,14 @@ class ThreadScratch {
   Scratch<T> memory_;
 };
 
-// f.operator()<T>() for the element type known at run time.
+// f.operator()<S>() for the element type known at run time.
 template <typename F>
 static inline void with_type(DType dtype, const F& f) {
+#if !defined(__AVX512BF16__)  // else it is known, see cpu_isa.h
   if (dtype == DType::f64) return f.template operator()<double>();
-  f.template operator()<float>();
+  if (dtype == DType::f32) return f.template operator()<float>();
+#endif
+  if (dtype == DType::bf16) f.template operator()<BFloat16>();
 }
 
 }  // namespace atu::ATU_ISA

@@ -71,23 +71,26 @@ class RowCache {
   }
 
   // Slot = the weighted sum of input rows.
-  void fill(int64_t slot, const Strip& strip, const RowTerms<T>& input) {
+  template <typename S>
+  void fill(int64_t slot, const Strip& strip, const RowTerms<S>& input) {
     T* row = rows_ + slot * plan_.row_size();
     gather(plan_.split > 1 ? unsplit_ : row, strip, input);
     if (plan_.split > 1) split(row);
   }
 
   // Brings input row iy, at `input`, into its slot, where it is not there yet.
-  void hold(const T* input, int64_t iy, const Strip& strip) {
+  template <typename S>
+  void hold(const S* input, int64_t iy, const Strip& strip) {
     if (held_[slot_of(iy)] == iy) return;
     held_[slot_of(iy)] = iy;
     const T one = 1;
-    fill(slot_of(iy), strip, {input, 0, &one, 1});
+    fill(slot_of(iy), strip, RowTerms<S>{input, 0, &one, 1});
   }
   int64_t slot_of(int64_t iy) const { return iy % plan_.slots; }
 
  private:
-  void gather(T* row, const Strip& strip, const RowTerms<T>& input) {
+  template <typename S>
+  void gather(T* row, const Strip& strip, const RowTerms<S>& input) {
     const int64_t begin = max64(low_, 0), end = min64(low_ + strip.inputs, plan_.p.w), stride = plan_.p.x_stride_w;
     const int64_t channels = channels_;
     // Pixels next to each other are one run of memory.
@@ -123,8 +126,8 @@ class RowCache {
 // ---- second step: output rows --------------------------------------------------------------------------------------
 
 // The strip's part of an output row, from one sum a horizontal phase. phase_row: scratch.
-template <typename T>
-void write_planar(const Plan<T>& plan, const Strip& strip, const ListedTerms<T>* horizontal, T* phase_row, T* out) {
+template <typename T, typename S>
+void write_planar(const Plan<T>& plan, const Strip& strip, const ListedTerms<T>* horizontal, T* phase_row, S* out) {
   const int64_t phases = plan.x.phases, width = plan.width(strip);
   if (phases == 2) {
     const ListedTerms<T>&even = horizontal[0], &odd = horizontal[1];
@@ -137,14 +140,16 @@ void write_planar(const Plan<T>& plan, const Strip& strip, const ListedTerms<T>*
     const ListedTerms<T>& terms = horizontal[r];
     const int64_t steps = ceil_div(width - r, phases);
     const Runs row{1, direct ? steps : ceil_div(steps, kLanes<T>) * kLanes<T>, 0, 0, 0};
-    with_count(terms.count,
-               [&]<int N>() { write_sums<N, true>(terms, row, direct ? out : phase_row, direct && plan.streaming); });
+    with_count(terms.count, [&]<int N>() {
+      if (direct) return write_sums<N, true>(terms, row, out, plan.streaming);
+      write_sums<N, true>(terms, row, phase_row, false);
+    });
     for (int64_t j = 0; !direct && j < steps; ++j) out[r + j * phases] = phase_row[j];
   }
 }
 
-template <typename T>
-void write_channels_last(const Plan<T>& plan, const Strip& strip, const ListedTerms<T>* horizontal, T* out) {
+template <typename T, typename S>
+void write_channels_last(const Plan<T>& plan, const Strip& strip, const ListedTerms<T>* horizontal, S* out) {
   const int64_t phases = plan.x.phases, advance = plan.x.advance, width = plan.width(strip);
   const int64_t channels = strip.channels, stride = plan.p.y_stride_w;
   // Without resampling the row is one run of memory, and only its end may leave part of a vector.
@@ -177,14 +182,15 @@ class RowMaker {
   }
 
   // Output rows [begin, end) of one image, or of a block of its channels that begins at x and y.
-  void run(const T* x, T* y, int64_t channels, int64_t begin, int64_t end) {
+  template <typename S>
+  void run(const S* x, S* y, int64_t channels, int64_t begin, int64_t end) {
     for (int64_t j = 0; j < plan_.all_steps(); j += plan_.steps) {
       const Strip strip = plan_.strip(j, channels);
       const bool moved = cache_.open(strip);
       if (moved && plan_.filter.separable) list_separable_terms();
       for (int64_t oy = begin; oy < end; ++oy) {
         read(strip, x, oy);
-        T* out = y + oy * plan_.p.y_stride_h + j * plan_.x.phases * plan_.p.y_stride_w;
+        S* out = y + oy * plan_.p.y_stride_h + j * plan_.x.phases * plan_.p.y_stride_w;
         if (plan_.p.channels_last) {
           write_channels_last(plan_, strip, horizontal_, out);
         } else {
@@ -196,7 +202,8 @@ class RowMaker {
 
  private:
   // Fills the scratch rows that output row oy is made from.
-  void read(const Strip& strip, const T* x, int64_t oy) {
+  template <typename S>
+  void read(const Strip& strip, const S* x, int64_t oy) {
     const Axis& axis = plan_.y;
     const Phase& phase = axis[oy % axis.phases];
     const int64_t first = phase.start + oy / axis.phases * axis.advance;
@@ -204,7 +211,7 @@ class RowMaker {
     if (plan_.filter.separable) {
       const T* weights = plan_.weights_y.data() + oy % axis.phases * plan_.terms_y;
       const int64_t stride = plan_.p.x_stride_h;
-      cache_.fill(0, strip, {x + (first + m0) * stride, stride, weights + m0, m1 - m0});
+      cache_.fill(0, strip, RowTerms<S>{x + (first + m0) * stride, stride, weights + m0, m1 - m0});
       return;
     }
     clear_terms();
@@ -240,8 +247,9 @@ class RowMaker {
   T* phase_row_;
 };
 
-template <typename T>
-void filter_images(const Plan<T>& plan, int threads) {
+template <typename S>
+void filter_images(const Plan<Compute<S>>& plan, int threads) {
+  using T = Compute<S>;
   const Upfirdn2dParams& p = plan.p;
   const Buffers<T> buffers(plan, threads);
   const int64_t blocks = ceil_div(p.c, plan.block);
@@ -250,8 +258,8 @@ void filter_images(const Plan<T>& plan, int threads) {
     for (int64_t i = begin; i < end;) {
       const int64_t image = i / p.out_h, oy = i % p.out_h, stop = min64(p.out_h, oy + end - i);
       const int64_t n = image / blocks, c = image % blocks * plan.block;
-      const T* x = static_cast<const T*>(p.x) + n * p.x_stride_n + c * p.x_stride_c;
-      T* y = static_cast<T*>(p.y) + n * p.y_stride_n + c * p.y_stride_c;
+      const S* x = static_cast<const S*>(p.x) + n * p.x_stride_n + c * p.x_stride_c;
+      S* y = static_cast<S*>(p.y) + n * p.y_stride_n + c * p.y_stride_c;
       maker.run(x, y, min64(plan.block, p.c - c), oy, stop);
       i += stop - oy;
     }
@@ -263,14 +271,14 @@ void filter_images(const Plan<T>& plan, int threads) {
 
 // Planes of one size, as many as a vector has lanes, brought into an image laid out channels-last: [size, kLanes].
 // `count` planes are there, the last one stands for the rest.
-template <typename T>
-void interleave_planes(const T* planes, int64_t count, int64_t size, T* image) {
+template <typename S, typename T>
+void interleave_planes(const S* planes, int64_t count, int64_t size, T* image) {
   constexpr int64_t V = kLanes<T>;
   Vec<T> tile[V];
   for (int64_t i = 0; i < size; i += V) {
     const bool whole = i + V <= size;
     for (int64_t c = 0; c < V; ++c) {
-      const T* from = planes + min64(c, count - 1) * size + i;
+      const S* from = planes + min64(c, count - 1) * size + i;
       tile[c] = whole ? load(from) : load(from, int(size - i));
     }
     transpose<T>(tile);
@@ -279,15 +287,15 @@ void interleave_planes(const T* planes, int64_t count, int64_t size, T* image) {
 }
 
 // And back.
-template <typename T>
-void separate_planes(const T* image, T* planes, int64_t count, int64_t size, bool streaming) {
+template <typename T, typename S>
+void separate_planes(const T* image, S* planes, int64_t count, int64_t size, bool streaming) {
   constexpr int64_t V = kLanes<T>;
   Vec<T> tile[V];
   for (int64_t i = 0; i < size; i += V) {
     for (int64_t c = 0; c < V; ++c) tile[c] = load(image + (i + c) * V);
     transpose<T>(tile);
     for (int64_t c = 0; c < count; ++c) {
-      T* to = planes + c * size + i;
+      S* to = planes + c * size + i;
       if (i + V > size) {
         store(to, tile[c], int(size - i));
       } else {
@@ -307,9 +315,10 @@ bool small_planes(const Upfirdn2dParams& p) {
   return !p.channels_last && dense && kLanes<T> >= 4 && 2 * p.n * p.c >= kLanes<T> && bytes <= kSmallPlanes;
 }
 
-template <typename T>
-void filter_small_planes(const Upfirdn2dParams& p, const Filter<T>& filter, const Axis& ax, const Axis& ay,
+template <typename S>
+void filter_small_planes(const Upfirdn2dParams& p, const Filter<Compute<S>>& filter, const Axis& ax, const Axis& ay,
                          bool streaming, int threads) {
+  using T = Compute<S>;
   constexpr int64_t V = kLanes<T>;
   Upfirdn2dParams interleaved = p;
   interleaved.channels_last = true, interleaved.n = 1, interleaved.c = V;
@@ -323,34 +332,35 @@ void filter_small_planes(const Upfirdn2dParams& p, const Filter<T>& filter, cons
     RowMaker<T> maker(plan, buffers, thread);
     for (int64_t first = begin * V; first < min64(end * V, planes); first += V) {
       const int64_t count = min64(V, planes - first);
-      interleave_planes(static_cast<const T*>(p.x) + first * in, count, in, inputs.of(thread));
+      interleave_planes(static_cast<const S*>(p.x) + first * in, count, in, inputs.of(thread));
       maker.run(inputs.of(thread), outputs.of(thread), V, 0, p.out_h);
-      separate_planes(outputs.of(thread), static_cast<T*>(p.y) + first * out, count, out, streaming);
+      separate_planes(outputs.of(thread), static_cast<S*>(p.y) + first * out, count, out, streaming);
     }
     stream_fence();
   });
 }
 
-template <typename T>
+template <typename S>
 void run(const Upfirdn2dParams& p) {
+  using T = Compute<S>;
   const Filter<T> filter(p);
   const Axis ax(p.up_x, p.down_x, p.pad_x0, p.filter_w), ay(p.up_y, p.down_y, p.pad_y0, p.filter_h);
   const int64_t outputs = p.n * p.c * p.out_h * p.out_w;
   // Whole vectors of every output row must be aligned.
-  const auto aligned = [](int64_t stride) { return stride * int64_t(sizeof(T)) % ATU_VECTOR_BYTES == 0; };
-  const bool streaming = outputs * int64_t(sizeof(T)) >= kStreamBytes && to_aligned(static_cast<T*>(p.y)) == 0 &&
+  const auto aligned = [](int64_t stride) { return stride * int64_t(sizeof(S)) % kStoredBytes<S> == 0; };
+  const bool streaming = outputs * int64_t(sizeof(S)) >= kStreamBytes && to_aligned(static_cast<S*>(p.y)) == 0 &&
                          aligned(p.y_stride_n) && aligned(p.y_stride_h) &&
                          (p.channels_last ? aligned(p.y_stride_w) : aligned(p.y_stride_c));
   const int threads = threads_for(outputs, kGrain);
-  if (small_planes<T>(p)) return filter_small_planes(p, filter, ax, ay, streaming, threads);
-  filter_images(Plan<T>(p, filter, ax, ay, streaming), threads);
+  if (small_planes<T>(p)) return filter_small_planes<S>(p, filter, ax, ay, streaming, threads);
+  filter_images<S>(Plan<T>(p, filter, ax, ay, streaming), threads);
 }
 
 }  // namespace
 
 void upfirdn2d_cpu(const Upfirdn2dParams& p) {
   if (p.n * p.c * p.out_h * p.out_w == 0) return;
-  with_type(p.dtype, [&]<typename T>() { run<T>(p); });
+  with_type(p.dtype, [&]<typename S>() { run<S>(p); });
 }
 
 }  // namespace atu::ATU_ISA

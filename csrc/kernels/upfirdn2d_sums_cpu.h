@@ -7,13 +7,13 @@ namespace atu::ATU_ISA {
 namespace {
 
 // A sum over m < count of weight[m] * source(m)[i]: of rows one below the other, or of a list of places.
-template <typename T>
+template <typename S>
 struct RowTerms {
-  const T* first;
+  const S* first;
   int64_t stride;
-  const T* weight;
+  const Compute<S>* weight;
   int64_t count;
-  const T* source(int64_t m) const { return first + m * stride; }
+  const S* source(int64_t m) const { return first + m * stride; }
 };
 template <typename T>
 struct ListedTerms {
@@ -27,7 +27,7 @@ struct ListedTerms {
 // The sum at elements i ... of a vector, or (n an int) at the first n of them; of N terms, or any number where N is 0.
 template <typename T, int N, typename Terms>
 struct Sum {
-  const T* source[N];
+  decltype(std::declval<Terms>().source(0)) source[N];
   Vec<T> weight[N];
   explicit Sum(const Terms& terms) {
 #pragma GCC unroll 9
@@ -78,17 +78,31 @@ inline void with_count(int64_t n, const F& f) {
   }
 }
 
-template <typename T>
-inline void put(T* to, Vec<T> v, Full, bool streaming) {
+template <typename S>
+inline void put(S* to, Vec<S> v, Full, bool streaming) {
   if (streaming) {
     stream(to, v);
   } else {
     store(to, v);
   }
 }
-template <typename T>
-inline void put(T* to, Vec<T> v, int count, bool) {
+template <typename S>
+inline void put(S* to, Vec<S> v, int count, bool) {
   store(to, v, count);
+}
+
+inline void put_both(BFloat16* to, VecF first, VecF second, bool streaming) {
+#if defined(__AVX512BF16__)
+  const __m512i both = __m512i(_mm512_cvtne2ps_pbh(__m512(second), __m512(first)));
+  if (streaming && reinterpret_cast<uintptr_t>(to) % 64 == 0) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), both);
+  } else {
+    _mm512_storeu_si512(to, both);
+  }
+#else
+  put(to, first, Full{}, streaming);
+  put(to + kLanes<BFloat16>, second, Full{}, streaming);
+#endif
 }
 
 // Runs of sums: to[k to_step + i] = the sum at from + k from_step + i, for k < count and i < length.
@@ -99,8 +113,9 @@ struct Runs {
 
 // From scratch rows to a tensor, or from a tensor to scratch rows: of a scratch row whole vectors are read and written,
 // of a tensor no element past a run's end.
-template <int N, bool from_scratch, typename T, typename Terms>
-inline void write_sums(const Terms& terms, const Runs& runs, T* to, bool streaming) {
+template <int N, bool from_scratch, typename S, typename Terms>
+inline void write_sums(const Terms& terms, const Runs& runs, S* to, bool streaming) {
+  using T = Compute<S>;
   const Sum<T, N, Terms> sum(terms);
   const int64_t length = runs.length, from_step = runs.from_step, to_step = runs.to_step;
   int64_t from = runs.from;
@@ -109,6 +124,18 @@ inline void write_sums(const Terms& terms, const Runs& runs, T* to, bool streami
       put(to, sum(from, Full{}), Full{}, streaming);
     }
     return;
+  }
+  if constexpr (sizeof(S) < sizeof(T)) {
+    // Two vectors make a whole one of the output.
+    if (length % (2 * kLanes<T>) == 0) {
+      for (int64_t k = 0; k < runs.count; ++k, from += from_step, to += to_step) {
+        for (int64_t i = 0; i < length; i += 2 * kLanes<T>) {
+          const VecF first = sum(from + i, Full{}), second = sum(from + i + kLanes<T>, Full{});
+          put_both(to + i, first, second, streaming);
+        }
+      }
+      return;
+    }
   }
   for (int64_t k = 0; k < runs.count; ++k, from += from_step, to += to_step) {
     for_vectors<T>(0, length, [&](int64_t i, auto n) {
@@ -122,8 +149,8 @@ inline void write_sums(const Terms& terms, const Runs& runs, T* to, bool streami
 }
 
 // to = even sum, odd sum, even sum ... alternately, `length` elements.
-template <int N, typename T>
-inline void write_alternating(const ListedTerms<T>& evens, const ListedTerms<T>& odds, int64_t length, T* to,
+template <int N, typename T, typename S>
+inline void write_alternating(const ListedTerms<T>& evens, const ListedTerms<T>& odds, int64_t length, S* to,
                               bool streaming) {
   constexpr int64_t V = kLanes<T>;
   const Sum<T, N, ListedTerms<T>> even(evens), odd(odds);

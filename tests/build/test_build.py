@@ -35,7 +35,7 @@ def test_the_module_links_neither_torch_nor_python():
 
 def wide_objects() -> list[Path]:
     tree = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}" / "CMakeFiles"
-    return sorted([*tree.glob("atu_cpu_avx2.dir/**/*.o"), *tree.glob("atu_cpu_avx512.dir/**/*.o")])
+    return sorted([*tree.glob("atu_cpu_avx2.dir/**/*.o"), *tree.glob("atu_cpu_avx512*.dir/**/*.o")])
 
 
 @pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
@@ -47,7 +47,7 @@ def test_no_shared_inline_function_is_compiled_for_one_instruction_set():
     for path in objects:
         out = subprocess.run(["nm", "-C", str(path)], check=True, capture_output=True, text=True).stdout
         weak = re.findall(r"^[0-9a-f]* ?[WVu] (.+)$", out, re.M)
-        own = re.compile(r"atu::avx(2|512)::|DW\.ref\.")
+        own = re.compile(r"atu::avx(2|512|512_bf16)::|DW\.ref\.")
         assert [name for name in weak if not own.search(name)] == [], path
 
 

@@ -278,5 +278,5 @@ def test_bad_arguments(kwargs, message):
 
 
 def test_native_says_why_it_cannot():
-    with pytest.raises(RuntimeError, match=r"expected float32 or float64 on the CPU, got torch\.float16"):
+    with pytest.raises(RuntimeError, match=r"expected float32, float64 or bfloat16 on the CPU, got torch\.float16"):
         upfirdn2d(torch.ones(1, 1, 4, 4, dtype=torch.float16), torch.ones(2, 2), impl="native")
