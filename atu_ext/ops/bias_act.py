@@ -79,13 +79,11 @@ def bias_act(
     """
     settings = act_settings(act, alpha, gain, clamp)
     if isinstance(x, Tensor) and (lower := autocast_dtype(x)) is not None:
-        with torch.autocast(x.device.type, enabled=False):
-            x, b = autocast_to(lower, x, b)
-            return bias_act(x, b, dim, act, alpha, gain, clamp, impl)
+        x, b = autocast_to(lower, x, b)
     _check(x, b, dim)
     dim = dim % x.ndim if x.ndim else 0
     if not use_native("bias_act", impl, x):
-        return _reference(x, b, dim, settings)
+        return _reference(x, b, dim, settings).to(x.dtype)  # some activations are float32 under autocast
     if b is None and settings.is_identity:
         return x
     y: Tensor = _bias_act(x, b, dim, *settings)

@@ -125,15 +125,16 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     device = "cpu" if x.is_cpu else "cuda"
     if not torch.is_autocast_enabled(device) or not (x.is_cpu or x.is_cuda):
         return None
-    return torch.get_autocast_dtype(device) if x.is_floating_point() and x.dtype != torch.float64 else None
+    return torch.get_autocast_dtype(device) if _autocasts(x) else None
+
+
+def _autocasts(t: Tensor) -> bool:
+    return t.is_floating_point() and t.dtype != torch.float64
 
 
 def autocast_to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     """The floating-point ones in that dtype, float64 and what is no tensor as they are."""
-    return [
-        t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64 else t
-        for t in tensors
-    ]
+    return [t.to(dtype) if isinstance(t, Tensor) and _autocasts(t) else t for t in tensors]
 
 
 # ---- the choice -----------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def modulated_conv2d(
             run.
     """
     if isinstance(x, Tensor) and (lower := autocast_dtype(x)) is not None:
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False):  # the demodulation's product stays in float32
             x, weight, styles, noise = autocast_to(lower, x, weight, styles, noise)
             bias, next_styles = autocast_to(lower, bias, next_styles)
             return modulated_conv2d(

@@ -154,8 +154,7 @@ def upfirdn2d(
         f = torch.ones(1, 1, dtype=torch.float32, device=x.device)
     check_filter("f", f)
     if isinstance(x, Tensor) and (lower := autocast_dtype(x)) is not None:
-        with torch.autocast(x.device.type, enabled=False):
-            return upfirdn2d(x.to(lower), f, up, down, padding, flip_filter, gain, impl)
+        x = x.to(lower)
     up, down, padding = factor_pair(up, "up"), factor_pair(down, "down"), four_sides(padding)
     _check(x, f, up, down, padding)
     also = "the kernels have no gradient with respect to f" if f.requires_grad else None
