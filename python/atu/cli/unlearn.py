@@ -145,7 +145,9 @@ def _evaluate(
     options: dict[str, Any] = dict(others=adapted_generators(gan, result), n=samples, seed=latents)
     if classifier is not None:
         return evaluate(gan, result.gan, classifier, classes, **options)
-    probe = probe_of(gan, negatives, result.config.feedback.recall, seed, resize)
+    # A small evaluation is asked for where samples are dear.
+    few = max(min(samples, 2000), 64)
+    probe = probe_of(gan, negatives, result.config.feedback.recall, seed, resize, few)
     return evaluate(gan, result.gan, is_negative=probe, **options)
 
 

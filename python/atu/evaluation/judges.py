@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from ..config import Feedback
 from ..data.images import map_range, thumbnails
 from ..data.samples import as_samples
-from ..feedback.feedback import pool_size
 from ..feedback.oracles import IsNegative, Oracle
 from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
 from ..measures.features import discriminator_features
+from ..support import progress
 from ..support.modules import eval_mode
 from ..support.seeding import Stream, stream_seed
 from .classifier import Classifier, ModuleClassifier, check_logits
@@ -115,14 +115,16 @@ def as_rule(value: Any, gan: GAN, seed: int = 0) -> IsNegative:
     return value if callable(value) else probe_of(gan, value, seed=seed)
 
 
-def probe_of(gan: GAN, negatives: Any, recall: float | None = None, seed: int = 0, resize: bool = False) -> Probe:
+def probe_of(
+    gan: GAN, negatives: Any, recall: float | None = None, seed: int = 0, resize: bool = False, samples: int = 2000
+) -> Probe:
     """A probe that tells negatives (a folder, tensor, array or dataset) from the GAN's samples, of latents of its own.
 
     recall: share of the held-out negatives to be recognised; that of the settings when not given. resize: as of
-    `atu.unlearn`.
+    `atu.unlearn`. samples: how many it is fitted on.
     """
     marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives", resize=resize)
-    pool = gan.sample(pool_size(gan, 2000), seed=stream_seed(seed, Stream.EVALUATION_PROBE)).cpu()
+    pool = progress.track("probe", gan.batches(samples, stream_seed(seed, Stream.EVALUATION_PROBE)), samples)
     return fit_probe(gan, marked, pool, Feedback().recall if recall is None else recall)
 
 

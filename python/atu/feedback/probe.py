@@ -82,12 +82,13 @@ def fit_logistic(ones: Tensor, zeros: Tensor, decay: float = 1e-2) -> Tensor:
     return weight.detach()
 
 
-def fit_probe(gan: GAN, negatives: Samples, pool: Tensor, recall: float) -> Probe:
-    """Probe that tells `negatives` from the generated samples `pool`."""
+def fit_probe(gan: GAN, negatives: Samples, pool: Tensor | Iterable[Tensor], recall: float) -> Probe:
+    """Probe that tells `negatives` from the generated samples `pool`, [N, ...] or batches of them."""
 
     def batches(samples: Samples) -> Iterable[Tensor]:
         for index in torch.arange(len(samples)).split(gan.fitting(100)):
             yield samples.batch(index)
 
     marked = discriminator_features(gan, batches(negatives))
-    return Probe(gan, marked, discriminator_features(gan, pool.split(gan.fitting(100))), recall)
+    parts = pool.split(gan.fitting(100)) if isinstance(pool, Tensor) else pool
+    return Probe(gan, marked, discriminator_features(gan, parts), recall)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-MOST = 4 * 2**30  # bytes a batch may take: a fixed figure, so that batches are the same on most machines
+MOST = 2**30  # bytes a batch may take: a fixed figure, so that batches are the same on most machines
 
 
 def measure(work: Callable[[], Any], device: torch.device) -> tuple[int | None, float]:

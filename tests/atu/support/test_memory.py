@@ -71,9 +71,9 @@ def test_big_samples_are_made_as_memory_allows(monkeypatch):
     shape = (3, 256, 257)
     assert math.prod(shape) > BIG
     gan = GAN(Flat(*shape), MLPDiscriminator(shape, (2,)))
-    monkeypatch.setattr(memory, "measure", lambda *args: (2**30, 1.0))
-    monkeypatch.setattr(memory, "free", lambda device: 7 * 2**30)
-    assert gan.fitting(100) == 3  # 100, 50, 25, 12, 6, 3: of the 3.5 GiB
+    monkeypatch.setattr(memory, "measure", lambda *args: (2**28, 1.0))
+    monkeypatch.setattr(memory, "free", lambda device: 7 * 2**28)
+    assert gan.fitting(100) == 3  # 100, 50, 25, 12, 6, 3: of the 7/8 GiB
     small = gan.sample(7)
     assert gan.generator.seen[-3:] == [3, 3, 1]
     assert torch.equal(small, gan.sample(7, batch_size=7))  # a generator without noise
