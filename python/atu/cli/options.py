@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import shlex
 import sys
 import tempfile
@@ -231,9 +232,12 @@ def checkpoint_of(name: str | Path, argument: str = "CKPT") -> Path:
 
 
 def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT") -> GAN:
-    from ..gan import GAN
+    from ..gan import BIG, GAN
+    from ..support.environment import give_back_freed_memory
 
     gan = GAN.load(checkpoint_of(name, argument))
+    if math.prod(gan.sample_shape) >= BIG:
+        give_back_freed_memory()
     return gan if device is None else gan.to(device)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+USUAL_TRIM_THRESHOLD, USUAL_MMAP_MAX = 128 * 1024, 65536  # what glibc starts with
 
 
 def keep_freed_memory() -> bool:
@@ -22,12 +23,24 @@ def keep_freed_memory() -> bool:
     takes four times as long as the pass. Afterwards the process stays at its peak size. glibc only, for the whole
     process; ATU_KEEP_MEMORY=0 in the environment leaves everything as it is.
     """
-    if not sys.platform.startswith("linux") or os.environ.get("ATU_KEEP_MEMORY") == "0":
+    if os.environ.get("ATU_KEEP_MEMORY") == "0":
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+    return _set_malloc(2**31 - 1, 0)
+
+
+def give_back_freed_memory() -> bool:
+    """The contrary, for big samples: what a process keeps of their passes breaks into pieces that fit no other."""
+    return _set_malloc(USUAL_TRIM_THRESHOLD, USUAL_MMAP_MAX)
+
+
+def _set_malloc(trim_threshold: int, mmap_max: int) -> bool:
+    if not sys.platform.startswith("linux"):
         return False
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    libc = ctypes.CDLL(None)
+    mallopt = getattr(libc, "mallopt", None)
+    if mallopt is None or not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    return bool(mallopt(M_MMAP_MAX, mmap_max)) and bool(mallopt(M_TRIM_THRESHOLD, trim_threshold))
 
 
 def cpu_name() -> str:

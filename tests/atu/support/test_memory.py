@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atu.cli import options
 from atu.gan import BIG, GAN
-from atu.networks.mlp import MLPDiscriminator
-from atu.support import memory
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.support import environment, memory
 
 CPU = torch.device("cpu")
 
@@ -77,3 +80,37 @@ def test_big_samples_are_made_as_memory_allows(monkeypatch):
     small = gan.sample(7)
     assert gan.generator.seen[-3:] == [3, 3, 1]
     assert torch.equal(small, gan.sample(7, batch_size=7))  # a generator without noise
+
+
+def test_the_command_keeps_the_memory_of_small_samples_only(monkeypatch, tmp_path):
+    given_back = []
+    monkeypatch.setattr(environment, "give_back_freed_memory", lambda: given_back.append(1))
+    for size, expected in ((8, 0), (443, 1)):  # 3 x 443 x 443 is more than 3 x 256 x 256
+        shape = [3, size, size]
+        GAN(MLPGenerator(2, shape, (1,)), MLPDiscriminator(shape, (1,))).save(tmp_path / f"{size}.safetensors")
+        options.load_gan(tmp_path / f"{size}.safetensors")
+        assert len(given_back) == expected
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
+def test_what_is_freed_is_given_back_where_that_is_asked_for():
+    """In a process of its own: 400 MiB of small blocks are freed below one that stays."""
+    code = """
+import ctypes, torch
+from atu.support import environment
+from atu.support.memory import _status
+environment.keep_freed_memory()
+if {back}:
+    environment.give_back_freed_memory()
+blocks = [torch.ones(2**18) for _ in range(400)]
+del blocks
+torch.ones(2**18)
+print(_status("VmRSS") / 2**20)
+"""
+    left = []
+    for back in (False, True):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(back=back)], capture_output=True, text=True, check=True
+        )
+        left.append(float(done.stdout))
+    assert left[1] < left[0] - 300
