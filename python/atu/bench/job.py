@@ -10,11 +10,11 @@ import torch
 
 from atu_ext.ops import default_impl
 
-from ..api import unlearn
+from ..api import stage_seconds, unlearn
 from ..assets import asset
 from ..config import Config
 from ..evaluation.classifier import Classifier
-from ..experiments.marking import mark_negatives, stage_seconds
+from ..experiments.marking import mark_negatives
 from ..gan import GAN
 
 LEVELS = (95, 99)

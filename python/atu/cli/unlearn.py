@@ -136,9 +136,9 @@ def _evaluate(
     resize: bool,
 ) -> Evaluation:
     """By the classifier, or without one by a probe fitted on the negatives."""
+    from ..api import adapted_generators
     from ..evaluation.evaluate import evaluate
     from ..evaluation.judges import probe_of
-    from ..experiments.marking import adapted_generators
     from ..support.seeding import Stream, stream_seed
 
     latents = stream_seed(seed, Stream.EVALUATION)
@@ -152,7 +152,7 @@ def _evaluate(
 
 
 def _context(run: Common, gan: GAN, result: Result, note: str, seconds: float) -> Context:
-    from ..experiments.marking import stage_seconds
+    from ..api import stage_seconds
     from ..report.report import Context
 
     return Context(

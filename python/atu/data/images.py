@@ -147,14 +147,8 @@ def image_grid(images: Tensor, image_range: tuple[float, float], columns: int, g
 
 
 def grid(images: Tensor, image_range: tuple[float, float], columns: int = 10) -> Image.Image:
-    """One picture of images [N, 1 or 3, H, W], row by row."""
-    x = to_uint8(thumbnails(images.detach().cpu()), image_range)
-    n, c, h, w = x.shape
-    rows = -(-n // columns)
-    sheet = torch.zeros(rows * columns, c, h, w, dtype=torch.uint8)
-    sheet[:n] = x
-    sheet = sheet.reshape(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
-    return Image.fromarray(sheet[..., 0].numpy() if c == 1 else sheet.numpy())
+    """One picture of thumbnails of images [N, 1 or 3, H, W], row by row, without gaps."""
+    return image_grid(thumbnails(images.detach().cpu()), image_range, columns, gap=0)
 
 
 def check_images(x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What a user does before a run: marking negatives. (And, from api.py, what a report needs after it.)"""
+"""What a user does before a run: marking negatives."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..api import adapted_generators, stage_seconds
 from ..feedback.feedback import pool_size
 from ..gan import GAN
 from ..support import progress
 from ..support.seeding import mix_seed
-
-__all__ = ["adapted_generators", "mark_negatives", "stage_seconds"]
 
 
 def mark_negatives(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import Result, unlearn
+from ..api import Result, adapted_generators, stage_seconds, unlearn
 from ..assets import asset
 from ..config import Config
 from ..data.images import save_folder
@@ -29,7 +29,7 @@ from ..measures.shares import unlearning
 from ..report import plots, report
 from ..support.seeding import Stream, stream_seed
 from . import targets
-from .marking import adapted_generators, mark_negatives, stage_seconds
+from .marking import mark_negatives
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import unlearn
+from ..api import adapted_generators, stage_seconds, unlearn
 from ..config import Adversarial, Config
 from ..data.samples import TensorSamples
 from ..evaluation.evaluate import Evaluation, evaluate
@@ -20,7 +20,7 @@ from ..networks.mlp import MLPDiscriminator, MLPGenerator
 from ..report import plots, report
 from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.scratch import train
-from .marking import adapted_generators, mark_negatives, stage_seconds
+from .marking import mark_negatives
 
 # --- eight Gaussians
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from atu import assets
+from atu import api, assets
 from atu.evaluation.classifier import Classifier
 from atu.experiments import marking, mnist, mog
 from atu.gan import GAN
@@ -64,7 +64,7 @@ def test_stage_seconds_count_a_resumed_run_in_full():
             dict(stage="repel", seconds=9.0),
         ]
 
-    assert marking.stage_seconds(Result()) == {"prepare": 0.0, "adapt-0": 60.0, "repel": 9.0}
+    assert api.stage_seconds(Result()) == {"prepare": 0.0, "adapt-0": 60.0, "repel": 9.0}
 
 
 def test_mog_writes_everything_and_goes_on_from_its_folder(tmp_path):
