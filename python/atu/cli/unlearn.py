@@ -16,6 +16,7 @@ from .options import (
     FOLDER,
     LABEL,
     METHOD,
+    PRECISION,
     PROBE_JUDGES,
     REQUIRE,
     SAMPLES,
@@ -59,6 +60,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 @METHOD
 @COMPAT
 @CONFIG
+@PRECISION
 @SAMPLES
 @BATCH
 @SUBJECT
@@ -78,6 +80,7 @@ def unlearn(
     method: str | None,
     compat: str | None,
     config: Path | None,
+    precision: str | None,
     samples: int,
     batch: int | None,
     subject: str | None,
@@ -114,6 +117,7 @@ def unlearn(
         method=method,
         compat=compat,
         resize=resize,
+        precision=precision,
     )
     start = time.monotonic()
     evaluation = _evaluate(gan, result, negatives, classifier, classes, samples, run.seed, resize)

@@ -40,7 +40,7 @@ class MnistDemo:
     each digit. samples: fixed latents of the evaluation. oracle: whether what marks the negatives answers for generated
     samples during the run too. source: folder of an earlier run to go on from; what it had unlearned stays negative,
     and is counted before and after. attacked: attack the result (audit.py), beside the GAN in `retrained` if given.
-    seed, device, config, method, compat: of `unlearn`.
+    seed, device, config, method, compat, precision: of `unlearn`.
     """
 
     digits: Iterable[int | str] = ()
@@ -53,6 +53,7 @@ class MnistDemo:
     oracle: bool = True
     method: str | None = None
     compat: str | None = None
+    precision: str | None = None
     feature: str | None = None
     source: str | Path | None = None
     attacked: bool = False
@@ -99,6 +100,7 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         device=device,
         method=settings.method,
         compat=settings.compat,
+        precision=settings.precision,
     )
     start = time.monotonic()
     kept: dict[str, Callable[[Tensor], Tensor]] = {**known, **{one.subject: one.is_negative for one in before}}
@@ -161,7 +163,8 @@ def _command(target: targets.Target, settings: MnistDemo) -> str:
     """The command line of this run."""
     words = ["atu", "demo", "mnist"]
     words += [word for name in target.classes for word in ("--class", name)] or ["--feature", target.plain["feature"]]
-    given = {"from": settings.source, **{name: getattr(settings, name) for name in ("method", "compat", "retrained")}}
+    named = ("method", "compat", "precision", "retrained")
+    given = {"from": settings.source, **{name: getattr(settings, name) for name in named}}
     for name, value in given.items():
         words += [] if value is None else [f"--{name}", str(value)]
     words += ["--marks", str(settings.negatives), "--seed", str(settings.seed)]
