@@ -42,6 +42,15 @@ if TYPE_CHECKING:
 @oracle_options
 @click.option("--negatives", type=FOLDER, help="Without --oracle: images that a probe learns from what is negative.")
 @click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
+@click.option(
+    "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: fewer than it makes is over-removal."
+)
+@click.option(
+    "--features",
+    multiple=True,
+    metavar="KIND:PATH",
+    help="Distances in further features too: inception, dinov2 or torchscript, from a file at hand; may be repeated.",
+)
 @SAMPLES
 @BATCH
 @SUBJECT
@@ -55,6 +64,8 @@ def evaluate(
     classes: tuple[str, ...],
     negatives: Path | None,
     real: str | None,
+    retrained: str | None,
+    features: tuple[str, ...],
     samples: int,
     batch: int | None,
     subject: str | None,
@@ -66,6 +77,7 @@ def evaluate(
     """
     from ..evaluation.evaluate import evaluate as compare
     from ..evaluation.judges import probe_of
+    from ..measures.extractors import extractor
     from ..report import report
 
     check_no_run(run.out)
@@ -76,12 +88,28 @@ def evaluate(
     classifier, _ = find_oracle(oracle, classes, run.device)
     first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
     _check_pair(first, last)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    networks = dict(extractor(spec) for spec in features)
     first.batch = last.batch = batch
     if not run.quiet:
-        say_evaluation(first, samples, 2)
+        say_evaluation(first, samples, 2 if other is None else 3)
     start = time.monotonic()
     probe = None if classifier is not None else probe_of(first, negatives, seed=run.seed)
-    found = compare(first, last, classifier, classes, _real(real, first), is_negative=probe, n=samples, seed=run.seed)
+    judge, beside, answered = _judges(oracle, classifier, first)
+    found = compare(
+        first,
+        last,
+        judge,
+        classes,
+        _real(real, first),
+        is_negative=probe,
+        judges=beside,
+        answered=answered,
+        retrained=other,
+        extractors=networks,
+        n=samples,
+        seed=run.seed,
+    )
     context = report.Context(
         subject=subject_of(classes, negatives, subject),
         seconds={"evaluate": time.monotonic() - start},
@@ -95,6 +123,16 @@ def evaluate(
     data = report.write(run.out, found, context)
     show(data, run)
     require_gone(data, require)
+
+
+def _judges(oracle: str | None, classifier: Any, gan: GAN) -> tuple[Any, dict[str, Any], list[str]]:
+    """(judge, further judges, names of oracles). Where the bundled classifier is asked for, which answers in demos, the
+    bundled judge gives the figures, and others stand beside it."""
+    from ..experiments.judge import beside_the_judge, mnist_judge
+
+    if oracle != "mnist" or Path(oracle).exists():
+        return classifier, {}, []
+    return mnist_judge().to(gan.device), beside_the_judge(gan.device), [classifier.name]
 
 
 def _check_pair(before: GAN, after: GAN) -> None:

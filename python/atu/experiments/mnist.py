@@ -29,6 +29,7 @@ from ..measures.shares import unlearning
 from ..report import plots, report
 from ..support.seeding import Stream, stream_seed
 from . import targets
+from .judge import beside_the_judge, mnist_judge
 from .marking import mark_negatives
 
 
@@ -63,19 +64,20 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
     """Unlearn digits, or a feature of the stroke, from the bundled MNIST GAN; writes the run folder and its report.
 
     The bundled classifier (or the feature's measure) plays the user: it marks negatives and, with `settings.oracle`,
-    answers for generated samples during the run too. It also judges the outcome, on other latents.
+    answers for generated samples during the run too. The bundled judge, which never answers, measures the outcome of
+    digits, on other latents; a feature is measured as it was marked, as there is no other measure of it.
 
     Returns:
         The content of OUT/report.json.
     """
     seed, out, device, source = settings.seed, settings.out, settings.device, settings.source
     first = GAN.load(asset("mnist-gan.safetensors"))
-    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
+    classifier, judge = Classifier.load(asset("mnist-classifier.safetensors")), mnist_judge()
     earlier = [] if source is None else targets.earlier_targets(Path(source))
     gan = first if source is None else GAN.load(Path(source) / "result.safetensors")
     other = None if settings.retrained is None else GAN.load(settings.retrained)
     if device is not None:
-        first, gan, classifier = first.to(device), gan.to(device), classifier.to(device)
+        first, gan, classifier, judge = first.to(device), gan.to(device), classifier.to(device), judge.to(device)
         other = None if other is None else other.to(device)
     start = time.monotonic()
     known = attributes(first)
@@ -88,11 +90,11 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         marked.append(chosen)
         looked = max(looked, seen)
     marking = time.monotonic() - start
-    judge = targets.any_of([target.is_negative, *(one.is_negative for one in before)]) if settings.oracle else None
+    oracle = targets.any_of([target.is_negative, *(one.is_negative for one in before)]) if settings.oracle else None
     result = unlearn(
         gan,
         torch.cat(marked),
-        is_negative=judge,
+        is_negative=oracle,
         config=settings.config,
         out=out,
         seed=seed,
@@ -105,16 +107,19 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
     evaluation = evaluate(
         gan,
         result.gan,
-        classifier,
+        judge,
         target.classes,
         mnist(),
         is_negative=None if target.classes else target.is_negative,
+        judges=beside_the_judge(gan.device) if target.classes else None,
+        answered=[classifier.name if target.classes else target.plain["feature"]] if settings.oracle else (),
+        retrained=other,
         others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
         attributes=kept,
         n=settings.samples,
         seed=stream_seed(seed, Stream.EVALUATION),
     )
-    path = parameter_path_of(gan, result, evaluation, _judge(target, classifier, gan).score, seed)
+    path = parameter_path_of(gan, result, evaluation, _judge(target, judge, gan).score, seed)
     if path is not None:
         plots.save_path(Path(out) / "parameter-path.png", path)
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
@@ -170,10 +175,12 @@ def _command(target: targets.Target, settings: MnistDemo) -> str:
 
 
 def _notes(target: targets.Target, marked: int, looked: int, oracle: bool) -> list[str]:
-    judge = "the bundled classifier" if target.classes else "the feature's measure"
-    again = "It also answered for generated samples during the run, and judges the outcome on other latents."
-    alone = "It was not asked again during the run; it judges the outcome on other latents."
-    notes = [f"{marked} negatives, marked by {judge} among {looked:,} samples. {again if oracle else alone}"]
+    who = "the bundled classifier" if target.classes else "the feature's measure"
+    asked = "It also answered for generated samples during the run." if oracle else "It was not asked again in the run."
+    measured = (
+        "Another network, which never answered, judges the outcome" if target.classes else "It judges the outcome"
+    )
+    notes = [f"{marked} negatives, marked by {who} among {looked:,} samples. {asked} {measured} on other latents."]
     if not target.classes:
         unit = FEATURES[target.plain["feature"]].unit
         notes.append(
