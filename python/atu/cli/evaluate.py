@@ -93,7 +93,7 @@ def evaluate(
     judge = asked.find(asked.oracle, first)
     start = time.monotonic()
     if judge is None:
-        judged = dict(is_negative=probe_of(first, negatives, seed=run.seed))
+        judged: dict[str, Any] = dict(is_negative=probe_of(first, negatives, seed=run.seed))
     else:
         judged = _judged(asked, judge, first)
     found = compare(
