@@ -152,7 +152,7 @@ def unlearn(
     gan: GAN,
     negatives: Any,
     positives: Any = None,
-    is_negative: Callable[[Tensor], Tensor] | None = None,
+    is_negative: Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -177,6 +177,7 @@ def unlearn(
             `feedback.least_positives`, joined by generated ones.
         is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
             generated positives and scores the run; a probe on the discriminator's features stands in when not given.
+            Or a spec of one, such as "net.onnx?class=3" (`atu.feedback.oracles.find`).
         config: `Config`, dict of its fields, or path of a TOML file.
         out: run folder; a killed run is resumed by the same call.
         seed: of everything random. On the CPU the result is the same bit for bit for the same number of threads.
@@ -242,7 +243,7 @@ def _finish(job: Job, outcome: Outcome) -> Result:
 def adapt(
     gan: GAN,
     negatives: Any,
-    is_negative: Callable[[Tensor], Tensor] | None = None,
+    is_negative: Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -272,7 +273,7 @@ def repel(
     adapted: Sequence[Mapping[str, Tensor]],
     negatives: Any,
     positives: Any = None,
-    is_negative: Callable[[Tensor], Tensor] | None = None,
+    is_negative: Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,

@@ -29,7 +29,7 @@ from .config import Config
 from .data.samples import Samples, as_samples
 from .feedback.checks import label_remarks
 from .feedback.feedback import Feedback, build_feedback, check_distinct
-from .feedback.oracles import Oracle
+from .feedback.oracles import Oracle, find
 from .gan import GAN
 from .methods.registry import METHODS
 from .support.digest import digest
@@ -50,7 +50,7 @@ class Request:
     gan: Any
     negatives: Any
     positives: Any = None
-    is_negative: Callable[[Tensor], Tensor] | None = None
+    is_negative: Callable[[Tensor], Tensor] | str | None = None
     config: Config | Mapping[str, Any] | str | Path | None = None
     out: str | Path | None = None
     seed: int = 0
@@ -235,7 +235,8 @@ def check_inputs(request: Request) -> Inputs:
     _check_method(gan, config, request)
     negatives = _samples(gan, request, "negatives")
     positives = None if request.positives is None else _samples(gan, request, "positives")
-    oracle = None if request.is_negative is None else Oracle(request.is_negative)
+    given = request.is_negative
+    oracle = None if given is None else Oracle(find(given, gan) if isinstance(given, str) else given)
     if oracle is not None:
         oracle(gan.sample(4))
     if positives is not None:
@@ -260,7 +261,7 @@ def _identity(inputs: Inputs) -> dict[str, Any]:
     gan, positives = inputs.gan, inputs.positives
     identity = {"seed": inputs.seed, "gan": gan_digest(gan), "negatives": samples_digest(inputs.negatives)}
     identity["positives"] = None if positives is None else samples_digest(positives)
-    identity["oracle"] = inputs.oracle is not None
+    identity["oracle"] = False if inputs.oracle is None else inputs.oracle.identity
     drawn = gan.labels(64, torch.Generator().manual_seed(0))
     if drawn is not None:
         identity["labels"] = digest({"drawn": drawn})

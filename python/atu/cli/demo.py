@@ -24,6 +24,7 @@ from .options import (
     renamed,
     show,
 )
+from .oracles import JUDGE
 
 
 @click.group("demo")
@@ -40,6 +41,7 @@ def demo() -> None:
 @click.option("--no-oracle", is_flag=True, help="Give the negatives only; the classifier answers nothing else.")
 @click.option("--attacks", "attacked", is_flag=True, help="Attack the result: latent search and relearning.")
 @RETRAINED
+@JUDGE
 @METHOD
 @COMPAT
 @CONFIG
@@ -55,6 +57,7 @@ def mnist(
     no_oracle: bool,
     attacked: bool,
     retrained: str | None,
+    judge: str | None,
     method: str | None,
     compat: str | None,
     config: Path | None,
@@ -83,6 +86,7 @@ def mnist(
         source=source,
         attacked=attacked,
         retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
+        judge=judge,
     )
     show(demo_mnist(settings), run)
 
