@@ -220,7 +220,8 @@ def unlearn(
 def _finish(job: Job, outcome: Outcome) -> Result:
     """The result of a job, saved into its run folder."""
     config, out = job.inputs.config, job.run.out
-    decisions = {"method": config.method, "precision": config.precision, **outcome.decisions}
+    ran = {"precision": config.precision, "threads": config.threads}
+    decisions = {"method": config.method, **ran, **outcome.decisions}
     outcome.gan.precision = "float32"
     result = Result(
         gan=outcome.gan,

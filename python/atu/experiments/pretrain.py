@@ -25,7 +25,7 @@ from ..networks.stylegan2 import Discriminator, Generator
 from ..support.environment import machine, versions
 from ..support.files import write_json
 from ..support.seeding import fork_rng
-from ..training.run_folder import recorded_precision
+from ..training.run_folder import recorded
 from ..training.scratch import centre_logits, train
 
 MNIST_CHANNELS = dict(channel_base=768, channel_max=64)
@@ -147,7 +147,7 @@ def _pretrain(
     log = [{key: value for key, value in row.items() if key != "stage"} for row in history]
     settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
     about: dict[str, Any] = dict(command=f"atu pretrain {command}", seed=seed, phases=settings)
-    about["precision"] = recorded_precision(out)
+    about["precision"] = recorded(out)["precision"]
     about["samples"] = describe(gan)
     write_json(path.with_suffix(".json"), about | dict(machine=machine(), versions=versions(), log=log))
     return path
