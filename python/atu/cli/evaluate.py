@@ -11,7 +11,7 @@ import click
 from .estimate import say_evaluation
 from .options import (
     BATCH,
-    FOLDER,
+    MARKED,
     PROBE_JUDGES,
     REQUIRE,
     RETRAINED,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.argument("before")
 @click.argument("after")
 @oracle_options
-@click.option("--negatives", type=FOLDER, help="Without --oracle: images that a probe learns from what is negative.")
+@click.option("--negatives", type=MARKED, help="Without --oracle: images that a probe learns from what is negative.")
 @click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
 @SAMPLES
 @BATCH
@@ -126,7 +126,7 @@ def _real(real: str | None, gan: GAN) -> Real | None:
 @RETRAINED
 @click.option(
     "--negatives",
-    type=FOLDER,
+    type=MARKED,
     help="Images to relearn from, BEFORE's own if not given; without --oracle a probe learns from them.",
 )
 @click.option("--starts", default=64, show_default=True, type=click.IntRange(1), help="Random starts of the search.")

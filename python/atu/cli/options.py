@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+MARKED = click.Path(path_type=Path)  # a folder of images or of marks, or a labels.json
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,8 @@ def subject_of(classes: tuple[str, ...], negatives: Path | None = None, given: s
     if given:
         return given
     if not classes and negatives is not None:
-        return f"what {negatives.resolve().name} shows"
+        folder = negatives.resolve()
+        return f"what {folder.parent.name if folder.is_file() else folder.name} shows"
     return ("class " if len(classes) == 1 else "classes ") + ", ".join(classes)
 
 

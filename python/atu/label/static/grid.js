@@ -211,7 +211,7 @@ export class Grid extends EventTarget {
     if (cell.className === name) return;
     cell.className = name;
     cell.setAttribute("aria-selected", chosen || position === this.cursor);
-    cell.setAttribute("aria-label", `Sample ${index}, ${NAMES[code]}`);
+    cell.setAttribute("aria-label", `Sample ${index < 0 ? `${-index} to judge` : index}, ${NAMES[code]}`);
   }
 
   #click(event) {

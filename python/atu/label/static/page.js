@@ -6,7 +6,7 @@ import { CODES, Server } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 const KEYS = { n: "unwanted", g: "good", u: "unsure" };
-const ROW = 24; // random samples shown at once
+const ROW = 24; // random samples, and samples to judge, shown at once
 
 const VIEWS = [
   { name: "all", title: "All", hint: "Mark a few unwanted and a few good ones; then look at Likely and Unsure." },
@@ -15,12 +15,21 @@ const VIEWS = [
   { name: "unsure", title: "Unsure", hint: "What the probe can tell least: marks here teach it most.",
     none: "Nothing yet: mark a few unwanted and a few good samples first." },
   { name: "random", title: "Random", hint: "An unbiased share needs every one marked, in order. These are shown nowhere else." },
+  { name: "judge", title: "Judge the result", judging: true,
+    hint: "Samples of the original and of the result, shuffled. Mark what is unwanted, and the rest as good. They are for the verdict alone: nothing is learned from them.",
+    none: "All are judged." },
   { name: "survived", title: "Survived", rounds: true, pair: true,
-    hint: "Unwanted before (left), and still so by the probe (right, the same latents now). Mark what is still unwanted.",
+    hint: "Unwanted in the original (left), and still so by the probe (right, the same latents now). Mark what is still unwanted.",
     none: "Of what you had marked unwanted, the probe finds nothing that is still so." },
   { name: "damaged", title: "Changed most", rounds: true, pair: true,
-    hint: "Good before (left); these changed most (right). Mark what was damaged as unwanted.",
-    none: "Nothing was marked good in the last round." },
+    hint: "Good in the original (left); these changed most (right). Mark what was damaged as unwanted.",
+    none: "Nothing was marked good in an earlier round." },
+  { name: "were_unwanted", title: "Were unwanted", rounds: true, pair: true,
+    hint: "A random sample of what you had marked unwanted: the original (left), the same latents now (right).",
+    none: "Nothing was marked unwanted in an earlier round." },
+  { name: "were_good", title: "Were good", rounds: true, pair: true,
+    hint: "A random sample of what you had marked good: the original (left), the same latents now (right).",
+    none: "Nothing was marked good in an earlier round." },
   { name: "contradictory", title: "Contradictory", optional: true,
     hint: "Marks that the others contradict. Look again: they may be slips.", none: "No mark is contradicted." },
   { name: "duplicates", title: "Near-duplicates", optional: true,
@@ -43,6 +52,10 @@ function listOf({ name }) {
     const from = Math.min(state.verdict.marked, state.random - ROW);
     return Array.from({ length: ROW }, (_, k) => from + k);
   }
+  if (name === "judge") {
+    const { judged, of, revealed } = state.judging ?? { judged: 0, of: 0, revealed: true };
+    return revealed ? [] : Array.from({ length: Math.min(ROW, of - judged) }, (_, k) => -1 - judged - k);
+  }
   if (name === "marked") {
     const found = { n: [], g: [], u: [] };
     server.codes.forEach((code, index) => found[String.fromCharCode(code)]?.push(index));
@@ -52,8 +65,10 @@ function listOf({ name }) {
 }
 
 function pictures(index) {
-  const now = `/thumb/${server.state.round}/${index}`;
-  return view.pair ? [`/thumb/${server.state.round - 1}/${index}`, now] : [now];
+  const { round } = server.state;
+  if (index < 0) return [`/blind/${round}/${-1 - index}`];
+  const now = `/thumb/${round}/${index}`;
+  return view.pair ? [`/thumb/1/${index}`, now] : [now];
 }
 
 function choose(next) {
@@ -65,7 +80,7 @@ function choose(next) {
   const length = all ? state.size - state.random : shown.length;
   $("hint").textContent = view.hint;
   $("empty").hidden = length > 0;
-  $("empty").textContent = view.none ?? "";
+  $("empty").textContent = (view.name === "judge" && state.judging?.revealed ? "The verdict is beside this." : view.none) ?? "";
   $("grid").hidden = length === 0;
   grid.show(length, all ? (position) => state.random + position : (position) => shown[position], pictures, view.pair);
   if (view.name === "random") grid.go(Math.max(shown.findIndex((index) => server.code(index) === "."), 0));
@@ -78,7 +93,8 @@ function showTabs() {
   for (const tab of VIEWS) {
     const button = $(`tab-${tab.name}`);
     const list = server.state.views[tab.name];
-    const absent = (tab.rounds && server.state.round < 2) || (tab.optional && !list?.length);
+    const absent = (tab.rounds && server.state.round < 2) || (tab.optional && !list?.length)
+      || (tab.judging && !server.state.judging);
     button.hidden = Boolean(absent) && tab !== view;
     button.textContent = list?.length && tab.optional ? `${tab.title} ${list.length}` : tab.title;
     button.setAttribute("aria-selected", tab === view);
@@ -223,6 +239,7 @@ function showState() {
   showTabs();
   showPanel(state);
   showAwaited();
+  if (view.judging && state.judging?.revealed && shown.length) choose(view);
   // A view that was empty fills as soon as there is something.
   if (view.name !== "all" && !shown.length && listOf(view).length) choose(view);
 }
@@ -237,8 +254,9 @@ for (const button of document.querySelectorAll("#brush button"))
   button.addEventListener("click", () => setBrush(button.dataset.label));
 for (const button of document.querySelectorAll("#zoom button"))
   button.addEventListener("click", () => setZoom(Number(button.dataset.zoom)));
-for (const name of ["undo", "redo", "run", "stop"]) $(name).addEventListener("click", () => act(name));
+for (const name of ["undo", "redo", "run", "stop", "reveal"]) $(name).addEventListener("click", () => act(name));
 $("round-button").addEventListener("click", () => act("round"));
+$("judge").addEventListener("click", () => choose(VIEWS.find((v) => v.name === "judge")));
 $("next").addEventListener("click", nextPage);
 $("rest").addEventListener("click", restGood);
 $("help-button").addEventListener("click", () => $("help").showModal());
