@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import CONFIG, Common, checkpoint_of, common, load_gan
+from .options import CONFIG, FILE, Common, checkpoint_of, common, load_gan
 
 
 @click.command("label")
@@ -22,9 +22,24 @@ from .options import CONFIG, Common, checkpoint_of, common, load_gan
     type=click.IntRange(2),
     help="Fixed latents for a run's evaluation.",
 )
+@click.option(
+    "--like",
+    multiple=True,
+    type=FILE,
+    metavar="PICTURE",
+    help="Offer the samples that are like this picture first; may be repeated.",
+)
 @click.option("--open", "browser", is_flag=True, help="Open the page in the browser.")
 @common("Folder for the marks.")
-def label(run: Common, ckpt: str, samples: int, config: Path | None, evaluate: int, browser: bool) -> None:
+def label(
+    run: Common,
+    ckpt: str,
+    samples: int,
+    config: Path | None,
+    evaluate: int,
+    like: tuple[Path, ...],
+    browser: bool,
+) -> None:
     """Mark samples as unwanted or good, in a browser on this machine.
 
     OUT keeps every mark as soon as it is made; the same command goes on from there. `atu unlearn CKPT --negatives OUT`
@@ -44,7 +59,7 @@ def label(run: Common, ckpt: str, samples: int, config: Path | None, evaluate: i
     if config is not None:
         options += ["--config", str(config.absolute())]
     name = ckpt if ckpt == "mnist" and not Path(ckpt).exists() else str(checkpoint_of(ckpt).absolute())
-    studio = open_studio(load_gan(ckpt, run.device), name, run.out, samples, run.seed, options, config)
+    studio = open_studio(load_gan(ckpt, run.device), name, run.out, samples, run.seed, options, config, like)
 
     def told(link: str) -> None:
         click.echo(link)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..gan import GAN
 from ..report.person import add_person, person_of
@@ -18,6 +19,7 @@ from ..support import progress
 from ..support.seeding import mix_seed
 from ..training.run_folder import gan_digest
 from . import suggest
+from .like import nearest, read_picture
 from .output import Output
 from .pool import Pool, Space, block_size
 from .run import Runs
@@ -31,13 +33,17 @@ ROW = suggest.ROW
 class Studio:
     """All that the server holds. `start` begins the work, `close` ends it and writes what is missing."""
 
-    def __init__(self, session: Session, gan: GAN, runs: Runs):
+    def __init__(self, session: Session, gan: GAN, runs: Runs, pictures: Sequence[Tensor] = ()):
+        if pictures and gan.discriminator is None:
+            raise ValueError("like: pictures are compared by the discriminator's features, and this GAN has none")
         self.session, self.runs = session, runs
         self.space = Space(gan, session.block, session.size - RANDOM)
         self.pools = {1: Pool(gan, self.space, session.seed, session.block, session.size)}
         for number in range(2, len(session.rounds) + 1):
             self.pools[number] = self._load(number)
         self.judged: dict[int, tuple[Pool, Pool]] = {}  # what is judged blind of a round: (original, result)
+        self.pictures = list(pictures)  # of the user's own: samples like them are offered
+        self._like: np.ndarray | None = None  # their features
         self.output = Output(session)
         self.probe: suggest.Probe | None = None
         self.views: dict[str, list[int]] = {}
@@ -220,6 +226,7 @@ class Studio:
             verdict=session.verdict(),
             earlier=session.verdict(session.rounds[-2]) if self.number > 1 else None,
             judging=self._judging(),
+            pictures=len(self.pictures),
             made=int(self.pools[self.number].made.sum()) * session.block,
             cost=self.cost,
             run=self.runs.status(self.number),
@@ -307,8 +314,12 @@ class Studio:
         if block is not None:
             self.pools[block[0]].make(block[1])
             self._news += 1
-            if len(urgent) == 1 or self._news >= 8:  # more samples to learn and to suggest from
+            first_like = bool(self.pictures) and "like" not in self.views and self.space.whiten is not None
+            if len(urgent) == 1 or self._news >= 8 or first_like:  # more samples to learn and to suggest from
                 self._fitted, self._news = -1, 0
+            return True
+        if self._news:  # the last ones
+            self._fitted, self._news = -1, 0
             return True
         if self.cost is None:
             self.cost = self.runs.cost(self.pools[number].gan)
@@ -347,6 +358,8 @@ class Studio:
         others = pool.features[_spread(np.flatnonzero(free), 1000)]
         self.probe = suggest.fit(features, unwanted, others) if len(at) else None
         views: dict[str, list[int]] = {}
+        if self.pictures and self.space.whiten is not None:
+            views["like"] = nearest(pool.features[: pool.size], self._like_features(), free, ROW)
         if self.probe is not None:
             scores = np.full(pool.size, -np.inf, np.float32)
             scores[known] = self.probe.score(pool.features[: pool.size][known])
@@ -360,6 +373,20 @@ class Studio:
             if number > 1:
                 views.update(self._compared(number, scores))
         self.views, self.fit_seconds = views, time.monotonic() - start
+
+    def _like_features(self) -> np.ndarray:
+        """Features [M, F] of the user's pictures, each amid samples, as theirs are taken (minibatch statistics)."""
+        if self._like is None:
+            assert self.space.whiten is not None
+            found = []
+            for picture in self.pictures:
+                batch = self.pools[1].images(0)
+                batch[0] = picture.to(batch.device)
+                raw = self.space.raw(batch)
+                assert raw is not None
+                found.append(self.space.whiten(raw[:1]).float().numpy())
+            self._like = np.concatenate(found)
+        return self._like
 
     def _marks(self) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
         """(round, index), features and unwanted or not, of marks of all rounds."""
@@ -406,12 +433,24 @@ def _spread(index: np.ndarray, most: int) -> np.ndarray:
 
 
 def open_studio(
-    gan: GAN, ckpt: str, folder: Path, samples: int, seed: int, options: list[str], config: Path | None
+    gan: GAN,
+    ckpt: str,
+    folder: Path,
+    samples: int,
+    seed: int,
+    options: list[str],
+    config: Path | None,
+    like: Sequence[Path] = (),
 ) -> Studio:
-    """Open a folder of marks, new or not, for the samples of a GAN; arguments and errors as of `Session`."""
+    """Open a folder of marks, new or not, for the samples of a GAN; arguments and errors as of `Session`.
+
+    like: pictures of the user's own; samples like them are offered.
+    """
+    block_size(gan)  # an error where the samples are no images
+    pictures = [read_picture(path, gan.sample_shape, gan.image_range) for path in like]
     session = Session(folder, ckpt, gan_digest(gan), seed, block_size(gan), samples)
     try:
-        return Studio(session, gan, Runs(session, options, config))
+        return Studio(session, gan, Runs(session, options, config), pictures)
     except BaseException:
         session.close()
         raise

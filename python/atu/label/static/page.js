@@ -10,6 +10,8 @@ const ROW = 24; // random samples, and samples to judge, shown at once
 
 const VIEWS = [
   { name: "all", title: "All", hint: "Mark a few unwanted and a few good ones; then look at Likely and Unsure." },
+  { name: "like", title: "Like your picture", pictures: true, hint: "The samples most like your picture. Enter brings the next ones.",
+    none: "Looking for samples like your picture." },
   { name: "likely", title: "Likely unwanted", hint: "What your marks point to. Enter brings the next ones.",
     none: "Nothing yet: mark a few unwanted and a few good samples, and a probe looks for more." },
   { name: "unsure", title: "Unsure", hint: "What the probe can tell least: marks here teach it most.",
@@ -94,7 +96,7 @@ function showTabs() {
     const button = $(`tab-${tab.name}`);
     const list = server.state.views[tab.name];
     const absent = (tab.rounds && server.state.round < 2) || (tab.optional && !list?.length)
-      || (tab.judging && !server.state.judging);
+      || (tab.judging && !server.state.judging) || (tab.pictures && !server.state.pictures);
     button.hidden = Boolean(absent) && tab !== view;
     button.textContent = list?.length && tab.optional ? `${tab.title} ${list.length}` : tab.title;
     button.setAttribute("aria-selected", tab === view);
@@ -265,7 +267,10 @@ grid.addEventListener("pick", ({ detail }) => {
   mark(grid.chosen(), brush);
   return grid.go(grid.cursor);
 });
-server.addEventListener("round", () => choose(server.state.round > 1 ? VIEWS.find((v) => v.name === "survived") : VIEWS[0]));
+server.addEventListener("round", () => {
+  const { round, pictures: own } = server.state;
+  choose(VIEWS.find(({ name }) => name === (round > 1 ? "survived" : own ? "like" : "all")));
+});
 server.addEventListener("marks", () => {
   grid.refresh();
   if (server.state) showAwaited();
