@@ -163,7 +163,7 @@ def unlearn(
     gan: GAN,
     negatives: Any,
     positives: Any = None,
-    is_negative: Callable[[Tensor], Tensor] | None = None,
+    is_negative: Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -171,6 +171,7 @@ def unlearn(
     method: str | None = None,
     compat: str | None = None,
     resize: bool = False,
+    precision: str | None = None,
     from_run: str | Path | None = None,
 ) -> Result:
     """Make a GAN forget what the negatives show: adapt to them, then retrain away from the adapted weights.
@@ -188,6 +189,7 @@ def unlearn(
             `feedback.least_positives`, joined by generated ones.
         is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
             generated positives and scores the run; a probe on the discriminator's features stands in when not given.
+            Or a spec of one, such as "net.onnx?class=3" (`atu.feedback.oracles.find`).
         config: `Config`, dict of its fields, or path of a TOML file.
         out: run folder; a killed run is resumed by the same call.
         seed: of everything random. On the CPU the result is the same bit for bit for the same number of threads.
@@ -198,6 +200,8 @@ def unlearn(
             (StyleGAN kinds); what `config` says goes before them.
         resize: scale images (of negatives and positives) of the same proportions but another size; otherwise they are
             refused, by name.
+        precision: what the networks' passes run in while training: "float32", "bfloat16", "float16" (CUDA), or "auto",
+            whichever of the first two is quicker here; the config's when not given.
         from_run: folder of a finished run on `gan`. This one begins with its unlearned GAN, and its negatives and
             positives join those given now (but for what was marked otherwise since). `gan` stays what the outcome is
             measured against; is_negative and config are not taken from there.
@@ -221,6 +225,7 @@ def unlearn(
         method=method,
         compat=compat,
         resize=resize,
+        precision=precision,
         from_run=from_run,
     )
     with started(request) as job:
@@ -231,10 +236,11 @@ def unlearn(
 def _finish(job: Job, outcome: Outcome) -> Result:
     """The result of a job, saved into its run folder."""
     config, out = job.inputs.config, job.run.out
-    decisions = {"method": config.method, **outcome.decisions}
+    decisions = {"method": config.method, "precision": config.precision, **outcome.decisions}
     earlier = job.inputs.earlier
     if earlier is not None:
         decisions.update(round=earlier.round + 1, from_run=str(earlier.folder))
+    outcome.gan.precision = "float32"
     result = Result(
         gan=outcome.gan,
         adapted=outcome.adapted,
@@ -258,7 +264,7 @@ def _finish(job: Job, outcome: Outcome) -> Result:
 def adapt(
     gan: GAN,
     negatives: Any,
-    is_negative: Callable[[Tensor], Tensor] | None = None,
+    is_negative: Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -288,7 +294,7 @@ def repel(
     adapted: Sequence[Mapping[str, Tensor]],
     negatives: Any,
     positives: Any = None,
-    is_negative: Callable[[Tensor], Tensor] | None = None,
+    is_negative: Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,

@@ -31,13 +31,14 @@ from .data.samples import Samples, TensorSamples, as_samples
 from .feedback.checks import label_remarks
 from .feedback.earlier import Earlier, earlier_run
 from .feedback.feedback import Feedback, build_feedback, check_distinct
-from .feedback.oracles import Oracle
+from .feedback.oracles import Oracle, find
 from .feedback.places import marked_samples
 from .gan import GAN
 from .methods.registry import METHODS
 from .support.digest import digest
 from .support.modules import eval_mode
-from .training.run_folder import RunFolder, gan_digest, samples_digest
+from .training import precision
+from .training.run_folder import RunFolder, gan_digest, recorded_precision, samples_digest
 
 States = list[dict[str, Tensor]]
 
@@ -52,13 +53,14 @@ class Request:
     gan: Any
     negatives: Any
     positives: Any = None
-    is_negative: Callable[[Tensor], Tensor] | None = None
+    is_negative: Callable[[Tensor], Tensor] | str | None = None
     config: Config | Mapping[str, Any] | str | Path | None = None
     out: str | Path | None = None
     seed: int = 0
     device: str | torch.device | None = None
     method: str | None = None
     compat: str | None = None
+    precision: str | None = None
     resize: bool = False
     adapted: Sequence[Mapping[str, Tensor]] | None = None
     from_run: str | Path | None = None
@@ -253,6 +255,8 @@ def check_inputs(request: Request) -> Inputs:
         raise ValueError(f"seed: expected a non-negative int, got {seed!r}")
     _check_folders(request)
     config = _config(request.config, request.method, request.compat)
+    if request.precision is not None:
+        config = config.with_precision(request.precision)
     where = _device(request.device, request.gan) if isinstance(request.gan, GAN) else None
     gan = check_gan(request.gan)
     if where is not None and where != gan.device:
@@ -262,13 +266,14 @@ def check_inputs(request: Request) -> Inputs:
     given = _given(gan, request)
     earlier = _earlier(request, gan)
     negatives, positives = _with_earlier(given, earlier, gan)
-    oracle = None if request.is_negative is None else Oracle(request.is_negative)
+    asked = request.is_negative
+    oracle = None if asked is None else Oracle(find(asked, gan) if isinstance(asked, str) else asked)
     if oracle is not None:
         oracle(gan.sample(4))
     if positives is not None:
         check_distinct(negatives, positives)
     label_remarks(gan, negatives)
-    start = gan if earlier is None else earlier.gan
+    start, config = _in_precision(gan if earlier is None else earlier.gan, config, request.out)
     return Inputs(start, gan, negatives, positives, oracle, config, request.out, seed, adapted, given, earlier)
 
 
@@ -283,12 +288,22 @@ def _with_earlier(
     return negatives, joined(given[1], earlier.positives, given[0], gan.image_range)
 
 
+def _in_precision(gan: GAN, config: Config, out: str | Path | None) -> tuple[GAN, Config]:
+    """Both with the precision that the config's stands for on this machine, or stood for when the run began."""
+    batch = config.repel.adversarial.batch_size
+    chosen = precision.resolve(config.precision, gan, batch, recorded_precision(out))
+    if gan.precision != chosen:
+        gan = copy.copy(gan)  # the same networks: the caller's GAN stays as it is
+        gan.precision = chosen
+    return gan, config.with_precision(chosen)
+
+
 def _identity(inputs: Inputs) -> dict[str, Any]:
     """What a run folder's run must agree with to be resumed, beside the config."""
     gan, (negatives, positives) = inputs.original, inputs.given
     identity = {"seed": inputs.seed, "gan": gan_digest(gan), "negatives": samples_digest(negatives)}
     identity["positives"] = None if positives is None else samples_digest(positives)
-    identity["oracle"] = inputs.oracle is not None
+    identity["oracle"] = False if inputs.oracle is None else inputs.oracle.identity
     drawn = gan.labels(64, torch.Generator().manual_seed(0))
     if drawn is not None:
         identity["labels"] = digest({"drawn": drawn})

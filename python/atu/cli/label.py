@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from .options import CONFIG, FILE, Common, checkpoint_of, common, load_gan
+from .oracles import JUDGE, Asked, oracle_options
 
 
 @click.command("label")
@@ -14,6 +15,8 @@ from .options import CONFIG, FILE, Common, checkpoint_of, common, load_gan
 @click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(1, 1_000_000), help="Samples to look through."
 )
+@JUDGE
+@oracle_options
 @CONFIG
 @click.option(
     "--evaluate",
@@ -35,6 +38,7 @@ def label(
     run: Common,
     ckpt: str,
     samples: int,
+    asked: Asked,
     config: Path | None,
     evaluate: int,
     like: tuple[Path, ...],
@@ -53,13 +57,15 @@ def label(
     except ImportError as error:
         raise ImportError(f"the page needs the packages of pip install 'atu-ext[label]' ({error})") from error
 
-    options = ["--samples", str(evaluate)]
+    options = ["--samples", str(evaluate), *asked.recorded()]
     if run.device is not None:
         options += ["--device", run.device]
     if config is not None:
         options += ["--config", str(config.absolute())]
     name = ckpt if ckpt == "mnist" and not Path(ckpt).exists() else str(checkpoint_of(ckpt).absolute())
-    studio = open_studio(load_gan(ckpt, run.device), name, run.out, samples, run.seed, options, config, like)
+    gan = load_gan(ckpt, run.device)
+    oracle, _ = asked.find_both(gan)  # what does not fit is told now, not by the first run
+    studio = open_studio(gan, name, run.out, samples, run.seed, options, config, like, oracle)
 
     def told(link: str) -> None:
         click.echo(link)

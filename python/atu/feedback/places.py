@@ -36,7 +36,11 @@ def marked_samples(gan: GAN, value: Any, name: str, resize: bool = False) -> tup
         TypeError, ValueError: as of `as_samples`; or the labels.json is of another GAN.
     """
     beside = None
-    if labels_file(value) is not None:
+    if isinstance(value, tuple) and len(value) == 2 and labels_file(value[0]) is not None:
+        marks, beside = marked_samples(gan, value[0], name, resize)
+        assert isinstance(marks, TensorSamples)  # what files are read as
+        value = (marks.tensor, value[1])  # with the label that was given
+    elif labels_file(value) is not None:
         value, beside = marks_folder(value)
         if labels_file(value) is not None:
             read = _Labels(Path(value), gan, name)

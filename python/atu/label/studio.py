@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..feedback.answers import Answers
 from ..gan import GAN
 from ..report.person import add_person, person_of
 from ..support import progress
@@ -33,7 +34,9 @@ ROW = suggest.ROW
 class Studio:
     """All that the server holds. `start` begins the work, `close` ends it and writes what is missing."""
 
-    def __init__(self, session: Session, gan: GAN, runs: Runs, pictures: Sequence[Tensor] = ()):
+    def __init__(
+        self, session: Session, gan: GAN, runs: Runs, pictures: Sequence[Tensor] = (), oracle: Answers | None = None
+    ):
         if pictures and gan.discriminator is None:
             raise ValueError("like: pictures are compared by the discriminator's features, and this GAN has none")
         self.session, self.runs = session, runs
@@ -44,6 +47,7 @@ class Studio:
         self.judged: dict[int, tuple[Pool, Pool]] = {}  # what is judged blind of a round: (original, result)
         self.pictures = list(pictures)  # of the user's own: samples like them are offered
         self._like: np.ndarray | None = None  # their features
+        self.oracle = oracle  # ranks samples, and says which it would mark
         self.output = Output(session)
         self.probe: suggest.Probe | None = None
         self.views: dict[str, list[int]] = {}
@@ -227,6 +231,8 @@ class Studio:
             earlier=session.verdict(session.rounds[-2]) if self.number > 1 else None,
             judging=self._judging(),
             pictures=len(self.pictures),
+            oracle=None if self.oracle is None else self.oracle.spec,
+            called=[i for i in self.views.get("ranked", []) if self.pools[self.number].called[i]],
             made=int(self.pools[self.number].made.sum()) * session.block,
             cost=self.cost,
             run=self.runs.status(self.number),
@@ -293,7 +299,7 @@ class Studio:
                 done.set_exception(error)
             return True
         if key is not None:
-            key[0].make(key[1])
+            self._make(*key)
             return True
         if self._open_judging():
             return True
@@ -312,10 +318,12 @@ class Studio:
         urgent = self._urgent_blocks()
         block = urgent[0] if urgent else self._next_block()
         if block is not None:
-            self.pools[block[0]].make(block[1])
+            self._make(self.pools[block[0]], block[1])
             self._news += 1
-            first_like = bool(self.pictures) and "like" not in self.views and self.space.whiten is not None
-            if len(urgent) == 1 or self._news >= 8 or first_like:  # more samples to learn and to suggest from
+            awaited = (self.pictures and self.space.whiten is not None and "like" not in self.views) or (
+                self.oracle is not None and len(self.views.get("ranked", ())) < ROW
+            )
+            if len(urgent) == 1 or self._news >= 8 or awaited:  # more samples to learn and to suggest from
                 self._fitted, self._news = -1, 0
             return True
         if self._news:  # the last ones
@@ -324,6 +332,16 @@ class Studio:
         if self.cost is None:
             self.cost = self.runs.cost(self.pools[number].gan)
         return False
+
+    def _make(self, pool: Pool, block: int) -> None:
+        """Make a block of samples, and have the oracle look at them."""
+        first = block * pool.block
+        x = pool.make(block)
+        if self.oracle is None or first >= pool.size or np.isfinite(pool.ranks[first]):
+            return
+        part = slice(first, min(first + pool.block, pool.size))
+        pool.ranks[part] = self.oracle.rank(x).cpu().numpy()[: pool.size - first]
+        pool.called[part] = self.oracle(x).cpu().numpy()[: pool.size - first]
 
     def _urgent_blocks(self) -> list[tuple[int, int]]:
         """(round, block) of marked samples whose features are not there; of earlier marks in the original and now."""
@@ -360,6 +378,10 @@ class Studio:
         views: dict[str, list[int]] = {}
         if self.pictures and self.space.whiten is not None:
             views["like"] = nearest(pool.features[: pool.size], self._like_features(), free, ROW)
+        if self.oracle is not None:
+            ranked = np.isfinite(pool.ranks) & (codes == NONE)
+            ranked[:RANDOM] = False
+            views["ranked"] = suggest.highest(pool.ranks, ranked)
         if self.probe is not None:
             scores = np.full(pool.size, -np.inf, np.float32)
             scores[known] = self.probe.score(pool.features[: pool.size][known])
@@ -441,16 +463,17 @@ def open_studio(
     options: list[str],
     config: Path | None,
     like: Sequence[Path] = (),
+    oracle: Answers | None = None,
 ) -> Studio:
     """Open a folder of marks, new or not, for the samples of a GAN; arguments and errors as of `Session`.
 
-    like: pictures of the user's own; samples like them are offered.
+    like: pictures of the user's own; samples like them are offered. oracle: what ranks samples, and proposes marks.
     """
     block_size(gan)  # an error where the samples are no images
     pictures = [read_picture(path, gan.sample_shape, gan.image_range) for path in like]
     session = Session(folder, ckpt, gan_digest(gan), seed, block_size(gan), samples)
     try:
-        return Studio(session, gan, Runs(session, options, config), pictures)
+        return Studio(session, gan, Runs(session, options, config), pictures, oracle)
     except BaseException:
         session.close()
         raise

@@ -167,6 +167,11 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _by(data: Mapping[str, Any]) -> str:
+    """Which judge says so, where it has a name."""
+    return f", by {data['judge']}" if data.get("judge") else ""
+
+
 def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
     """The few numbers that answer: is it gone, what did it cost?"""
     found = []
@@ -174,7 +179,7 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
     counts = f"{data['negatives_before']:,} → {data['negatives_after']:,} of {n:,} samples"
     if data["pul"] is not None and not looks_swapped(data):
         low, high = data["pul_ci95"]
-        note = f"{counts}; 95 % interval: {low:.1f} to {high:.1f} %"
+        note = f"{counts}{_by(data)}; 95 % interval: {low:.1f} to {high:.1f} %"
         found.append(dict(name="Negatives gone", value=percent(data["pul"]), note=note))
     else:
         note = f"{counts}: {'more than before' if looks_swapped(data) else 'none to begin with'}"
@@ -215,6 +220,8 @@ def explain(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [_round(decisions), _kept(decisions), _stopped(decisions), _who_answered(decisions)]
     if "positives" in decisions:
         rows.append(("What it learned from", f"{decisions['positives']}."))
+    if "precision" in decisions:
+        rows.append(("Precision", _precision(decisions["precision"])))
     if decisions.get("negatives_found"):
         found = decisions["negatives_found"]
         rows.append(("Negatives", f"{found:,} more were found among the original's samples, and joined those given."))
@@ -229,6 +236,12 @@ def _round(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
     if decisions.get("from_run") is None:
         return None
     return f"Round {decisions['round']}", f"It went on from {decisions['from_run']}, whose marks count too."
+
+
+def _precision(name: str) -> str:
+    if name == "float32":
+        return "All of the training ran in float32."
+    return f"The networks' passes ran in {name}; weights, optimiser, penalties and losses in float32."
 
 
 def _kept(decisions: Mapping[str, Any]) -> tuple[str, str] | None:

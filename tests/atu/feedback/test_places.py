@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from atu.data.images import save_folder, to_range, to_uint8
 from atu.feedback.places import generator_digest, marked_samples
 from atu.support.seeding import mix_seed
 
@@ -44,6 +45,24 @@ def test_places_are_the_samples_that_were_marked(conv_gan, tmp_path):
         assert torch.equal(negatives.labels[[0, 2]], drawn[[3, 15]])
     else:
         assert negatives.labels is None
+
+
+@pytest.mark.parametrize("conv_gan", [3], indirect=True)
+def test_a_label_for_all_of_them(conv_gan, tmp_path):
+    labels_of(conv_gan, MARKS, path=tmp_path / "labels.json")
+    negatives, _ = marked_samples(conv_gan, (tmp_path, 2), "negatives")
+    assert torch.equal(negatives.tensor, marked_samples(conv_gan, tmp_path, "negatives")[0].tensor)
+    assert torch.equal(negatives.labels, torch.eye(3)[[2, 2, 2]])
+
+
+def test_pictures_go_before_places(image_gan, tmp_path):
+    labels_of(image_gan, MARKS, path=tmp_path / "labels.json")
+    x = image_gan.sample(5, seed=9)
+    save_folder(x[:3], image_gan.image_range, tmp_path / "unwanted")
+    save_folder(x[3:], image_gan.image_range, tmp_path / "good")
+    negatives, positives = marked_samples(image_gan, tmp_path, "negatives")
+    assert torch.equal(negatives.tensor, to_range(to_uint8(x[:3], (-1, 1)), (-1, 1)))
+    assert positives == tmp_path / "good"
 
 
 def test_a_later_round_is_made_by_its_own_gan(image_gan, tmp_path):

@@ -16,6 +16,7 @@ from atu.data.mnist import mnist
 pytest.importorskip("uvicorn", reason="the page's packages are not installed (atu-ext[label])")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+sync_api.expect.set_options(timeout=30_000)  # a busy machine
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -284,6 +285,25 @@ def test_samples_like_a_picture_are_offered_first(page, tmp_path):
         page.keyboard.press("n")
         wait_for_counts(page, 1, 0, 0)
         assert page.faults == []
+    finally:
+        server.process.terminate()
+        server.process.wait(60)
+
+
+def test_what_the_oracle_proposes_is_marked_once_accepted(page, tmp_path):
+    server = Server(tmp_path, more=("--oracle", "mnist", "--class", "8"))
+    try:
+        page.goto(server.link)
+        page.wait_for_selector("#cell-23.proposed img.there")
+        sync_api.expect(page.locator("#tab-ranked")).to_have_attribute("aria-selected", "true")
+        assert counts(page) == (0, 0, 0)
+        shot(page, "9-oracle")
+        page.locator("#grid").focus()
+        page.keyboard.press("g")  # a correction
+        before = page.locator(".cell.proposed").count()
+        page.click("#rest")
+        wait_for_counts(page, before, 24 - before, 0)
+        assert before == 23 and page.faults == []
     finally:
         server.process.terminate()
         server.process.wait(60)

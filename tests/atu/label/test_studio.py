@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from atu.data.images import load_folder, to_uint8
+from atu.feedback.answers import Answers
 from atu.gan import GAN
 from atu.label import suggest
 from atu.label.pool import Pool, Space, block_size, encode
@@ -269,3 +270,23 @@ def test_the_result_is_judged_blind(studio, marks):
     work(studio)
     assert json.loads((marks / "labels.json").read_text())["samples"][0]["index"] == RANDOM + 3
     assert len(json.loads((marks / "labels.json").read_text())["samples"]) == 1  # what was judged is no mark
+
+
+def test_an_oracle_ranks_and_proposes(image_gan, marks):
+    def brightness(x):
+        return x.flatten(1).mean(1)
+
+    x = torch.stack([sample(image_gan, 5, RANDOM + i) for i in range(300)])
+    limit = float(brightness(x).quantile(0.95))
+    oracle = Answers("bright", None, lambda x: brightness(x) > limit, score=brightness)
+    studio = open_studio(image_gan, "small", marks, 300, 5, [], None, oracle=oracle)
+    work(studio)
+    state = studio.state(-1, 0)
+    expected = [RANDOM + int(i) for i in brightness(x).argsort(descending=True)[:24]]
+    assert state["oracle"] == "bright" and state["views"]["ranked"] == expected
+    assert state["called"] == [i for i in expected if brightness(x)[i - RANDOM] > limit] and state["called"]
+    assert studio.session.counts()["unwanted"] == 0  # a proposal is no mark
+    studio.session.mark(expected[:3], "unwanted")
+    work(studio)
+    assert not set(studio.views["ranked"]) & set(expected[:3])
+    studio.close()

@@ -12,6 +12,9 @@ const VIEWS = [
   { name: "all", title: "All", hint: "Mark a few unwanted and a few good ones; then look at Likely and Unsure." },
   { name: "like", title: "Like your picture", pictures: true, hint: "The samples most like your picture. Enter brings the next ones.",
     none: "Looking for samples like your picture." },
+  { name: "ranked", title: "Ranked by the oracle", oracle: true,
+    hint: "The likeliest by the oracle; dashed: what it would mark unwanted. Correct it, then accept: nothing is marked before.",
+    none: "The oracle is looking at samples." },
   { name: "likely", title: "Likely unwanted", hint: "What your marks point to. Enter brings the next ones.",
     none: "Nothing yet: mark a few unwanted and a few good samples, and a probe looks for more." },
   { name: "unsure", title: "Unsure", hint: "What the probe can tell least: marks here teach it most.",
@@ -80,6 +83,8 @@ function choose(next) {
   shown = all ? [] : listOf(view);
   const { state } = server;
   const length = all ? state.size - state.random : shown.length;
+  grid.proposed = new Set(view.oracle ? state.called : []); // as they were when these were shown
+  $("rest").textContent = view.oracle ? "Accept" : "Rest good";
   $("hint").textContent = view.hint;
   $("empty").hidden = length > 0;
   $("empty").textContent = (view.name === "judge" && state.judging?.revealed ? "The verdict is beside this." : view.none) ?? "";
@@ -96,7 +101,8 @@ function showTabs() {
     const button = $(`tab-${tab.name}`);
     const list = server.state.views[tab.name];
     const absent = (tab.rounds && server.state.round < 2) || (tab.optional && !list?.length)
-      || (tab.judging && !server.state.judging) || (tab.pictures && !server.state.pictures);
+      || (tab.judging && !server.state.judging) || (tab.pictures && !server.state.pictures)
+      || (tab.oracle && !server.state.oracle);
     button.hidden = Boolean(absent) && tab !== view;
     button.textContent = list?.length && tab.optional ? `${tab.title} ${list.length}` : tab.title;
     button.setAttribute("aria-selected", tab === view);
@@ -138,14 +144,17 @@ function nextPage() {
 
 // Suggestions follow the last marks: they are shown once the probe has been fitted on those.
 function showAwaited() {
-  if (awaited !== view || !server.state.fitted || server.pending.size) return;
+  const learns = view.name !== "random" && view.name !== "judge";
+  if (awaited !== view || (learns && !server.state.fitted) || server.pending.size) return;
   awaited = null;
   choose(view);
 }
 
 function restGood() {
   const rest = (view.name === "all" ? grid.inView() : shown).filter((index) => server.code(index) === ".");
-  if (rest.length) mark(rest, "good");
+  const called = rest.filter((index) => grid.proposed.has(index));
+  if (called.length) mark(called, "unwanted");
+  if (called.length < rest.length) mark(rest.filter((index) => !grid.proposed.has(index)), "good");
   nextPage();
 }
 
@@ -268,8 +277,8 @@ grid.addEventListener("pick", ({ detail }) => {
   return grid.go(grid.cursor);
 });
 server.addEventListener("round", () => {
-  const { round, pictures: own } = server.state;
-  choose(VIEWS.find(({ name }) => name === (round > 1 ? "survived" : own ? "like" : "all")));
+  const { round, pictures: own, oracle } = server.state;
+  choose(VIEWS.find(({ name }) => name === (round > 1 ? "survived" : own ? "like" : oracle ? "ranked" : "all")));
 });
 server.addEventListener("marks", () => {
   grid.refresh();
