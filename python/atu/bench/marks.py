@@ -178,6 +178,13 @@ def to_find(rows: Sequence[Mapping[str, int]], n: int, key: str) -> int | None:
     return next((row[key] for row in rows if row["found"] >= n), None)
 
 
+def told(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What is reported of a cell: the counts at the end of the pages on which the n-th unwanted one was found."""
+    rows = cell["pages"]
+    found = {str(n): {key: to_find(rows, n, key) for key in ("looked", "clicks")} for n in FOUND}
+    return {**{key: value for key, value in cell.items() if key != "pages"}, "found": found}
+
+
 # --- unlearning
 
 
@@ -190,7 +197,7 @@ def unlearn_in_rounds(
     A killed one goes on: marks, runs and counts are in `folder`.
     """
     studio = open_studio(gan, "mnist", folder / "marks", SAMPLES, 0, options, config)
-    rule, told = feature.rule(user, gan), []
+    rule, rows = feature.rule(user, gan), []
     try:
         for number in range(1, rounds + 1):
             path = folder / f"round-{number}.json"
@@ -204,12 +211,12 @@ def unlearn_in_rounds(
                     _wait(studio, number, say)
                 row = dict(person.count, round=number, counts=studio.session.counts())
                 write_json(path, {**row, "seconds": round(time.monotonic() - started)})
-            told.append(json.loads(path.read_text(encoding="utf-8")))
+            rows.append(json.loads(path.read_text(encoding="utf-8")))
             if studio.number == number < rounds:
                 studio.next_round()
     finally:
         studio.close()
-    return told
+    return rows
 
 
 def _wait(studio: Studio, number: int, say: Callable[[str], None]) -> None:
@@ -284,7 +291,7 @@ def _finding(out: Path, quick: bool, seeds: int, gan: GAN, user: Classifier, say
                     _remove(folder)
                     write_json(path, find(feature, order, seed, folder, gan, user, pool, wanted))
                     _remove(folder)
-                rows.append(json.loads(path.read_text(encoding="utf-8")))
+                rows.append(told(json.loads(path.read_text(encoding="utf-8"))))
     return rows
 
 
@@ -309,16 +316,16 @@ def _chain(
         options = ["--samples", "64", "--config", str(config)]
     for upto in range(1, rounds + 1):
         say(f"unlearning {feature.subject} ({feature.share}), {order}, {upto} round{'s' * (upto > 1)}")
-        told = unlearn_in_rounds(feature, order, 5 if quick else CLICKS, upto, folder, gan, user, say, options, config)
+        done = unlearn_in_rounds(feature, order, 5 if quick else CLICKS, upto, folder, gan, user, say, options, config)
         path = folder / f"judged-{upto}.json"
         if not path.exists():
             knows = Classifier.load(judge or asset("mnist-judge.safetensors"))
             result = folder / f"marks-run-{upto}" / "result.safetensors"
             write_json(path, judged(feature, gan, result, knows, user))
         row: dict[str, Any] = dict(feature=feature.share, subject=feature.subject, order=order, rounds=upto)
-        row["clicks"] = sum(one["clicks"] for one in told)
-        row["looked"] = sum(one["looked"] for one in told)
-        row.update(counts=told[-1]["counts"], seconds=told[-1]["seconds"])
+        row["clicks"] = sum(one["clicks"] for one in done)
+        row["looked"] = sum(one["looked"] for one in done)
+        row.update(counts=done[-1]["counts"], seconds=done[-1]["seconds"])
         data["unlearning"].append({**row, **json.loads(path.read_text(encoding="utf-8"))})
         _write(out, data)
 
@@ -367,7 +374,7 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _mean(cells: Sequence[Mapping[str, Any]], share: str, order: str, n: int, key: str) -> str:
     """Mean over the seeds, with the least and the most."""
-    values = [to_find(one["pages"], n, key) for one in cells if (one["feature"], one["order"]) == (share, order)]
+    values = [one["found"][str(n)][key] for one in cells if (one["feature"], one["order"]) == (share, order)]
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return "–"

@@ -321,7 +321,7 @@ class Studio:
             self._make(self.pools[block[0]], block[1])
             self._news += 1
             awaited = (self.pictures and self.space.whiten is not None and "like" not in self.views) or (
-                self.oracle is not None and len(self.views.get("ranked", ())) < ROW
+                "ranked" not in self.views and self._has_ranked(self.pools[block[0]])
             )
             if len(urgent) == 1 or self._news >= 8 or awaited:  # more samples to learn and to suggest from
                 self._fitted, self._news = -1, 0
@@ -342,6 +342,10 @@ class Studio:
         part = slice(first, min(first + pool.block, pool.size))
         pool.ranks[part] = self.oracle.rank(x).cpu().numpy()[: pool.size - first]
         pool.called[part] = self.oracle(x).cpu().numpy()[: pool.size - first]
+
+    def _has_ranked(self, pool: Pool) -> bool:
+        """Whether the oracle has looked at enough samples for its first ones to be worth a look."""
+        return self.oracle is not None and int(np.isfinite(pool.ranks).sum()) >= self.space.wanted
 
     def _urgent_blocks(self) -> list[tuple[int, int]]:
         """(round, block) of marked samples whose features are not there; of earlier marks in the original and now."""
@@ -378,7 +382,7 @@ class Studio:
         views: dict[str, list[int]] = {}
         if self.pictures and self.space.whiten is not None:
             views["like"] = nearest(pool.features[: pool.size], self._like_features(), free, ROW)
-        if self.oracle is not None:
+        if self._has_ranked(pool):
             ranked = np.isfinite(pool.ranks) & (codes == NONE)
             ranked[:RANDOM] = False
             views["ranked"] = suggest.highest(pool.ranks, ranked)
