@@ -228,7 +228,11 @@ def test_from_marks_to_a_report(page, server, tmp_path):
         person = json.loads((run / "report.json").read_text())["person"]
         assert person["before"]["n"] + person["after"]["n"] == 48
         assert person["before"]["unwanted"] + person["after"]["unwanted"] == 2
-        assert "By a person" in (run / "report.html").read_text()
+        with page.context.expect_page() as tab:
+            page.click("#report")
+        sync_api.expect(tab.value.get_by_role("heading", name="By a person")).to_be_visible()
+        shot(tab.value, "7-report-judged")
+        tab.value.close()
         assert json.loads((run / "run.json").read_text())["identity"]["positives"] is not None
 
         page.click("#round-button")

@@ -1,7 +1,7 @@
 // Keys, mouse, views: what the page does.
 
 import { Grid } from "./grid.js";
-import { plural, showPanel } from "./panel.js";
+import { plural, showPanel, verdictOf } from "./panel.js";
 import { CODES, Server } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
@@ -87,7 +87,7 @@ function choose(next) {
   $("rest").textContent = view.oracle ? "Accept" : "Rest good";
   $("hint").textContent = view.hint;
   $("empty").hidden = length > 0;
-  $("empty").textContent = (view.name === "judge" && state.judging?.revealed ? "The verdict is beside this." : view.none) ?? "";
+  $("empty").textContent = (view.judging && state.judging?.revealed ? verdictOf(state.judging) : view.none) ?? "";
   $("grid").hidden = length === 0;
   grid.show(length, all ? (position) => state.random + position : (position) => shown[position], pictures, view.pair);
   if (view.name === "random") grid.go(Math.max(shown.findIndex((index) => server.code(index) === "."), 0));

@@ -63,17 +63,19 @@ const share = (verdict) => `${verdict.share === null ? "–" : percent(verdict.s
 function showJudging({ judging }) {
   $("judging").hidden = !judging;
   if (!judging) return;
-  const { judged, of, revealed, before, after } = judging;
+  const { judged, of, revealed } = judging;
   $("judge").hidden = revealed || judged === of;
   $("reveal").hidden = revealed || judged < 2;
   set("judge", judged ? "Go on judging" : "Judge the result");
-  if (!revealed) {
-    const told = `${judged} of ${of} judged. The verdict is shown when you end, and then stays as it is.`;
-    set("verdict", judged ? told : "Judge samples of the original and of the result, shuffled, and your verdict goes into the report.");
-    return;
-  }
-  const of_result = `Of ${plural(after.marked - after.unsure, "random sample")} you called ${after.unwanted} unwanted: ${share(after)}.`;
-  set("verdict", `${of_result} Before, of ${before.marked - before.unsure}: ${before.unwanted}, ${share(before)}.`);
+  const before = judged
+    ? `${judged} of ${of} judged. The verdict is shown when you end, and then stays as it is.`
+    : "Judge samples of the original and of the result, shuffled, and your verdict goes into the report.";
+  set("verdict", revealed ? verdictOf(judging) : before);
+}
+
+export function verdictOf({ before, after }) {
+  const result = `Of ${plural(after.marked - after.unsure, "random sample")} you called ${after.unwanted} unwanted: ${share(after)}.`;
+  return `${result} Before, of ${before.marked - before.unsure}: ${before.unwanted}, ${share(before)}.`;
 }
 
 function showRun({ run, cost, counts, round }) {
@@ -96,7 +98,7 @@ function showRun({ run, cost, counts, round }) {
 
 function outcome(round, { before, after, n }) {
   if (n === undefined) return `Round ${round} is done.`;
-  return `Round ${round} is done: by the probe, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Begin the next round to see for yourself.`;
+  return `Round ${round} is done: by the probe, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Judge the result to see for yourself.`;
 }
 
 function runText(run) {
