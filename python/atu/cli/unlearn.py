@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_evaluation, say_training
+from .models import Model, model_options
 from .options import (
     BATCH,
     COMPAT,
@@ -46,6 +47,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 
 @click.command("unlearn")
 @click.argument("ckpt")
+@model_options
 @click.option("--negatives", required=True, type=FOLDER, help="Folder of images that must not be made, or of marks.")
 @click.option("--positives", type=FOLDER, help="Folder of images that may be made.")
 @click.option("--resize", is_flag=True, help="Scale images of the same proportions, but another size, to the GAN's.")
@@ -67,6 +69,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 def unlearn(
     run: Common,
     ckpt: str,
+    model: Model,
     negatives: Path,
     positives: Path | None,
     resize: bool,
@@ -93,7 +96,7 @@ def unlearn(
     check_replaceable(run.out, "report", "negatives_before")
     if positives is None:
         negatives, positives = marks_folder(negatives)
-    gan = load_gan(ckpt, run.device)
+    gan = load_gan(ckpt, run.device, model=model)
     choose_labels(gan, labels)
     gan = with_discriminator(gan, train_discriminator, run.seed)
     gan.batch = batch

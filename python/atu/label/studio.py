@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..formats.own_model import load_like
 from ..gan import GAN
 from ..support import progress
 from ..training.run_folder import gan_digest
@@ -52,7 +53,7 @@ class Studio:
 
     def _load(self, number: int) -> Pool:
         found = self.session.rounds[number - 1]
-        gan = GAN.load(found.ckpt).to(self.space.gan.device)
+        gan = load_like(found.ckpt, self.space.gan).to(self.space.gan.device)
         if gan_digest(gan) != found.gan:
             raise ValueError(f"out: {found.ckpt}, whose samples were marked, has changed since")
         return Pool(gan, self.space, self.session.seed, self.session.block, self.session.size)
@@ -123,7 +124,7 @@ class Studio:
         if self.runs.busy or not self.runs.finished(self.number):
             raise ValueError("the run of this round is not finished")
         result = self.runs.folder(self.number) / "result.safetensors"
-        gan = GAN.load(result).to(self.space.gan.device)
+        gan = load_like(result, self.space.gan).to(self.space.gan.device)
         pool = Pool(gan, self.space, self.session.seed, self.session.block, self.session.size)
         self.pools[self.number + 1] = pool
         self.session.begin_round(str(result), gan_digest(gan))
