@@ -160,6 +160,7 @@ def unlearn(
     method: str | None = None,
     compat: str | None = None,
     resize: bool = False,
+    precision: str | None = None,
 ) -> Result:
     """Make a GAN forget what the negatives show: adapt to them, then retrain away from the adapted weights.
 
@@ -187,6 +188,8 @@ def unlearn(
             (StyleGAN kinds); what `config` says goes before them.
         resize: scale images (of negatives and positives) of the same proportions but another size; otherwise they are
             refused, by name.
+        precision: what the networks' passes run in while training: "float32", "bfloat16", "float16" (CUDA), or "auto",
+            whichever of the first two is quicker here; the config's when not given.
 
     Returns:
         `Result`.
@@ -207,6 +210,7 @@ def unlearn(
         method=method,
         compat=compat,
         resize=resize,
+        precision=precision,
     )
     with started(request) as job:
         cfg = job.inputs.config
@@ -216,7 +220,8 @@ def unlearn(
 def _finish(job: Job, outcome: Outcome) -> Result:
     """The result of a job, saved into its run folder."""
     config, out = job.inputs.config, job.run.out
-    decisions = {"method": config.method, **outcome.decisions}
+    decisions = {"method": config.method, "precision": config.precision, **outcome.decisions}
+    outcome.gan.precision = "float32"
     result = Result(
         gan=outcome.gan,
         adapted=outcome.adapted,

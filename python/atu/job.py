@@ -34,7 +34,8 @@ from .gan import GAN
 from .methods.registry import METHODS
 from .support.digest import digest
 from .support.modules import eval_mode
-from .training.run_folder import RunFolder, gan_digest, samples_digest
+from .training import precision
+from .training.run_folder import RunFolder, gan_digest, recorded_precision, samples_digest
 
 States = list[dict[str, Tensor]]
 
@@ -56,6 +57,7 @@ class Request:
     device: str | torch.device | None = None
     method: str | None = None
     compat: str | None = None
+    precision: str | None = None
     resize: bool = False
     adapted: Sequence[Mapping[str, Tensor]] | None = None
 
@@ -223,6 +225,8 @@ def check_inputs(request: Request) -> Inputs:
         raise ValueError(f"seed: expected a non-negative int, got {seed!r}")
     _check_folders(request)
     config = _config(request.config, request.method, request.compat)
+    if request.precision is not None:
+        config = config.with_precision(request.precision)
     where = _device(request.device, request.gan) if isinstance(request.gan, GAN) else None
     gan = check_gan(request.gan)
     if where is not None and where != gan.device:
@@ -238,7 +242,18 @@ def check_inputs(request: Request) -> Inputs:
     if positives is not None:
         check_distinct(negatives, positives)
     label_remarks(gan, negatives)
+    gan, config = _in_precision(gan, config, request.out)
     return Inputs(gan, negatives, positives, oracle, config, request.out, seed, adapted)
+
+
+def _in_precision(gan: GAN, config: Config, out: str | Path | None) -> tuple[GAN, Config]:
+    """Both with the precision that the config's stands for on this machine, or stood for when the run began."""
+    batch = config.repel.adversarial.batch_size
+    chosen = precision.resolve(config.precision, gan, batch, recorded_precision(out))
+    if gan.precision != chosen:
+        gan = copy.copy(gan)  # the same networks: the caller's GAN stays as it is
+        gan.precision = chosen
+    return gan, config.with_precision(chosen)
 
 
 def _identity(inputs: Inputs) -> dict[str, Any]:

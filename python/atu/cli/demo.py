@@ -13,6 +13,7 @@ from .options import (
     FOLDER,
     MARKS,
     METHOD,
+    PRECISION,
     RETRAINED,
     SAMPLES,
     Common,
@@ -44,6 +45,7 @@ def demo() -> None:
 @METHOD
 @COMPAT
 @CONFIG
+@PRECISION
 @SAMPLES
 @common("Run folder.")
 def mnist(
@@ -59,6 +61,7 @@ def mnist(
     method: str | None,
     compat: str | None,
     config: Path | None,
+    precision: str | None,
     samples: int,
 ) -> None:
     """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
@@ -78,6 +81,7 @@ def mnist(
         oracle=not no_oracle,
         method=method,
         compat=compat,
+        precision=precision,
         feature=feature,
         source=source,
         attacked=attacked,
@@ -89,14 +93,16 @@ def mnist(
 
 @demo.command("mog")
 @CONFIG
+@PRECISION
 @SAMPLES
 @common("Run folder.")
-def mog(run: Common, config: Path | None, samples: int) -> None:
+def mog(run: Common, config: Path | None, precision: str | None, samples: int) -> None:
     """Train an MLP GAN on eight Gaussians and erase two of them."""
     from ..experiments.mog import demo_mog
 
     check_replaceable(run.out, "report", "negatives_before")
-    data = demo_mog(run.out, samples=samples, seed=run.seed, device=run.device, config=config)
+    options: dict[str, Any] = dict(config=config, precision=precision)
+    data = demo_mog(run.out, samples=samples, seed=run.seed, device=run.device, **options)
     show(data, run)
     if not run.quiet:
         _print_centres(data)

@@ -149,6 +149,11 @@ COMPAT = click.option(
     type=click.Choice(presets.COMPAT),
     help="Settings to start from: those of the paper's reference implementation (StyleGAN kinds).",
 )
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="What the networks run in while training; auto measures. float16 needs CUDA.",
+)
 RETRAINED = click.option(
     "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: attacks are compared with it."
 )

@@ -56,11 +56,12 @@ def reproduce(
     """
     from ..experiments import recipes
     from ..experiments import reproduce as table
+    from ..measures.extractors import torchscript
 
     options: dict[str, Any] = dict(seeds=seeds, negatives=marks, samples=samples)
     options.update(methods=table.check_methods(methods), config=table.read_config(config))
     if extractor is not None:
-        options["extractor"] = table.load_extractor(extractor)
+        options["extractor"] = torchscript(extractor)
     if dataset == "mnist":
         if data is not None or ckpt is not None:
             raise click.UsageError("mnist takes neither --data nor --ckpt")
@@ -74,6 +75,7 @@ def reproduce(
         )
     for task in plan.tasks:
         task.judge.to(plan.gan.device)
+        task.asked.to(plan.gan.device)
     found = table.reproduce(plan, run.out)
     click.echo(f"{found['cells_done']} of {found['cells']} cells", err=True)
     for name in ("table.md", "table.json", "figure.png"):

@@ -17,6 +17,7 @@ from .options import (
     FOLDER,
     LABEL,
     METHOD,
+    PRECISION,
     PROBE_JUDGES,
     REQUIRE,
     SAMPLES,
@@ -61,6 +62,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 @METHOD
 @COMPAT
 @CONFIG
+@PRECISION
 @SAMPLES
 @BATCH
 @SUBJECT
@@ -80,6 +82,7 @@ def unlearn(
     method: str | None,
     compat: str | None,
     config: Path | None,
+    precision: str | None,
     samples: int,
     batch: int | None,
     subject: str | None,
@@ -116,6 +119,7 @@ def unlearn(
         method=method,
         compat=compat,
         resize=resize,
+        precision=precision,
     )
     start = time.monotonic()
     evaluation = _evaluate(gan, result, negatives, judge or oracle, samples, run.seed, resize)

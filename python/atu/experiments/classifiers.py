@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.mnist import mnist_split
-from ..evaluation.classifier import Classifier
+from ..evaluation.classifier import Classifier, confusion
 from ..networks.classifier import ConvClassifier
 from ..support import progress
 from ..support.files import write_json
@@ -90,7 +90,9 @@ def train_mnist(out: str | Path, epochs: int = 40, seed: int = 0) -> tuple[Path,
     """
     train, held_out = mnist_split()
     module, rows = train_classifier(*train, held_out, epochs, seed)
-    path = Classifier(module, [str(digit) for digit in range(10)]).save(Path(out) / "mnist-classifier.safetensors")
+    classifier = Classifier(module, [str(digit) for digit in range(10)])
+    classifier.confusion = confusion(classifier, *held_out)
+    path = classifier.save(Path(out) / "mnist-classifier.safetensors")
     score = accuracy(module, *held_out)
     log = dict(command="atu train-classifier mnist", seed=seed, epochs=epochs, held_out_accuracy=score)
     log |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), log=rows)

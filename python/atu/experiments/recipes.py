@@ -26,6 +26,7 @@ from ..gan import GAN
 from ..support import progress
 from ..support.files import write_json
 from .classifiers import accuracy, train_classifier
+from .judge import mnist_judge
 from .reproduce import Plan, Task
 
 AFHQ_CLASSES = ("cat", "dog", "wild")
@@ -36,10 +37,10 @@ HELD_OUT = 5  # every fifth image
 
 
 def mnist_plan(classes: Sequence[str], **options: Any) -> Plan:
-    """The bundled GAN, classifier and images; classes are digits."""
-    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
+    """The bundled GAN, images, and classifier as the oracle; another network judges. Classes are digits."""
+    classifier, judge = Classifier.load(asset("mnist-classifier.safetensors")), mnist_judge()
     names = [classifier.classes[classifier.class_indices([one])[0]] for one in classes]
-    tasks = [Task(name, classifier, (name,), mnist()) for name in names]
+    tasks = [Task(name, judge, (name,), mnist(), classifier) for name in names]
     return Plan("mnist", GAN.load(asset("mnist-gan.safetensors")), tasks, **options)
 
 

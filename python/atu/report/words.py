@@ -163,6 +163,11 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _by(data: Mapping[str, Any]) -> str:
+    """Which judge says so, where it has a name."""
+    return f", by {data['judge']}" if data.get("judge") else ""
+
+
 def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
     """The few numbers that answer: is it gone, what did it cost?"""
     found = []
@@ -170,7 +175,7 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
     counts = f"{data['negatives_before']:,} → {data['negatives_after']:,} of {n:,} samples"
     if data["pul"] is not None and not looks_swapped(data):
         low, high = data["pul_ci95"]
-        note = f"{counts}; 95 % interval: {low:.1f} to {high:.1f} %"
+        note = f"{counts}{_by(data)}; 95 % interval: {low:.1f} to {high:.1f} %"
         found.append(dict(name="Negatives gone", value=percent(data["pul"]), note=note))
     else:
         note = f"{counts}: {'more than before' if looks_swapped(data) else 'none to begin with'}"
@@ -211,6 +216,8 @@ def explain(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [_kept(decisions), _stopped(decisions), _who_answered(decisions)]
     if "positives" in decisions:
         rows.append(("What it learned from", f"{decisions['positives']}."))
+    if "precision" in decisions:
+        rows.append(("Precision", _precision(decisions["precision"])))
     if decisions.get("negatives_found"):
         found = decisions["negatives_found"]
         rows.append(("Negatives", f"{found:,} more were found among the original's samples, and joined those given."))
@@ -219,6 +226,12 @@ def explain(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
         labels = ", ".join(map(str, filled))
         rows.append(("Labels", f"Labels that lost their samples ({labels}) were given samples of the others."))
     return [row for row in rows if row is not None]
+
+
+def _precision(name: str) -> str:
+    if name == "float32":
+        return "All of the training ran in float32."
+    return f"The networks' passes ran in {name}; weights, optimiser, penalties and losses in float32."
 
 
 def _kept(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
