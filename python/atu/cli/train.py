@@ -129,14 +129,20 @@ def _print(data: dict[str, Any]) -> None:
 
 @train_classifier.command("mnist")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the images; 40, or 100 for the judge.")
-@click.option("--judge", is_flag=True, help="The judge: another network, on other images, that answers in no run.")
+@click.option(
+    "--role",
+    type=click.Choice(["oracle", "judge"]),
+    default="oracle",
+    show_default=True,
+    help="What for: the judge is another network, on other images, that answers in no run.",
+)
 @common("Folder for the classifier.", device=False)
-def mnist(run: Common, epochs: int | None, judge: bool) -> None:
+def mnist(run: Common, epochs: int | None, role: str) -> None:
     """The command that made the bundled MNIST classifier, and its judge."""
     from ..experiments.classifiers import train_mnist
     from ..experiments.judge import train_mnist_judge
 
     options = {} if epochs is None else dict(epochs=epochs)
-    path, accuracy = (train_mnist_judge if judge else train_mnist)(run.out, seed=run.seed, **options)
+    path, accuracy = (train_mnist_judge if role == "judge" else train_mnist)(run.out, seed=run.seed, **options)
     click.echo(f"{100 * accuracy:.1f} % of the held-out images right", err=True)
     click.echo(str(path))
