@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_evaluation
+from .models import Model, model_options
 from .options import (
     BATCH,
     MARKED,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @click.command("eval")
 @click.argument("before")
 @click.argument("after")
+@model_options
 @judge_options
 @click.option("--negatives", type=MARKED, help="Without --judge: images that a probe learns from what is negative.")
 @click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
@@ -59,6 +61,7 @@ def evaluate(
     run: Common,
     before: str,
     after: str,
+    model: Model,
     asked: Asked,
     negatives: Path | None,
     real: str | None,
@@ -83,9 +86,8 @@ def evaluate(
     if asked.oracle is not None and negatives is not None:
         raise click.UsageError("--negatives is for a judgement without --judge; give one of them")
     check_judge(asked, negatives)
-    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
-    _check_pair(first, last)
-    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    first, last = _load_pair(before, after, run.device, model)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
     networks = dict(extractor(spec) for spec in features)
     first.batch = last.batch = batch
     if not run.quiet:
@@ -149,12 +151,14 @@ def _judged(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
     )
 
 
-def _check_pair(before: GAN, after: GAN) -> None:
+def _load_pair(first: str, second: str, device: str | None, model: Model) -> tuple[GAN, GAN]:
+    before, after = load_gan(first, device, "BEFORE", model), load_gan(second, device, "AFTER", model)
     if before.sample_shape != after.sample_shape or before.latent_dim != after.latent_dim:
         raise ValueError(
             f"AFTER: expected a GAN of latents {before.latent_dim} and samples {list(before.sample_shape)}, as BEFORE, "
             f"got {after.latent_dim} and {list(after.sample_shape)}"
         )
+    return before, after
 
 
 def _real(real: str | None, gan: GAN) -> Real | None:
@@ -174,6 +178,7 @@ def _real(real: str | None, gan: GAN) -> Real | None:
 @click.command("attack")
 @click.argument("before")
 @click.argument("after")
+@model_options
 @judge_options
 @RETRAINED
 @click.option(
@@ -189,6 +194,7 @@ def attack(
     run: Common,
     before: str,
     after: str,
+    model: Model,
     asked: Asked,
     retrained: str | None,
     negatives: Path | None,
@@ -211,9 +217,8 @@ def attack(
 
     check_replaceable(run.out, "attacks", "search")
     check_judge(asked, negatives)
-    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
-    _check_pair(first, last)
-    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    first, last = _load_pair(before, after, run.device, model)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
     budget = audit.Budget(starts=starts, steps=steps, relearn_steps=relearn_steps)
     judge = asked.find(asked.oracle, first)
     wanted = (probe_of(first, negatives, seed=run.seed), ()) if judge is None else judge.goal_arguments()

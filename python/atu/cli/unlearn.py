@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_evaluation, say_training
+from .models import Model, model_options
 from .options import (
     BATCH,
     COMPAT,
@@ -48,6 +49,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 
 @click.command("unlearn")
 @click.argument("ckpt")
+@model_options
 @click.option(
     "--negatives",
     required=True,
@@ -82,6 +84,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 def unlearn(
     run: Common,
     ckpt: str,
+    model: Model,
     negatives: Path,
     positives: Path | None,
     from_run: Path | None,
@@ -107,7 +110,7 @@ def unlearn(
     from ..report import report
 
     check_replaceable(run.out, "report", "negatives_before")
-    gan = load_gan(ckpt, run.device)
+    gan = load_gan(ckpt, run.device, model=model)
     choose_labels(gan, labels)
     gan = with_discriminator(gan, train_discriminator, run.seed)
     gan.batch = batch
