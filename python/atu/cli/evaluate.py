@@ -24,6 +24,7 @@ from .options import (
     command_line,
     common,
     find_oracle,
+    is_bundled,
     load_gan,
     oracle_options,
     require_gone,
@@ -108,13 +109,17 @@ def _check_pair(before: GAN, after: GAN) -> None:
 def _real(real: str | None, gan: GAN) -> Real | None:
     import torch
 
+    from ..data.animals import drawings
+    from ..data.images import to_range
     from ..data.mnist import mnist
     from ..data.samples import as_samples
 
     if real is None:
         return None
-    if real == "mnist" and not Path(real).exists():
-        return mnist(gan.sample_shape[-1])
+    if is_bundled(real):
+        if real == "mnist":
+            return mnist(gan.sample_shape[-1])
+        return to_range(drawings("held-out", 4000, gan.sample_shape[-1]).images, gan.image_range)
     samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
     return samples.batch(torch.arange(len(samples)))
 

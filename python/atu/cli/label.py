@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import CONFIG, Common, checkpoint_of, common, load_gan
+from .options import CONFIG, Common, checkpoint_of, common, is_bundled, load_gan
 
 
 @click.command("label")
@@ -30,7 +30,7 @@ def label(run: Common, ckpt: str, samples: int, config: Path | None, evaluate: i
     OUT keeps every mark as soon as it is made; the same command goes on from there. `atu unlearn CKPT --negatives OUT`
     unlearns what was marked.
 
-    CKPT: a checkpoint, a run folder, or mnist.
+    CKPT: a checkpoint, a run folder, mnist or animals.
     """
     try:
         from ..label.server import serve
@@ -43,7 +43,7 @@ def label(run: Common, ckpt: str, samples: int, config: Path | None, evaluate: i
         options += ["--device", run.device]
     if config is not None:
         options += ["--config", str(config.absolute())]
-    name = ckpt if ckpt == "mnist" and not Path(ckpt).exists() else str(checkpoint_of(ckpt).absolute())
+    name = ckpt if is_bundled(ckpt) else str(checkpoint_of(ckpt).absolute())
     studio = open_studio(load_gan(ckpt, run.device), name, run.out, samples, run.seed, options, config)
 
     def told(link: str) -> None:

@@ -37,8 +37,8 @@ RESUMABLE = ("unlearn", "demo", "pretrain", "reproduce")
 def cli(debug: bool) -> None:
     """Make a GAN forget what some of its samples show.
 
-    CKPT is a checkpoint file, a run folder (its result), or "mnist" for the GAN that comes with the package; a
-    CLASSIFIER is a file, or "mnist".
+    CKPT is a checkpoint file, a run folder (its result), or "mnist" or "animals" for a GAN that comes with the package;
+    a CLASSIFIER is a file, or "mnist" or "animals".
     """
 
 

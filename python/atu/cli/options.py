@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import presets
+from ..assets import DOMAINS, asset
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..evaluation.classifier import Classifier
+    from ..evaluation.parts import PartsView
     from ..gan import GAN
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -191,7 +193,7 @@ def class_option(text: str) -> Callable:
 
 def oracle_options(function: Callable) -> Callable:
     """--oracle and --class; see `find_oracle`."""
-    text = "A classifier file, or mnist: says which samples are negative."
+    text = "A classifier file, mnist or animals: says which samples are negative."
     return click.option("--oracle", metavar="CLASSIFIER", help=text)(class_option("A class it knows")(function))
 
 
@@ -210,17 +212,20 @@ def renamed(old: str, new: str) -> Callable:
 # --- what they stand for
 
 
+def is_bundled(name: str | Path) -> bool:
+    """Whether a name means what comes with the package, and no file of the user's."""
+    return str(name) in DOMAINS and not Path(name).exists()
+
+
 def checkpoint_of(name: str | Path, argument: str = "CKPT") -> Path:
-    """The file that a checkpoint's name stands for: itself, the bundled GAN ("mnist"), or a run folder's result.
+    """The file that a checkpoint's name stands for: itself, a bundled GAN ("mnist"), or a run folder's result.
 
     Raises:
         ValueError: there is none, naming the argument.
     """
-    from ..assets import asset
-
     path = Path(name)
-    if str(name) == "mnist" and not path.exists():
-        return asset("mnist-gan.safetensors")
+    if is_bundled(name):
+        return asset(f"{name}-gan.safetensors")
     if not path.exists():
         raise ValueError(f"{argument}: {name}: no such file")
     if not path.is_dir():
@@ -241,18 +246,23 @@ def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT"
     return gan if device is None else gan.to(device)
 
 
-def load_classifier(name: str, device: str | None = None) -> Classifier:
-    from ..assets import asset
+def load_classifier(name: str, classes: tuple[str, ...], device: str | None = None) -> Classifier | PartsView:
+    """The classifier of a file or a bundled domain; one of parts as one that tells `classes` from the rest."""
     from ..evaluation.classifier import Classifier
+    from ..evaluation.parts import FORMAT, PartsClassifier
+    from ..formats.tensors import load_tensors
 
-    path = asset("mnist-classifier.safetensors") if name == "mnist" and not Path(name).exists() else Path(name)
+    path = asset(f"{name}-classifier.safetensors") if is_bundled(name) else Path(name)
+    if load_tensors(path, "no tensor")[1].get("format") == FORMAT:
+        parts = PartsClassifier.load(path)
+        return (parts if device is None else parts.to(device)).view(classes)
     classifier = Classifier.load(path)
     return classifier if device is None else classifier.to(device)
 
 
 def find_oracle(
     oracle: str | None, classes: tuple[str, ...], device: str | None = None
-) -> tuple[Classifier | None, Callable[[Tensor], Tensor] | None]:
+) -> tuple[Classifier | PartsView | None, Callable[[Tensor], Tensor] | None]:
     """(classifier, is_negative), or two Nones."""
     if oracle is None:
         if classes:
@@ -260,7 +270,7 @@ def find_oracle(
         return None, None
     if not classes:
         raise click.UsageError("--oracle needs at least one --class")
-    classifier = load_classifier(oracle, device)
+    classifier = load_classifier(oracle, classes, device)
     return classifier, classifier.oracle(classes)
 
 

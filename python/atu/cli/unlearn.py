@@ -37,8 +37,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..api import Result
-    from ..evaluation.classifier import Classifier
     from ..evaluation.evaluate import Evaluation
+    from ..evaluation.judges import AnyClassifier
     from ..gan import GAN
     from ..report.report import Context
 
@@ -85,7 +85,7 @@ def unlearn(
 ) -> None:
     """Unlearn what images show, and report on it.
 
-    CKPT: a checkpoint, a run folder, or mnist.
+    CKPT: a checkpoint, a run folder, mnist or animals.
     """
     from .. import api
     from ..data.marks import marks_folder
@@ -129,7 +129,7 @@ def _evaluate(
     gan: GAN,
     result: Result,
     negatives: Path,
-    classifier: Classifier | None,
+    classifier: AnyClassifier | None,
     classes: tuple[str, ...],
     samples: int,
     seed: int,

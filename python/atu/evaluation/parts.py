@@ -188,6 +188,11 @@ class PartsView(ModuleClassifier):
         self.columns = [list(classifier.parts).index(part) for part in parts]
         self.cell_class = torch.tensor(index).reshape([len(classifier.parts[part]) for part in parts])
 
+    def to(self, device: torch.device | str) -> PartsView:
+        """Move the network in place; returns self."""
+        self.module.to(device)
+        return self
+
     def truth(self, labels: Tensor) -> Tensor:
         """The class, int64 [N], of samples whose parts are known: labels int64 [N, parts]."""
         return self.cell_class[tuple(labels[:, self.columns].t())]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .trainer import AdversarialTrainer
 
 DECAY = 0.25  # last share of the steps, over which the learning rates decay to 0
 Phases = Sequence[tuple[int, Adversarial]]  # (step at which it ends, settings), one after the other
+Look = Callable[[RunFolder, GAN, int], dict[str, float]]  # (run, gan, step) -> what to log of the samples so far
 
 
 @dataclass
@@ -45,11 +46,11 @@ class Pretraining:
         return write_text(path, tomli_w.dumps(self.to_dict()))
 
 
-class _Decay(StageHooks):
-    """Decays the learning rates to 0 over the last DECAY of a phase's steps."""
+class _Phase(StageHooks):
+    """Decays the learning rates to 0 over the last DECAY of a phase's steps, and takes a look every now and then."""
 
-    def __init__(self, trainer: AdversarialTrainer, steps: int):
-        self.trainer, self.steps = trainer, steps
+    def __init__(self, trainer: AdversarialTrainer, steps: int, look: Callable[[int], dict[str, float]]):
+        self.trainer, self.steps, self.look = trainer, steps, look
         self._set(0)
 
     def _set(self, step: int) -> None:
@@ -57,6 +58,7 @@ class _Decay(StageHooks):
 
     def after_step(self, step: int, metrics: dict[str, float]) -> bool:
         self._set(step)
+        metrics.update(self.look(step))
         return False
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -71,12 +73,15 @@ def train(
     seed: int = 0,
     log_every: int = 100,
     save_every: int = 500,
+    look: Look | None = None,
+    look_every: int = 1000,
 ) -> list[dict[str, Any]]:
     """Train `gan` in place, phase after phase, the learning rates decaying to 0 over the last DECAY of each.
 
     Args:
         out: a run folder (`RunFolder`); a killed or interrupted training goes on from there.
         log_every, save_every: steps between two rows of the history, and between two states that are saved.
+        look, look_every: called every so many steps (a multiple of log_every); it leaves the random state as it was.
 
     Returns:
         The history: one dict a logged step.
@@ -88,11 +93,15 @@ def train(
         raise ValueError(f"out: the training in {out} {written_by(1, None)}; give another folder")
     identity = {"seed": seed, "samples": samples_digest(real)}
     run = RunFolder(out, Pretraining(phases, log_every, save_every), identity)
+
+    def looked(step: int) -> dict[str, float]:
+        return look(run, gan, step) if look is not None and step % look_every == 0 else {}
+
     try:
         for last, settings in phases:
             with fork_rng(gan.device, seed):
                 trainer = AdversarialTrainer(gan, real, settings)
-                run_stage(run, "pretrain", trainer, last, _Decay(trainer, last))
+                run_stage(run, "pretrain", trainer, last, _Phase(trainer, last, looked))
     finally:
         run.close()
     return run.history
