@@ -5,6 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 DOMAINS = ("mnist", "animals")
+# By the name that a spec gives: what answers for the user, and what only measures.
+CLASSIFIERS = {
+    "mnist": "mnist-classifier.safetensors",
+    "animals": "animals-classifier.safetensors",
+    "animals-judge": "animals-judge.safetensors",
+}
 MADE_BY = {
     "animals-gan.safetensors": "atu pretrain animals --out DIR",
     "animals-classifier.safetensors": "atu train-classifier animals --out DIR",

@@ -13,6 +13,7 @@ from .options import (
     FOLDER,
     MARKS,
     METHOD,
+    PRECISION,
     RETRAINED,
     SAMPLES,
     Common,
@@ -23,6 +24,7 @@ from .options import (
     renamed,
     show,
 )
+from .oracles import JUDGE
 
 
 @click.group("demo")
@@ -39,9 +41,11 @@ def demo() -> None:
 @click.option("--no-oracle", is_flag=True, help="Give the negatives only; the classifier answers nothing else.")
 @click.option("--attacks", "attacked", is_flag=True, help="Attack the result: latent search and relearning.")
 @RETRAINED
+@JUDGE
 @METHOD
 @COMPAT
 @CONFIG
+@PRECISION
 @SAMPLES
 @common("Run folder.")
 def mnist(
@@ -53,9 +57,11 @@ def mnist(
     no_oracle: bool,
     attacked: bool,
     retrained: str | None,
+    judge: str | None,
     method: str | None,
     compat: str | None,
     config: Path | None,
+    precision: str | None,
     samples: int,
 ) -> None:
     """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
@@ -75,10 +81,12 @@ def mnist(
         oracle=not no_oracle,
         method=method,
         compat=compat,
+        precision=precision,
         feature=feature,
         source=source,
         attacked=attacked,
         retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
+        judge=judge,
     )
     show(demo_mnist(settings), run)
 
@@ -104,6 +112,7 @@ def mnist(
 @METHOD
 @COMPAT
 @CONFIG
+@PRECISION
 @SAMPLES
 @common("Run folder.")
 def animals(
@@ -120,6 +129,7 @@ def animals(
     method: str | None,
     compat: str | None,
     config: Path | None,
+    precision: str | None,
     samples: int,
 ) -> None:
     """Unlearn features or species from the bundled StyleGAN2 of drawn animals.
@@ -144,6 +154,7 @@ def animals(
         answers=not no_oracle,
         method=method,
         compat=compat,
+        precision=precision,
         source=source,
         attacked=attacked,
         retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
@@ -153,14 +164,16 @@ def animals(
 
 @demo.command("mog")
 @CONFIG
+@PRECISION
 @SAMPLES
 @common("Run folder.")
-def mog(run: Common, config: Path | None, samples: int) -> None:
+def mog(run: Common, config: Path | None, precision: str | None, samples: int) -> None:
     """Train an MLP GAN on eight Gaussians and erase two of them."""
     from ..experiments.mog import demo_mog
 
     check_replaceable(run.out, "report", "negatives_before")
-    data = demo_mog(run.out, samples=samples, seed=run.seed, device=run.device, config=config)
+    options: dict[str, Any] = dict(config=config, precision=precision)
+    data = demo_mog(run.out, samples=samples, seed=run.seed, device=run.device, **options)
     show(data, run)
     if not run.quiet:
         _print_centres(data)

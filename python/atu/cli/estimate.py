@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..config import Adversarial
     from ..gan import GAN
 
 LONG = 600.0  # seconds from which on the user is told
@@ -58,22 +59,33 @@ def say_evaluation(gan: GAN, samples: int, generators: int) -> None:
         progress.say(f"            --samples {smaller} takes about {_time(smaller * each)}")
 
 
-def training_cost(gan: GAN) -> tuple[int | None, float]:
-    """(bytes, seconds) of one sample forth and back through both networks."""
+def training_cost(gan: GAN, settings: Adversarial) -> tuple[int | None, float]:
+    """(bytes at the peak, seconds) of one sample forth and back through both networks and, in its share, of R1."""
     import torch
 
     from ..support import memory
     from ..support.modules import eval_mode
+    from ..training.losses import r1_penalty
 
     networks = [module for module in (gan.generator, gan.discriminator) if module is not None]
     z, c = gan.inputs(1)
-    params = [p for module in networks for p in module.parameters() if p.requires_grad]
+    params, params_d = ([p for p in module.parameters() if p.requires_grad] for module in networks)
+    sample = gan.sample(1)
 
-    def work() -> None:
-        with eval_mode(*networks):
-            torch.autograd.grad(gan.logits(gan.fake(z, c), c).sum(), params, allow_unused=True)
+    def passes() -> None:
+        torch.autograd.grad(gan.logits(gan.fake(z, c), c).sum(), params + params_d, allow_unused=True)
 
-    return memory.measure(work, gan.device)
+    def r1() -> None:
+        x = sample.to(gan.device).requires_grad_(True)
+        torch.autograd.grad(r1_penalty(gan.logits(x, c), x), params_d, allow_unused=True)
+
+    with eval_mode(*networks):
+        most, seconds = memory.measure(passes, gan.device)
+        if settings.r1_gamma > 0:
+            most_r1, seconds_r1 = memory.measure(r1, gan.device)
+            most = None if most is None or most_r1 is None else max(most, most_r1)
+            seconds += seconds_r1 / settings.r1_interval
+    return most, seconds
 
 
 def say_training(gan: GAN, config: Path | None, method: str | None, compat: str | None) -> None:
@@ -84,7 +96,7 @@ def say_training(gan: GAN, config: Path | None, method: str | None, compat: str 
     if gan.discriminator is None or not _big(gan):
         return
     settings = Config.of(method, compat) if config is None else Config.load(config, method, compat)
-    bytes_each, seconds_each = training_cost(gan)
+    bytes_each, seconds_each = training_cost(gan, settings.repel.adversarial)
     batch = settings.repel.adversarial.batch_size
     steps = settings.adapt.models * settings.adapt.steps + (settings.repel.steps or USUAL_STEPS)
     seconds = steps * batch * seconds_each * PASSES

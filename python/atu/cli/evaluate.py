@@ -18,19 +18,17 @@ from .options import (
     SAMPLES,
     SUBJECT,
     Common,
-    check_judge,
     check_no_run,
     check_replaceable,
     command_line,
     common,
-    find_oracle,
     is_bundled,
     load_gan,
-    oracle_options,
     require_gone,
     show,
     subject_of,
 )
+from .oracles import Asked, answered_in, check_judge, classes_of, described, judge_options
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Real
@@ -40,8 +38,8 @@ if TYPE_CHECKING:
 @click.command("eval")
 @click.argument("before")
 @click.argument("after")
-@oracle_options
-@click.option("--negatives", type=FOLDER, help="Without --oracle: images that a probe learns from what is negative.")
+@judge_options
+@click.option("--negatives", type=FOLDER, help="Without --judge: images that a probe learns from what is negative.")
 @click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
 @SAMPLES
 @BATCH
@@ -52,8 +50,7 @@ def evaluate(
     run: Common,
     before: str,
     after: str,
-    oracle: str | None,
-    classes: tuple[str, ...],
+    asked: Asked,
     negatives: Path | None,
     real: str | None,
     samples: int,
@@ -71,28 +68,33 @@ def evaluate(
 
     check_no_run(run.out)
     check_replaceable(run.out, "report", "negatives_before")
-    if oracle is not None and negatives is not None:
-        raise click.UsageError("--negatives is for a judgement without --oracle; give one of them")
-    check_judge(oracle, negatives)
-    classifier, _ = find_oracle(oracle, classes, run.device)
+    if asked.oracle is not None and negatives is not None:
+        raise click.UsageError("--negatives is for a judgement without --judge; give one of them")
+    check_judge(asked, negatives)
     first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
     _check_pair(first, last)
     first.batch = last.batch = batch
     if not run.quiet:
         say_evaluation(first, samples, 2)
+    judge = asked.find(asked.oracle, first)
     start = time.monotonic()
-    probe = None if classifier is not None else probe_of(first, negatives, seed=run.seed)
-    found = compare(first, last, classifier, classes, _real(real, first), is_negative=probe, n=samples, seed=run.seed)
+    if judge is not None:
+        arguments = judge.judge_arguments()
+    else:
+        arguments = dict(is_negative=probe_of(first, negatives, seed=run.seed))
+    found = compare(first, last, real=_real(real, first), n=samples, seed=run.seed, **arguments)
     context = report.Context(
-        subject=subject_of(classes, negatives, subject),
+        subject=subject_of(classes_of(asked, judge), negatives, subject),
         seconds={"evaluate": time.monotonic() - start},
         command=command_line(),
         config={},
         seed=run.seed,
         device=str(first.device),
-        notes=[PROBE_JUDGES] if classifier is None else (),
+        notes=[PROBE_JUDGES] if judge is None else [f"Measured by {described(judge)}."],
         negatives=negatives,
     )
+    if answered_in(after, judge):
+        context.notes = [*context.notes, "It is the oracle that answered during the run that is measured."]
     data = report.write(run.out, found, context)
     show(data, run)
     require_gone(data, require)
@@ -127,12 +129,12 @@ def _real(real: str | None, gan: GAN) -> Real | None:
 @click.command("attack")
 @click.argument("before")
 @click.argument("after")
-@oracle_options
+@judge_options
 @RETRAINED
 @click.option(
     "--negatives",
     type=FOLDER,
-    help="Images to relearn from, BEFORE's own if not given; without --oracle a probe learns from them.",
+    help="Images to relearn from, BEFORE's own if not given; without --judge a probe learns from them.",
 )
 @click.option("--starts", default=64, show_default=True, type=click.IntRange(1), help="Random starts of the search.")
 @click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Gradient steps of the search.")
@@ -142,8 +144,7 @@ def attack(
     run: Common,
     before: str,
     after: str,
-    oracle: str | None,
-    classes: tuple[str, ...],
+    asked: Asked,
     retrained: str | None,
     negatives: Path | None,
     starts: int,
@@ -164,21 +165,21 @@ def attack(
     from ..support.seeding import Stream, stream_seed
 
     check_replaceable(run.out, "attacks", "search")
-    check_judge(oracle, negatives)
-    classifier, _ = find_oracle(oracle, classes, run.device)
+    check_judge(asked, negatives)
     first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
     _check_pair(first, last)
     other = None if retrained is None else load_gan(retrained, run.device, "retrained")
     budget = audit.Budget(starts=starts, steps=steps, relearn_steps=relearn_steps)
-    judge = classifier if classifier is not None else probe_of(first, negatives, seed=run.seed)
-    goal = audit.as_goal(judge, first, classes, run.seed)
+    judge = asked.find(asked.oracle, first)
+    wanted = (probe_of(first, negatives, seed=run.seed), ()) if judge is None else judge.goal_arguments()
+    goal = audit.as_goal(wanted[0], first, wanted[1], run.seed)
     known: Any = negatives
     if negatives is None:
         known, _ = mark_negatives(first, goal.is_negative, budget.negatives, stream_seed(run.seed, Stream.MARKS))
     start = time.monotonic()
     found = audit.attack(first, last, goal, known, other, budget, run.seed)
     seconds = round(time.monotonic() - start, 1)
-    found.update(subject=subject_of(classes, negatives), command=command_line(), seconds=seconds)
+    found.update(subject=subject_of(classes_of(asked, judge), negatives), command=command_line(), seconds=seconds)
     found["machine"] = environment.machine(first.device)
     table = report.write_attacks(run.out, found)
     if not run.quiet:

@@ -38,7 +38,7 @@ def cli(debug: bool) -> None:
     """Make a GAN forget what some of its samples show.
 
     CKPT is a checkpoint file, a run folder (its result), or "mnist" or "animals" for a GAN that comes with the package;
-    a CLASSIFIER is a file, or "mnist" or "animals".
+    a SPEC says who tells what is unwanted: a classifier's file, module:function, text:WORDS, "mnist" or "animals".
     """
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import Common, common
+from .options import PRECISION, Common, common
 
 
 @click.group("pretrain")
@@ -17,11 +17,13 @@ def _add(name: str, text: str) -> None:
 
     @pretrain.command(name, help=f"{text} A stopped training goes on when called again.")
     @click.option("--steps", type=click.IntRange(1), help="Training steps; the recipe's own number when not given.")
+    @PRECISION
     @common("Folder for the GAN and its training state.", device=False)
-    def command(run: Common, steps: int | None) -> None:
+    def command(run: Common, steps: int | None, precision: str | None) -> None:
         from ..experiments import pretrain
 
-        options = {} if steps is None else dict(steps=steps)
+        given = dict(steps=steps, precision=precision)
+        options = {name: value for name, value in given.items() if value is not None}
         click.echo(str(getattr(pretrain, f"pretrain_{name}")(run.out, seed=run.seed, **options)))
 
 

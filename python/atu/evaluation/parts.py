@@ -185,8 +185,17 @@ class PartsView(ModuleClassifier):
             name: sorted({i for i, cell in zip(index, cells, strict=True) if _holds(rule, parts, cell)})
             for name, rule in rules.items()
         }
+        self.sample_shape = classifier.sample_shape
         self.columns = [list(classifier.parts).index(part) for part in parts]
         self.cell_class = torch.tensor(index).reshape([len(classifier.parts[part]) for part in parts])
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Log probabilities [N, classes]."""
+        return self.logits_and_features(x)[0]
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features [N, F]."""
+        return self.logits_and_features(x)[1]
 
     def to(self, device: torch.device | str) -> PartsView:
         """Move the network in place; returns self."""

@@ -58,7 +58,7 @@ class AnimalsDemo:
     of each name. samples: fixed latents of the evaluation. answers: whether the oracle answers during the run too.
     source: folder of an earlier run to go on from; what it had unlearned stays negative, and is counted before and
     after. attacked: attack the result (audit.py), beside the GAN in `retrained` if given. seed, device, config,
-    method, compat: of `unlearn`.
+    method, compat, precision: of `unlearn`.
     """
 
     names: tuple[str, ...]
@@ -72,6 +72,7 @@ class AnimalsDemo:
     answers: bool = True
     method: str | None = None
     compat: str | None = None
+    precision: str | None = None
     source: str | Path | None = None
     attacked: bool = False
     retrained: str | Path | None = None
@@ -116,6 +117,7 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
         device=device,
         method=settings.method,
         compat=settings.compat,
+        precision=settings.precision,
     )
     start = time.monotonic()
     held_out = animals.drawings("held-out", HELD_OUT)
@@ -231,7 +233,7 @@ def _command(settings: AnimalsDemo) -> str:
     for name in settings.names:
         words += ["--class" if name.split("+")[0] in animals.SPECIES else "--feature", name]
     given = {"from": settings.source}
-    given |= {name: getattr(settings, name) for name in ("ckpt", "method", "compat", "retrained")}
+    given |= {name: getattr(settings, name) for name in ("ckpt", "method", "compat", "precision", "retrained")}
     for option, value in given.items():
         words += [] if value is None else [f"--{option}", str(value)]
     words += ["--marks", str(settings.negatives), "--seed", str(settings.seed)]

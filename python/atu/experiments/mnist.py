@@ -22,8 +22,10 @@ from ..evaluation.attributes import feature as feature_of
 from ..evaluation.audit import attack
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import Evaluation, evaluate
-from ..evaluation.judges import Judge, Scores, as_judge
+from ..evaluation.judges import Scores, as_judge
 from ..evaluation.parameter_path import ParameterPath, parameter_path
+from ..feedback.oracles import check_independent, find
+from ..feedback.spec import parse
 from ..gan import GAN
 from ..measures.shares import unlearning
 from ..report import plots, report
@@ -40,7 +42,8 @@ class MnistDemo:
     each digit. samples: fixed latents of the evaluation. oracle: whether what marks the negatives answers for generated
     samples during the run too. source: folder of an earlier run to go on from; what it had unlearned stays negative,
     and is counted before and after. attacked: attack the result (audit.py), beside the GAN in `retrained` if given.
-    seed, device, config, method, compat: of `unlearn`.
+    judge: spec (`feedback.oracles.find`) of what measures in place of the bundled classifier, which has marked.
+    seed, device, config, method, compat, precision: of `unlearn`.
     """
 
     digits: Iterable[int | str] = ()
@@ -53,17 +56,20 @@ class MnistDemo:
     oracle: bool = True
     method: str | None = None
     compat: str | None = None
+    precision: str | None = None
     feature: str | None = None
     source: str | Path | None = None
     attacked: bool = False
     retrained: str | Path | None = None
+    judge: str | None = None
 
 
 def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
     """Unlearn digits, or a feature of the stroke, from the bundled MNIST GAN; writes the run folder and its report.
 
     The bundled classifier (or the feature's measure) plays the user: it marks negatives and, with `settings.oracle`,
-    answers for generated samples during the run too. It also judges the outcome, on other latents.
+    answers for generated samples during the run too. It also judges the outcome, on other latents, unless
+    `settings.judge` does.
 
     Returns:
         The content of OUT/report.json.
@@ -80,6 +86,7 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
     start = time.monotonic()
     known = attributes(first)
     target = _target(settings.digits, settings.feature, classifier, known, gan.image_range)
+    measures = _measures(settings, target, classifier, gan)
     before = [targets.from_plain(plain, classifier, gan.image_range) for plain in earlier]
     marked, looked = [], 0
     for name, is_part in target.parts.items():
@@ -99,22 +106,22 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         device=device,
         method=settings.method,
         compat=settings.compat,
+        precision=settings.precision,
     )
     start = time.monotonic()
     kept: dict[str, Callable[[Tensor], Tensor]] = {**known, **{one.subject: one.is_negative for one in before}}
     evaluation = evaluate(
         gan,
         result.gan,
-        classifier,
-        target.classes,
-        mnist(),
-        is_negative=None if target.classes else target.is_negative,
+        real=mnist() if settings.judge is None else mnist()[0],
+        **measures,
         others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
         attributes=kept,
         n=settings.samples,
         seed=stream_seed(seed, Stream.EVALUATION),
     )
-    path = parameter_path_of(gan, result, evaluation, _judge(target, classifier, gan).score, seed)
+    score = as_judge(measures["classifier"], gan, measures["negative_classes"], measures["is_negative"]).score
+    path = parameter_path_of(gan, result, evaluation, score, seed)
     if path is not None:
         plots.save_path(Path(out) / "parameter-path.png", path)
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
@@ -132,7 +139,7 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         device=str(gan.device),
         history=result.history,
         decisions=result.decisions,
-        notes=_notes(target, sum(map(len, marked)), looked, settings.oracle),
+        notes=_notes(target, sum(map(len, marked)), looked, settings),
         targets=[*earlier, target.plain],
         attacks=found,
         path=path,
@@ -161,19 +168,28 @@ def _command(target: targets.Target, settings: MnistDemo) -> str:
     """The command line of this run."""
     words = ["atu", "demo", "mnist"]
     words += [word for name in target.classes for word in ("--class", name)] or ["--feature", target.plain["feature"]]
-    given = {"from": settings.source, **{name: getattr(settings, name) for name in ("method", "compat", "retrained")}}
+    named = ("method", "compat", "precision", "retrained")
+    given = {"from": settings.source, **{name: getattr(settings, name) for name in named}}
     for name, value in given.items():
         words += [] if value is None else [f"--{name}", str(value)]
+    words += [] if settings.judge is None else ["--judge", settings.judge]
     words += ["--marks", str(settings.negatives), "--seed", str(settings.seed)]
     words += ["--no-oracle"] * (not settings.oracle) + ["--attacks"] * settings.attacked
     return shlex.join([*words, "--out", "DIR"])
 
 
-def _notes(target: targets.Target, marked: int, looked: int, oracle: bool) -> list[str]:
-    judge = "the bundled classifier" if target.classes else "the feature's measure"
-    again = "It also answered for generated samples during the run, and judges the outcome on other latents."
-    alone = "It was not asked again during the run; it judges the outcome on other latents."
-    notes = [f"{marked} negatives, marked by {judge} among {looked:,} samples. {again if oracle else alone}"]
+def _notes(target: targets.Target, marked: int, looked: int, settings: MnistDemo) -> list[str]:
+    marks = "the bundled classifier" if target.classes else "the feature's measure"
+    answered = "It also answered for generated samples during the run"
+    silent = "It was not asked again during the run"
+    if settings.judge is None:
+        answered, silent = f"{answered}, and judges the outcome", f"{silent}; it judges the outcome"
+        answered, silent = f"{answered} on other latents", f"{silent} on other latents"
+    notes = [
+        f"{marked} negatives, marked by {marks} among {looked:,} samples. {answered if settings.oracle else silent}."
+    ]
+    if settings.judge is not None:
+        notes.append(f"The outcome is judged by {parse(settings.judge).recorded}, which has never answered.")
     if not target.classes:
         unit = FEATURES[target.plain["feature"]].unit
         notes.append(
@@ -183,9 +199,17 @@ def _notes(target: targets.Target, marked: int, looked: int, oracle: bool) -> li
     return notes
 
 
-def _judge(target: targets.Target, classifier: Classifier, gan: GAN) -> Judge:
-    """The judge that `evaluate` uses for a target."""
-    return as_judge(classifier, gan, target.classes, None if target.classes else target.is_negative)
+def _measures(settings: MnistDemo, target: targets.Target, classifier: Classifier, gan: GAN) -> dict[str, Any]:
+    """classifier, negative_classes and is_negative of `evaluate`: of what marked, or of the judge that was given."""
+    if settings.judge is None:
+        rule = None if target.classes else target.is_negative
+        return dict(classifier=classifier, negative_classes=target.classes, is_negative=rule)
+    spec = parse(settings.judge)
+    knows = target.classes and (spec.source == "mnist" or Path(spec.source).is_file()) and "class" not in spec.options
+    judge = find(settings.judge, gan, {"class": ",".join(target.classes)} if knows else {})
+    if target.classes:
+        check_independent(find("mnist", gan, {"class": target.classes[0]}), judge)
+    return judge.judge_arguments()
 
 
 def parameter_path_of(

@@ -26,7 +26,7 @@ from ..networks.stylegan2 import Discriminator, Generator
 from ..support.environment import machine, versions
 from ..support.files import write_json
 from ..support.seeding import fork_rng
-from ..training.run_folder import RunFolder
+from ..training.run_folder import RunFolder, recorded_precision
 from ..training.scratch import Look, centre_logits, train
 from .animals import LikeDrawings
 
@@ -48,10 +48,10 @@ MNIST_PHASES = ((10 / 18, 0.5), (14 / 18, 0.1), (1, 0.05))
 ANIMALS_CHANNELS = dict(channel_base=1024, channel_max=96)
 
 
-ANIMALS_CONFIG = Adversarial(batch_size=32, loss="relativistic", ema_half_life=10_000, ema_ramp=0.05)
+ANIMALS_CONFIG = Adversarial(batch_size=16, loss="relativistic", ema_half_life=10_000, ema_ramp=0.05)
 
 
-ANIMALS_STEPS = 50_000
+ANIMALS_STEPS = 100_000
 
 
 ANIMALS_PHASES = ((0.4, 0.5), (0.8, 0.1), (1, 0.05))  # as MNIST_PHASES
@@ -83,12 +83,12 @@ def mnist_stylegan2() -> GAN:
 
 
 def animals_stylegan2() -> GAN:
-    """An untrained StyleGAN2 for 64 x 64 colour images: 128-d latents, about a million weights in G and D together."""
+    """An untrained StyleGAN2 for 64 x 64 colour images: 128-d latents, 1.1 million weights in G and D together."""
     generator = Generator(128, 0, 128, 64, 3, dict(num_layers=4), dict(ANIMALS_CHANNELS))
     return GAN(generator, Discriminator(0, 64, 3, **ANIMALS_CHANNELS), image_range=(-1.0, 1.0))
 
 
-def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0) -> Path:
+def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0, precision: str = "float32") -> Path:
     """Train the bundled MNIST GAN on all 5,000 images; a killed training goes on from OUT.
 
     Writes OUT/mnist-gan.safetensors and OUT/mnist-gan.json: seed, settings, machine, the log, and what the bundled
@@ -99,10 +99,10 @@ def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0) -> 
     """
     phases = _falling_penalty(MNIST_CONFIG, MNIST_PHASES, steps)
     samples = TensorSamples(mnist()[0])
-    return _pretrain("mnist", "mnist-gan", mnist_stylegan2, samples, phases, out, seed, centre_logits)
+    return _pretrain("mnist", "mnist-gan", mnist_stylegan2, samples, phases, out, seed, centre_logits, precision)
 
 
-def pretrain_animals(out: str | Path, steps: int = ANIMALS_STEPS, seed: int = 0) -> Path:
+def pretrain_animals(out: str | Path, steps: int = ANIMALS_STEPS, seed: int = 0, precision: str = "float32") -> Path:
     """Train the bundled GAN of drawn animals on 16,000 drawings; a killed training goes on from OUT.
 
     Writes OUT/animals-gan.safetensors and its log, as `pretrain_mnist` does. Every 1,000 steps it writes the GAN as it
@@ -120,9 +120,8 @@ def pretrain_animals(out: str | Path, steps: int = ANIMALS_STEPS, seed: int = 0)
         so_far.save(path)
         return measure(gan)
 
-    return _pretrain(
-        "animals", "animals-gan", animals_stylegan2, samples, phases, out, seed, centre_logits, look, measure
-    )
+    options: dict[str, Any] = dict(finish=centre_logits, precision=precision, look=look, describe=measure)
+    return _pretrain("animals", "animals-gan", animals_stylegan2, samples, phases, out, seed, **options)
 
 
 def _falling_penalty(
@@ -160,14 +159,16 @@ def unequal_mnist(n: int = 20_000, seed: int = 0) -> Tensor:
     return (images[torch.cat(parts)] + 1) / 2
 
 
-def pretrain_dcgan(out: str | Path, steps: int = DCGAN_STEPS, seed: int = 0) -> Path:
+def pretrain_dcgan(out: str | Path, steps: int = DCGAN_STEPS, seed: int = 0, precision: str = "float32") -> Path:
     """Train the DCGAN on all 5,000 images; writes OUT/dcgan.safetensors and its log, as `pretrain_mnist` does."""
-    return _pretrain("dcgan", "dcgan", mnist_dcgan, TensorSamples(mnist()[0]), [(steps, DCGAN_CONFIG)], out, seed)
+    phases, samples = [(steps, DCGAN_CONFIG)], TensorSamples(mnist()[0])
+    return _pretrain("dcgan", "dcgan", mnist_dcgan, samples, phases, out, seed, precision=precision)
 
 
-def pretrain_mlp(out: str | Path, steps: int = MLP_STEPS, seed: int = 0) -> Path:
+def pretrain_mlp(out: str | Path, steps: int = MLP_STEPS, seed: int = 0, precision: str = "float32") -> Path:
     """Train the MLP GAN on `unequal_mnist`; writes OUT/mlp.safetensors and its log, as `pretrain_mnist` does."""
-    return _pretrain("mlp", "mlp", mnist_mlp, TensorSamples(unequal_mnist(seed=seed)), [(steps, MLP_CONFIG)], out, seed)
+    phases, samples = [(steps, MLP_CONFIG)], TensorSamples(unequal_mnist(seed=seed))
+    return _pretrain("mlp", "mlp", mnist_mlp, samples, phases, out, seed, precision=precision)
 
 
 def _pretrain(
@@ -179,6 +180,7 @@ def _pretrain(
     out: str | Path,
     seed: int,
     finish: Callable[[GAN, Samples], None] | None = None,
+    precision: str = "float32",
     look: Look | None = None,
     describe: Callable[[GAN], dict[str, Any]] | None = None,
 ) -> Path:
@@ -189,13 +191,14 @@ def _pretrain(
     """
     with fork_rng(torch.device("cpu"), seed):
         gan = build()
-    history = train(gan, samples, phases, out, seed, look=look)
+    history = train(gan, samples, phases, out, seed, precision=precision, look=look)
     if finish is not None:
         finish(gan, samples)
     path = gan.save(Path(out) / f"{name}.safetensors")
     log = [{key: value for key, value in row.items() if key != "stage"} for row in history]
     settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
     about: dict[str, Any] = dict(command=f"atu pretrain {command}", seed=seed, phases=settings)
+    about["precision"] = recorded_precision(out)
     about["samples"] = (describe or describe_digits)(gan)
     write_json(path.with_suffix(".json"), about | dict(machine=machine(), versions=versions(), log=log))
     return path

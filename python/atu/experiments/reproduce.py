@@ -257,7 +257,7 @@ def _steps(plan: Plan, method: str) -> int:
     """Steps of training of one cell, at most."""
     config = Config.of(method, data=dict(plan.config))
     own = config.methods.get(method)  # none, of a method without settings of its own
-    if hasattr(own, "steps"):
+    if own is not None and hasattr(own, "steps"):
         return int(own.steps)
     second = default_steps(plan.gan) if config.repel.steps is None else config.repel.steps
     return config.adapt.models * config.adapt.steps + second

@@ -98,11 +98,12 @@ def share_remarks(judge: str, flags: Tensor) -> list[str]:
 
 def unlike_remarks(gan: GAN, marks: Tensor, pool: Tensor) -> list[str]:
     """Of negatives that lie farther out, in the discriminator's features, than all samples of the GAN."""
-    features = discriminator_features(gan, pool[:REFERENCE].split(100))
+    at_once = gan.fitting(100)
+    features = discriminator_features(gan, pool[:REFERENCE].split(at_once))
     half = len(features) // 2
     whiten = Whitening(features[:half])
     usual = whiten(features[half:]).norm(dim=1)
-    mine = whiten(discriminator_features(gan, marks.split(100))).norm(dim=1)
+    mine = whiten(discriminator_features(gan, marks.split(at_once))).norm(dim=1)
     if not float(mine.median()) > 1.5 * float(usual.max()):
         return []
     return [

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from atu.cli import estimate
+from atu.config import Adversarial
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support import memory, progress
@@ -53,7 +54,7 @@ def test_a_long_evaluation_is_said_and_a_smaller_one_offered(said):
 
 
 def test_training_that_does_not_fit_is_said(said, monkeypatch, tmp_path):
-    monkeypatch.setattr(estimate, "training_cost", lambda gan: (3 * GIB, 0.001))
+    monkeypatch.setattr(estimate, "training_cost", lambda gan, settings: (3 * GIB, 0.001))
     monkeypatch.setattr(memory, "free", lambda device: 16 * GIB)
     (tmp_path / "c.toml").write_text("[adapt]\nmodels = 2\nsteps = 10\n[repel]\nsteps = 30\n")
     estimate.say_training(big(), tmp_path / "c.toml", None, None)
@@ -65,7 +66,16 @@ def test_training_cost_leaves_the_networks_as_they_are():
     gan = small()
     before = {name: value.clone() for name, value in gan.generator.state_dict().items()}
     random = torch.get_rng_state()
-    _, seconds = estimate.training_cost(gan)
+    _, seconds = estimate.training_cost(gan, Adversarial(r1_gamma=1.0))
     assert seconds > 0 and torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(before[name], value) for name, value in gan.generator.state_dict().items())
     assert all(p.grad is None for p in gan.generator.parameters())
+
+
+def test_training_cost_counts_the_double_backward_of_r1(monkeypatch):
+    """R1 keeps the discriminator's passes twice: at big samples that is the peak of a step."""
+    needed = iter([(3 * GIB, 2.0), (5 * GIB, 8.0)])
+    monkeypatch.setattr(memory, "measure", lambda work, device: (work(), next(needed))[1])
+    assert estimate.training_cost(small(), Adversarial(r1_gamma=1.0, r1_interval=16)) == (5 * GIB, 2.5)
+    needed = iter([(3 * GIB, 2.0)])
+    assert estimate.training_cost(small(), Adversarial(r1_gamma=0.0)) == (3 * GIB, 2.0)

@@ -180,3 +180,13 @@ def test_the_checks_draw_nothing(mixture):
     for oracle in (None, Oracle(right)):
         build_feedback(mixture, TensorSamples(torch.full((20, 2), 3.0)), None, oracle, POOL, 0)
         assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("oracle", [None, right])
+def test_feedback_passes_no_more_samples_at_once_than_asked_for(mixture, oracle):
+    """`batch` bounds the memory of big samples; all passes of the judge and of the checks keep to it."""
+    mixture.batch = 17
+    sizes = []
+    mixture.discriminator.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    told(mixture, at(40, 3, 0), oracle)
+    assert sizes and max(sizes) <= 17
