@@ -112,11 +112,11 @@ def turned(x: Tensor) -> Tensor:
 
 
 def smeared(x: Tensor) -> Tensor:
-    """Images of [N, C, H, W] moved by up to three pixels, half of them blurred, in light and contrast that vary."""
+    """Images of [N, C, H, W] moved by up to three pixels, half of them blurred a little, in light and contrast that vary."""
     top, left = torch.randint(7, (2,)).tolist()
     x = F.pad(x, [3, 3, 3, 3], mode="replicate")[..., top : top + x.shape[2], left : left + x.shape[3]]
     blurred = F.avg_pool2d(F.pad(x, [1, 1, 1, 1], mode="replicate"), 3, 1)
-    x = torch.lerp(x, blurred, torch.rand(len(x), 1, 1, 1) * (torch.rand(len(x), 1, 1, 1) < 0.5))
+    x = torch.lerp(x, blurred, 0.5 * torch.rand(len(x), 1, 1, 1) * (torch.rand(len(x), 1, 1, 1) < 0.5))
     light, contrast = torch.rand(2, len(x), 1, 1, 1) * 0.2 - 0.1
     return x * (1 + contrast) + light
 
@@ -181,7 +181,7 @@ def train_parts(
     return classifier, rows
 
 
-ORACLE_WIDTHS, JUDGE_WIDTHS = (16, 32, 48, 64, 48), (16, 32, 48, 64, 64)
+ORACLE_WIDTHS, JUDGE_WIDTHS = (16, 32, 48, 64, 48), (16, 32, 48, 40)
 
 
 def train_animals(out: str | Path, epochs: int = 5, seed: int = 0) -> tuple[Path, float]:

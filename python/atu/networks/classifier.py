@@ -98,7 +98,7 @@ class ResidualClassifier(nn.Module):
         num_classes: int,
         img_resolution: int = 64,
         img_channels: int = 3,
-        widths: Sequence[int] = (16, 32, 48, 64, 64),
+        widths: Sequence[int] = (16, 32, 48, 64),
         num_features: int = 96,
     ):
         super().__init__()

@@ -10,12 +10,16 @@ import torch
 
 from atu.assets import asset
 from atu.data import animals
+from atu.data.images import to_range
 from atu.evaluation.audit import class_goal
 from atu.evaluation.judges import AnyClassifier, as_judge
 from atu.evaluation.parts import PartsClassifier
 from atu.experiments.classifiers import parts_accuracy, parts_loss, smeared, train_parts, turned
+from atu.feedback.oracles import check_independent, find
 from atu.formats.tensors import CheckpointError, save_tensors
+from atu.gan import GAN
 from atu.networks.classifier import ConvClassifier, ResidualClassifier
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
 PARTS = {"hat": ("none", "cap", "crown"), "nose": ("short", "long"), "coat": ("red", "blue", "green", "black", "white")}
 RULES = {
@@ -33,13 +37,13 @@ def network(kind=ConvClassifier, classes=10, size=16):
 
 def classifier(kind=ConvClassifier):
     one = PartsClassifier(network(kind), PARTS, RULES)
-    one.module.head.weight.data.mul_(30)  # so that it is sure now and then, and of several values
+    one.module.head.weight.data.mul_(60)  # so that it is sure now and then, and of several values
     one.module.head.bias.data.sub_(one.logits_and_features(images(40))[0].mean(0))
     return one
 
 
 def images(n=11):
-    return torch.randn(n, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return torch.rand(n, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
 def cells():
@@ -99,15 +103,51 @@ def test_a_view_judges_and_is_a_goal(image_gan):
     assert isinstance(view, AnyClassifier)
     image_gan._sample_shape = (3, 16, 16)
     judge = as_judge(view, image_gan, ["long"])
-    x = x.clamp(-1, 1)
     flags, _, labels, _ = judge.score(x)
-    assert torch.equal(flags, one.labels(x)[:, 1] == 1) or len(view.classes) > 2
     assert torch.equal(flags, torch.isin(labels, torch.tensor(view.class_indices(["long"]))))
     goal = class_goal(view, ["long"], (-1.0, 1.0))
     assert torch.equal(goal.is_negative(x), flags)
     x.requires_grad_(True)
     goal.score(x).sum().backward()
     assert float(x.grad.abs().max()) > 0
+
+
+def image_gan_of(size):
+    return GAN(MLPGenerator(5, [3, size, size], (7,), "tanh"), MLPDiscriminator([3, size, size], (7,)))
+
+
+def test_a_spec_names_a_file_and_what_is_unwanted(tmp_path):
+    one, gan = classifier(), image_gan_of(16)
+    path = one.save(tmp_path / "c.safetensors")
+    found = find(f"{path}?class=long,coat=blue", gan)
+    x = images(40)
+    hat = one.labels(x)[:, 0]
+    names = ["long", "coat=blue"]
+    assert torch.equal(found(x), one.view(names).oracle(names)(x)) and 0 < int(found(x).sum()) < 40
+    assert found.identity["spec"] == "c.safetensors?class=long,coat=blue"
+    arguments = found.judge_arguments()
+    assert set(arguments["negative_classes"]) == {"long", "coat=blue", "long and coat=blue"}
+    assert torch.equal(as_judge(arguments["classifier"], gan, arguments["negative_classes"]).score(x)[0], found(x))
+    alone = find(f"{path}?class=covered", gan)
+    assert torch.equal(alone(x), hat > 0) and alone.chosen == ("cap", "crown")
+    # Of another size, it sees the samples scaled.
+    assert find(str(path), image_gan_of(24), {"class": "long"})(torch.zeros(2, 3, 24, 24)).shape == (2,)
+    with pytest.raises(ValueError, match="class: say which are unwanted, one of covered, king, long, or PART=VALUE"):
+        find(str(path), gan)
+    with pytest.raises(ValueError, match="expected one of covered, king, long"):
+        find(f"{path}?class=fez", gan)
+
+
+def test_bundled_names_are_specs():
+    gan = image_gan_of(64)
+    x = to_range(animals.drawings("held-out", 60).images, (-1.0, 1.0))
+    antlers = animals.holds(animals.drawings("held-out", 60).labels, animals.FEATURES["antlers"])
+    assert 0 < int(antlers.sum()) < 60
+    oracle, judge = (find(f"{name}?class=antlers", gan) for name in ("animals", "animals-judge"))
+    assert torch.equal(oracle(x), antlers) and torch.equal(judge(x), antlers)
+    check_independent(oracle, judge)
+    with pytest.raises(ValueError, match="judge: animals"):
+        check_independent(oracle, find("animals?class=horns", gan))
 
 
 def test_wrong_names_are_named():
