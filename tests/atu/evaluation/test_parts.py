@@ -165,8 +165,8 @@ def test_wrong_names_are_named():
         one.labels(torch.zeros(2, 1, 16, 16))
     with pytest.raises(ValueError, match="parts: expected 9 values in all, got 10"):
         PartsClassifier(network(classes=9), PARTS, RULES)
-    with pytest.raises(ValueError, match="img_resolution: expected a multiple of 16, got 24"):
-        ResidualClassifier(5, 24)
+    with pytest.raises(ValueError, match="img_resolution: expected a multiple of 8, got 28"):
+        ResidualClassifier(5, 28)
 
 
 @pytest.mark.parametrize("kind", [ConvClassifier, ResidualClassifier])
