@@ -14,7 +14,7 @@ CLASSIFIERS = {
 MADE_BY = {
     "animals-gan.safetensors": "atu pretrain animals --out DIR",
     "animals-classifier.safetensors": "atu train-classifier animals --out DIR",
-    "animals-judge.safetensors": "atu train-classifier animals --out DIR",
+    "animals-judge.safetensors": "atu train-classifier animals --role judge --out DIR",
 }
 
 

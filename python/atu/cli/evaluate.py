@@ -32,6 +32,7 @@ from .oracles import Asked, answered_in, check_judge, classes_of, described, jud
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Real
+    from ..feedback.answers import Answers
     from ..gan import GAN
 
 
@@ -41,6 +42,15 @@ if TYPE_CHECKING:
 @judge_options
 @click.option("--negatives", type=FOLDER, help="Without --judge: images that a probe learns from what is negative.")
 @click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
+@click.option(
+    "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: fewer than it makes is over-removal."
+)
+@click.option(
+    "--features",
+    multiple=True,
+    metavar="KIND:PATH",
+    help="Distances in further features too: inception, dinov2 or torchscript, from a file at hand; may be repeated.",
+)
 @SAMPLES
 @BATCH
 @SUBJECT
@@ -53,6 +63,8 @@ def evaluate(
     asked: Asked,
     negatives: Path | None,
     real: str | None,
+    retrained: str | None,
+    features: tuple[str, ...],
     samples: int,
     batch: int | None,
     subject: str | None,
@@ -64,6 +76,7 @@ def evaluate(
     """
     from ..evaluation.evaluate import evaluate as compare
     from ..evaluation.judges import probe_of
+    from ..measures.extractors import extractor
     from ..report import report
 
     check_no_run(run.out)
@@ -73,16 +86,27 @@ def evaluate(
     check_judge(asked, negatives)
     first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
     _check_pair(first, last)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    networks = dict(extractor(spec) for spec in features)
     first.batch = last.batch = batch
     if not run.quiet:
-        say_evaluation(first, samples, 2)
+        say_evaluation(first, samples, 2 if other is None else 3)
     judge = asked.find(asked.oracle, first)
     start = time.monotonic()
-    if judge is not None:
-        arguments = judge.judge_arguments()
+    if judge is None:
+        judged: dict[str, Any] = dict(is_negative=probe_of(first, negatives, seed=run.seed))
     else:
-        arguments = dict(is_negative=probe_of(first, negatives, seed=run.seed))
-    found = compare(first, last, real=_real(real, first), n=samples, seed=run.seed, **arguments)
+        judged = _judged(asked, judge, first)
+    found = compare(
+        first,
+        last,
+        real=_real(real, first),
+        retrained=other,
+        extractors=networks,
+        n=samples,
+        seed=run.seed,
+        **judged,
+    )
     context = report.Context(
         subject=subject_of(classes_of(asked, judge), negatives, subject),
         seconds={"evaluate": time.monotonic() - start},
@@ -90,14 +114,40 @@ def evaluate(
         config={},
         seed=run.seed,
         device=str(first.device),
-        notes=[PROBE_JUDGES] if judge is None else [f"Measured by {described(judge)}."],
+        notes=_notes(asked, judge, after),
         negatives=negatives,
     )
-    if answered_in(after, judge):
-        context.notes = [*context.notes, "It is the oracle that answered during the run that is measured."]
     data = report.write(run.out, found, context)
     show(data, run)
     require_gone(data, require)
+
+
+def _by_bundled_judge(asked: Asked) -> bool:
+    """The bundled classifier is asked for, which answers in demos: the bundled judge gives the figures in its place."""
+    return asked.oracle == "mnist" and not Path(asked.oracle).exists()
+
+
+def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
+    if judge is None:
+        return [PROBE_JUDGES]
+    if _by_bundled_judge(asked):
+        return []
+    own = ["It is the oracle that answered during the run that is measured."] if answered_in(after, judge) else []
+    return [f"Measured by {described(judge)}.", *own]
+
+
+def _judged(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
+    """Of `evaluate`: who judges, and what stands beside it."""
+    from ..experiments.judge import beside_the_judge, mnist_judge
+
+    if not _by_bundled_judge(asked):
+        return judge.judge_arguments()
+    return dict(
+        classifier=mnist_judge().to(gan.device),
+        negative_classes=judge.chosen,
+        judges=beside_the_judge(gan.device),
+        answered=[judge.classifier.name],
+    )
 
 
 def _check_pair(before: GAN, after: GAN) -> None:

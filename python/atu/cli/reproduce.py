@@ -59,11 +59,12 @@ def reproduce(
     """
     from ..experiments import recipes
     from ..experiments import reproduce as table
+    from ..measures.extractors import torchscript
 
     options: dict[str, Any] = dict(seeds=seeds, negatives=marks, samples=samples)
     options.update(methods=table.check_methods(methods), config=table.read_config(config))
     if extractor is not None:
-        options["extractor"] = table.load_extractor(extractor)
+        options["extractor"] = torchscript(extractor)
     if dataset in DOMAINS:
         if data is not None or ckpt is not None:
             raise click.UsageError(f"{dataset} takes neither --data nor --ckpt")
@@ -79,9 +80,8 @@ def reproduce(
             data, load_gan(ckpt, run.device, "ckpt"), run.out, classes, classifiers, **options
         )
     for task in plan.tasks:
-        for classifier in (task.judge, task.oracle):
-            if classifier is not None:
-                classifier.to(plan.gan.device)
+        task.judge.to(plan.gan.device)
+        task.asked.to(plan.gan.device)
     if dry_run or not run.quiet:
         click.echo(table.told(table.forecast(plan, run.out)), err=not dry_run)
     if dry_run:

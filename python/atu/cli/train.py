@@ -38,25 +38,38 @@ def train_classifier() -> None:
     """Train a classifier to judge samples with."""
 
 
-@train_classifier.command("mnist")
-@click.option("--epochs", default=40, show_default=True, type=click.IntRange(1), help="Passes over the images.")
-@common("Folder for the classifier.", device=False)
-def mnist(run: Common, epochs: int) -> None:
-    """The command that made the bundled MNIST classifier."""
-    from ..experiments.classifiers import train_mnist
+ROLE = click.option(
+    "--role",
+    type=click.Choice(["oracle", "judge"]),
+    default="oracle",
+    show_default=True,
+    help="What for: the judge is another network, on other images, that answers in no run.",
+)
 
-    path, accuracy = train_mnist(run.out, epochs, run.seed)
+
+@train_classifier.command("mnist")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the images; 40, or 100 for the judge.")
+@ROLE
+@common("Folder for the classifier.", device=False)
+def mnist(run: Common, epochs: int | None, role: str) -> None:
+    """The command that made the bundled MNIST classifier, and its judge."""
+    from ..experiments.classifiers import train_mnist
+    from ..experiments.judge import train_mnist_judge
+
+    options = {} if epochs is None else dict(epochs=epochs)
+    path, accuracy = (train_mnist_judge if role == "judge" else train_mnist)(run.out, seed=run.seed, **options)
     click.echo(f"{100 * accuracy:.1f} % of the held-out images right", err=True)
     click.echo(str(path))
 
 
 @train_classifier.command("animals")
-@click.option("--epochs", default=5, show_default=True, type=click.IntRange(1), help="Passes over the drawings.")
-@common("Folder for the classifiers.", device=False)
-def animals(run: Common, epochs: int) -> None:
-    """The command that made the bundled classifiers of drawn animals: an oracle, and a judge of another kind."""
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the drawings; 5, or 3 for the judge.")
+@ROLE
+@common("Folder for the classifier.", device=False)
+def animals(run: Common, epochs: int | None, role: str) -> None:
+    """The command that made the bundled classifier of drawn animals, and its judge."""
     from ..experiments.classifiers import train_animals
 
-    path, accuracy = train_animals(run.out, epochs, run.seed)
-    click.echo(f"{100 * accuracy:.2f} % of the held-out drawings right in the oracle's worst part", err=True)
+    path, accuracy = train_animals(run.out, role, epochs, run.seed)
+    click.echo(f"{100 * accuracy:.2f} % of the held-out drawings right in its worst part", err=True)
     click.echo(str(path))

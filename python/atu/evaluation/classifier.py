@@ -1,6 +1,7 @@
 """A frozen image classifier: it says which samples are negative, and its penultimate layer measures distances.
 
-File format: one safetensors file, with the network's arguments, the class names and the image range as JSON.
+File format: one safetensors file, with the network's kind and arguments, the class names, the image range and its
+errors on held-out images as JSON.
 """
 
 from __future__ import annotations
@@ -8,16 +9,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..formats.tensors import CheckpointError, fill, load_tensors, module_tensors, save_tensors
 from ..measures.features import flat_features, last_input
-from ..networks.classifier import ConvClassifier
+from ..measures.shares import share_of
+from ..networks.classifier import ConvClassifier, ResidualClassifier
 from ..support.modules import eval_mode
 
 FORMAT = "atu-classifier"
+NETWORKS: dict[str, type[ConvClassifier] | type[ResidualClassifier]] = {
+    "conv": ConvClassifier,
+    "residual": ResidualClassifier,
+}
 
 
 def class_indices(names: Sequence[str], classes: Iterable[int | str]) -> list[int]:
@@ -42,20 +49,31 @@ def class_indices(names: Sequence[str], classes: Iterable[int | str]) -> list[in
 
 
 class Classifier:
-    """A trained `ConvClassifier` in eval mode, with class names and the range of the images it expects.
+    """A trained network of `NETWORKS` in eval mode, with class names and the range of the images it expects.
 
     Args:
         module: the network; it is frozen in place.
         classes: one name a class.
         image_range: (low, high) of the images given to `logits`, `probabilities`, `predict` and `features`.
+        name: what figures that it gave are said to come from; a file's name where it was read from one.
+        confusion: int64 [classes, classes], of held-out real images that it has not seen: those of class i that it
+            calls j. It says how far to believe it, see `atu.measures.prevalence`. None where it is not known.
     """
 
-    def __init__(self, module: ConvClassifier, classes: Sequence[str], image_range: tuple[float, float] = (-1.0, 1.0)):
+    def __init__(
+        self,
+        module: ConvClassifier | ResidualClassifier,
+        classes: Sequence[str],
+        image_range: tuple[float, float] = (-1.0, 1.0),
+        name: str = "classifier",
+        confusion: Tensor | None = None,
+    ):
         if len(classes) != module.head.out_features:
             raise ValueError(f"classes: expected {module.head.out_features} names, got {len(classes)}")
         self.module = module.eval().requires_grad_(False)
         self.classes = [str(name) for name in classes]
         self.image_range = (float(image_range[0]), float(image_range[1]))
+        self.name, self.confusion = name, confusion
 
     @property
     def num_features(self) -> int:
@@ -119,9 +137,27 @@ class Classifier:
 
         return is_negative
 
+    def errors(self) -> dict[str, dict[str, Any]]:
+        """Of each class: its sensitivity and specificity on the held-out images, with their 95 % intervals; see
+        `confusion`.
+
+        Raises:
+            ValueError: they are not known.
+        """
+        if self.confusion is None:
+            raise ValueError(f"confusion: the errors of {self.name} on held-out images are not known")
+        found = {}
+        for index, name in enumerate(self.classes):
+            hits, size, passed, others = error_counts(self.confusion, [index])
+            found[name] = dict(sensitivity=share_of(hits, size), specificity=share_of(passed, others))
+        return found
+
     def save(self, path: str | Path) -> Path:
         """Write the classifier atomically; returns the path."""
-        config = dict(kwargs=self.module.init_kwargs, classes=self.classes, image_range=list(self.image_range))
+        kind = next(name for name, network in NETWORKS.items() if isinstance(self.module, network))
+        known = None if self.confusion is None else self.confusion.tolist()
+        config: dict[str, Any] = dict(network=kind, kwargs=self.module.init_kwargs, classes=self.classes)
+        config.update(image_range=list(self.image_range), confusion=known)
         return save_tensors(path, module_tensors("net", self.module), {"format": FORMAT, "config": json.dumps(config)})
 
     @classmethod
@@ -138,12 +174,39 @@ class Classifier:
             )
         try:
             config = json.loads(metadata["config"])
-            module = ConvClassifier(**config["kwargs"])
+            module = NETWORKS[config.get("network", "conv")](**config["kwargs"])
             classes, image_range = config["classes"], tuple(config["image_range"])
-        except (KeyError, TypeError, ValueError) as error:
+            known = config.get("confusion")
+            counts = None if known is None else _counts(known, len(classes))
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
         fill(module, {name.removeprefix("net."): t for name, t in tensors.items()}, str(path))
-        return cls(module, classes, image_range)
+        return cls(module, classes, image_range, Path(path).stem, counts)
+
+
+def confusion(classifier: Any, images: Tensor, labels: Tensor, batch_size: int = 500) -> Tensor:
+    """int64 [classes, classes]: of the images of class i (labels int64 [N]), those that the classifier calls j.
+
+    images: [N, ...] in the classifier's range.
+    """
+    size = len(classifier.classes)
+    calls = torch.cat([classifier.logits_and_features(x)[0].argmax(1).cpu() for x in images.split(batch_size)])
+    return torch.bincount(labels.cpu() * size + calls, minlength=size * size).reshape(size, size)
+
+
+def _counts(rows: Any, size: int) -> Tensor:
+    counts = torch.tensor(rows, dtype=torch.long)
+    if tuple(counts.shape) != (size, size) or bool((counts < 0).any()):
+        raise ValueError(f"confusion: expected counts [{size}, {size}], got {list(counts.shape)}")
+    return counts
+
+
+def error_counts(confusion: Tensor, negative: Sequence[int]) -> tuple[int, int, int, int]:
+    """(negatives that were called so, negatives, others that were not, others) where some classes are negative."""
+    chosen = torch.zeros(len(confusion), dtype=torch.bool)
+    chosen[list(negative)] = True
+    inside, outside = confusion[chosen], confusion[~chosen]
+    return int(inside[:, chosen].sum()), int(inside.sum()), int(outside[:, ~chosen].sum()), int(outside.sum())
 
 
 class ModuleClassifier:
@@ -154,12 +217,21 @@ class ModuleClassifier:
 
     Args:
         module: images [N, ...] -> logits [N, classes].
-        classes: one name a class. image_range: (low, high) of the images that it expects.
+        classes: one name a class. image_range: (low, high) of the images that it expects. name, confusion: as of a
+            `Classifier`; the module's class names it when not given.
     """
 
-    def __init__(self, module: nn.Module, classes: Sequence[str], image_range: tuple[float, float] = (-1.0, 1.0)):
+    def __init__(
+        self,
+        module: nn.Module,
+        classes: Sequence[str],
+        image_range: tuple[float, float] = (-1.0, 1.0),
+        name: str | None = None,
+        confusion: Tensor | None = None,
+    ):
         self.module, self.classes = module, [str(name) for name in classes]
         self.image_range = (float(image_range[0]), float(image_range[1]))
+        self.name, self.confusion = name or type(module).__name__, confusion
 
     @property
     def device(self) -> torch.device:

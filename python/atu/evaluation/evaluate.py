@@ -3,6 +3,8 @@
 Every model compared gets the same latents and noise; a GAN's EMA generator is taken where there is one; all networks
 run in eval mode; images are clamped to the GAN's range and mapped to the classifier's. What is to be kept is compared
 with the original's good samples of other latents.
+
+One judge gives every figure (`judge` says which); further ones count negatives beside it.
 """
 
 from __future__ import annotations
@@ -14,19 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.images import to_uint8
 from ..feedback.oracles import IsNegative
 from ..gan import GAN
+from ..measures.extractors import Extractor
 from ..measures.frechet import frechet
+from ..measures.intervals import difference
 from ..measures.kid import kid
+from ..measures.prevalence import corrected_unlearning
 from ..measures.shares import histogram, share_of, total_variation, unlearning
 from ..support import progress
 from ..support.digest import sha256
 from ..support.seeding import Stream, stream_seed
 from .collateral import good_changed, kept_numbers, landing, tv_redistribution
-from .judges import Judge, Judged, as_judge, judge_samples
+from .judges import Judge, Judged, as_classifier, as_judge, judge_samples
 from .metrics import compute, description, load_metrics
 
 Real = Tensor | tuple[Tensor, Tensor]
+Judges = dict[str, Judge]
 
 
 @dataclass
@@ -52,6 +59,10 @@ def evaluate(
     is_negative: IsNegative | None = None,
     others: Mapping[str, nn.Module] | None = None,
     attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    judges: Mapping[str, Any] | None = None,
+    answered: Iterable[str] = (),
+    retrained: GAN | nn.Module | None = None,
+    extractors: Mapping[str, Extractor] | None = None,
     n: int = 10_000,
     seed: int = 0,
     batch_size: int | None = None,
@@ -67,6 +78,11 @@ def evaluate(
         real: images in `before.image_range`, [M, ...] or (images, labels [M]), for fid_cls.
         others: further generators to judge, by name (the adapted one).
         attributes: further yes/no questions, samples -> bool [N], whose shares are reported (attributes.py).
+        judges: further judges by name, each as `as_judge` takes it (of a classifier, negative_classes are negative).
+        answered: names of the judges, the first among them, that answered during the run: oracles.
+        retrained: a GAN, or its generator, trained without the negatives: fewer negatives than it makes is
+            over-removal. Judged like `others`, as "retrained".
+        extractors: further feature networks by name (measures/extractors.py), for distances of their own.
         batch_size: samples at once; 250, or as many as fit in memory of big ones.
         keep: how many of the first samples are kept for grids.
 
@@ -77,7 +93,8 @@ def evaluate(
         `kept_numbers`), landing, good_changed, tv_kept (of the class shares among non-negative samples),
         tv_redistribution (see collateral.py), class_histogram_before, class_histogram_after, confident_before,
         confident_after (share judged with a confidence of 0.9 or more), attributes_before, attributes_after, metrics,
-        n, seed, features.
+        n, seed, features, judge (the name of the judge whose figures these are), judges (by name, the first too: see
+        `judge_numbers`), distances (by extractor: see `_distances`).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -85,22 +102,45 @@ def evaluate(
     if n < 2:
         raise ValueError(f"n: expected at least 2 samples, got {n}")
     metrics = load_metrics()
-    judge = as_judge(classifier, before, negative_classes, is_negative, seed)
+    wanted = tuple(negative_classes)
+    judge = as_judge(classifier, before, wanted, is_negative, seed)
+    further = _further(judges or {}, judge, before, wanted, seed)
+    known = [judge.name, *further]
+    unknown = [name for name in answered if name not in known]
+    if unknown:
+        raise ValueError(f"answered: expected names of judges ({', '.join(known)}), got {unknown[0]!r}")
+    if isinstance(retrained, GAN) and retrained.sample_shape != before.sample_shape:
+        raise ValueError(
+            f"retrained: expected samples of shape {list(before.sample_shape)}, got {list(retrained.sample_shape)}"
+        )
+    networks = {name: _of_range(network, before) for name, network in (extractors or {}).items()}
     batch_size = batch_size or before.fitting(250)
-    reference = None if real is None else _real_features(real, judge, before)
-    final = after.sampling_generator if isinstance(after, GAN) else after
-    generators = {"before": before.sampling_generator, **(others or {}), "after": final}
+    reference = None if real is None else _real_samples(real, judge, before, networks)
+    generators = {"before": before.sampling_generator, **(others or {})}
+    if retrained is not None:
+        generators["retrained"] = _generator(retrained)
+    generators["after"] = _generator(after)
     models = {}
     for name, generator in generators.items():
-        batches = progress.track(f"evaluate {name}", before.batches(n, seed, batch_size, generator), n)
-        models[name] = judge_samples(batches, judge.score, keep, attributes)
+        # A retrained GAN may take other latents.
+        source = retrained if name == "retrained" and isinstance(retrained, GAN) else before
+        batches = progress.track(f"evaluate {name}", source.batches(n, seed, batch_size, generator), n)
+        models[name] = judge_samples(batches, judge.score, keep, attributes, judges=further, extractors=networks)
     first, last = models["before"], models["after"]
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
-    numbers.update(_real_numbers(reference, models))
+    numbers.update(judge=judge.name, judges={})
+    for name, one in {judge.name: judge, **further}.items():
+        numbers["judges"][name] = judge_numbers(
+            {key: model.verdicts.get(name, model.negative) for key, model in models.items()}, one, name in set(answered)
+        )
+    numbers.update(_real_numbers(None if reference is None else reference.features, models))
     others_latents = before.batches(n, stream_seed(seed, Stream.KEPT_REFERENCE), batch_size)
-    drawn = judge_samples(progress.track("evaluate reference", others_latents, n), judge.score, shown=0)
+    drawn = judge_samples(
+        progress.track("evaluate reference", others_latents, n), judge.score, shown=0, extractors=networks
+    )
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
+    numbers["distances"] = {name: _distances(name, reference, drawn, models) for name in networks}
     for name, judged in models.items():
         shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}
         numbers[f"attributes_{name}"] = shares or None
@@ -112,21 +152,48 @@ def evaluate(
     return Evaluation(numbers, models, before.image_range, list(judge.classes), list(judge.negative), hashes)
 
 
+def _further(judges: Mapping[str, Any], first: Judge, gan: GAN, wanted: tuple[int | str, ...], seed: int) -> Judges:
+    found = {}
+    for name, value in judges.items():
+        if name == first.name:
+            raise ValueError(f"judges: {name} gives the figures already; give the further ones other names")
+        knows = not isinstance(value, Judge) and as_classifier(value, gan) is not None
+        found[name] = as_judge(value, gan, wanted if knows else (), seed=seed)
+    return found
+
+
+def _generator(model: GAN | nn.Module) -> nn.Module:
+    return model.sampling_generator if isinstance(model, GAN) else model
+
+
+def _of_range(network: Extractor, gan: GAN) -> Extractor:
+    """The features of samples in the GAN's range."""
+    return lambda x: network(to_uint8(x, gan.image_range).cpu())
+
+
 def _weights(model: GAN | nn.Module) -> str:
     modules = model.modules() if isinstance(model, GAN) else {"generator": model}
     return sha256({f"{name}.{key}": v for name, module in modules.items() for key, v in module.state_dict().items()})
 
 
-def _real_features(real: Real, judge: Judge, gan: GAN) -> Tensor:
-    """Features of the real images that are not negative: by their labels where classes are, else by the judge."""
+@dataclass
+class _Real:
+    """Features of the real images that are not negative: the judge's, and those of further networks."""
+
+    features: Tensor
+    extracted: dict[str, Tensor]
+
+
+def _real_samples(real: Real, judge: Judge, gan: GAN, networks: Mapping[str, Extractor]) -> _Real:
+    """Of the real images that are not negative: by their labels where classes are, else by the judge."""
     images, labels = real if isinstance(real, tuple) else (real, None)
     if tuple(images.shape[1:]) != gan.sample_shape:
         raise ValueError(f"real: expected samples of shape {list(gan.sample_shape)}, got {list(images.shape[1:])}")
-    judged = judge_samples(images.split(gan.fitting(500)), judge.score, shown=0)
+    judged = judge_samples(images.split(gan.fitting(500)), judge.score, shown=0, extractors=networks)
     drop = judged.negative
     if labels is not None and judge.negative:
         drop = torch.isin(labels, torch.tensor(list(judge.negative)))
-    return judged.features[~drop]
+    return _Real(judged.features[~drop], {name: found[~drop] for name, found in judged.extracted.items()})
 
 
 def _real_numbers(reference: Tensor | None, models: Mapping[str, Judged]) -> dict[str, Any]:
@@ -138,6 +205,56 @@ def _real_numbers(reference: Tensor | None, models: Mapping[str, Judged]) -> dic
     }
     numbers.update({f"kid_cls_{name}": kid(reference, judged.features) for name, judged in models.items()})
     return {**numbers, "real_images": len(reference)}
+
+
+def judge_numbers(verdicts: Mapping[str, Tensor], judge: Judge, answered: bool) -> dict[str, Any]:
+    """What one judge says.
+
+    Args:
+        verdicts: bool [n] of the same latents under `before`, `after` and, where there is one, `retrained`.
+
+    Returns:
+        negatives_before, negatives_after, pul, pul_ci95; answered: whether it was an oracle of the run; sensitivity,
+        specificity: count, share and interval on held_out real samples, and corrected: PUL and shares corrected by
+        them (measures/prevalence.py), None where they are not known; over_removal, None without a retrained GAN: the
+        share of negatives that it makes (retrained), the difference of the unlearned GAN's with its interval, and
+        whether that is fewer for certain.
+    """
+    before, after = verdicts["before"], verdicts["after"]
+    numbers: dict[str, Any] = dict(unlearning(before, after), answered=answered)
+    numbers.update(sensitivity=None, specificity=None, held_out=None, corrected=None, over_removal=None)
+    n, both, first, last = len(before), int((before & after).sum()), int(before.sum()), int(after.sum())
+    if judge.errors is not None:
+        known = judge.errors
+        numbers["sensitivity"] = share_of(known.hits, known.negatives)
+        numbers["specificity"] = share_of(known.passed, known.others)
+        numbers["held_out"] = known.negatives + known.others
+        numbers["corrected"] = corrected_unlearning(both, first, last, n, known)
+    if "retrained" in verdicts:
+        made = int(verdicts["retrained"].sum())
+        apart = difference(last, n, made, n)
+        numbers["over_removal"] = dict(
+            retrained=share_of(made, n),
+            difference=(last - made) / n,
+            difference_ci95=list(apart),
+            fewer=apart[1] < 0,
+        )
+    return numbers
+
+
+def _distances(
+    network: str, real: _Real | None, drawn: Judged, models: Mapping[str, Judged]
+) -> dict[str, float | None]:
+    """Distances in the features of one further network: frechet_kept and kid_kept with what chance gives, as in
+    `kept_numbers`; fid and kid of all samples of each model to the real ones that are not negative, if there are."""
+    good = {name: models[name].extracted[network][~models[name].negative] for name in ("before", "after")}
+    kept = kept_numbers(drawn.extracted[network][~drawn.negative], good["before"], good["after"])
+    numbers = {name: kept[name] for name in kept if name.startswith(("frechet", "kid"))}
+    for name, model in models.items() if real is not None else ():
+        assert real is not None
+        numbers[f"fid_{name}"] = frechet(real.extracted[network], model.extracted[network])
+        numbers[f"kid_{name}"] = kid(real.extracted[network], model.extracted[network])
+    return numbers
 
 
 def _collateral(reference: Tensor, before: Judged, after: Judged, judge: Judge) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from ..feedback.oracles import IsNegative, Oracle
 from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
 from ..measures.features import discriminator_features
+from ..measures.prevalence import Errors
 from ..support import progress
 from ..support.modules import eval_mode
 from ..support.seeding import Stream, stream_seed
-from .classifier import Classifier, ModuleClassifier, check_logits
+from .classifier import Classifier, ModuleClassifier, check_logits, error_counts
 
 SHOWN = 24  # negatives of each model that are kept to be looked at
 Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -48,12 +49,15 @@ class AnyClassifier(Protocol):
 class Judge:
     """score: samples in the GAN's range -> (negative bool [N], features [N, F], labels int64 [N] or None, confidence
     [N] or None), on the CPU. classes: their names; none where it says only yes or no. negative: the classes that are
-    negative; none where a rule of its own says so. features: where they come from, for the report."""
+    negative; none where a rule of its own says so. features: where they come from, for the report. name: what figures
+    that it gave are said to come from. errors: its counts on held-out real samples, where they are known."""
 
     score: Callable[[Tensor], Scores]
     classes: Sequence[str] = ()
     negative: Sequence[int] = ()
     features: str = "classifier"
+    name: str = "judge"
+    errors: Errors | None = None
 
 
 def as_judge(
@@ -66,10 +70,11 @@ def as_judge(
     """A judge of `gan`'s samples.
 
     Args:
-        value: an `AnyClassifier`; an nn.Module, samples in `gan.image_range` -> logits [N, classes], whose classes are
-            named "0", "1", ... (`ModuleClassifier` takes other names and another range); the file of a `Classifier`; a
-            callable, samples -> bool [N], a probe for instance; or negatives, from which a probe is fitted: a folder of
-            images, a tensor, an array or a dataset. None where `is_negative` says it all.
+        value: a `Judge`, which stays as it is; an `AnyClassifier`; an nn.Module, samples in `gan.image_range` -> logits
+            [N, classes], whose classes are named "0", "1", ... (`ModuleClassifier` takes other names and ranges); the
+            file of a `Classifier`; a callable, samples -> bool [N], a probe for instance; or negatives, from which
+            a probe is fitted: a folder of images, a tensor, an array or a dataset. None where `is_negative` says it
+            all.
         negative_classes: names or indices, of a classifier.
         is_negative: samples -> bool [N], in place of negative_classes; classes and features are the classifier's where
             one is given, else features are those of the GAN's discriminator.
@@ -77,6 +82,8 @@ def as_judge(
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
+    if isinstance(value, Judge):
+        return value
     wanted = tuple(negative_classes)
     if value is None and is_negative is None:
         raise ValueError(
@@ -144,20 +151,49 @@ def classifier_judge(
         flags = torch.isin(labels, wanted) if rule is None else rule(x)
         return flags, features.cpu(), labels, confidence
 
-    return Judge(score, list(classifier.classes), negative, getattr(classifier, "feature_source", "classifier"))
+    counts: Tensor | None = getattr(classifier, "confusion", None)
+    return Judge(
+        score,
+        list(classifier.classes),
+        negative,
+        getattr(classifier, "feature_source", "classifier"),
+        name_of(classifier) if rule is None else name_of(is_negative),
+        None if counts is None or rule is not None else _errors(counts, negative),
+    )
+
+
+def _errors(confusion: Tensor, negative: Sequence[int]) -> Errors | None:
+    """A judge's errors where both negatives and others are among the held-out images, else None."""
+    hits, negatives, passed, others = error_counts(confusion, negative)
+    return Errors(hits, negatives, passed, others) if negatives and others else None
 
 
 def yes_no_judge(is_negative: IsNegative, gan: GAN) -> Judge:
     """Judges by a rule alone; the features are those of the GAN's discriminator, its penultimate layer."""
     rule = Oracle(is_negative)
-    return Judge(lambda x: (rule(x), discriminator_features(gan, [x]), None, None), features="discriminator")
+
+    def score(x: Tensor) -> Scores:
+        return rule(x), discriminator_features(gan, [x]), None, None
+
+    return Judge(score, features="discriminator", name=name_of(is_negative))
+
+
+def name_of(value: Any) -> str:
+    """What a judge is called where nobody named it: its own `name`, else what kind of thing it is."""
+    if isinstance(value, Probe):
+        return "probe"
+    own = getattr(value, "name", None)
+    if isinstance(own, str) and own:
+        return own
+    return "rule" if callable(value) and not isinstance(value, nn.Module) else type(value).__name__
 
 
 @dataclass
 class Judged:
     """One model's n samples. negative: bool [n]. features: [n, F]. labels: int64 [n] and confidence [n], or None.
     first: the first samples themselves (thumbnails of large images), for a grid. attributes: bool [n] each, by name.
-    shown: the first samples that are negative, likewise."""
+    shown: the first samples that are negative, likewise. verdicts: bool [n] each of further judges, by name; extracted:
+    features [n, F] of further networks, by name."""
 
     negative: Tensor
     features: Tensor
@@ -166,6 +202,8 @@ class Judged:
     first: Tensor
     attributes: dict[str, Tensor] = field(default_factory=dict)
     shown: Tensor = field(default_factory=lambda: torch.empty(0))
+    verdicts: dict[str, Tensor] = field(default_factory=dict)
+    extracted: dict[str, Tensor] = field(default_factory=dict)
 
 
 def judge_samples(
@@ -174,19 +212,23 @@ def judge_samples(
     keep: int = 0,
     attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     shown: int = SHOWN,
+    judges: Mapping[str, Judge] | None = None,
+    extractors: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> Judged:
     """Score samples batch by batch, keeping thumbnails of the first `keep` and of the first `shown` negatives.
 
-    attributes: samples -> bool [N], by name.
+    attributes: samples -> bool [N], by name. judges: further ones, of whom only the verdict is kept. extractors:
+    samples -> features [N, F], by name.
     """
     scores = []
     first, negatives = _First(keep), _First(shown)
-    rules = {name: Oracle(has) for name, has in (attributes or {}).items()}
-    found: dict[str, list[Tensor]] = {name: [] for name in rules}
+    asked = _Asked({name: Oracle(has) for name, has in (attributes or {}).items()})
+    verdicts = _Asked({name: _verdict(judge) for name, judge in (judges or {}).items()})
+    extracted = _Asked(dict(extractors or {}))
     for x in batches:
         scores.append(score(x))
-        for name, has in rules.items():
-            found[name].append(has(x))
+        for questions in (asked, verdicts, extracted):
+            questions.add(x)
         first.add(x)
         negatives.add(x[scores[-1][0].to(x.device)])
     negative, features, labels, confidence = zip(*scores, strict=True)
@@ -196,9 +238,30 @@ def judge_samples(
         _joined(labels),
         _joined(confidence),
         first.samples(),
-        {name: torch.cat(parts) for name, parts in found.items()},
+        asked.answers(),
         negatives.samples(),
+        verdicts.answers(),
+        extracted.answers(),
     )
+
+
+def _verdict(judge: Judge) -> Callable[[Tensor], Tensor]:
+    return lambda x: judge.score(x)[0]
+
+
+class _Asked:
+    """What functions of the samples answer, batch by batch, by name."""
+
+    def __init__(self, questions: Mapping[str, Callable[[Tensor], Tensor]]):
+        self.questions = questions
+        self.parts: dict[str, list[Tensor]] = {name: [] for name in questions}
+
+    def add(self, x: Tensor) -> None:
+        for name, question in self.questions.items():
+            self.parts[name].append(question(x).cpu())
+
+    def answers(self) -> dict[str, Tensor]:
+        return {name: torch.cat(parts) for name, parts in self.parts.items()}
 
 
 class _First:

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from ..formats.tensors import CheckpointError, fill, load_tensors, module_tensors, save_tensors
-from ..networks.classifier import ConvClassifier, ResidualClassifier
+from ..networks.classifier import ConvClassifier, StridedClassifier
 from .classifier import ModuleClassifier
 
 FORMAT = "atu-parts-classifier"
-PartsNetwork = ConvClassifier | ResidualClassifier
+PartsNetwork = ConvClassifier | StridedClassifier
 NETWORKS: Mapping[str, Callable[..., PartsNetwork]] = {
     "ConvClassifier": ConvClassifier,
-    "ResidualClassifier": ResidualClassifier,
+    "StridedClassifier": StridedClassifier,
 }
 OTHER = "other"
 Rule = Mapping[str, Sequence[str]]  # part -> values: what holds where each part named has one of its values
@@ -41,7 +41,8 @@ class PartsClassifier:
     Args:
         module: of NETWORKS; its logits [N, C] are those of all parts side by side. It is frozen in place.
         parts: part -> names of its values. rules: what the names that negatives are given by stand for.
-        image_range: (low, high) of the images that it expects.
+        image_range: (low, high) of the images that it expects. name: what figures that it gave are said to come from;
+            a file's name where it was read from one.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class PartsClassifier:
         parts: Mapping[str, Sequence[str]],
         rules: Rules,
         image_range: tuple[float, float] = (-1.0, 1.0),
+        name: str = "classifier",
     ):
         sizes = [len(values) for values in parts.values()]
         if module.head.out_features != sum(sizes):
@@ -58,6 +60,7 @@ class PartsClassifier:
         self.parts = {part: tuple(values) for part, values in parts.items()}
         self.rules = {name: {part: tuple(values) for part, values in rule.items()} for name, rule in rules.items()}
         self.image_range = (float(image_range[0]), float(image_range[1]))
+        self.name = name
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -159,13 +162,14 @@ class PartsClassifier:
             raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
         floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
         fill(module, {name.removeprefix("net."): t for name, t in floats.items()}, str(path))
-        return cls(module, parts, rules, image_range)
+        return cls(module, parts, rules, image_range, Path(path).stem)
 
 
 class PartsView(ModuleClassifier):
     """A `PartsClassifier` as a classifier of one set of classes; see the head of this file.
 
-    rules: the names that `class_indices` knows beside the classes' own, and what they stand for.
+    rules: the names that `class_indices` knows beside the classes' own, and what they stand for. Its `confusion` is not
+    known before it is measured (`atu.evaluation.classifier.confusion`).
     """
 
     def __init__(self, classifier: PartsClassifier, rules: Rules):
@@ -180,7 +184,7 @@ class PartsView(ModuleClassifier):
         ]
         classes = list(dict.fromkeys(name or OTHER for name in named))
         index = [classes.index(name or OTHER) for name in named]
-        super().__init__(_Joint(classifier, parts, index), classes, classifier.image_range)
+        super().__init__(_Joint(classifier, parts, index), classes, classifier.image_range, classifier.name)
         self.members = {
             name: sorted({i for i, cell in zip(index, cells, strict=True) if _holds(rule, parts, cell)})
             for name, rule in rules.items()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..config import Config
 from ..data import animals
 from ..data.images import map_range, save_folder, to_range
 from ..evaluation.audit import attack, class_goal
+from ..evaluation.classifier import confusion
 from ..evaluation.evaluate import evaluate
 from ..evaluation.judges import as_judge
 from ..evaluation.parts import PartsClassifier, PartsView
@@ -120,8 +121,7 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
         precision=settings.precision,
     )
     start = time.monotonic()
-    held_out = animals.drawings("held-out", HELD_OUT)
-    real = to_range(held_out.images, gan.image_range), views[1].truth(held_out.labels)
+    real = with_errors(views)
     has = _Answers(measuring, gan.image_range)
     kept: dict[str, Callable[[Tensor], Tensor]] = {name: has.rule(name) for name in animals.FEATURES}
     kept |= {subject_of(one): called(measuring.view(one), one, gan.image_range) for one in before}
@@ -130,7 +130,10 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
         result.gan,
         views[1],
         names,
-        real,
+        (map_range(real[0], views[1].image_range, gan.image_range), real[1]),
+        judges={views[0].name: views[0]},
+        answered=[views[0].name] if settings.answers else [],
+        retrained=other,
         others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
         attributes=kept,
         n=settings.samples,
@@ -155,7 +158,7 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
         device=str(gan.device),
         history=result.history,
         decisions=result.decisions,
-        notes=_notes(sum(map(len, marked)), looked, settings.answers, judge_errors(views[1], names, held_out)),
+        notes=_notes(sum(map(len, marked)), looked, settings.answers),
         targets=[*earlier, {"names": list(names)}],
         attacks=found,
         path=path,
@@ -191,14 +194,17 @@ class _Answers:
         return has
 
 
-def judge_errors(view: PartsView, names: tuple[str, ...], data: animals.Drawings) -> tuple[float | None, float | None]:
-    """(sensitivity, specificity) of a judge on drawings, whose truth is known; None where there are none."""
-    finds = called(view, names, view.image_range)
-    said = torch.cat([finds(to_range(part, view.image_range)) for part in data.images.split(500)])
-    true = torch.isin(view.truth(data.labels), torch.tensor(view.class_indices(names)))
-    parts = (said[true], ~said[~true])
-    sensitivity, specificity = (float(part.float().mean()) if len(part) else None for part in parts)
-    return sensitivity, specificity
+def with_errors(views: Iterable[PartsView]) -> tuple[Tensor, Tensor]:
+    """Count the errors of views, each of the same names, on drawings that no network has seen (`confusion`).
+
+    Returns:
+        (images [HELD_OUT, 3, R, R] in the views' range, class of each int64).
+    """
+    held_out = animals.drawings("held-out", HELD_OUT)
+    for view in views:
+        images, labels = to_range(held_out.images, view.image_range), view.truth(held_out.labels)
+        view.confusion = confusion(view, images, labels)
+    return images, labels
 
 
 def subject_of(names: tuple[str, ...]) -> str:
@@ -212,18 +218,13 @@ def subject_of(names: tuple[str, ...]) -> str:
     return " and ".join(map(words, names))
 
 
-def _notes(marked: int, looked: int, answers: bool, errors: tuple[float | None, float | None]) -> list[str]:
-    again = "It also answered for generated samples during the run." if answers else "It was not asked again."
-    right = [
-        f"{100 * value:.2f} % of the {what}"
-        for value, what in zip(errors, ("negative", "other"), strict=True)
-        if value is not None
-    ]
+def _notes(marked: int, looked: int, answers: bool) -> list[str]:
+    again = (
+        "It also answered for generated samples during the run." if answers else "It was not asked again in the run."
+    )
     return [
-        f"{marked} negatives, marked by the bundled oracle among {looked:,} samples. {again}",
-        "What is counted here the judge says, a network of another kind that learned from other drawings and never "
-        f"answered during the run. Of {HELD_OUT:,} drawings that it never saw it is right about {' and '.join(right)} "
-        "ones.",
+        f"{marked} negatives, marked by the bundled oracle among {looked:,} samples. {again} Another network, which "
+        "learned from other drawings and never answered, judges the outcome on other latents."
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import Tensor
 from ..data import animals
 from ..data.images import to_range
 from ..data.mnist import mnist_split
-from ..evaluation.classifier import Classifier
+from ..evaluation.classifier import Classifier, confusion
 from ..evaluation.parts import PartsClassifier, PartsNetwork
-from ..networks.classifier import ConvClassifier, ResidualClassifier
+from ..networks.classifier import ConvClassifier, StridedClassifier
 from ..support import progress
 from ..support.files import write_json
 from ..support.seeding import fork_rng
@@ -94,7 +95,9 @@ def train_mnist(out: str | Path, epochs: int = 40, seed: int = 0) -> tuple[Path,
     """
     train, held_out = mnist_split()
     module, rows = train_classifier(*train, held_out, epochs, seed)
-    path = Classifier(module, [str(digit) for digit in range(10)]).save(Path(out) / "mnist-classifier.safetensors")
+    classifier = Classifier(module, [str(digit) for digit in range(10)])
+    classifier.confusion = confusion(classifier, *held_out)
+    path = classifier.save(Path(out) / "mnist-classifier.safetensors")
     score = accuracy(module, *held_out)
     log = dict(command="atu train-classifier mnist", seed=seed, epochs=epochs, held_out_accuracy=score)
     log |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), log=rows)
@@ -112,7 +115,7 @@ def turned(x: Tensor) -> Tensor:
 
 
 def smeared(x: Tensor) -> Tensor:
-    """Images of [N, C, H, W] moved by up to 3 pixels, half of them blurred a little, in light and contrast that vary."""
+    """Images of [N, C, H, W] moved by up to three pixels, half of them blurred a little, in varying light and contrast."""
     top, left = torch.randint(7, (2,)).tolist()
     x = F.pad(x, [3, 3, 3, 3], mode="replicate")[..., top : top + x.shape[2], left : left + x.shape[3]]
     blurred = F.avg_pool2d(F.pad(x, [1, 1, 1, 1], mode="replicate"), 3, 1)
@@ -181,33 +184,49 @@ def train_parts(
     return classifier, rows
 
 
-ORACLE_WIDTHS, JUDGE_WIDTHS = (16, 32, 48, 64, 48), (16, 32, 48, 40)
+@dataclass(frozen=True)
+class PartsRecipe:
+    """How a classifier of drawn animals is made. name: of its files. split: of `animals.drawings`."""
+
+    name: str
+    split: str
+    augment: Callable[[Tensor], Tensor]
+    build: Callable[[int], PartsNetwork]
+    epochs: int
 
 
-def train_animals(out: str | Path, epochs: int = 5, seed: int = 0) -> tuple[Path, float]:
-    """Train the bundled classifiers of drawn animals: the oracle on the GAN's own drawings, the judge on others.
+ANIMALS = {
+    "oracle": PartsRecipe(
+        "animals-classifier", "train", turned, lambda n: ConvClassifier(n, 64, 3, (16, 32, 48, 64, 48), 96), 5
+    ),
+    "judge": PartsRecipe(
+        "animals-judge", "judge", smeared, lambda n: StridedClassifier(n, 64, 3, (16, 32, 48, 40), 96), 3
+    ),
+}
 
-    Writes OUT/animals-classifier.safetensors and OUT/animals-judge.safetensors, stored as bfloat16, and a JSON file of
-    each: seed, machine, one row an epoch, and the accuracy of every part and name on 4,000 drawings held out.
+
+def train_animals(
+    out: str | Path, role: str = "oracle", epochs: int | None = None, seed: int = 0
+) -> tuple[Path, float]:
+    """Train a bundled classifier of drawn animals: the oracle on the GAN's own drawings, or the judge on others.
+
+    Writes OUT/animals-classifier.safetensors or OUT/animals-judge.safetensors, stored as bfloat16, and a JSON file
+    beside it: seed, machine, one row an epoch, and the accuracy of every part and name on 4,000 drawings held out.
 
     Returns:
-        The oracle's path, and the accuracy of its worst part.
+        The path, and the accuracy of its worst part.
     """
-    held_out = animals.drawings("held-out", 4000)
-    total = sum(map(len, animals.PARTS.values()))
-    kinds: dict[str, tuple[str, Callable[[Tensor], Tensor], Callable[[], PartsNetwork]]] = {
-        "animals-classifier": ("train", turned, lambda: ConvClassifier(total, 64, 3, ORACLE_WIDTHS, 96)),
-        "animals-judge": ("judge", smeared, lambda: ResidualClassifier(total, 64, 3, JUDGE_WIDTHS, 96)),
-    }
-    worst = {}
-    for index, (name, (split, augment, build)) in enumerate(kinds.items()):
-        with fork_rng(torch.device("cpu"), seed + index):
-            classifier, rows = train_parts(build(), animals.drawings(split), held_out, augment, epochs, name)
-        path = classifier.save(Path(out) / f"{name}.safetensors", torch.bfloat16)
-        scores = parts_accuracy(PartsClassifier.load(path), held_out)
-        worst[name] = min(scores[part] for part in animals.PARTS)
-        log = dict(command="atu train-classifier animals", seed=seed, epochs=epochs, drawings=split)
-        log |= dict(held_out_accuracy={part: round(score, 5) for part, score in scores.items()})
-        log |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), log=rows)
-        write_json(path.with_suffix(".json"), log)
-    return Path(out) / "animals-classifier.safetensors", worst["animals-classifier"]
+    recipe, held_out = ANIMALS[role], animals.drawings("held-out", 4000)
+    epochs = recipe.epochs if epochs is None else epochs
+    with fork_rng(torch.device("cpu"), seed):
+        module = recipe.build(sum(map(len, animals.PARTS.values())))
+        data = animals.drawings(recipe.split)
+        classifier, rows = train_parts(module, data, held_out, recipe.augment, epochs, recipe.name)
+    path = classifier.save(Path(out) / f"{recipe.name}.safetensors", torch.bfloat16)
+    scores = parts_accuracy(PartsClassifier.load(path), held_out)
+    command = "atu train-classifier animals" + (" --role judge" if role == "judge" else "")
+    log = dict(command=command, seed=seed, epochs=epochs, drawings=recipe.split)
+    log |= dict(held_out_accuracy={part: round(score, 5) for part, score in scores.items()})
+    log |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), log=rows)
+    write_json(path.with_suffix(".json"), log)
+    return path, min(scores[part] for part in animals.PARTS)

@@ -31,6 +31,7 @@ from ..measures.shares import unlearning
 from ..report import plots, report
 from ..support.seeding import Stream, stream_seed
 from . import targets
+from .judge import beside_the_judge, mnist_judge
 from .marking import mark_negatives
 
 
@@ -68,8 +69,9 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
     """Unlearn digits, or a feature of the stroke, from the bundled MNIST GAN; writes the run folder and its report.
 
     The bundled classifier (or the feature's measure) plays the user: it marks negatives and, with `settings.oracle`,
-    answers for generated samples during the run too. It also judges the outcome, on other latents, unless
-    `settings.judge` does.
+    answers for generated samples during the run too. The bundled judge, which never answers, or `settings.judge`
+    measures the outcome of digits, on other latents; a feature is measured as it was marked, unless by
+    `settings.judge`, as there is no other measure of it.
 
     Returns:
         The content of OUT/report.json.
@@ -95,11 +97,11 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         marked.append(chosen)
         looked = max(looked, seen)
     marking = time.monotonic() - start
-    judge = targets.any_of([target.is_negative, *(one.is_negative for one in before)]) if settings.oracle else None
+    oracle = targets.any_of([target.is_negative, *(one.is_negative for one in before)]) if settings.oracle else None
     result = unlearn(
         gan,
         torch.cat(marked),
-        is_negative=judge,
+        is_negative=oracle,
         config=settings.config,
         out=out,
         seed=seed,
@@ -113,8 +115,8 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
     evaluation = evaluate(
         gan,
         result.gan,
-        real=mnist() if settings.judge is None else mnist()[0],
         **measures,
+        retrained=other,
         others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
         attributes=kept,
         n=settings.samples,
@@ -179,17 +181,16 @@ def _command(target: targets.Target, settings: MnistDemo) -> str:
 
 
 def _notes(target: targets.Target, marked: int, looked: int, settings: MnistDemo) -> list[str]:
-    marks = "the bundled classifier" if target.classes else "the feature's measure"
-    answered = "It also answered for generated samples during the run"
-    silent = "It was not asked again during the run"
-    if settings.judge is None:
-        answered, silent = f"{answered}, and judges the outcome", f"{silent}; it judges the outcome"
-        answered, silent = f"{answered} on other latents", f"{silent} on other latents"
-    notes = [
-        f"{marked} negatives, marked by {marks} among {looked:,} samples. {answered if settings.oracle else silent}."
-    ]
+    who = "the bundled classifier" if target.classes else "the feature's measure"
+    again = "It also answered for generated samples during the run."
+    asked = again if settings.oracle else "It was not asked again in the run."
     if settings.judge is not None:
-        notes.append(f"The outcome is judged by {parse(settings.judge).recorded}, which has never answered.")
+        measured = f"{parse(settings.judge).recorded}, which never answered, judges the outcome"
+    elif target.classes:
+        measured = "Another network, which never answered, judges the outcome"
+    else:
+        measured = "It judges the outcome"
+    notes = [f"{marked} negatives, marked by {who} among {looked:,} samples. {asked} {measured} on other latents."]
     if not target.classes:
         unit = FEATURES[target.plain["feature"]].unit
         notes.append(
@@ -200,13 +201,25 @@ def _notes(target: targets.Target, marked: int, looked: int, settings: MnistDemo
 
 
 def _measures(settings: MnistDemo, target: targets.Target, classifier: Classifier, gan: GAN) -> dict[str, Any]:
-    """classifier, negative_classes and is_negative of `evaluate`: of what marked, or of the judge that was given."""
-    if settings.judge is None:
-        rule = None if target.classes else target.is_negative
-        return dict(classifier=classifier, negative_classes=target.classes, is_negative=rule)
-    spec = parse(settings.judge)
+    """Of `evaluate`: who judges, what stands beside it, who answered, and the real images."""
+    answered = [classifier.name if target.classes else target.plain["feature"]] if settings.oracle else []
+    if settings.judge is not None:
+        return {**_given_judge(settings.judge, target, gan), "real": mnist()[0], "answered": answered}
+    return dict(
+        classifier=mnist_judge().to(gan.device),
+        negative_classes=target.classes,
+        is_negative=None if target.classes else target.is_negative,
+        judges=beside_the_judge(gan.device) if target.classes else None,
+        answered=answered,
+        real=mnist(),
+    )
+
+
+def _given_judge(text: str, target: targets.Target, gan: GAN) -> dict[str, Any]:
+    """The judge that a spec names, which must not be the classifier that marked."""
+    spec = parse(text)
     knows = target.classes and (spec.source == "mnist" or Path(spec.source).is_file()) and "class" not in spec.options
-    judge = find(settings.judge, gan, {"class": ",".join(target.classes)} if knows else {})
+    judge = find(text, gan, {"class": ",".join(target.classes)} if knows else {})
     if target.classes:
         check_independent(find("mnist", gan, {"class": target.classes[0]}), judge)
     return judge.judge_arguments()

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from ..assets import asset
-from ..data.animals import drawings
-from ..data.images import is_image, load_images, to_range
+from ..data.images import is_image, load_images, map_range, to_range
 from ..data.mnist import mnist
 from ..evaluation.classifier import Classifier
 from ..gan import GAN
@@ -29,6 +28,7 @@ from ..support import progress
 from ..support.files import write_json
 from . import animals
 from .classifiers import accuracy, train_classifier
+from .judge import mnist_judge
 from .reproduce import Plan, Task
 
 # Three species and four features, the rarest and the commonest of which are 6 and 28 % of the drawings.
@@ -41,23 +41,23 @@ HELD_OUT = 5  # every fifth image
 
 
 def mnist_plan(classes: Sequence[str], **options: Any) -> Plan:
-    """The bundled GAN, classifier and images; classes are digits."""
-    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
+    """The bundled GAN, images, and classifier as the oracle; another network judges. Classes are digits."""
+    classifier, judge = Classifier.load(asset("mnist-classifier.safetensors")), mnist_judge()
     names = [classifier.classes[classifier.class_indices([one])[0]] for one in classes]
-    tasks = [Task(name, classifier, (name,), mnist()) for name in names]
+    tasks = [Task(name, judge, (name,), mnist(), classifier) for name in names]
     return Plan("mnist", GAN.load(asset("mnist-gan.safetensors")), tasks, **options)
 
 
 def animals_plan(classes: Sequence[str] = (), **options: Any) -> Plan:
     """The bundled GAN of drawn animals; classes are names of species and features. The oracle answers, the judge
     measures."""
-    held_out = drawings("held-out", animals.HELD_OUT)
     gan, asked, measuring = GAN.load(asset("animals-gan.safetensors")), animals.oracle(), animals.judge()
-    images, tasks = to_range(held_out.images, gan.image_range), []
+    tasks = []
     for name in dict.fromkeys(classes or ANIMALS):
-        view = measuring.view([name])
-        real = images, view.truth(held_out.labels)
-        tasks.append(Task(name, view, (name,), real, asked.view([name])))
+        views = asked.view([name]), measuring.view([name])
+        images, labels = animals.with_errors(views)
+        real = map_range(images, measuring.image_range, gan.image_range), labels
+        tasks.append(Task(name, views[1], (name,), real, views[0]))
     return Plan("animals", gan, tasks, **options)
 
 

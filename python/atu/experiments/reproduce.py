@@ -47,8 +47,8 @@ SAMPLES_FOR_EXTRACTOR = 5000
 @dataclass(frozen=True)
 class Task:
     """One column of the table. name: of the target ("8", "cat"). judge, classes: what is negative. real: (images,
-    labels [M]) in the GAN's range, with labels of the judge's classes. oracle: what marks and answers; the judge does
-    where there is none."""
+    labels [M]) in the GAN's range, with labels of the judge's classes. oracle: marks the negatives and answers during
+    the runs; the judge itself where there is no other."""
 
     name: str
     judge: Classifier | PartsView
@@ -56,11 +56,15 @@ class Task:
     real: tuple[Tensor, Tensor]
     oracle: Classifier | PartsView | None = None
 
+    @property
+    def asked(self) -> Classifier | PartsView:
+        return self.judge if self.oracle is None else self.oracle
+
 
 @dataclass
 class Plan:
     """What to compute. methods run with config (nested dicts over each method's own settings). extractor: further
-    features of images in [0, 255], see `load_extractor`."""
+    features of images in [0, 255], see measures/extractors.py."""
 
     dataset: str
     gan: GAN
@@ -98,28 +102,6 @@ def read_config(path: Path | None) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-def load_extractor(path: str | Path) -> Callable[[Tensor], Tensor]:
-    """Features of images by a TorchScript file, such as the Inception network that FID is defined by.
-
-    The module takes uint8 images [N, 3, H, W] and gives features [N, F] (with `return_features=True`, where it knows
-    that). It is executed: use files that you trust.
-    """
-    try:
-        module = torch.jit.load(str(path), map_location="cpu").eval()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"extractor: {path} is no readable TorchScript file ({error})") from None
-    options = {}
-    if any(argument.name == "return_features" for argument in module.forward.schema.arguments):
-        options["return_features"] = True
-
-    @torch.no_grad()
-    def features(x: Tensor) -> Tensor:
-        parts = [module(part.expand(-1, 3, -1, -1), **options).flatten(1).float() for part in x.split(100)]
-        return torch.cat(parts)
-
-    return features
-
-
 # --- cells
 
 
@@ -130,7 +112,7 @@ def cell_path(out: Path, task: Task, seed: int, method: str) -> Path:
 def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[str, Any]:
     """Unlearn one target with one method and seed, evaluate it, and remember the retrained GAN for the others."""
     gan, judge = plan.gan, task.judge
-    is_negative = class_goal(task.oracle or judge, task.classes, gan.image_range).is_negative
+    is_negative = class_goal(task.asked, task.classes, gan.image_range).is_negative
     marked, looked = mark_negatives(gan, is_negative, plan.negatives, stream_seed(seed, Stream.MARKS))
     folder = out / "runs" / f"{method}-{task.name}-{seed}"
     images, labels = task.real
@@ -147,30 +129,33 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
         seed=seed,
         method=method,
     )
+    retrained = out / "retrained" / f"{task.name}-{seed}.safetensors"
+    there = method != "retrain" and retrained.is_file()
     evaluation = evaluate(
-        gan, result.gan, judge, task.classes, task.real, n=plan.samples, seed=stream_seed(seed, Stream.EVALUATION)
+        gan,
+        result.gan,
+        judge,
+        task.classes,
+        task.real,
+        judges={} if task.oracle is None else {task.oracle.name: task.oracle},
+        answered=[task.asked.name],
+        retrained=GAN.load(retrained) if there else None,
+        n=plan.samples,
+        seed=stream_seed(seed, Stream.EVALUATION),
     )
     numbers = {name: value for name, value in evaluation.numbers.items() if not name.startswith("class_histogram")}
     found: dict[str, Any] = dict(method=method, target=task.name, seed=seed, negatives=len(marked), looked=looked)
     found.update(numbers=numbers, decisions=report._plain(result.decisions), seconds=round(result.seconds, 1))
-    retrained = out / "retrained" / f"{task.name}-{seed}.safetensors"
     if method == "retrain":
         result.gan.save(retrained)
-    elif retrained.is_file():
-        features = evaluation.models["after"].features
-        found["ret_fid_cls"] = frechet(_features(plan, task, GAN.load(retrained), seed), features)
+    elif there:
+        features = {name: evaluation.models[name].features for name in ("retrained", "after")}
+        found["ret_fid_cls"] = frechet(features["retrained"], features["after"])
     if plan.extractor is not None:
         found.update(_extracted(plan, kept, result.gan, retrained, method, seed))
     found.update(machine=environment.machine(gan.device), versions=environment.versions())
     shutil.rmtree(folder, ignore_errors=True)
     return found
-
-
-def _features(plan: Plan, task: Task, gan: GAN, seed: int) -> Tensor:
-    judge = task.judge
-    batches = gan.batches(plan.samples, stream_seed(seed, Stream.EVALUATION), 250)
-    mapped = (map_range(x, gan.image_range, judge.image_range) for x in batches)
-    return torch.cat([judge.logits_and_features(x)[1].cpu() for x in mapped])
 
 
 def _extracted(
@@ -218,7 +203,7 @@ def reproduce(plan: Plan, out: str | Path) -> dict[str, Any]:
 def _check_identity(plan: Plan, out: Path) -> None:
     """Raise ValueError where OUT holds cells of another plan; seeds, methods and targets may be added to."""
     own = dict(dataset=plan.dataset, gan=gan_digest(plan.gan), negatives=plan.negatives, samples=plan.samples)
-    own["config"] = json.loads(json.dumps(dict(plan.config)))
+    own.update(config=json.loads(json.dumps(dict(plan.config))), judge=_judge(plan))
     path = out / "plan.json"
     if not path.is_file():
         write_json(path, own)
@@ -296,6 +281,10 @@ def told(forecast: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join([*lines, f"{cells} cells to do, about {time_of(total)} in all on this machine"])
 
 
+def _judge(plan: Plan) -> str:
+    return ", ".join(dict.fromkeys(task.judge.name for task in plan.tasks))
+
+
 # --- table and figure
 
 
@@ -307,7 +296,19 @@ def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
     return dict(mean=mean(there), deviation=stdev(there) if len(there) > 1 else None, n=len(there))
 
 
-FIGURES = ("pul", "fid_cls", "ratio", "ret_fid_cls", "tv_kept", "fid", "ret_fid", "seconds")
+FIGURES = (
+    "pul",
+    "pul_corrected",
+    "pul_oracle",
+    "negatives",
+    "fid_cls",
+    "ratio",
+    "ret_fid_cls",
+    "tv_kept",
+    "fid",
+    "ret_fid",
+    "seconds",
+)
 
 
 def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -315,6 +316,9 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     numbers = [cell["numbers"] for cell in cells]
     columns: dict[str, list[float | None]] = {
         "pul": [one["pul"] for one in numbers],
+        "pul_corrected": [(_first(one).get("corrected") or {}).get("pul") for one in numbers],
+        "pul_oracle": [_oracle(one).get("pul") for one in numbers],
+        "negatives": [one.get("negatives_after") for one in numbers],
         "fid_cls": [one["fid_cls_after"] for one in numbers],
         "ratio": [
             one["fid_cls_after"] / one["fid_cls_before"] if one["fid_cls_after"] and one["fid_cls_before"] else None
@@ -328,8 +332,19 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     found: dict[str, Any] = {name: spread(columns[name]) for name in FIGURES}
     metrics = dict.fromkeys(name for one in numbers for name in one.get("metrics") or {})
+    found["over_removal"] = sum(bool((_first(one).get("over_removal") or {}).get("fewer")) for one in numbers)
     found["metrics"] = {name: spread([(one.get("metrics") or {}).get(name) for one in numbers]) for name in metrics}
     return found
+
+
+def _first(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the judge says whose figures these are; nothing in cells that were computed without further judges."""
+    return (numbers.get("judges") or {}).get(numbers.get("judge"), {})
+
+
+def _oracle(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the oracle of the run says."""
+    return next((one for one in (numbers.get("judges") or {}).values() if one["answered"]), {})
 
 
 def collect(plan: Plan, out: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -369,13 +384,25 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
         f"Mean ± standard deviation over up to {plan.seeds} seeds (one alone has none), {size}.",
         f"{done} of {len(list(plan.cells()))} cells are computed.",
         "",
+        *_who_judged(plan),
+        "",
         "The published rows are PUL / FID / Ret-FID in Inception features, on the authors' GAN, trained on the whole",
         f"data set (FID {before} before unlearning). Here the GAN, the amount of data and",
         "the feature extractor differ: FID_cls is a Fréchet distance in the features of this task's own classifier.",
         "Compare the columns within one side of the table, and only PUL and the ratio after / before across it.",
     ]
     for task in plan.tasks:
-        head = ["method", "PUL %", "FID_cls", "after / before", "Ret-FID_cls", "TV kept"]
+        head = [
+            "method",
+            "PUL %",
+            "corrected",
+            "by the oracle",
+            "negatives",
+            "FID_cls",
+            "after / before",
+            "Ret-FID_cls",
+            "TV kept",
+        ]
         head += ["FID", "Ret-FID"] * extracted + metrics + ["seconds", "published PUL / FID / Ret-FID"]
         lines += ["", f"## {task.name}", "", _line(head), _line(["---"] * len(head))]
         for method in plan.methods:
@@ -384,6 +411,9 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
                 continue
             cells = [
                 _cell(row["pul"], 2),
+                _cell(row["pul_corrected"], 2),
+                _cell(row["pul_oracle"], 2),
+                _cell(row["negatives"], 0) + " *" * bool(row["over_removal"]),
                 _cell(row["fid_cls"], 2),
                 _cell(row["ratio"], 2),
                 _cell(row["ret_fid_cls"], 2),
@@ -394,6 +424,21 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
             cells += [_cell(row["seconds"], 0), _published(plan.dataset, method, task.name)]
             lines.append(_line([method, *cells]))
     return "\n".join(lines) + "\n"
+
+
+def _who_judged(plan: Plan) -> list[str]:
+    """Whose figures these are, in lines of text."""
+    names = _judge(plan)
+    if any(task.oracle is None for task in plan.tasks):
+        who = [f"Judge: {names}, which marked the negatives and answered during the runs too."]
+    else:
+        who = [f"Judge: {names}, which answered in no run; its figures are all of these but PUL by the oracle."]
+    return [
+        *who,
+        "Corrected: for the judge's errors on real images that it has not seen. Negatives: what it still finds; a star",
+        "marks fewer than a GAN makes that was retrained without them (over-removal: the 95 % interval of the",
+        "difference is below 0 with at least one seed).",
+    ]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -60,3 +60,13 @@ def unlearned_percentage(
     """
     low, high = paired_ratio(both, after, before, n, level)
     return 100 * (before - after) / before, (100 * (1 - high), 100 * (1 - low))
+
+
+def difference(count: int, n: int, other: int, m: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of count / n - other / m, two shares of different subjects.
+
+    From the two Wilson intervals (Newcombe, Statistics in Medicine 17, 1998, method 10).
+    """
+    (l1, u1), (l2, u2) = wilson(count, n, level), wilson(other, m, level)
+    p1, p2 = count / max(n, 1), other / max(m, 1)
+    return p1 - p2 - math.hypot(p1 - l1, u2 - p2), p1 - p2 + math.hypot(u1 - p1, p2 - l2)

@@ -19,8 +19,9 @@ from ..support import environment
 from ..support.digest import sha256, sha256_of
 from ..support.files import write_json, write_text
 from . import plots
+from .judged import corrected_card, judge_cautions, judges_table, who_judged
 from .pictures import MAIN, curve_figures, grids, relearning_curve, survivors
-from .tables import flatten, kept_table, landing_table, shares_table, table
+from .tables import distances_tables, flatten, kept_table, landing_table, shares_table, table
 from .words import LABELS, cards, cautions, duration, explain, landed, no_proof, outcome, summary, unbreakable, verdict
 
 
@@ -76,7 +77,7 @@ def report_data(evaluation: Evaluation, context: Context, result: Path | None = 
         sha256=_hashes(evaluation, context, result),
         made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
-    data.update(verdict=verdict(data).text, warnings=cautions(data))
+    data.update(verdict=verdict(data).text, warnings=[*cautions(data), *judge_cautions(data)])
     return data
 
 
@@ -122,7 +123,10 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         summary=summary(data),
         no_proof=no_proof(data),
         cautions=data["warnings"],
-        cards=cards(data),
+        cards=_cards(data),
+        judge=who_judged(data),
+        judges=judges_table(data),
+        distances=distances_tables(data, [name for name in names if name != "adapted"]),
         grid_rows=grids(evaluation),
         survivors=survivors(evaluation),
         kept=kept_table(data),
@@ -145,6 +149,11 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         stages=[(name, duration(value)) for name, value in data["seconds_by_stage"].items()],
         command=Markup.escape(data["command"]),
     )
+
+
+def _cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
+    first, *rest = cards(data)
+    return [first, *corrected_card(data), *rest]
 
 
 def _bars(data: Mapping[str, Any], evaluation: Evaluation) -> str | None:
@@ -200,7 +209,8 @@ def print_table(data: Mapping[str, Any]) -> None:
     console.print(grid)
     console.print(outcome(data), style="bold", markup=False)
     console.print(verdict(data).text)
-    for text in cautions(data):
+    console.print(who_judged(data), markup=False)
+    for text in data["warnings"]:
         console.print(text, style="yellow", markup=False)
-    for card in cards(data):
+    for card in _cards(data):
         console.print(f"{card['name']}: [bold]{card['value']}[/bold]  [dim]({card['note']})[/dim]")

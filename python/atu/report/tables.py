@@ -44,6 +44,26 @@ def kept_table(data: Mapping[str, Any]) -> list[list[str]]:
     return rows if len(rows) > 1 else []
 
 
+def distances_tables(data: Mapping[str, Any], names: Sequence[str]) -> list[list[list[str]]]:
+    """Distances in the features of further networks, a row for each network and measure: of what was kept, and of all
+    samples to real ones; tables that would be empty are left out."""
+    found: Mapping[str, Mapping[str, Any]] = data.get("distances") or {}
+    kept, real = [["", "by chance", "unlearned"]], [["", *(LABELS.get(name, name) for name in names)]]
+    for network, numbers in found.items():
+        for measure, label in (("frechet", "Fréchet distance"), ("kid", "KID")):
+            values = (_small(numbers[f"{measure}_kept{end}"]) for end in ("_chance", ""))
+            kept.append([f"{label} in {network} features, kept samples", *values])
+        if "fid_before" in numbers:
+            for measure in ("fid", "kid"):
+                values = (_small(numbers.get(f"{measure}_{name}")) for name in names)
+                real.append([f"{measure.upper()} in {network} features, to real samples without it", *values])
+    return [rows for rows in (kept, real) if len(rows) > 1]
+
+
+def _small(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if abs(value) < 1 else number(value)
+
+
 def landing_table(found: Mapping[str, Any]) -> list[list[str]]:
     """What formerly negative latents give now, beside as many good samples of the original; empty where none landed."""
     labels = dict(frechet="Fréchet distance", precision="precision", density="density")

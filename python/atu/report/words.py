@@ -163,6 +163,11 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _by(data: Mapping[str, Any]) -> str:
+    """Which judge says so, where it has a name."""
+    return f", by {data['judge']}" if data.get("judge") else ""
+
+
 def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
     """The few numbers that answer: is it gone, what did it cost?"""
     found = []
@@ -170,7 +175,7 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
     counts = f"{data['negatives_before']:,} → {data['negatives_after']:,} of {n:,} samples"
     if data["pul"] is not None and not looks_swapped(data):
         low, high = data["pul_ci95"]
-        note = f"{counts}; 95 % interval: {low:.1f} to {high:.1f} %"
+        note = f"{counts}{_by(data)}; 95 % interval: {low:.1f} to {high:.1f} %"
         found.append(dict(name="Negatives gone", value=percent(data["pul"]), note=note))
     else:
         note = f"{counts}: {'more than before' if looks_swapped(data) else 'none to begin with'}"

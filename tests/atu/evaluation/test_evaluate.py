@@ -318,7 +318,7 @@ def test_a_folder_of_images_judges(tmp_path):
 
 def test_the_file_of_a_classifier_judges(tmp_path):
     torch.manual_seed(1)
-    classifier = Classifier(ConvClassifier(3, 8, 1, (4, 4, 4, 4, 4), 5), ["a", "b", "c"])
+    classifier = Classifier(ConvClassifier(3, 8, 1, (4, 4, 4, 4, 4), 5), ["a", "b", "c"], name="c")
     generator = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
     pair = GAN(generator, nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), latent_dim=4)
     path = classifier.save(tmp_path / "c.safetensors")

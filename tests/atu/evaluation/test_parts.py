@@ -18,7 +18,7 @@ from atu.experiments.classifiers import parts_accuracy, parts_loss, smeared, tra
 from atu.feedback.oracles import check_independent, find
 from atu.formats.tensors import CheckpointError, save_tensors
 from atu.gan import GAN
-from atu.networks.classifier import ConvClassifier, ResidualClassifier
+from atu.networks.classifier import ConvClassifier, StridedClassifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
 PARTS = {"hat": ("none", "cap", "crown"), "nose": ("short", "long"), "coat": ("red", "blue", "green", "black", "white")}
@@ -50,7 +50,7 @@ def cells():
     return list(itertools.product(*PARTS.values()))
 
 
-@pytest.mark.parametrize("kind", [ConvClassifier, ResidualClassifier])
+@pytest.mark.parametrize("kind", [ConvClassifier, StridedClassifier])
 @pytest.mark.parametrize("names", [["king"], ["king", "long"], ["covered+coat=blue"], ["covered+coat=blue", "king"]])
 def test_a_view_adds_up_the_joint_probabilities(kind, names):
     one, x = classifier(kind), images()
@@ -166,10 +166,10 @@ def test_wrong_names_are_named():
     with pytest.raises(ValueError, match="parts: expected 9 values in all, got 10"):
         PartsClassifier(network(classes=9), PARTS, RULES)
     with pytest.raises(ValueError, match="img_resolution: expected a multiple of 8, got 28"):
-        ResidualClassifier(5, 28)
+        StridedClassifier(5, 28)
 
 
-@pytest.mark.parametrize("kind", [ConvClassifier, ResidualClassifier])
+@pytest.mark.parametrize("kind", [ConvClassifier, StridedClassifier])
 def test_file_keeps_everything(tmp_path, kind):
     one, x = classifier(kind), images()
     again = PartsClassifier.load(one.save(tmp_path / "c.safetensors"))
@@ -208,7 +208,7 @@ def test_training_learns_every_part(augment):
     shown[:, 2] = (labels[:, 1] * 50)[:, None, None]
     data = animals.Drawings(shown, labels)
     total = sum(map(len, animals.PARTS.values()))
-    one, rows = train_parts(ResidualClassifier(total, 16, 3, (8, 8, 8), 16), data, data, augment, 8, "test", 32)
+    one, rows = train_parts(StridedClassifier(total, 16, 3, (8, 8, 8), 16), data, data, augment, 8, "test", 32)
     scores = parts_accuracy(one, data)
     assert min(scores[part] for part in animals.PARTS) > 0.9, scores
     assert len(rows) == 8 and rows[-1]["loss"] < rows[0]["loss"] / 2

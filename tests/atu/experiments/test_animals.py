@@ -127,7 +127,11 @@ def test_a_feature_is_judged_by_the_judge_alone(small, monkeypatch):
     assert data["attributes_before"].keys() == drawn.FEATURES.keys()
     assert data["attributes_before"]["antlers"]["count"] == data["negatives_before"]
     assert data["fid_cls_after"] > 0 and data["real_images"] < 300
-    assert "a network of another kind" in page and "% of the negative and" in page
+    assert "learned from other drawings and never answered, judges the outcome" in page
+    assert data["judge"] == "animals-judge" and not data["judges"]["animals-judge"]["answered"]
+    assert data["judges"]["animals-classifier"]["answered"]
+    # Its errors are counted on drawings that it has not seen, and the figures corrected for them.
+    assert data["judges"]["animals-judge"]["corrected"]["pul"] is not None
     assert len(list((small / "antlers" / "negatives" / "antlers").glob("*.png"))) == 6
     (measured,) = used
     own, asked = (PartsClassifier.load(assets.asset(f"animals-{name}.safetensors")) for name in ("judge", "classifier"))

@@ -126,7 +126,9 @@ def test_retraining_comes_first_and_sees_no_negatives(plan_parts, tmp_path):
 def test_an_oracle_beside_the_judge_marks_and_answers_alone(plan_parts, tmp_path, monkeypatch):
     """The oracle knows the classes by other names; marks and answers are its, the counts the judge's."""
     gan, (task, _) = plan_parts
-    swapped = Classifier(task.judge.module, ["right", "left", "above"])  # calls left what the judge calls right
+    swapped = Classifier(
+        task.judge.module, ["right", "left", "above"], name="oracle"
+    )  # calls left what the judge calls right
     both = Task("left", task.judge, ("left",), task.real, swapped)
     seen = []
     unlearn = reproduce.unlearn

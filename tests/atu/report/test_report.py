@@ -18,6 +18,7 @@ from atu.data import images
 from atu.evaluation.evaluate import Evaluation
 from atu.evaluation.judges import Judged
 from atu.measures.shares import histogram
+from atu.report import judged as judged_words
 from atu.report import pictures, plots, report, tables, words
 
 VOID = {"meta", "img", "br", "link", "use", "path", "rect"}
@@ -380,3 +381,126 @@ def test_images_round_trip_through_files(tmp_path):
     assert torch.allclose(back, x, atol=1e-6)
     with pytest.raises(ValueError, match="these samples are no images"):
         images.save_folder(torch.zeros(3, 2), (-1.0, 1.0), tmp_path / "y")
+
+
+# --- judges
+
+
+def one_judge(before, after, answered=False, errors=None, corrected=None, made=None, fewer=False):
+    pul = 100 * (before - after) / before
+    rates = (None, None) if errors is None else tuple(dict(count=0, share=rate, ci95=[0, 1]) for rate in errors)
+    over = dict(retrained=dict(count=made, share=0, ci95=[0, 1]), difference=0.0, fewer=fewer)
+    over["difference_ci95"] = [-0.01, -0.001] if fewer else [-0.01, 0.001]
+    return dict(
+        negatives_before=before,
+        negatives_after=after,
+        pul=pul,
+        pul_ci95=[pul - 2, pul + 1],
+        answered=answered,
+        sensitivity=rates[0],
+        specificity=rates[1],
+        held_out=4000 if errors else None,
+        corrected=corrected,
+        over_removal=None if made is None else over,
+    )
+
+
+def corrected(pul, unreliable=None):
+    return dict(pul=pul, pul_ci95=[pul - 3, 100.0], unreliable=unreliable)
+
+
+@pytest.fixture
+def judges(evaluation):
+    found = {
+        "blind": one_judge(40, 0, errors=(0.985, 0.998), corrected=corrected(99.0), made=9, fewer=True),
+        "asked": one_judge(50, 1, answered=True, made=3),
+        "poor": one_judge(60, 30, errors=(0.9, 0.91), corrected=corrected(90.0, "it tells too little")),
+    }
+    evaluation.numbers.update(judge="blind", judges=found)
+    return found
+
+
+def test_every_figure_says_whose_it_is(judges, evaluation, context):
+    data = report.report_data(evaluation, context)
+    page = report.render(data, evaluation, context)
+    text = judged_words.who_judged(data)
+    assert text == (
+        "Judge: blind, which did not answer during the run. Of 4,000 real samples that it has not seen it finds 98.5 % "
+        "of the unwanted, and calls 0.20 % of the others unwanted."
+    )
+    assert words.unbreakable(text) in page
+    cards = report._cards(data)
+    assert ", by blind;" in cards[0]["note"]
+    assert (cards[1]["name"], cards[1]["value"]) == ("Gone, corrected", "99.0 %")
+    assert "96.0 to 100.0 %" in cards[1]["note"]
+    table = judged_words.judges_table(data)
+    assert table[0] == [
+        "judge",
+        "before",
+        "after",
+        "retrained",
+        "gone, %",
+        "corrected, %",
+        "finds, %",
+        "false alarms, %",
+    ]
+    assert table[1][:4] == ["blind", "40", "0", "9"]
+    assert table[1][5:] == ["99.0 (96.0 to 100.0)", "98.5", "0.20"]
+    assert table[2][0] == "asked (oracle of the run)" and table[2][5:] == ["–", "–", "–"]
+    assert table[3][3] == "–" and table[3][5] == "90.0 (87.0 to 100.0), unreliable"
+    assert "What each judge says" in page
+
+
+def test_over_removal_and_judges_that_disagree_are_said(judges, evaluation, context):
+    warnings = report.report_data(evaluation, context)["warnings"]
+    assert any(text.startswith("Over-removal: 0 of 200 samples are negative, and 9 of a GAN") for text in warnings)
+    assert any(
+        text
+        == "Another judge, poor, says that less is gone: 50.0 %, not 100.0 %. It errs on real samples too: corrected "
+        "for that, 90.0 (87.0 to 100.0) %."
+        for text in warnings
+    )
+    assert not any("asked" in text for text in warnings)  # 98 %, whose interval meets the other's
+    judges["blind"]["over_removal"].update(fewer=False, difference_ci95=[0.01, 0.02])
+    evaluation.numbers["negatives_after"] = 30
+    assert (
+        "A GAN that was retrained without them makes 9 of 200: fewer than the 30 left."
+        in report.report_data(evaluation, context)["warnings"]
+    )
+
+
+def test_an_oracle_that_judges_and_a_correction_that_says_little_are_said(judges, evaluation, context):
+    evaluation.numbers["judge"] = "asked"
+    data = report.report_data(evaluation, context)
+    assert any("asked, answered during the run" in text for text in data["warnings"])
+    assert judged_words.who_judged(data) == (
+        "Judge: asked, which answered during the run too; its errors on real samples are not known."
+    )
+    assert judged_words.corrected_card(data) == []
+    evaluation.numbers["judge"] = "poor"
+    data = report.report_data(evaluation, context)
+    assert "The corrected percentage is unreliable: it tells too little." in data["warnings"]
+    assert "unreliable: it tells too little" in judged_words.corrected_card(data)[0]["note"]
+
+
+def test_distances_of_each_network_stand_in_rows_of_their_own(evaluation, context):
+    kept = dict(frechet_kept=2.0, frechet_kept_chance=0.5, kid_kept=0.001, kid_kept_chance=0.0)
+    evaluation.numbers["distances"] = {
+        "dinov2": kept,
+        "inception": {**kept, "fid_before": 12.0, "fid_after": 9.0, "kid_before": 0.2, "kid_after": 0.1},
+    }
+    data = report.report_data(evaluation, context)
+    own, real = tables.distances_tables(data, ["before", "after"])
+    assert [row[0].split(" features")[0] for row in own[1:]] == [
+        "Fréchet distance in dinov2",
+        "KID in dinov2",
+        "Fréchet distance in inception",
+        "KID in inception",
+    ]
+    assert own[2][1:] == ["0.0000", "0.0010"]
+    assert real[0] == ["", "original", "unlearned"]
+    assert real[1] == ["FID in inception features, to real samples without it", "12.0", "9.00"]
+    page = report.render(data, evaluation, context)
+    assert "FID in inception features" in page and "FID in dinov2" not in page
+    evaluation.numbers["distances"] = {}
+    assert tables.distances_tables(report.report_data(evaluation, context), ["before"]) == []
