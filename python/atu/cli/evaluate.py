@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 @click.argument("after")
 @judge_options
 @click.option("--negatives", type=FOLDER, help="Without --judge: images that a probe learns from what is negative.")
-@click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
+@click.option(
+    "--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, mnist or animals."
+)
 @click.option(
     "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: fewer than it makes is over-removal."
 )
@@ -72,7 +74,7 @@ def evaluate(
 ) -> None:
     """Compare two checkpoints of one GAN.
 
-    BEFORE and AFTER unlearning, on the same latents: checkpoints or run folders; mnist is the bundled GAN.
+    BEFORE and AFTER unlearning, on the same latents: checkpoints or run folders; mnist and animals are bundled GANs.
     """
     from ..evaluation.evaluate import evaluate as compare
     from ..evaluation.judges import probe_of
@@ -122,15 +124,16 @@ def evaluate(
     require_gone(data, require)
 
 
-def _by_bundled_judge(asked: Asked) -> bool:
-    """The bundled classifier is asked for, which answers in demos: the bundled judge gives the figures in its place."""
-    return asked.oracle == "mnist" and not Path(asked.oracle).exists()
+def _bundled(asked: Asked) -> str | None:
+    """The bundled domain whose classifier is asked for, which answers in demos: its judge gives the figures instead."""
+    name = (asked.oracle or "").partition("?")[0]
+    return name if is_bundled(name) else None
 
 
 def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
     if judge is None:
         return [PROBE_JUDGES]
-    if _by_bundled_judge(asked):
+    if _bundled(asked) is not None:
         return []
     own = ["It is the oracle that answered during the run that is measured."] if answered_in(after, judge) else []
     return [f"Measured by {described(judge)}.", *own]
@@ -138,10 +141,15 @@ def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
 
 def _judged(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
     """Of `evaluate`: who judges, and what stands beside it."""
+    from ..experiments.animals import judges_of
     from ..experiments.judge import beside_the_judge, mnist_judge
+    from ..feedback.spec import parse
 
-    if not _by_bundled_judge(asked):
+    domain = _bundled(asked)
+    if domain is None:
         return judge.judge_arguments()
+    if domain == "animals":
+        return judges_of(tuple(parse(judge.spec).options["class"].split(",")), gan.device)
     return dict(
         classifier=mnist_judge().to(gan.device),
         negative_classes=judge.chosen,
@@ -205,7 +213,7 @@ def attack(
 
     By latent search, and by relearning from a few negatives.
 
-    BEFORE and AFTER: checkpoints or run folders; mnist is the bundled GAN.
+    BEFORE and AFTER: checkpoints or run folders; mnist and animals are bundled GANs.
     """
     from ..evaluation import audit
     from ..evaluation.judges import probe_of

@@ -16,7 +16,7 @@ from .options import FILE, TRAIN_DISCRIMINATOR, check_writable, checkpoint_of, l
 def inspect(ckpt: str, as_json: bool) -> None:
     """Print what a checkpoint holds.
 
-    Nothing is built or executed. CKPT: a checkpoint, a run folder, or mnist.
+    Nothing is built or executed. CKPT: a checkpoint, a run folder, mnist or animals.
     """
     from ..formats.inspect import inspect_checkpoint, print_inspection
 
@@ -39,8 +39,8 @@ def export(
 ) -> None:
     """Write a GAN in another format.
 
-    CKPT: a checkpoint, a run folder, or mnist. TARGET: the file to write; .pkl, .pt, .onnx and .safetensors say which
-    format.
+    CKPT: a checkpoint, a run folder, mnist or animals. TARGET: the file to write; .pkl, .pt, .onnx and .safetensors say
+    which format.
     """
     from ..formats.export import check_target, format_of
     from ..formats.export import export as write

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,17 +87,17 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
     """
     seed, out, device, names = settings.seed, Path(settings.out), settings.device, settings.names
     asked, measuring = oracle(), judge()
-    views = asked.view(names), measuring.view(names)
+    asked.view(names)  # what is wrong with the names is told now
     first = GAN.load(settings.ckpt or asset("animals-gan.safetensors"))
-    earlier = [] if settings.source is None else earlier_targets(Path(settings.source))
+    earlier = [] if settings.source is None else earlier_targets(Path(settings.source), ["names"])
     gan = first if settings.source is None else GAN.load(Path(settings.source) / "result.safetensors")
     other = None if settings.retrained is None else GAN.load(settings.retrained)
     if device is not None:
         first, gan, other = first.to(device), gan.to(device), None if other is None else other.to(device)
         asked, measuring = asked.to(device), measuring.to(device)
-        views = asked.view(names), measuring.view(names)
     start = time.monotonic()
-    is_negative = called(views[0], names, gan.image_range)
+    view = asked.view(names)
+    is_negative = called(view, names, gan.image_range)
     marked, looked = [], 0
     for name in names:
         part = called(asked.view([name]), (name,), gan.image_range)
@@ -121,32 +121,30 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
         precision=settings.precision,
     )
     start = time.monotonic()
-    real = with_errors(views)
+    measures = judges_of(names, gan.device)
+    images, labels = held_out(measures["classifier"])
     has = _Answers(measuring, gan.image_range)
     kept: dict[str, Callable[[Tensor], Tensor]] = {name: has.rule(name) for name in animals.FEATURES}
     kept |= {subject_of(one): called(measuring.view(one), one, gan.image_range) for one in before}
     evaluation = evaluate(
         gan,
         result.gan,
-        views[1],
-        names,
-        (map_range(real[0], views[1].image_range, gan.image_range), real[1]),
-        judges={views[0].name: views[0]},
-        answered=[views[0].name] if settings.answers else [],
+        **{**measures, "answered": measures["answered"] if settings.answers else []},
+        real=(map_range(images, measuring.image_range, gan.image_range), labels),
         retrained=other,
         others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
         attributes=kept,
         n=settings.samples,
         seed=stream_seed(seed, Stream.EVALUATION),
     )
-    path = parameter_path_of(gan, result, evaluation, as_judge(views[1], gan, names).score, seed)
+    path = parameter_path_of(gan, result, evaluation, as_judge(measures["classifier"], gan, names).score, seed)
     if path is not None:
         plots.save_path(out / "parameter-path.png", path)
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
     found = None
     if settings.attacked:
         start = time.monotonic()
-        goal = class_goal(views[0], names, gan.image_range)
+        goal = class_goal(view, names, gan.image_range)
         found = attack(gan, result.gan, goal, torch.cat(marked), other, seed=stream_seed(seed, Stream.ATTACKS))
         seconds["attacks"] = time.monotonic() - start
     context = report.Context(
@@ -194,17 +192,22 @@ class _Answers:
         return has
 
 
-def with_errors(views: Iterable[PartsView]) -> tuple[Tensor, Tensor]:
-    """Count the errors of views, each of the same names, on drawings that no network has seen (`confusion`).
+def held_out(view: PartsView) -> tuple[Tensor, Tensor]:
+    """(images [HELD_OUT, 3, R, R] in the view's range, the view's class of each): drawings that no network has seen."""
+    data = animals.drawings("held-out", HELD_OUT)
+    return to_range(data.images, view.image_range), view.truth(data.labels)
 
-    Returns:
-        (images [HELD_OUT, 3, R, R] in the views' range, class of each int64).
-    """
-    held_out = animals.drawings("held-out", HELD_OUT)
-    for view in views:
-        images, labels = to_range(held_out.images, view.image_range), view.truth(held_out.labels)
-        view.confusion = confusion(view, images, labels)
-    return images, labels
+
+def with_errors(view: PartsView) -> PartsView:
+    """The view, its errors on unseen drawings counted (`confusion`)."""
+    view.confusion = confusion(view, *held_out(view))
+    return view
+
+
+def judges_of(names: tuple[str, ...], device: torch.device | str) -> dict[str, Any]:
+    """Of `evaluate`: the judge of what names stand for, and beside it the oracle, which answers in runs."""
+    asked, measuring = (with_errors(one.to(device).view(names)) for one in (oracle(), judge()))
+    return dict(classifier=measuring, negative_classes=names, judges={asked.name: asked}, answered=[asked.name])
 
 
 def subject_of(names: tuple[str, ...]) -> str:

@@ -115,7 +115,7 @@ def turned(x: Tensor) -> Tensor:
 
 
 def smeared(x: Tensor) -> Tensor:
-    """Images of [N, C, H, W] moved by up to three pixels, half of them blurred a little, in varying light and contrast."""
+    """Images of [N, C, H, W] moved by up to 3 pixels, half of them blurred a little, in varying light and contrast."""
     top, left = torch.randint(7, (2,)).tolist()
     x = F.pad(x, [3, 3, 3, 3], mode="replicate")[..., top : top + x.shape[2], left : left + x.shape[3]]
     blurred = F.avg_pool2d(F.pad(x, [1, 1, 1, 1], mode="replicate"), 3, 1)

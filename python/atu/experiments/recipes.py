@@ -54,10 +54,10 @@ def animals_plan(classes: Sequence[str] = (), **options: Any) -> Plan:
     gan, asked, measuring = GAN.load(asset("animals-gan.safetensors")), animals.oracle(), animals.judge()
     tasks = []
     for name in dict.fromkeys(classes or ANIMALS):
-        views = asked.view([name]), measuring.view([name])
-        images, labels = animals.with_errors(views)
-        real = map_range(images, measuring.image_range, gan.image_range), labels
-        tasks.append(Task(name, views[1], (name,), real, views[0]))
+        oracle, judge = (animals.with_errors(one.view([name])) for one in (asked, measuring))
+        images, labels = animals.held_out(judge)
+        real = map_range(images, judge.image_range, gan.image_range), labels
+        tasks.append(Task(name, judge, (name,), real, oracle))
     return Plan("animals", gan, tasks, **options)
 
 

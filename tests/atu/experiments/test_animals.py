@@ -170,6 +170,15 @@ def test_a_species_on_one_color_and_one_after_another(small):
     assert second["earlier"][0]["original"] == first["negatives_before"]
 
 
+def test_a_run_of_another_demonstration_is_no_source(small, capsys):
+    run_folder = small / "digits"
+    run_folder.mkdir()
+    (run_folder / "report.json").write_text(json.dumps({"targets": [{"classes": ["8"]}]}))
+    (run_folder / "result.safetensors").write_bytes((small / "animals-gan.safetensors").read_bytes())
+    assert run("demo", "animals", "--from", run_folder, "--out", small / "no") == 2
+    assert "is of another demonstration" in " ".join(capsys.readouterr().err.split())
+
+
 def test_wrong_names_are_named(small, capsys):
     for options, told in {
         ("--feature", "wings"): "expected one of antlers, ",
