@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .models import Model, model_options
-from .options import CONFIG, FILE, Common, checkpoint_of, common, load_gan
+from .options import CONFIG, FILE, Common, checkpoint_of, common, is_bundled, load_gan
 from .oracles import JUDGE, Asked, oracle_options
 
 
@@ -52,7 +52,7 @@ def label(
     OUT keeps every mark as soon as it is made; the same command goes on from there. `atu unlearn CKPT --negatives OUT`
     unlearns what was marked.
 
-    CKPT: a checkpoint, a run folder, or mnist.
+    CKPT: a checkpoint, a run folder, mnist or animals.
     """
     try:
         from ..label.server import serve
@@ -65,7 +65,7 @@ def label(
         options += ["--device", run.device]
     if config is not None:
         options += ["--config", str(config.absolute())]
-    own = model.of(ckpt)[0] is not None or (ckpt == "mnist" and not Path(ckpt).exists())
+    own = model.of(ckpt)[0] is not None or is_bundled(ckpt)
     name = ckpt if own else str(checkpoint_of(ckpt).absolute())
     gan = load_gan(ckpt, run.device, model=model)
     oracle, _ = asked.find_both(gan)  # what does not fit is told now, not by the first run

@@ -104,7 +104,7 @@ def unlearn(
 ) -> None:
     """Unlearn what images show, and report on it.
 
-    CKPT: a checkpoint, a run folder, or mnist.
+    CKPT: a checkpoint, a run folder, mnist or animals.
     """
     from .. import api
     from ..report import report
