@@ -1,4 +1,4 @@
-"""`atu bench [ops|step|job]`."""
+"""`atu bench [ops|step|job|marks]`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import click
 if TYPE_CHECKING:
     from .micro import Custom
 
-WHAT = ("ops", "step", "job")
+WHAT = ("ops", "step", "job", "marks")
 OPS = ("upfirdn2d", "bias_act", "modulated_conv2d", "param_penalty")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 BOTH = ("float32", "bfloat16")
 FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 def _shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -50,6 +51,9 @@ def _shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option(
     "--seconds", default=0.5, show_default=True, type=click.FloatRange(0.001), help="A case and implementation."
 )
+@click.option("--out", type=FOLDER, help="Of marks: folder for its parts; the same command goes on from there.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Of marks: how often it looks.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(0), help="Of marks: rounds of unlearning.")
 @click.option("--quick", is_flag=True, help="Tiny shapes, to see that it runs; the numbers mean nothing.")
 @click.option("--save", "save_path", type=FILE, help="Write all numbers (JSON), over those of an earlier bench.")
 @click.option("--json", "json_path", type=FILE, hidden=True)  # the former spelling of --save
@@ -71,26 +75,35 @@ def bench(
     compile,
     growth,
     seconds,
+    out,
+    seeds,
+    rounds,
     quick,
     save_path,
     json_path,
     compare_path,
     plot_path,
 ) -> None:
-    """Time the ops, a step, or an unlearning.
+    """Time the ops, a step, or an unlearning; or count what the labelling page takes.
 
     All against peers and this machine's limits. Times are medians of turns taken by all implementations in one run:
     ours, the plain-torch reference, torch.compile of it, and the nearest that torch has. Compare ratios, not times,
     between machines. With --compare, the exit code is 1 when a case lost a quarter against its limit or reference, in
     the median and in the fastest turn; never with --quick.
 
-    WHAT: ops, step or job.
+    marks: a simulated user of atu label looks for what is unwanted, with the page's suggestions and in random order,
+    and unlearns it in rounds; DIR/marks.md is its table.
+
+    WHAT: ops, step, job or marks.
     """
     import torch
 
     from ..support.environment import keep_freed_memory
     from . import output
 
+    if what == "marks":
+        _marks(out, seeds, rounds, threads, quick)
+        return
     keep_freed_memory()  # as the other commands do; for every implementation alike
     dtypes = dtypes or BOTH
     _check(device, dtypes)
@@ -113,6 +126,22 @@ def bench(
         click.echo(str(output.plot(found, plot_path)))
     if before is not None and output.compare(before, found) and not quick:
         raise click.exceptions.Exit(1)
+
+
+def _marks(out: Path | None, seeds: int, rounds: int, threads: int | None, quick: bool) -> None:
+    import os
+
+    import torch
+
+    from .marks import run_marks
+
+    if out is None:
+        raise click.UsageError("atu bench marks needs --out DIR")
+    if threads is not None:
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of the runs, which are processes of their own
+    run_marks(out, quick, seeds, rounds, (), lambda text: click.echo(text, err=True))
+    click.echo((out / "marks.md").read_text(encoding="utf-8"))
 
 
 def _custom(what, ops, shape, up, down, out_channels, channels_last) -> Custom | None:
