@@ -95,9 +95,10 @@ def _is_expected(error: Exception) -> bool:
     """
     import torch
 
+    from ..support.world import WorldError
     from ..training.trainer import NonFiniteError
 
-    if isinstance(error, (OSError, NonFiniteError, torch.OutOfMemoryError)):
+    if isinstance(error, (OSError, NonFiniteError, WorldError, torch.OutOfMemoryError)):
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]
     ours = Path(__file__).parents[1] in Path(last.filename).parents

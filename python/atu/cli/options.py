@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,16 @@ def begin(quiet: bool = False, device: str | None = None) -> None:
         raise ValueError(
             f"device: {device} was asked for, but torch sees no CUDA device; leave --device out for the CPU"
         )
+
+
+def join_world(run: Common) -> Common:
+    """`run` in the process that this is of those that torchrun started: its own device, and the first alone speaks."""
+    from ..support import progress, world
+
+    device = world.join(run.device)
+    quiet = run.quiet or not world.is_first()
+    progress.set_quiet(quiet)
+    return replace(run, device=device, quiet=quiet)
 
 
 def check_writable(folder: Path, name: str = "out") -> None:

@@ -17,8 +17,9 @@ from ... import config
 from ...data.samples import Samples
 from ...feedback.feedback import Feedback, pool_size
 from ...gan import BIG, GAN
+from ...support import world
 from ...support.seeding import Stream, stream_seed
-from ...training.trainer import draw
+from ...training.trainer import draw, together
 from .guide import Guide
 from .guide_weight import GuideWeightController
 
@@ -97,6 +98,7 @@ class Steering:
 
     def _observe(self, fake: Tensor) -> None:
         """Ask about the samples just made: for the guide's weight, and, with an oracle, for the guide to learn from."""
+        fake = world.gather(fake, together(self.gan))
         flags = self.feedback.is_negative(fake).to(fake.device)
         self.control.observe(float(flags.float().mean()) / self.share)
         if self.feedback.is_oracle:
