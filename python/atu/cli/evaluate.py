@@ -12,7 +12,7 @@ from .estimate import say_evaluation
 from .models import Model, model_options
 from .options import (
     BATCH,
-    FOLDER,
+    MARKED,
     PROBE_JUDGES,
     REQUIRE,
     RETRAINED,
@@ -23,6 +23,7 @@ from .options import (
     check_replaceable,
     command_line,
     common,
+    is_bundled,
     load_gan,
     require_gone,
     show,
@@ -41,8 +42,10 @@ if TYPE_CHECKING:
 @click.argument("after")
 @model_options
 @judge_options
-@click.option("--negatives", type=FOLDER, help="Without --judge: images that a probe learns from what is negative.")
-@click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
+@click.option("--negatives", type=MARKED, help="Without --judge: images that a probe learns from what is negative.")
+@click.option(
+    "--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, mnist or animals."
+)
 @click.option(
     "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: fewer than it makes is over-removal."
 )
@@ -74,7 +77,7 @@ def evaluate(
 ) -> None:
     """Compare two checkpoints of one GAN.
 
-    BEFORE and AFTER unlearning, on the same latents: checkpoints or run folders; mnist is the bundled GAN.
+    BEFORE and AFTER unlearning, on the same latents: checkpoints or run folders; mnist and animals are bundled GANs.
     """
     from ..evaluation.evaluate import evaluate as compare
     from ..evaluation.judges import probe_of
@@ -123,15 +126,16 @@ def evaluate(
     require_gone(data, require)
 
 
-def _by_bundled_judge(asked: Asked) -> bool:
-    """The bundled classifier is asked for, which answers in demos: the bundled judge gives the figures in its place."""
-    return asked.oracle == "mnist" and not Path(asked.oracle).exists()
+def _bundled(asked: Asked) -> str | None:
+    """The bundled domain whose classifier is asked for, which answers in demos: its judge gives the figures instead."""
+    name = (asked.oracle or "").partition("?")[0]
+    return name if is_bundled(name) else None
 
 
 def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
     if judge is None:
         return [PROBE_JUDGES]
-    if _by_bundled_judge(asked):
+    if _bundled(asked) is not None:
         return []
     own = ["It is the oracle that answered during the run that is measured."] if answered_in(after, judge) else []
     return [f"Measured by {described(judge)}.", *own]
@@ -139,10 +143,15 @@ def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
 
 def _judged(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
     """Of `evaluate`: who judges, and what stands beside it."""
+    from ..experiments.animals import judges_of
     from ..experiments.judge import beside_the_judge, mnist_judge
+    from ..feedback.spec import parse
 
-    if not _by_bundled_judge(asked):
+    domain = _bundled(asked)
+    if domain is None:
         return judge.judge_arguments()
+    if domain == "animals":
+        return judges_of(tuple(parse(judge.spec).options["class"].split(",")), gan.device)
     return dict(
         classifier=mnist_judge().to(gan.device),
         negative_classes=judge.chosen,
@@ -164,13 +173,17 @@ def _load_pair(first: str, second: str, device: str | None, model: Model) -> tup
 def _real(real: str | None, gan: GAN) -> Real | None:
     import torch
 
+    from ..data.animals import drawings
+    from ..data.images import to_range
     from ..data.mnist import mnist
     from ..data.samples import as_samples
 
     if real is None:
         return None
-    if real == "mnist" and not Path(real).exists():
-        return mnist(gan.sample_shape[-1])
+    if is_bundled(real):
+        if real == "mnist":
+            return mnist(gan.sample_shape[-1])
+        return to_range(drawings("held-out", 4000, gan.sample_shape[-1]).images, gan.image_range)
     samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
     return samples.batch(torch.arange(len(samples)))
 
@@ -183,7 +196,7 @@ def _real(real: str | None, gan: GAN) -> Real | None:
 @RETRAINED
 @click.option(
     "--negatives",
-    type=FOLDER,
+    type=MARKED,
     help="Images to relearn from, BEFORE's own if not given; without --judge a probe learns from them.",
 )
 @click.option("--starts", default=64, show_default=True, type=click.IntRange(1), help="Random starts of the search.")
@@ -206,7 +219,7 @@ def attack(
 
     By latent search, and by relearning from a few negatives.
 
-    BEFORE and AFTER: checkpoints or run folders; mnist is the bundled GAN.
+    BEFORE and AFTER: checkpoints or run folders; mnist and animals are bundled GANs.
     """
     from ..evaluation import audit
     from ..evaluation.judges import probe_of

@@ -19,7 +19,7 @@ def inspect(ckpt: str, model: Model, as_json: bool) -> None:
     """Print what a checkpoint holds.
 
     Nothing is built or executed, but for --model, which tells how its weights fit, and what is missing. CKPT: a
-    checkpoint, a run folder, or mnist.
+    checkpoint, a run folder, mnist or animals.
     """
     from ..formats.inspect import inspect_checkpoint, print_inspection
     from ..formats.own_model import inspect_own
@@ -54,8 +54,8 @@ def export(
 ) -> None:
     """Write a GAN in another format.
 
-    CKPT: a checkpoint, a run folder, or mnist. TARGET: the file to write; .pkl, .pt, .onnx and .safetensors say which
-    format.
+    CKPT: a checkpoint, a run folder, mnist or animals. TARGET: the file to write; .pkl, .pt, .onnx and .safetensors say
+    which format.
     """
     from ..formats.export import check_target, format_of
     from ..formats.export import export as write

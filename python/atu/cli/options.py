@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import presets
+from ..assets import DOMAINS, asset
 from .models import Model
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+MARKED = click.Path(path_type=Path)  # a folder of images or of marks, or a labels.json
 
 
 @dataclass(frozen=True)
@@ -207,17 +209,20 @@ def renamed(old: str, new: str) -> Callable:
 # --- what they stand for
 
 
+def is_bundled(name: str | Path) -> bool:
+    """Whether a name means what comes with the package, and no file of the user's."""
+    return str(name) in DOMAINS and not Path(name).exists()
+
+
 def checkpoint_of(name: str | Path, argument: str = "CKPT") -> Path:
-    """The file that a checkpoint's name stands for: itself, the bundled GAN ("mnist"), or a run folder's result.
+    """The file that a checkpoint's name stands for: itself, a bundled GAN ("mnist"), or a run folder's result.
 
     Raises:
         ValueError: there is none, naming the argument.
     """
-    from ..assets import asset
-
     path = Path(name)
-    if str(name) == "mnist" and not path.exists():
-        return asset("mnist-gan.safetensors")
+    if is_bundled(name):
+        return asset(f"{name}-gan.safetensors")
     if not path.exists():
         raise ValueError(f"{argument}: {name}: no such file")
     if not path.is_dir():
@@ -286,7 +291,8 @@ def subject_of(classes: tuple[str, ...], negatives: Path | None = None, given: s
     if given:
         return given
     if not classes and negatives is not None:
-        return f"what {negatives.resolve().name} shows"
+        folder = negatives.resolve()
+        return f"what {folder.parent.name if folder.is_file() else folder.name} shows"
     return ("class " if len(classes) == 1 else "classes ") + ", ".join(classes)
 
 

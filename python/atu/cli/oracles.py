@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..feedback.answers import Answers
     from ..gan import GAN
 
-SPEC = "a classifier's file (of atu train-classifier, TorchScript, ONNX), module:function, text:WORDS, or mnist"
+SPEC = "a classifier's file (of atu train-classifier, TorchScript, ONNX), module:function, text:WORDS, mnist or animals"
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,8 @@ def sample(
 ) -> None:
     """Write samples as PNG files.
 
-    CKPT: a checkpoint, a run folder, or mnist. With --oracle, only samples that it calls one of the classes. The files
-    are named after the seed and their number.
+    CKPT: a checkpoint, a run folder, mnist or animals. With --oracle, only samples that it calls one of the classes.
+    The files are named after the seed and their number.
     """
     import torch
 

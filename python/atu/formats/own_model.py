@@ -121,7 +121,7 @@ def load_own(model: OwnModel, checkpoint: str | None) -> GAN:
 
 def load_like(path: str | Path, gan: GAN) -> GAN:
     """A checkpoint of `GAN.save` whose networks are of the classes of `gan`'s, which is not changed: atu builds its own
-    networks itself, and copies of `gan`'s are filled otherwise.
+    networks itself, and copies of `gan`'s are filled otherwise. On `gan`'s device, with its samplers and batch.
 
     Raises:
         CheckpointError: as of loading.
@@ -132,7 +132,9 @@ def load_like(path: str | Path, gan: GAN) -> GAN:
     for name, module in given.items():
         if module is None:
             raise CheckpointError(f"{path}: holds a {name} of the class {foreign[name]}, and the model has none")
-    return load_native(path, **given, latent_sampler=gan.latent_sampler, label_sampler=gan.label_sampler)
+    found = load_native(path, **given, latent_sampler=gan.latent_sampler, label_sampler=gan.label_sampler)
+    found.batch = gan.batch
+    return found.to(gan.device)
 
 
 def _foreign(path: Path) -> dict[str, str]:
