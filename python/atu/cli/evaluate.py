@@ -27,9 +27,8 @@ from .options import (
     load_gan,
     require_gone,
     show,
-    subject_of,
 )
-from .oracles import Asked, answered_in, check_judge, classes_of, described, judge_options
+from .oracles import Asked, answered_in, check_judge, described, judge_options, subject_of
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Real
@@ -112,7 +111,7 @@ def evaluate(
         **judged,
     )
     context = report.Context(
-        subject=subject_of(classes_of(asked, judge), negatives, subject),
+        subject=subject_of(negatives, subject, judge),
         seconds={"evaluate": time.monotonic() - start},
         command=command_line(),
         config={},
@@ -242,7 +241,7 @@ def attack(
     start = time.monotonic()
     found = audit.attack(first, last, goal, known, other, budget, run.seed)
     seconds = round(time.monotonic() - start, 1)
-    found.update(subject=subject_of(classes_of(asked, judge), negatives), command=command_line(), seconds=seconds)
+    found.update(subject=subject_of(negatives, None, judge), command=command_line(), seconds=seconds)
     found["machine"] = environment.machine(first.device)
     table = report.write_attacks(run.out, found)
     if not run.quiet:

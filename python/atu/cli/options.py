@@ -286,16 +286,6 @@ def with_discriminator(gan: GAN, steps: int | None, seed: int = 0) -> GAN:
     return fit_discriminator(gan, steps, seed=seed)
 
 
-def subject_of(classes: tuple[str, ...], negatives: Path | None = None, given: str | None = None) -> str:
-    """What is unlearned, in words: as given, else by the classes, else by the negatives' folder."""
-    if given:
-        return given
-    if not classes and negatives is not None:
-        folder = negatives.resolve()
-        return f"what {folder.parent.name if folder.is_file() else folder.name} shows"
-    return ("class " if len(classes) == 1 else "classes ") + ", ".join(classes)
-
-
 def require_gone(data: dict[str, Any], percent: float | None) -> None:
     """Exit code 1 unless `percent` of the negatives are gone."""
     from ..report.words import meets

@@ -32,10 +32,9 @@ from .options import (
     load_gan,
     require_gone,
     show,
-    subject_of,
     with_discriminator,
 )
-from .oracles import JUDGE, Asked, classes_of, described, oracle_options
+from .oracles import JUDGE, Asked, described, oracle_options, subject_of
 
 if TYPE_CHECKING:
     from ..api import Result
@@ -136,7 +135,7 @@ def unlearn(
     start = time.monotonic()
     evaluation = _evaluate(gan, result, judge or oracle, samples, run.seed)
     context = _context(run, gan, result, _notes(oracle, judge), time.monotonic() - start)
-    context.subject, context.negatives = subject_of(classes_of(asked, oracle, judge), negatives, subject), negatives
+    context.subject, context.negatives = subject_of(negatives, subject, oracle, judge), negatives
     data = report.write(run.out, evaluation, context)
     show(data, run)
     require_gone(data, require)

@@ -14,6 +14,8 @@ from torch import nn
 from atu.cli import main as cli
 from atu.cli import models, oracles
 from atu.data.images import save_folder
+from atu.feedback.answers import Answers
+from atu.feedback.oracles import find
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
@@ -189,3 +191,19 @@ def test_the_page_tells_what_does_not_fit_at_once(folder, tmp_path, capsys):
         capsys, "label", folder / "gan.safetensors", "--oracle", f"{folder}/oracle.pt", "--out", tmp_path / "m"
     )
     assert "say which of its classes are unwanted" in line and not (tmp_path / "m").exists()
+
+
+def test_the_subject_in_words(folder, tmp_path):
+    def of(spec, names=()):
+        return Answers(spec, None, lambda x: x[:, 0] > 0, names=names)
+
+    pictures = tmp_path / "hats"
+    assert oracles.subject_of(pictures, "caps", of("text:hat")) == "caps"
+    assert oracles.subject_of(pictures, None, None, of("text:a hat?against=a head")) == "a hat"
+    assert oracles.subject_of(pictures, None, of("net.pt", ("hat",)), None) == "class hat"
+    assert oracles.subject_of(None, None, of("net.pt", ("hat", "cap"))) == "classes hat, cap"
+    assert oracles.subject_of(pictures, None, of("rules.py:is_hat")) == "what hats shows"
+    assert oracles.subject_of(None, None, of("rules.py:is_hat")) == "what rules.py:is_hat finds"
+    gan = GAN.load(folder / "gan.safetensors")
+    high = find(f"{folder}/oracle.pt?names=left,right&class=right&threshold=0.9", gan)
+    assert (high.names, high.chosen) == (("right",), ())
