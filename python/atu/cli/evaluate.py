@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_evaluation
+from .models import Model, model_options
 from .options import (
     BATCH,
-    FOLDER,
+    MARKED,
     PROBE_JUDGES,
     REQUIRE,
     RETRAINED,
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 @click.command("eval")
 @click.argument("before")
 @click.argument("after")
+@model_options
 @judge_options
-@click.option("--negatives", type=FOLDER, help="Without --judge: images that a probe learns from what is negative.")
+@click.option("--negatives", type=MARKED, help="Without --judge: images that a probe learns from what is negative.")
 @click.option(
     "--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, mnist or animals."
 )
@@ -62,6 +64,7 @@ def evaluate(
     run: Common,
     before: str,
     after: str,
+    model: Model,
     asked: Asked,
     negatives: Path | None,
     real: str | None,
@@ -86,9 +89,8 @@ def evaluate(
     if asked.oracle is not None and negatives is not None:
         raise click.UsageError("--negatives is for a judgement without --judge; give one of them")
     check_judge(asked, negatives)
-    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
-    _check_pair(first, last)
-    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    first, last = _load_pair(before, after, run.device, model)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
     networks = dict(extractor(spec) for spec in features)
     first.batch = last.batch = batch
     if not run.quiet:
@@ -158,12 +160,14 @@ def _judged(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
     )
 
 
-def _check_pair(before: GAN, after: GAN) -> None:
+def _load_pair(first: str, second: str, device: str | None, model: Model) -> tuple[GAN, GAN]:
+    before, after = load_gan(first, device, "BEFORE", model), load_gan(second, device, "AFTER", model)
     if before.sample_shape != after.sample_shape or before.latent_dim != after.latent_dim:
         raise ValueError(
             f"AFTER: expected a GAN of latents {before.latent_dim} and samples {list(before.sample_shape)}, as BEFORE, "
             f"got {after.latent_dim} and {list(after.sample_shape)}"
         )
+    return before, after
 
 
 def _real(real: str | None, gan: GAN) -> Real | None:
@@ -187,11 +191,12 @@ def _real(real: str | None, gan: GAN) -> Real | None:
 @click.command("attack")
 @click.argument("before")
 @click.argument("after")
+@model_options
 @judge_options
 @RETRAINED
 @click.option(
     "--negatives",
-    type=FOLDER,
+    type=MARKED,
     help="Images to relearn from, BEFORE's own if not given; without --judge a probe learns from them.",
 )
 @click.option("--starts", default=64, show_default=True, type=click.IntRange(1), help="Random starts of the search.")
@@ -202,6 +207,7 @@ def attack(
     run: Common,
     before: str,
     after: str,
+    model: Model,
     asked: Asked,
     retrained: str | None,
     negatives: Path | None,
@@ -224,9 +230,8 @@ def attack(
 
     check_replaceable(run.out, "attacks", "search")
     check_judge(asked, negatives)
-    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
-    _check_pair(first, last)
-    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    first, last = _load_pair(before, after, run.device, model)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
     budget = audit.Budget(starts=starts, steps=steps, relearn_steps=relearn_steps)
     judge = asked.find(asked.oracle, first)
     wanted = (probe_of(first, negatives, seed=run.seed), ()) if judge is None else judge.goal_arguments()

@@ -17,12 +17,14 @@ import click
 
 from .. import presets
 from ..assets import DOMAINS, asset
+from .models import Model
 
 if TYPE_CHECKING:
     from ..gan import GAN
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+MARKED = click.Path(path_type=Path)  # a folder of images or of marks, or a labels.json
 
 
 @dataclass(frozen=True)
@@ -231,11 +233,29 @@ def checkpoint_of(name: str | Path, argument: str = "CKPT") -> Path:
     return result
 
 
-def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT") -> GAN:
+def weights_of(text: str, argument: str = "CKPT") -> str:
+    """A model's weights as given, with run folders as their results; errors as of `checkpoint_of`."""
+    if Path(text).exists():
+        return str(checkpoint_of(text, argument))
+    parts = []
+    for part in text.split(","):
+        role, equals, file = part.rpartition("=")
+        file, mark, name = (file, "", "") if Path(file).exists() else file.partition("#")
+        parts.append(f"{role}{equals}{checkpoint_of(file, argument)}{mark}{name}")
+    return ",".join(parts)
+
+
+def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT", model: Model | None = None) -> GAN:
+    """The GAN that a CKPT stands for, on `device`."""
+    from ..formats.own_model import load_own
     from ..gan import BIG, GAN
     from ..support.environment import give_back_freed_memory
 
-    gan = GAN.load(checkpoint_of(name, argument))
+    own, weights = (model or Model()).of(str(name))
+    if own is None:
+        gan = GAN.load(checkpoint_of(name, argument))
+    else:
+        gan = load_own(own, None if weights is None else weights_of(weights, argument))
     if math.prod(gan.sample_shape) >= BIG:
         give_back_freed_memory()
     return gan if device is None else gan.to(device)
@@ -271,7 +291,8 @@ def subject_of(classes: tuple[str, ...], negatives: Path | None = None, given: s
     if given:
         return given
     if not classes and negatives is not None:
-        return f"what {negatives.resolve().name} shows"
+        folder = negatives.resolve()
+        return f"what {folder.parent.name if folder.is_file() else folder.name} shows"
     return ("class " if len(classes) == 1 else "classes ") + ", ".join(classes)
 
 

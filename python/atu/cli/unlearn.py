@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_evaluation, say_training
+from .models import Model, model_options
 from .options import (
     BATCH,
     COMPAT,
     CONFIG,
     FOLDER,
     LABEL,
+    MARKED,
     METHOD,
     PRECISION,
     PROBE_JUDGES,
@@ -47,8 +49,21 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 
 @click.command("unlearn")
 @click.argument("ckpt")
-@click.option("--negatives", required=True, type=FOLDER, help="Folder of images that must not be made, or of marks.")
+@model_options
+@click.option(
+    "--negatives",
+    required=True,
+    type=MARKED,
+    help="Folder of images that must not be made, or of marks, or a labels.json of marks.",
+)
 @click.option("--positives", type=FOLDER, help="Folder of images that may be made.")
+@click.option(
+    "--from",
+    "from_run",
+    type=FOLDER,
+    metavar="RUN",
+    help="Go on from a finished run on CKPT, with its marks and these; CKPT stays what is compared with.",
+)
 @click.option("--resize", is_flag=True, help="Scale images of the same proportions, but another size, to the GAN's.")
 @TRAIN_DISCRIMINATOR
 @click.option(
@@ -69,8 +84,10 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 def unlearn(
     run: Common,
     ckpt: str,
+    model: Model,
     negatives: Path,
     positives: Path | None,
+    from_run: Path | None,
     resize: bool,
     train_discriminator: int | None,
     negative_label: int | None,
@@ -90,13 +107,10 @@ def unlearn(
     CKPT: a checkpoint, a run folder, mnist or animals.
     """
     from .. import api
-    from ..data.marks import marks_folder
     from ..report import report
 
     check_replaceable(run.out, "report", "negatives_before")
-    if positives is None:
-        negatives, positives = marks_folder(negatives)
-    gan = load_gan(ckpt, run.device)
+    gan = load_gan(ckpt, run.device, model=model)
     choose_labels(gan, labels)
     gan = with_discriminator(gan, train_discriminator, run.seed)
     gan.batch = batch
@@ -117,9 +131,10 @@ def unlearn(
         compat=compat,
         resize=resize,
         precision=precision,
+        from_run=from_run,
     )
     start = time.monotonic()
-    evaluation = _evaluate(gan, result, negatives, judge or oracle, samples, run.seed, resize)
+    evaluation = _evaluate(gan, result, judge or oracle, samples, run.seed)
     context = _context(run, gan, result, _notes(oracle, judge), time.monotonic() - start)
     context.subject, context.negatives = subject_of(classes_of(asked, oracle, judge), negatives, subject), negatives
     data = report.write(run.out, evaluation, context)
@@ -130,25 +145,25 @@ def unlearn(
 def _evaluate(
     gan: GAN,
     result: Result,
-    negatives: Path,
     judge: Answers | None,
     samples: int,
     seed: int,
-    resize: bool,
 ) -> Evaluation:
     """By the judge, or without one by a probe fitted on the negatives."""
-    from ..api import adapted_generators
+    from ..api import other_generators
+    from ..data.samples import TensorSamples
     from ..evaluation.evaluate import evaluate
     from ..evaluation.judges import probe_of
     from ..support.seeding import Stream, stream_seed
 
     latents = stream_seed(seed, Stream.EVALUATION)
-    options: dict[str, Any] = dict(others=adapted_generators(gan, result), n=samples, seed=latents)
+    options: dict[str, Any] = dict(others=other_generators(gan, result), n=samples, seed=latents)
     if judge is not None:
         return evaluate(gan, result.gan, **judge.judge_arguments(), **options)
     # A small evaluation is asked for where samples are dear.
     few = max(min(samples, 2000), 64)
-    probe = probe_of(gan, negatives, result.config.feedback.recall, seed, resize, few)
+    assert isinstance(result.negatives, TensorSamples)  # what files are read as
+    probe = probe_of(gan, result.negatives.tensor, result.config.feedback.recall, seed, samples=few)
     return evaluate(gan, result.gan, is_negative=probe, **options)
 
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ..config import Adapt, Feedback
 from ..data.images import map_range
-from ..data.samples import TensorSamples, as_samples
+from ..data.samples import TensorSamples
 from ..feedback.oracles import IsNegative, Oracle
+from ..feedback.places import marked_samples
 from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
 from ..measures.features import flat_features, last_input
@@ -306,7 +307,7 @@ def attack(
                 f"{name}: expected samples of shape {list(before.sample_shape)}, got {list(gan.sample_shape)}"
             )
     goal = as_goal(goal, before, classes, seed)
-    given = as_samples(negatives, before.sample_shape, before.image_range, "negatives")
+    given, _ = marked_samples(before, negatives, "negatives")
     chosen = given.batch(torch.arange(min(len(given), budget.negatives)))
     rate = negative_rate(before, goal, budget.check_samples, stream_seed(seed, Stream.ATTACK_RATE))
     search = {

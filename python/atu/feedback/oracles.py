@@ -89,7 +89,8 @@ def _of_classifier(path: Path, spec: Spec, gan: GAN) -> Answers:
     classifier = classifier.to(gan.device)
     network = Network(classifier.logits, classifier.sample_shape)
     view = view_of(spec, network, gan, classifier.image_range)
-    answers = NetworkAnswers(network, view, named, gan, classifier.classes, "softmax", classifier.features)
+    own: dict[str, Any] = dict(names=classifier.classes, features=classifier.features, errors=classifier.confusion)
+    answers = NetworkAnswers(network, view, named, gan, output="softmax", **own)
     found = _answers(answers, spec, sha256_of(path), own=True)
     if classifier.sample_shape == gan.sample_shape:  # it can be asked without a view between, and has gradients
         return dataclasses.replace(found, classifier=classifier)

@@ -185,6 +185,13 @@ def print_inspection(found: dict[str, Any], console: Console | None = None) -> N
     for name, net in found["networks"].items():
         parts = ", ".join(f"{part} {count:,}" for part, count in net["parts"].items())
         console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
+    for key, value in found.get("gan", {}).items():
+        console.print(f"{key}: {value}", highlight=False, markup=False)
+    for name, weights in found.get("weights", {}).items():
+        told = "fit" if not weights["problems"] else f"DO NOT FIT: {'; '.join(weights['problems'])}"
+        console.print(
+            f"weights of {name}: {weights['from'] or ''} {told}", highlight=False, markup=False, soft_wrap=True
+        )
     if found["options"]:
         console.print(
             f"options: {json.dumps(found['options'], default=str)}", highlight=False, markup=False, soft_wrap=True
