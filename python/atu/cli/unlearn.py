@@ -79,7 +79,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 @BATCH
 @SUBJECT
 @REQUIRE
-@common("Run folder; the same command goes on from a run that was stopped.")
+@common("Run folder; the same command goes on from a run that was stopped.", threads=True)
 def unlearn(
     run: Common,
     ckpt: str,
