@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import presets
+from ..assets import DOMAINS, asset
+from .models import Model
 
 if TYPE_CHECKING:
     from ..gan import GAN
@@ -207,17 +209,20 @@ def renamed(old: str, new: str) -> Callable:
 # --- what they stand for
 
 
+def is_bundled(name: str | Path) -> bool:
+    """Whether a name means what comes with the package, and no file of the user's."""
+    return str(name) in DOMAINS and not Path(name).exists()
+
+
 def checkpoint_of(name: str | Path, argument: str = "CKPT") -> Path:
-    """The file that a checkpoint's name stands for: itself, the bundled GAN ("mnist"), or a run folder's result.
+    """The file that a checkpoint's name stands for: itself, a bundled GAN ("mnist"), or a run folder's result.
 
     Raises:
         ValueError: there is none, naming the argument.
     """
-    from ..assets import asset
-
     path = Path(name)
-    if str(name) == "mnist" and not path.exists():
-        return asset("mnist-gan.safetensors")
+    if is_bundled(name):
+        return asset(f"{name}-gan.safetensors")
     if not path.exists():
         raise ValueError(f"{argument}: {name}: no such file")
     if not path.is_dir():
@@ -228,11 +233,29 @@ def checkpoint_of(name: str | Path, argument: str = "CKPT") -> Path:
     return result
 
 
-def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT") -> GAN:
+def weights_of(text: str, argument: str = "CKPT") -> str:
+    """A model's weights as given, with run folders as their results; errors as of `checkpoint_of`."""
+    if Path(text).exists():
+        return str(checkpoint_of(text, argument))
+    parts = []
+    for part in text.split(","):
+        role, equals, file = part.rpartition("=")
+        file, mark, name = (file, "", "") if Path(file).exists() else file.partition("#")
+        parts.append(f"{role}{equals}{checkpoint_of(file, argument)}{mark}{name}")
+    return ",".join(parts)
+
+
+def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT", model: Model | None = None) -> GAN:
+    """The GAN that a CKPT stands for, on `device`."""
+    from ..formats.own_model import load_own
     from ..gan import BIG, GAN
     from ..support.environment import give_back_freed_memory
 
-    gan = GAN.load(checkpoint_of(name, argument))
+    own, weights = (model or Model()).of(str(name))
+    if own is None:
+        gan = GAN.load(checkpoint_of(name, argument))
+    else:
+        gan = load_own(own, None if weights is None else weights_of(weights, argument))
     if math.prod(gan.sample_shape) >= BIG:
         give_back_freed_memory()
     return gan if device is None else gan.to(device)
@@ -261,16 +284,6 @@ def with_discriminator(gan: GAN, steps: int | None, seed: int = 0) -> GAN:
     from ..training.fit_discriminator import fit_discriminator
 
     return fit_discriminator(gan, steps, seed=seed)
-
-
-def subject_of(classes: tuple[str, ...], negatives: Path | None = None, given: str | None = None) -> str:
-    """What is unlearned, in words: as given, else by the classes, else by the negatives' folder."""
-    if given:
-        return given
-    if not classes and negatives is not None:
-        folder = negatives.resolve()
-        return f"what {folder.parent.name if folder.is_file() else folder.name} shows"
-    return ("class " if len(classes) == 1 else "classes ") + ", ".join(classes)
 
 
 def require_gone(data: dict[str, Any], percent: float | None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_evaluation, say_training
+from .models import Model, model_options
 from .options import (
     BATCH,
     COMPAT,
@@ -31,10 +32,9 @@ from .options import (
     load_gan,
     require_gone,
     show,
-    subject_of,
     with_discriminator,
 )
-from .oracles import JUDGE, Asked, classes_of, described, oracle_options
+from .oracles import JUDGE, Asked, described, oracle_options, subject_of
 
 if TYPE_CHECKING:
     from ..api import Result
@@ -48,6 +48,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 
 @click.command("unlearn")
 @click.argument("ckpt")
+@model_options
 @click.option(
     "--negatives",
     required=True,
@@ -82,6 +83,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 def unlearn(
     run: Common,
     ckpt: str,
+    model: Model,
     negatives: Path,
     positives: Path | None,
     from_run: Path | None,
@@ -101,13 +103,13 @@ def unlearn(
 ) -> None:
     """Unlearn what images show, and report on it.
 
-    CKPT: a checkpoint, a run folder, or mnist.
+    CKPT: a checkpoint, a run folder, mnist or animals.
     """
     from .. import api
     from ..report import report
 
     check_replaceable(run.out, "report", "negatives_before")
-    gan = load_gan(ckpt, run.device)
+    gan = load_gan(ckpt, run.device, model=model)
     choose_labels(gan, labels)
     gan = with_discriminator(gan, train_discriminator, run.seed)
     gan.batch = batch
@@ -133,7 +135,7 @@ def unlearn(
     start = time.monotonic()
     evaluation = _evaluate(gan, result, judge or oracle, samples, run.seed)
     context = _context(run, gan, result, _notes(oracle, judge), time.monotonic() - start)
-    context.subject, context.negatives = subject_of(classes_of(asked, oracle, judge), negatives, subject), negatives
+    context.subject, context.negatives = subject_of(negatives, subject, oracle, judge), negatives
     data = report.write(run.out, evaluation, context)
     show(data, run)
     require_gone(data, require)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..data.marks import kept_marks
 from ..data.samples import TensorSamples
+from ..formats.own_model import load_like
 from ..gan import GAN
 
 
@@ -46,18 +47,4 @@ def earlier_run(folder: str | Path, gan: GAN, digest: str) -> Earlier:
             f"from_run: the run in {folder} began from another GAN ({began}) than the one given ({digest}); give the "
             "original, from before any round: outcomes are measured against that"
         )
-    return Earlier(folder, load_like(gan, result), *kept_marks(folder, gan.image_range, "from_run"), number)
-
-
-def load_like(gan: GAN, path: Path) -> GAN:
-    """Another GAN of the same classes, from a checkpoint of atu's own format; what is no weight is as in `gan`."""
-    twin = gan.copy()
-    found = GAN.load(
-        path,
-        generator=twin.generator,
-        discriminator=twin.discriminator,
-        latent_sampler=gan.latent_sampler,
-        label_sampler=gan.label_sampler,
-    )
-    found.batch = gan.batch
-    return found.to(gan.device)
+    return Earlier(folder, load_like(result, gan), *kept_marks(folder, gan.image_range, "from_run"), number)

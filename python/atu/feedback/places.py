@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..data.marks import labels_file, marks_folder
 from ..data.samples import Samples, TensorSamples, as_samples
+from ..formats.own_model import load_like
 from ..gan import GAN
 from ..support.digest import digest
-from .earlier import load_like
 
 
 def generator_digest(gan: GAN) -> str:
@@ -117,7 +117,7 @@ class _Labels:
                 f"{self.name}: samples of round {number} in {self.path} are of {ckpt}, which is not there; give the "
                 "folder with the pictures instead"
             )
-        gan = load_like(self.gan, path)
+        gan = load_like(path, self.gan)
         if generator_digest(gan) != wanted:
             raise ValueError(f"{self.name}: {ckpt}, whose samples were marked in round {number}, has changed since")
         return gan

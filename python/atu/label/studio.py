@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from ..feedback.answers import Answers
+from ..formats.own_model import load_like
 from ..gan import GAN
 from ..report.person import add_person, person_of
 from ..support import progress
@@ -65,7 +66,7 @@ class Studio:
 
     def _load(self, number: int) -> Pool:
         found = self.session.rounds[number - 1]
-        gan = GAN.load(found.ckpt).to(self.space.gan.device)
+        gan = load_like(found.ckpt, self.space.gan)
         if gan_digest(gan) != found.gan:
             raise ValueError(f"out: {found.ckpt}, whose samples were marked, has changed since")
         return Pool(gan, self.space, self.session.seed, self.session.block, self.session.size)
@@ -180,8 +181,8 @@ class Studio:
         if self.runs.busy or not self.runs.finished(self.number):
             raise ValueError("the run of this round is not finished")
         result = self._result()
-        gan = self.judged[self.number][1].gan if self.number in self.judged else GAN.load(result)
-        gan = gan.to(self.space.gan.device)
+        like = self.space.gan
+        gan = self.judged[self.number][1].gan if self.number in self.judged else load_like(result, like)
         pool = Pool(gan, self.space, self.session.seed, self.session.block, self.session.size)
         self.pools[self.number + 1] = pool
         self.session.begin_round(str(result), gan_digest(gan))
@@ -195,7 +196,7 @@ class Studio:
         number, session = self.number, self.session
         if number in self.judged or self.runs.busy or not self.runs.finished(number):
             return False
-        gans = self.space.gan, GAN.load(self._result()).to(self.space.gan.device)
+        gans = self.space.gan, load_like(self._result(), self.space.gan)
         seeds = (mix_seed(session.seed, 900_000 + 2 * number + which) for which in (0, 1))
         before, after = (Pool(gan, self.space, seed, session.block, 0) for gan, seed in zip(gans, seeds, strict=True))
         self.judged[number] = before, after

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from .trainer import AdversarialTrainer
 
 DECAY = 0.25  # last share of the steps, over which the learning rates decay to 0
 Phases = Sequence[tuple[int, Adversarial]]  # (step at which it ends, settings), one after the other
+Look = Callable[[RunFolder, GAN, int], dict[str, float]]  # (run, gan, step) -> what to log of the samples so far
 
 
 @dataclass
@@ -48,11 +49,11 @@ class Pretraining:
         return write_text(path, tomli_w.dumps(self.to_dict()))
 
 
-class _Decay(StageHooks):
-    """Decays the learning rates to 0 over the last DECAY of a phase's steps."""
+class _Phase(StageHooks):
+    """Decays the learning rates to 0 over the last DECAY of a phase's steps, and takes a look every now and then."""
 
-    def __init__(self, trainer: AdversarialTrainer, steps: int):
-        self.trainer, self.steps = trainer, steps
+    def __init__(self, trainer: AdversarialTrainer, steps: int, look: Callable[[int], dict[str, float]]):
+        self.trainer, self.steps, self.look = trainer, steps, look
         self._set(0)
 
     def _set(self, step: int) -> None:
@@ -60,6 +61,7 @@ class _Decay(StageHooks):
 
     def after_step(self, step: int, metrics: dict[str, float]) -> bool:
         self._set(step)
+        metrics.update(self.look(step))
         return False
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -75,6 +77,8 @@ def train(
     log_every: int = 100,
     save_every: int = 500,
     precision: str = "float32",
+    look: Look | None = None,
+    look_every: int = 1000,
 ) -> list[dict[str, Any]]:
     """Train `gan` in place, phase after phase, the learning rates decaying to 0 over the last DECAY of each.
 
@@ -82,6 +86,7 @@ def train(
         out: a run folder (`RunFolder`); a killed or interrupted training goes on from there.
         log_every, save_every: steps between two rows of the history, and between two states that are saved.
         precision: what the passes run in, as of `Config`.
+        look, look_every: called every so many steps (a multiple of log_every); it leaves the random state as it was.
 
     Returns:
         The history: one dict a logged step.
@@ -95,11 +100,15 @@ def train(
     chosen = precisions.resolve(precision, gan, phases[0][1].batch_size, recorded_precision(out))
     run = RunFolder(out, Pretraining(phases, log_every, save_every, chosen), identity)
     before, gan.precision = gan.precision, chosen
+
+    def looked(step: int) -> dict[str, float]:
+        return look(run, gan, step) if look is not None and step % look_every == 0 else {}
+
     try:
         for last, settings in phases:
             with fork_rng(gan.device, seed):
                 trainer = AdversarialTrainer(gan, real, settings)
-                run_stage(run, "pretrain", trainer, last, _Decay(trainer, last))
+                run_stage(run, "pretrain", trainer, last, _Phase(trainer, last, looked))
     finally:
         gan.precision = before
         run.close()
