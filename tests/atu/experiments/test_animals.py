@@ -113,7 +113,12 @@ def test_small_gan_shows_the_faces_to_both_classifiers():
 def test_a_feature_is_judged_by_the_judge_alone(small, monkeypatch):
     used = []
     evaluate = demo.evaluate
-    monkeypatch.setattr(demo, "evaluate", lambda *args, **more: used.append(args[2]) or evaluate(*args, **more))
+
+    def spy(*args, **more):
+        used.append(more["classifier"])
+        return evaluate(*args, **more)
+
+    monkeypatch.setattr(demo, "evaluate", spy)
     data, page = animals_demo(small, "antlers", "--feature", "antlers")
     assert data["subject"] == "antlers" and data["targets"] == [{"names": ["antlers"]}]
     assert data["command"].startswith("atu demo animals --feature antlers --marks 6")
