@@ -236,7 +236,8 @@ def unlearn(
 def _finish(job: Job, outcome: Outcome) -> Result:
     """The result of a job, saved into its run folder."""
     config, out = job.inputs.config, job.run.out
-    decisions = {"method": config.method, "precision": config.precision, **outcome.decisions}
+    ran = {"precision": config.precision, "threads": config.threads}
+    decisions = {"method": config.method, **ran, **outcome.decisions}
     earlier = job.inputs.earlier
     if earlier is not None:
         decisions.update(round=earlier.round + 1, from_run=str(earlier.folder))

@@ -37,8 +37,8 @@ from .gan import GAN
 from .methods.registry import METHODS
 from .support.digest import digest
 from .support.modules import eval_mode
-from .training import precision
-from .training.run_folder import RunFolder, gan_digest, recorded_precision, samples_digest
+from .training import precision, threads
+from .training.run_folder import RunFolder, gan_digest, recorded, samples_digest
 
 States = list[dict[str, Tensor]]
 
@@ -256,7 +256,7 @@ def check_inputs(request: Request) -> Inputs:
     _check_folders(request)
     config = _config(request.config, request.method, request.compat)
     if request.precision is not None:
-        config = config.with_precision(request.precision)
+        config = config.having(precision=request.precision)
     where = _device(request.device, request.gan) if isinstance(request.gan, GAN) else None
     gan = check_gan(request.gan)
     if where is not None and where != gan.device:
@@ -273,7 +273,7 @@ def check_inputs(request: Request) -> Inputs:
     if positives is not None:
         check_distinct(negatives, positives)
     label_remarks(gan, negatives)
-    start, config = _in_precision(gan if earlier is None else earlier.gan, config, request.out)
+    start, config = _fitted(gan if earlier is None else earlier.gan, config, request.out)
     return Inputs(start, gan, negatives, positives, oracle, config, request.out, seed, adapted, given, earlier)
 
 
@@ -288,14 +288,17 @@ def _with_earlier(
     return negatives, joined(given[1], earlier.positives, given[0], gan.image_range)
 
 
-def _in_precision(gan: GAN, config: Config, out: str | Path | None) -> tuple[GAN, Config]:
-    """Both with the precision that the config's stands for on this machine, or stood for when the run began."""
-    batch = config.repel.adversarial.batch_size
-    chosen = precision.resolve(config.precision, gan, batch, recorded_precision(out))
+def _fitted(gan: GAN, config: Config, out: str | Path | None) -> tuple[GAN, Config]:
+    """Both with the threads and the precision that are best on this machine, or were when the run began, where the
+    config leaves them open."""
+    batch, before = config.repel.adversarial.batch_size, recorded(out)
+    number = threads.choose(gan, batch, config.threads, before.get("threads"))
+    with threads.using(number):
+        chosen = precision.resolve(config.precision, gan, batch, before.get("precision"))
     if gan.precision != chosen:
         gan = copy.copy(gan)  # the same networks: the caller's GAN stays as it is
         gan.precision = chosen
-    return gan, config.with_precision(chosen)
+    return gan, config.having(precision=chosen, threads=number)
 
 
 def _identity(inputs: Inputs) -> dict[str, Any]:
@@ -329,13 +332,15 @@ def started(request: Request) -> Iterator[Job]:
     began = time.monotonic()
     with torch.inference_mode(False), torch.enable_grad():
         inputs = check_inputs(request)
-        run = _open_run_folder(inputs)
-        try:
-            if run.out is not None and not (run.out / KEPT).exists():
-                keep_marks(run.out, inputs.negatives, inputs.positives, inputs.gan.image_range)
-            feedback = build_feedback(
-                inputs.gan, inputs.negatives, inputs.positives, inputs.oracle, inputs.config.feedback, inputs.seed
-            )
-            yield Job(inputs, run, feedback, began)
-        finally:
-            run.close()
+        assert inputs.config.threads is not None
+        with threads.using(inputs.config.threads):
+            run = _open_run_folder(inputs)
+            try:
+                if run.out is not None and not (run.out / KEPT).exists():
+                    keep_marks(run.out, inputs.negatives, inputs.positives, inputs.gan.image_range)
+                feedback = build_feedback(
+                    inputs.gan, inputs.negatives, inputs.positives, inputs.oracle, inputs.config.feedback, inputs.seed
+                )
+                yield Job(inputs, run, feedback, began)
+            finally:
+                run.close()

@@ -47,7 +47,7 @@ def demo() -> None:
 @CONFIG
 @PRECISION
 @SAMPLES
-@common("Run folder.")
+@common("Run folder.", threads=True)
 def mnist(
     run: Common,
     classes: tuple[str, ...],
@@ -166,7 +166,7 @@ def animals(
 @CONFIG
 @PRECISION
 @SAMPLES
-@common("Run folder.")
+@common("Run folder.", threads=True)
 def mog(run: Common, config: Path | None, precision: str | None, samples: int) -> None:
     """Train an MLP GAN on eight Gaussians and erase two of them."""
     from ..experiments.mog import demo_mog

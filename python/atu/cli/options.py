@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import shlex
 import sys
 import tempfile
@@ -37,10 +38,10 @@ class Common:
     quiet: bool
 
 
-def common(out_help: str, *, seed: bool = True, device: bool = True) -> Callable:
+def common(out_help: str, *, seed: bool = True, device: bool = True, threads: bool = False) -> Callable:
     """Add --out, --quiet and, unless left out, --device and --seed; the command gets them as one `Common`, first.
 
-    Before the command runs, the folder and the device are checked.
+    Before the command runs, the folder and the device are checked. threads: add --threads too.
     """
     options = [
         click.option("--out", required=True, type=FOLDER, help=out_help),
@@ -55,10 +56,16 @@ def common(out_help: str, *, seed: bool = True, device: bool = True) -> Callable
             )
         )
 
+    if threads:
+        text = "CPU threads; OMP_NUM_THREADS, or measured, when not given."
+        options.append(click.option("--threads", type=click.IntRange(1), help=text))
+
     def add(function: Callable) -> Callable:
         @functools.wraps(function)
         def command(out: Path, quiet: bool, device: str | None = None, seed: int = 0, **rest: Any) -> Any:
             check_writable(out)
+            if threads:
+                use_threads(rest.pop("threads"))
             begin(quiet, device)
             return function(Common(out, seed, device, quiet), **rest)
 
@@ -67,6 +74,15 @@ def common(out_help: str, *, seed: bool = True, device: bool = True) -> Callable
         return command
 
     return add
+
+
+def use_threads(number: int | None) -> None:
+    """Have this process compute with so many threads throughout; None leaves that open."""
+    import torch
+
+    if number is not None:
+        os.environ["OMP_NUM_THREADS"] = str(number)
+        torch.set_num_threads(number)
 
 
 def begin(quiet: bool = False, device: str | None = None) -> None:

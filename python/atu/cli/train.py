@@ -21,7 +21,7 @@ def _add(name: str, text: str) -> None:
     @pretrain.command(name, help=f"{text} A stopped training goes on when called again.")
     @click.option("--steps", type=click.IntRange(1), help="Training steps; the recipe's own number when not given.")
     @PRECISION
-    @common("Folder for the GAN and its training state.", device=False)
+    @common("Folder for the GAN and its training state.", device=False, threads=True)
     def command(run: Common, steps: int | None, precision: str | None) -> None:
         from ..experiments import pretrain
 

@@ -79,7 +79,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 @BATCH
 @SUBJECT
 @REQUIRE
-@common("Run folder; the same command goes on from a run that was stopped.")
+@common("Run folder; the same command goes on from a run that was stopped.", threads=True)
 def unlearn(
     run: Common,
     ckpt: str,
@@ -111,9 +111,11 @@ def unlearn(
     check_replaceable(run.out, "report", "negatives_before")
     gan = load_gan(ckpt, run.device, model=model)
     choose_labels(gan, labels)
-    gan = with_discriminator(gan, train_discriminator, run.seed)
-    gan.batch = batch
     oracle, judge = asked.find_both(gan)
+    fitted = with_discriminator(gan, train_discriminator, run.seed)
+    if fitted is not gan:  # what they saw before was to find errors early; the features are the new discriminator's
+        gan, (oracle, judge) = fitted, asked.find_both(fitted)
+    gan.batch = batch
     if not run.quiet:
         say_evaluation(gan, samples, 3)
         say_training(gan, config, method, compat)

@@ -26,7 +26,7 @@ from ..networks.stylegan2 import Discriminator, Generator
 from ..support.environment import machine, versions
 from ..support.files import write_json
 from ..support.seeding import fork_rng
-from ..training.run_folder import RunFolder, recorded_precision
+from ..training.run_folder import RunFolder, recorded
 from ..training.scratch import Look, centre_logits, train
 from .animals import LikeDrawings
 
@@ -198,7 +198,7 @@ def _pretrain(
     log = [{key: value for key, value in row.items() if key != "stage"} for row in history]
     settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
     about: dict[str, Any] = dict(command=f"atu pretrain {command}", seed=seed, phases=settings)
-    about["precision"] = recorded_precision(out)
+    about["precision"] = recorded(out)["precision"]
     about["samples"] = (describe or describe_digits)(gan)
     write_json(path.with_suffix(".json"), about | dict(machine=machine(), versions=versions(), log=log))
     return path

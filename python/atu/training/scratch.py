@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from ..support.files import write_text
 from ..support.modules import eval_mode
 from ..support.seeding import fork_rng
 from . import precision as precisions
-from .run_folder import RunFolder, recorded_precision, samples_digest
+from . import threads
+from .run_folder import RunFolder, recorded, samples_digest
 from .schedules import lr_decay
 from .stage import StageHooks, run_stage
 from .state import written_by
@@ -36,13 +38,14 @@ class Pretraining:
     log_every: int
     save_every: int
     precision: str = "float32"
+    threads: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; fields that are unset are left out, as TOML has no null."""
         phases = [{"until_step": last, **asdict(settings)} for last, settings in self.phases]
         known = [{key: value for key, value in phase.items() if value is not None} for phase in phases]
-        own = {"precision": self.precision, "log_every": self.log_every, "save_every": self.save_every}
-        return {"phases": known, **own}
+        own = {"precision": self.precision, "threads": self.threads}
+        return {"phases": known, **own, "log_every": self.log_every, "save_every": self.save_every}
 
     def save(self, path: str | Path) -> Path:
         """Write a TOML file atomically."""
@@ -97,21 +100,24 @@ def train(
     if (Path(out) / "state.safetensors").exists() and not (Path(out) / "run.json").exists():
         raise ValueError(f"out: the training in {out} {written_by(1, None)}; give another folder")
     identity = {"seed": seed, "samples": samples_digest(real)}
-    chosen = precisions.resolve(precision, gan, phases[0][1].batch_size, recorded_precision(out))
-    run = RunFolder(out, Pretraining(phases, log_every, save_every, chosen), identity)
-    before, gan.precision = gan.precision, chosen
+    batch, before = phases[0][1].batch_size, recorded(out)
+    count = threads.choose(gan, batch, None, before.get("threads"))
+    twin = copy.copy(gan)  # the same networks: the caller's GAN keeps its precision
 
     def looked(step: int) -> dict[str, float]:
-        return look(run, gan, step) if look is not None and step % look_every == 0 else {}
+        return look(run, twin, step) if look is not None and step % look_every == 0 else {}
 
-    try:
-        for last, settings in phases:
-            with fork_rng(gan.device, seed):
-                trainer = AdversarialTrainer(gan, real, settings)
-                run_stage(run, "pretrain", trainer, last, _Phase(trainer, last, looked))
-    finally:
-        gan.precision = before
-        run.close()
+    with threads.using(count):
+        twin.precision = precisions.resolve(precision, gan, batch, before.get("precision"))
+        run = RunFolder(out, Pretraining(phases, log_every, save_every, twin.precision, count), identity)
+        try:
+            for last, settings in phases:
+                with fork_rng(gan.device, seed):
+                    trainer = AdversarialTrainer(twin, real, settings)
+                    run_stage(run, "pretrain", trainer, last, _Phase(trainer, last, looked))
+        finally:
+            gan.generator_ema = twin.generator_ema
+            run.close()
     return run.history
 
 

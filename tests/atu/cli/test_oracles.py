@@ -207,3 +207,16 @@ def test_the_subject_in_words(folder, tmp_path):
     gan = GAN.load(folder / "gan.safetensors")
     high = find(f"{folder}/oracle.pt?names=left,right&class=right&threshold=0.9", gan)
     assert (high.names, high.chosen) == (("right",), ())
+
+
+def test_a_wrong_oracle_is_told_before_a_discriminator_is_fitted(folder, tmp_path, capsys, monkeypatch):
+    from atu.training import fit_discriminator
+
+    gan = GAN.load(folder / "gan.safetensors")
+    GAN(gan.generator, image_range=(-1.0, 1.0)).save(tmp_path / "alone.safetensors")
+    fitted = []
+    monkeypatch.setattr(fit_discriminator, "fit_discriminator", lambda gan, *_, **__: fitted.append(gan) or gan)
+    arguments = ["unlearn", tmp_path / "alone.safetensors", "--negatives", folder / "negatives"]
+    arguments += ["--train-discriminator", 5, "--out", tmp_path / "run", "--oracle"]
+    assert "got '9'" in error(capsys, *arguments, f"{folder}/oracle.pt?class=9") and not fitted
+    assert "it has no discriminator" in error(capsys, *arguments, f"{folder}/oracle.pt?class=1") and len(fitted) == 1
