@@ -1,4 +1,4 @@
-"""`atu eval` and `atu attack`: what two checkpoints of one GAN make, and what can be got back out of the second."""
+"""`atu eval`: what two checkpoints of one GAN make, on the same latents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from .options import (
     FOLDER,
     PROBE_JUDGES,
     REQUIRE,
-    RETRAINED,
     SAMPLES,
     SUBJECT,
     Common,
@@ -87,7 +86,7 @@ def evaluate(
     check_judge(oracle, negatives)
     classifier, _ = find_oracle(oracle, classes, run.device)
     first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
-    _check_pair(first, last)
+    check_pair(first, last)
     other = None if retrained is None else load_gan(retrained, run.device, "retrained")
     networks = dict(extractor(spec) for spec in features)
     first.batch = last.batch = batch
@@ -95,7 +94,7 @@ def evaluate(
         say_evaluation(first, samples, 2 if other is None else 3)
     start = time.monotonic()
     probe = None if classifier is not None else probe_of(first, negatives, seed=run.seed)
-    judge, beside, answered = _judges(oracle, classifier, first)
+    judge, beside, answered = judges_for(oracle, classifier, first)
     found = compare(
         first,
         last,
@@ -125,7 +124,7 @@ def evaluate(
     require_gone(data, require)
 
 
-def _judges(oracle: str | None, classifier: Any, gan: GAN) -> tuple[Any, dict[str, Any], list[str]]:
+def judges_for(oracle: str | None, classifier: Any, gan: GAN) -> tuple[Any, dict[str, Any], list[str]]:
     """(judge, further judges, names of oracles). Where the bundled classifier is asked for, which answers in demos, the
     bundled judge gives the figures, and others stand beside it."""
     from ..experiments.judge import beside_the_judge, mnist_judge
@@ -135,7 +134,8 @@ def _judges(oracle: str | None, classifier: Any, gan: GAN) -> tuple[Any, dict[st
     return mnist_judge().to(gan.device), beside_the_judge(gan.device), [classifier.name]
 
 
-def _check_pair(before: GAN, after: GAN) -> None:
+def check_pair(before: GAN, after: GAN) -> None:
+    """Raise ValueError unless both make the same samples of the same latents."""
     if before.sample_shape != after.sample_shape or before.latent_dim != after.latent_dim:
         raise ValueError(
             f"AFTER: expected a GAN of latents {before.latent_dim} and samples {list(before.sample_shape)}, as BEFORE, "
@@ -155,77 +155,3 @@ def _real(real: str | None, gan: GAN) -> Real | None:
         return mnist(gan.sample_shape[-1])
     samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
     return samples.batch(torch.arange(len(samples)))
-
-
-@click.command("attack")
-@click.argument("before")
-@click.argument("after")
-@oracle_options
-@RETRAINED
-@click.option(
-    "--negatives",
-    type=FOLDER,
-    help="Images to relearn from, BEFORE's own if not given; without --oracle a probe learns from them.",
-)
-@click.option("--starts", default=64, show_default=True, type=click.IntRange(1), help="Random starts of the search.")
-@click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Gradient steps of the search.")
-@click.option("--relearn-steps", default=200, show_default=True, type=click.IntRange(1), help="Most fine-tuning steps.")
-@common("Folder for attacks.json and attacks.html.")
-def attack(
-    run: Common,
-    before: str,
-    after: str,
-    oracle: str | None,
-    classes: tuple[str, ...],
-    retrained: str | None,
-    negatives: Path | None,
-    starts: int,
-    steps: int,
-    relearn_steps: int,
-) -> None:
-    """Try to get unlearned samples back.
-
-    By latent search, and by relearning from a few negatives.
-
-    BEFORE and AFTER: checkpoints or run folders; mnist is the bundled GAN.
-    """
-    from ..evaluation import audit
-    from ..evaluation.judges import probe_of
-    from ..experiments.marking import mark_negatives
-    from ..report import report
-    from ..support import environment
-    from ..support.seeding import Stream, stream_seed
-
-    check_replaceable(run.out, "attacks", "search")
-    check_judge(oracle, negatives)
-    classifier, _ = find_oracle(oracle, classes, run.device)
-    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
-    _check_pair(first, last)
-    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
-    budget = audit.Budget(starts=starts, steps=steps, relearn_steps=relearn_steps)
-    judge = classifier if classifier is not None else probe_of(first, negatives, seed=run.seed)
-    goal = audit.as_goal(judge, first, classes, run.seed)
-    known: Any = negatives
-    if negatives is None:
-        known, _ = mark_negatives(first, goal.is_negative, budget.negatives, stream_seed(run.seed, Stream.MARKS))
-    start = time.monotonic()
-    found = audit.attack(first, last, goal, known, other, budget, run.seed)
-    seconds = round(time.monotonic() - start, 1)
-    found.update(subject=subject_of(classes, negatives), command=command_line(), seconds=seconds)
-    found["machine"] = environment.machine(first.device)
-    table = report.write_attacks(run.out, found)
-    if not run.quiet:
-        _print(table)
-    for name in ("attacks.html", "attacks.json"):
-        click.echo(str(run.out / name))
-
-
-def _print(table: list[list[str]]) -> None:
-    """Rows under a header, as wide as the terminal allows."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(*table[0], box=None)
-    for row in table[1:]:
-        shown.add_row(*row)
-    Console().print(shown)

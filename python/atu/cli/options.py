@@ -151,9 +151,7 @@ COMPAT = click.option(
     type=click.Choice(presets.COMPAT),
     help="Settings to start from: those of the paper's reference implementation (StyleGAN kinds).",
 )
-RETRAINED = click.option(
-    "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: attacks are compared with it."
-)
+RETRAINED = click.option("--retrained", metavar="CKPT", help="A GAN retrained without the negatives, to compare with.")
 SAMPLES = click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
 )

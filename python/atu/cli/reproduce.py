@@ -30,7 +30,7 @@ from .options import CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_option,
 @click.option("--classifiers", type=FOLDER, help="Folder of classifiers; trained when not given.")
 @click.option("--extractor", type=FILE, help="TorchScript file of Inception, for FID.")
 @MARKS
-@renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu attack)")
+@renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu audit)")
 @CONFIG
 @SAMPLES
 @common("Folder; goes on from it.", seed=False)

@@ -17,11 +17,12 @@ from ..assets import asset
 from ..config import Config
 from ..data.images import save_folder
 from ..data.mnist import mnist
+from ..evaluation import audit
 from ..evaluation.attributes import FEATURES, SHARE, Attribute, attributes
 from ..evaluation.attributes import feature as feature_of
-from ..evaluation.audit import attack
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.goals import class_goal
 from ..evaluation.judges import Judge, Scores, as_judge
 from ..evaluation.parameter_path import ParameterPath, parameter_path
 from ..gan import GAN
@@ -32,6 +33,8 @@ from . import targets
 from .judge import beside_the_judge, mnist_judge
 from .marking import mark_negatives
 
+AUDIT = audit.Budget()
+
 
 @dataclass(frozen=True, kw_only=True)
 class MnistDemo:
@@ -40,8 +43,9 @@ class MnistDemo:
     digits: to unlearn; feature: one of `attributes.FEATURES`, in place of digits. out: run folder. negatives: marked of
     each digit. samples: fixed latents of the evaluation. oracle: whether what marks the negatives answers for generated
     samples during the run too. source: folder of an earlier run to go on from; what it had unlearned stays negative,
-    and is counted before and after. attacked: attack the result (audit.py), beside the GAN in `retrained` if given.
-    seed, device, config, method, compat: of `unlearn`.
+    and is counted before and after. audited: audit the result (audit.py).
+    retrained: a GAN retrained without the negatives, to compare with. seed, device, config, method, compat: of
+    `unlearn`.
     """
 
     digits: Iterable[int | str] = ()
@@ -56,7 +60,7 @@ class MnistDemo:
     compat: str | None = None
     feature: str | None = None
     source: str | Path | None = None
-    attacked: bool = False
+    audited: bool = False
     retrained: str | Path | None = None
 
 
@@ -124,10 +128,10 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         plots.save_path(Path(out) / "parameter-path.png", path)
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
     found = None
-    if settings.attacked:
+    if settings.audited:
         start = time.monotonic()
-        found = attack(gan, result.gan, target.goal, torch.cat(marked), other, seed=stream_seed(seed, Stream.ATTACKS))
-        seconds["attacks"] = time.monotonic() - start
+        found = _audit(settings, gan, result.gan, target, judge, torch.cat(marked), other)
+        seconds["audit"] = time.monotonic() - start
     context = report.Context(
         subject=target.subject,
         seconds=seconds,
@@ -139,12 +143,32 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         decisions=result.decisions,
         notes=_notes(target, sum(map(len, marked)), looked, settings.oracle),
         targets=[*earlier, target.plain],
-        attacks=found,
+        audit=found,
         path=path,
         earlier=[still_unlearned(one.subject, evaluation) for one in before],
         negatives=Path(out) / "negatives",
     )
     return report.write(out, evaluation, context)
+
+
+def _audit(
+    settings: MnistDemo,
+    gan: GAN,
+    after: GAN,
+    target: targets.Target,
+    judge: Classifier,
+    marked: Tensor,
+    retrained: GAN | None,
+) -> dict[str, Any]:
+    """The audit of the result, in OUT: what the oracle's score leads to, judged by the judge that was not searched."""
+    judges = {"oracle": target.is_negative}
+    if target.classes:
+        judges = {judge.name: class_goal(judge, target.classes, gan.image_range).is_negative, **judges}
+    seed = stream_seed(settings.seed, Stream.ATTACKS)
+    subject = audit.subject_of(gan, after, target.goal, judges, AUDIT, seed, retrained, marked.cpu())
+    thought = audit.estimate(subject, Path(settings.out))
+    found = audit.run(subject, settings.out)
+    return dict(found, estimated_seconds=thought, searched="oracle")
 
 
 def _target(
@@ -170,7 +194,7 @@ def _command(target: targets.Target, settings: MnistDemo) -> str:
     for name, value in given.items():
         words += [] if value is None else [f"--{name}", str(value)]
     words += ["--marks", str(settings.negatives), "--seed", str(settings.seed)]
-    words += ["--no-oracle"] * (not settings.oracle) + ["--attacks"] * settings.attacked
+    words += ["--no-oracle"] * (not settings.oracle) + ["--audit"] * settings.audited
     return shlex.join([*words, "--out", "DIR"])
 
 

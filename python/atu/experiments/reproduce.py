@@ -23,9 +23,9 @@ from .. import presets
 from ..api import unlearn
 from ..config import Config, tomllib
 from ..data.images import to_uint8
-from ..evaluation.audit import class_goal
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import evaluate
+from ..evaluation.goals import class_goal
 from ..gan import GAN
 from ..measures.frechet import frechet
 from ..report import report

@@ -1,0 +1,141 @@
+"""`atu audit`: what someone who has the weights gets back out of an unlearned GAN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .evaluate import check_pair
+from .options import (
+    FOLDER,
+    RETRAINED,
+    SUBJECT,
+    Common,
+    check_judge,
+    check_replaceable,
+    command_line,
+    common,
+    find_oracle,
+    load_gan,
+    oracle_options,
+    subject_of,
+)
+
+if TYPE_CHECKING:
+    from ..evaluation.audit import Rule
+    from ..evaluation.goals import Goal
+    from ..gan import GAN
+
+
+@click.command("audit")
+@click.argument("before")
+@click.argument("after")
+@oracle_options
+@RETRAINED
+@click.option(
+    "--negatives",
+    type=FOLDER,
+    help="Images to relearn from, BEFORE's own if not given; without --oracle a probe learns from them.",
+)
+@click.option("--starts", default=128, show_default=True, type=click.IntRange(1), help="Random starts of each search.")
+@click.option("--steps", default=100, show_default=True, type=click.IntRange(1), help="Gradient steps of each search.")
+@click.option(
+    "--images", default=6400, show_default=True, type=click.IntRange(1), help="Images of each relearning curve."
+)
+@click.option(
+    "--samples", default=4000, show_default=True, type=click.IntRange(100), help="Samples for rates and the probe."
+)
+@SUBJECT
+@common("Folder for audit.json and audit.html; the same command goes on from an audit that was stopped.")
+def audit(
+    run: Common,
+    before: str,
+    after: str,
+    oracle: str | None,
+    classes: tuple[str, ...],
+    retrained: str | None,
+    negatives: Path | None,
+    starts: int,
+    steps: int,
+    images: int,
+    samples: int,
+    subject: str | None,
+) -> None:
+    """See what can be got back.
+
+    Latent search in every space, relearning from few negatives and from good samples, and a linear probe on the inner
+    maps: of BEFORE and AFTER unlearning, and of a GAN retrained without the negatives.
+
+    BEFORE and AFTER: checkpoints or run folders; mnist is the bundled GAN.
+    """
+    from ..evaluation import audit as auditing
+    from ..report import report
+    from ..report.words import duration
+    from ..support import environment, progress
+
+    check_replaceable(run.out, "audit", "seconds_by_part")
+    check_judge(oracle, negatives)
+    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
+    check_pair(first, last)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    budget = auditing.Budget(starts=starts, steps=steps, images=images, samples=samples)
+    goal, searched, judges = _who_says(oracle, classes, negatives, first, run)
+    known = None if negatives is None else _marked(negatives, first, budget.marks)
+    wanted = auditing.subject_of(first, last, goal, judges, budget, run.seed, other, known)
+    thought = auditing.estimate(wanted, run.out)
+    progress.say(f"audit: {len(list(wanted.parts()))} parts, about {duration(thought)} on this machine")
+    found = auditing.run(wanted, run.out)
+    found.update(subject=subject_of(classes, negatives, subject), command=command_line(), searched=searched)
+    found.update(estimated_seconds=thought, machine=environment.machine(first.device))
+    table = report.write_audit(run.out, found)
+    if not run.quiet:
+        _print(table)
+        progress.say(f"judge: {found['judges'][0]}; searched: {searched}; took {duration(found['seconds'])}")
+    for name in ("audit.html", "audit.json"):
+        click.echo(str(run.out / name))
+
+
+def _who_says(
+    oracle: str | None, classes: tuple[str, ...], negatives: Path | None, gan: GAN, run: Common
+) -> tuple[Goal, str, dict[str, Rule]]:
+    """What is searched, its name, and the judges: for the bundled classifier, the judge that was not searched first."""
+    from ..evaluation.goals import as_goal, class_goal
+    from ..evaluation.judges import name_of, probe_of
+    from .evaluate import judges_for
+
+    classifier, _ = find_oracle(oracle, classes, run.device)
+    searched = classifier if classifier is not None else probe_of(gan, negatives, seed=run.seed)
+    goal, name = as_goal(searched, gan, classes, run.seed), name_of(searched)
+    judge, _, answered = judges_for(oracle, classifier, gan)
+    if not answered:
+        return goal, name, {name: goal.is_negative}
+    return goal, name, {judge.name: class_goal(judge, classes, gan.image_range).is_negative, name: goal.is_negative}
+
+
+def _marked(negatives: Path, gan: GAN, marks: tuple[int, ...]) -> Any:
+    import torch
+
+    from ..data.samples import as_samples
+
+    given = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives")
+    return given.batch(torch.arange(min(len(given), max(marks))))
+
+
+def _print(table: list[list[str]]) -> None:
+    """Rows under a header, as wide as the terminal allows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*table[0], box=None)
+    for row in table[1:]:
+        shown.add_row(*row)
+    Console().print(shown)
+
+
+@click.command("attack", hidden=True, context_settings=dict(ignore_unknown_options=True))
+@click.argument("words", nargs=-1)
+def attack(words: tuple[str, ...]) -> None:
+    """The former name of `atu audit`."""
+    raise click.UsageError("atu attack is now atu audit, which searches, relearns and probes")
