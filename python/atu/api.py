@@ -152,7 +152,7 @@ def unlearn(
     gan: GAN,
     negatives: Any,
     positives: Any = None,
-    is_negative: Callable[[Tensor], Tensor] | None = None,
+    is_negative: Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -160,6 +160,7 @@ def unlearn(
     method: str | None = None,
     compat: str | None = None,
     resize: bool = False,
+    precision: str | None = None,
 ) -> Result:
     """Make a GAN forget what the negatives show: adapt to them, then retrain away from the adapted weights.
 
@@ -176,6 +177,7 @@ def unlearn(
             `feedback.least_positives`, joined by generated ones.
         is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
             generated positives and scores the run; a probe on the discriminator's features stands in when not given.
+            Or a spec of one, such as "net.onnx?class=3" (`atu.feedback.oracles.find`).
         config: `Config`, dict of its fields, or path of a TOML file.
         out: run folder; a killed run is resumed by the same call.
         seed: of everything random. On the CPU the result is the same bit for bit for the same number of threads.
@@ -186,6 +188,8 @@ def unlearn(
             (StyleGAN kinds); what `config` says goes before them.
         resize: scale images (of negatives and positives) of the same proportions but another size; otherwise they are
             refused, by name.
+        precision: what the networks' passes run in while training: "float32", "bfloat16", "float16" (CUDA), or "auto",
+            whichever of the first two is quicker here; the config's when not given.
 
     Returns:
         `Result`.
@@ -206,6 +210,7 @@ def unlearn(
         method=method,
         compat=compat,
         resize=resize,
+        precision=precision,
     )
     with started(request) as job:
         cfg = job.inputs.config
@@ -215,7 +220,8 @@ def unlearn(
 def _finish(job: Job, outcome: Outcome) -> Result:
     """The result of a job, saved into its run folder."""
     config, out = job.inputs.config, job.run.out
-    decisions = {"method": config.method, **outcome.decisions}
+    decisions = {"method": config.method, "precision": config.precision, **outcome.decisions}
+    outcome.gan.precision = "float32"
     result = Result(
         gan=outcome.gan,
         adapted=outcome.adapted,
@@ -237,7 +243,7 @@ def _finish(job: Job, outcome: Outcome) -> Result:
 def adapt(
     gan: GAN,
     negatives: Any,
-    is_negative: Callable[[Tensor], Tensor] | None = None,
+    is_negative: Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -267,7 +273,7 @@ def repel(
     adapted: Sequence[Mapping[str, Tensor]],
     negatives: Any,
     positives: Any = None,
-    is_negative: Callable[[Tensor], Tensor] | None = None,
+    is_negative: Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,

@@ -288,6 +288,14 @@ class Config:
         AfterValidator(presets.check_method),
         Field(description="How to unlearn. A config made for one method is not one for another."),
     ] = presets.DEFAULT
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(
+            description="What the networks' passes run in while training; weights, optimiser, average, penalties and "
+            "losses are float32. auto measures once, and takes bfloat16 where it is 1.3 times as fast. float16 is for "
+            "CUDA."
+        ),
+    ] = "float32"
     log_every: Annotated[PositiveCount, STEPS, Field(description="How often losses are logged.")] = 10
     save_every: Annotated[PositiveCount, STEPS, Field(description="How often the state to resume from is saved.")] = 100
     feedback: Annotated[Feedback, Field(description="Positives when none are given.")] = field(default_factory=Feedback)
@@ -367,6 +375,14 @@ class Config:
         if config.method in config.methods:
             config.methods[config.method] = tables[config.method]
         return config
+
+    def with_precision(self, precision: str) -> Config:
+        """The same settings with another precision.
+
+        Raises:
+            ValueError: there is no such precision.
+        """
+        return self._validated({**self.to_dict(), "precision": precision})
 
     @classmethod
     def load(cls, path: str | Path, method: str | None = None, compat: str | None = None) -> Config:

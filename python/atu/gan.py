@@ -7,6 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ class GAN:
         self._check_arguments()
         self.origin: dict[str, str] | None = None  # format and path of a foreign file that it was loaded from
         self.batch: int | None = None  # samples to make at once, instead of what memory allows
+        self.precision = "float32"  # of the training's passes: see `autocast`
         self._sample_shape: tuple[int, ...] | None = None
         self._cost: tuple[int | None, float] | None = None
 
@@ -324,7 +326,7 @@ class GAN:
             if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != len(args[0]):
                 got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise ValueError(f"generator: expected a tensor of {len(args[0])} samples, got {got}")
-            yield x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            yield _unless_16_bit(x)
 
     def sample(
         self, n: int, seed: int = 0, batch_size: int | None = None, generator: nn.Module | None = None, **kwargs: Any
@@ -347,6 +349,15 @@ class GAN:
 
     # --- training passes
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What the training's passes through the networks run in: torch.autocast of `precision`, nothing for float32.
+
+        Weights, gradients of weights and what `fake` and `logits` give are float32 all the same.
+        """
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, getattr(torch, self.precision))
+
     def fake(
         self, z: Tensor, c: Tensor | None, mixing_probability: float = 0.0, generator: nn.Module | None = None
     ) -> Tensor:
@@ -359,7 +370,7 @@ class GAN:
             x: Tensor = module.synthesis(self.mixed_ws(z, c, mixing_probability, module), **options)
         else:
             x = module(*self.arguments(module, z, c))
-        return x
+        return _unless_16_bit(x)
 
     def mixed_ws(
         self, z: Tensor, c: Tensor | None, mixing_probability: float, generator: nn.Module | None = None
@@ -399,7 +410,7 @@ class GAN:
         if not isinstance(y, Tensor):
             raise ValueError(f"discriminator: expected a tensor of logits, got {type(y).__name__}")
         if self.discriminator_output == "probability":
-            p = y.clamp(1e-6, 1 - 1e-6)
+            p = _unless_16_bit(y).clamp(1e-6, 1 - 1e-6)
             y = p.log() - (-p).log1p()
         elif seen and seen[-1][1].numel() == y.numel() and seen[-1][1].data_ptr() == y.data_ptr():
             y = seen[-1][0]  # the logit itself: exact where the sigmoid has saturated
@@ -407,7 +418,12 @@ class GAN:
             raise ValueError(
                 f"discriminator: expected one logit a sample, [{x.shape[0]}] or [{x.shape[0]}, 1], got {list(y.shape)}"
             )
-        return y.reshape(-1)
+        return _unless_16_bit(y).reshape(-1)
+
+
+def _unless_16_bit(x: Tensor) -> Tensor:
+    """x, in float32 where it has 16 bits."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _checked_sizes(latent_dim: Any) -> int | tuple[int, ...]:

@@ -29,12 +29,13 @@ from .config import Config
 from .data.samples import Samples, as_samples
 from .feedback.checks import label_remarks
 from .feedback.feedback import Feedback, build_feedback, check_distinct
-from .feedback.oracles import Oracle
+from .feedback.oracles import Oracle, find
 from .gan import GAN
 from .methods.registry import METHODS
 from .support.digest import digest
 from .support.modules import eval_mode
-from .training.run_folder import RunFolder, gan_digest, samples_digest
+from .training import precision
+from .training.run_folder import RunFolder, gan_digest, recorded_precision, samples_digest
 
 States = list[dict[str, Tensor]]
 
@@ -49,13 +50,14 @@ class Request:
     gan: Any
     negatives: Any
     positives: Any = None
-    is_negative: Callable[[Tensor], Tensor] | None = None
+    is_negative: Callable[[Tensor], Tensor] | str | None = None
     config: Config | Mapping[str, Any] | str | Path | None = None
     out: str | Path | None = None
     seed: int = 0
     device: str | torch.device | None = None
     method: str | None = None
     compat: str | None = None
+    precision: str | None = None
     resize: bool = False
     adapted: Sequence[Mapping[str, Tensor]] | None = None
 
@@ -223,6 +225,8 @@ def check_inputs(request: Request) -> Inputs:
         raise ValueError(f"seed: expected a non-negative int, got {seed!r}")
     _check_folders(request)
     config = _config(request.config, request.method, request.compat)
+    if request.precision is not None:
+        config = config.with_precision(request.precision)
     where = _device(request.device, request.gan) if isinstance(request.gan, GAN) else None
     gan = check_gan(request.gan)
     if where is not None and where != gan.device:
@@ -231,13 +235,25 @@ def check_inputs(request: Request) -> Inputs:
     _check_method(gan, config, request)
     negatives = _samples(gan, request, "negatives")
     positives = None if request.positives is None else _samples(gan, request, "positives")
-    oracle = None if request.is_negative is None else Oracle(request.is_negative)
+    given = request.is_negative
+    oracle = None if given is None else Oracle(find(given, gan) if isinstance(given, str) else given)
     if oracle is not None:
         oracle(gan.sample(4))
     if positives is not None:
         check_distinct(negatives, positives)
     label_remarks(gan, negatives)
+    gan, config = _in_precision(gan, config, request.out)
     return Inputs(gan, negatives, positives, oracle, config, request.out, seed, adapted)
+
+
+def _in_precision(gan: GAN, config: Config, out: str | Path | None) -> tuple[GAN, Config]:
+    """Both with the precision that the config's stands for on this machine, or stood for when the run began."""
+    batch = config.repel.adversarial.batch_size
+    chosen = precision.resolve(config.precision, gan, batch, recorded_precision(out))
+    if gan.precision != chosen:
+        gan = copy.copy(gan)  # the same networks: the caller's GAN stays as it is
+        gan.precision = chosen
+    return gan, config.with_precision(chosen)
 
 
 def _identity(inputs: Inputs) -> dict[str, Any]:
@@ -245,7 +261,7 @@ def _identity(inputs: Inputs) -> dict[str, Any]:
     gan, positives = inputs.gan, inputs.positives
     identity = {"seed": inputs.seed, "gan": gan_digest(gan), "negatives": samples_digest(inputs.negatives)}
     identity["positives"] = None if positives is None else samples_digest(positives)
-    identity["oracle"] = inputs.oracle is not None
+    identity["oracle"] = False if inputs.oracle is None else inputs.oracle.identity
     drawn = gan.labels(64, torch.Generator().manual_seed(0))
     if drawn is not None:
         identity["labels"] = digest({"drawn": drawn})

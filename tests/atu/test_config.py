@@ -225,7 +225,14 @@ def test_commented_toml_has_every_setting():
     assert "# number above 0 or unset; default unset\n# lr =\n" in text
     assert "# Every how many steps R1 and R2 are applied. [steps]\n# whole number from 1; default 16\n" in text
     assert '# "constant" or "linear" or "cosine"; default "cosine"\n' in text
-    assert set(tomllib.loads(commented("cdc"))) == {"method", "log_every", "save_every", "feedback", "methods"}
+    assert set(tomllib.loads(commented("cdc"))) == {
+        "method",
+        "precision",
+        "log_every",
+        "save_every",
+        "feedback",
+        "methods",
+    }
     assert "adapt" in tomllib.loads(commented("extrapolate")) and "repel" not in tomllib.loads(commented("extrapolate"))
     assert 'keep = "final"' in commented("nl2") and 'default "nl2"' in commented("nl2")
 

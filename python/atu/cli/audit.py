@@ -7,31 +7,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .evaluate import check_pair
+from .evaluate import by_bundled_judge, check_pair
 from .options import (
     FOLDER,
     RETRAINED,
     SUBJECT,
     Common,
-    check_judge,
     check_replaceable,
     command_line,
     common,
-    find_oracle,
     load_gan,
-    oracle_options,
     subject_of,
 )
+from .oracles import JUDGE, Asked, check_judge, classes_of, oracle_options
 
 if TYPE_CHECKING:
     from ..evaluation.audit import Rule
     from ..evaluation.goals import Goal
+    from ..feedback.answers import Answers
     from ..gan import GAN
 
 
 @click.command("audit")
 @click.argument("before")
 @click.argument("after")
+@JUDGE
 @oracle_options
 @RETRAINED
 @click.option(
@@ -53,8 +53,7 @@ def audit(
     run: Common,
     before: str,
     after: str,
-    oracle: str | None,
-    classes: tuple[str, ...],
+    asked: Asked,
     retrained: str | None,
     negatives: Path | None,
     starts: int,
@@ -76,18 +75,23 @@ def audit(
     from ..support import environment, progress
 
     check_replaceable(run.out, "audit", "seconds_by_part")
-    check_judge(oracle, negatives)
+    check_judge(asked, negatives)
     first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
     check_pair(first, last)
     other = None if retrained is None else load_gan(retrained, run.device, "retrained")
     budget = auditing.Budget(starts=starts, steps=steps, images=images, samples=samples)
-    goal, searched, judges = _who_says(oracle, classes, negatives, first, run)
+    oracle, judge = asked.find_both(first)
+    goal, judges, searched = _who_says(asked, oracle, judge, negatives, first, run.seed)
     known = None if negatives is None else _marked(negatives, first, budget.marks)
     wanted = auditing.subject_of(first, last, goal, judges, budget, run.seed, other, known)
     thought = auditing.estimate(wanted, run.out)
     progress.say(f"audit: {len(list(wanted.parts()))} parts, about {duration(thought)} on this machine")
     found = auditing.run(wanted, run.out)
-    found.update(subject=subject_of(classes, negatives, subject), command=command_line(), searched=searched)
+    found.update(
+        subject=subject_of(classes_of(asked, oracle, judge), negatives, subject),
+        command=command_line(),
+        searched=searched,
+    )
     found.update(estimated_seconds=thought, machine=environment.machine(first.device))
     table = report.write_audit(run.out, found)
     if not run.quiet:
@@ -98,20 +102,26 @@ def audit(
 
 
 def _who_says(
-    oracle: str | None, classes: tuple[str, ...], negatives: Path | None, gan: GAN, run: Common
-) -> tuple[Goal, str, dict[str, Rule]]:
-    """What is searched, its name, and the judges: for the bundled classifier, the judge that was not searched first."""
+    asked: Asked, oracle: Answers | None, judge: Answers | None, negatives: Path | None, gan: GAN, seed: int
+) -> tuple[Goal, dict[str, Rule], str]:
+    """(what is searched, the judges, the name of what is searched): the oracle, or a probe fitted on the negatives, is
+    searched; the judge that was given, or the bundled one in the bundled classifier's place, was not."""
     from ..evaluation.goals import as_goal, class_goal
-    from ..evaluation.judges import name_of, probe_of
-    from .evaluate import judges_for
+    from ..evaluation.judges import probe_of
+    from ..experiments.judge import mnist_judge
 
-    classifier, _ = find_oracle(oracle, classes, run.device)
-    searched = classifier if classifier is not None else probe_of(gan, negatives, seed=run.seed)
-    goal, name = as_goal(searched, gan, classes, run.seed), name_of(searched)
-    judge, _, answered = judges_for(oracle, classifier, gan)
-    if not answered:
-        return goal, name, {name: goal.is_negative}
-    return goal, name, {judge.name: class_goal(judge, classes, gan.image_range).is_negative, name: goal.is_negative}
+    if oracle is None:
+        goal, searched = as_goal(probe_of(gan, negatives, seed=seed), gan, seed=seed), "probe"
+    else:
+        value, classes = oracle.goal_arguments()
+        goal, searched = as_goal(value, gan, classes, seed), oracle.spec
+    judges: dict[str, Rule] = {}
+    if judge is not None:
+        judges[judge.spec] = judge
+    elif oracle is not None and by_bundled_judge(asked):
+        own = mnist_judge().to(gan.device)
+        judges[own.name] = class_goal(own, oracle.chosen, gan.image_range).is_negative
+    return goal, {**judges, searched: goal.is_negative}, searched
 
 
 def _marked(negatives: Path, gan: GAN, marks: tuple[int, ...]) -> Any:

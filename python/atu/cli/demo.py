@@ -13,6 +13,7 @@ from .options import (
     FOLDER,
     MARKS,
     METHOD,
+    PRECISION,
     RETRAINED,
     SAMPLES,
     Common,
@@ -23,6 +24,7 @@ from .options import (
     renamed,
     show,
 )
+from .oracles import JUDGE
 
 
 @click.group("demo")
@@ -40,9 +42,11 @@ def demo() -> None:
 @click.option("--audit", "audited", is_flag=True, help="Audit the result: what someone with its weights gets back.")
 @renamed("--attacks", "--audit")
 @RETRAINED
+@JUDGE
 @METHOD
 @COMPAT
 @CONFIG
+@PRECISION
 @SAMPLES
 @common("Run folder.")
 def mnist(
@@ -54,9 +58,11 @@ def mnist(
     no_oracle: bool,
     audited: bool,
     retrained: str | None,
+    judge: str | None,
     method: str | None,
     compat: str | None,
     config: Path | None,
+    precision: str | None,
     samples: int,
 ) -> None:
     """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
@@ -74,24 +80,28 @@ def mnist(
         oracle=not no_oracle,
         method=method,
         compat=compat,
+        precision=precision,
         feature=feature,
         source=source,
         audited=audited,
         retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
+        judge=judge,
     )
     show(demo_mnist(settings), run)
 
 
 @demo.command("mog")
 @CONFIG
+@PRECISION
 @SAMPLES
 @common("Run folder.")
-def mog(run: Common, config: Path | None, samples: int) -> None:
+def mog(run: Common, config: Path | None, precision: str | None, samples: int) -> None:
     """Train an MLP GAN on eight Gaussians and erase two of them."""
     from ..experiments.mog import demo_mog
 
     check_replaceable(run.out, "report", "negatives_before")
-    data = demo_mog(run.out, samples=samples, seed=run.seed, device=run.device, config=config)
+    options: dict[str, Any] = dict(config=config, precision=precision)
+    data = demo_mog(run.out, samples=samples, seed=run.seed, device=run.device, **options)
     show(data, run)
     if not run.quiet:
         _print_centres(data)

@@ -17,29 +17,28 @@ from .options import (
     SAMPLES,
     SUBJECT,
     Common,
-    check_judge,
     check_no_run,
     check_replaceable,
     command_line,
     common,
-    find_oracle,
     load_gan,
-    oracle_options,
     require_gone,
     show,
     subject_of,
 )
+from .oracles import Asked, answered_in, check_judge, classes_of, described, judge_options
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Real
+    from ..feedback.answers import Answers
     from ..gan import GAN
 
 
 @click.command("eval")
 @click.argument("before")
 @click.argument("after")
-@oracle_options
-@click.option("--negatives", type=FOLDER, help="Without --oracle: images that a probe learns from what is negative.")
+@judge_options
+@click.option("--negatives", type=FOLDER, help="Without --judge: images that a probe learns from what is negative.")
 @click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
 @click.option(
     "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: fewer than it makes is over-removal."
@@ -59,8 +58,7 @@ def evaluate(
     run: Common,
     before: str,
     after: str,
-    oracle: str | None,
-    classes: tuple[str, ...],
+    asked: Asked,
     negatives: Path | None,
     real: str | None,
     retrained: str | None,
@@ -81,10 +79,9 @@ def evaluate(
 
     check_no_run(run.out)
     check_replaceable(run.out, "report", "negatives_before")
-    if oracle is not None and negatives is not None:
-        raise click.UsageError("--negatives is for a judgement without --oracle; give one of them")
-    check_judge(oracle, negatives)
-    classifier, _ = find_oracle(oracle, classes, run.device)
+    if asked.oracle is not None and negatives is not None:
+        raise click.UsageError("--negatives is for a judgement without --judge; give one of them")
+    check_judge(asked, negatives)
     first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
     check_pair(first, last)
     other = None if retrained is None else load_gan(retrained, run.device, "retrained")
@@ -92,31 +89,30 @@ def evaluate(
     first.batch = last.batch = batch
     if not run.quiet:
         say_evaluation(first, samples, 2 if other is None else 3)
+    judge = asked.find(asked.oracle, first)
     start = time.monotonic()
-    probe = None if classifier is not None else probe_of(first, negatives, seed=run.seed)
-    judge, beside, answered = judges_for(oracle, classifier, first)
+    if judge is None:
+        judged: dict[str, Any] = dict(is_negative=probe_of(first, negatives, seed=run.seed))
+    else:
+        judged = judged_by(asked, judge, first)
     found = compare(
         first,
         last,
-        judge,
-        classes,
-        _real(real, first),
-        is_negative=probe,
-        judges=beside,
-        answered=answered,
+        real=_real(real, first),
         retrained=other,
         extractors=networks,
         n=samples,
         seed=run.seed,
+        **judged,
     )
     context = report.Context(
-        subject=subject_of(classes, negatives, subject),
+        subject=subject_of(classes_of(asked, judge), negatives, subject),
         seconds={"evaluate": time.monotonic() - start},
         command=command_line(),
         config={},
         seed=run.seed,
         device=str(first.device),
-        notes=[PROBE_JUDGES] if classifier is None else (),
+        notes=_notes(asked, judge, after),
         negatives=negatives,
     )
     data = report.write(run.out, found, context)
@@ -124,14 +120,32 @@ def evaluate(
     require_gone(data, require)
 
 
-def judges_for(oracle: str | None, classifier: Any, gan: GAN) -> tuple[Any, dict[str, Any], list[str]]:
-    """(judge, further judges, names of oracles). Where the bundled classifier is asked for, which answers in demos, the
-    bundled judge gives the figures, and others stand beside it."""
+def by_bundled_judge(asked: Asked) -> bool:
+    """The bundled classifier is asked for, which answers in demos: the bundled judge gives the figures in its place."""
+    return asked.oracle == "mnist" and not Path(asked.oracle).exists()
+
+
+def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
+    if judge is None:
+        return [PROBE_JUDGES]
+    if by_bundled_judge(asked):
+        return []
+    own = ["It is the oracle that answered during the run that is measured."] if answered_in(after, judge) else []
+    return [f"Measured by {described(judge)}.", *own]
+
+
+def judged_by(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
+    """Of `evaluate`: who judges, and what stands beside it."""
     from ..experiments.judge import beside_the_judge, mnist_judge
 
-    if oracle != "mnist" or Path(oracle).exists():
-        return classifier, {}, []
-    return mnist_judge().to(gan.device), beside_the_judge(gan.device), [classifier.name]
+    if not by_bundled_judge(asked):
+        return judge.judge_arguments()
+    return dict(
+        classifier=mnist_judge().to(gan.device),
+        negative_classes=judge.chosen,
+        judges=beside_the_judge(gan.device),
+        answered=[judge.classifier.name],
+    )
 
 
 def check_pair(before: GAN, after: GAN) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from .options import CONFIG, Common, checkpoint_of, common, load_gan
+from .oracles import JUDGE, Asked, oracle_options
 
 
 @click.command("label")
@@ -14,6 +15,8 @@ from .options import CONFIG, Common, checkpoint_of, common, load_gan
 @click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(1, 1_000_000), help="Samples to look through."
 )
+@JUDGE
+@oracle_options
 @CONFIG
 @click.option(
     "--evaluate",
@@ -24,7 +27,9 @@ from .options import CONFIG, Common, checkpoint_of, common, load_gan
 )
 @click.option("--open", "browser", is_flag=True, help="Open the page in the browser.")
 @common("Folder for the marks.")
-def label(run: Common, ckpt: str, samples: int, config: Path | None, evaluate: int, browser: bool) -> None:
+def label(
+    run: Common, ckpt: str, samples: int, asked: Asked, config: Path | None, evaluate: int, browser: bool
+) -> None:
     """Mark samples as unwanted or good, in a browser on this machine.
 
     OUT keeps every mark as soon as it is made; the same command goes on from there. `atu unlearn CKPT --negatives OUT`
@@ -38,13 +43,15 @@ def label(run: Common, ckpt: str, samples: int, config: Path | None, evaluate: i
     except ImportError as error:
         raise ImportError(f"the page needs the packages of pip install 'atu-ext[label]' ({error})") from error
 
-    options = ["--samples", str(evaluate)]
+    options = ["--samples", str(evaluate), *asked.recorded()]
     if run.device is not None:
         options += ["--device", run.device]
     if config is not None:
         options += ["--config", str(config.absolute())]
     name = ckpt if ckpt == "mnist" and not Path(ckpt).exists() else str(checkpoint_of(ckpt).absolute())
-    studio = open_studio(load_gan(ckpt, run.device), name, run.out, samples, run.seed, options, config)
+    gan = load_gan(ckpt, run.device)
+    asked.find_both(gan)  # what does not fit is told now, not by the first run
+    studio = open_studio(gan, name, run.out, samples, run.seed, options, config)
 
     def told(link: str) -> None:
         click.echo(link)

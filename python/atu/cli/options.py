@@ -18,9 +18,6 @@ import click
 from .. import presets
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..evaluation.classifier import Classifier
     from ..gan import GAN
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -151,6 +148,11 @@ COMPAT = click.option(
     type=click.Choice(presets.COMPAT),
     help="Settings to start from: those of the paper's reference implementation (StyleGAN kinds).",
 )
+PRECISION = click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="What the networks run in while training; auto measures. float16 needs CUDA.",
+)
 RETRAINED = click.option("--retrained", metavar="CKPT", help="A GAN retrained without the negatives, to compare with.")
 SAMPLES = click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
@@ -185,12 +187,6 @@ LABEL = click.option(
 
 def class_option(text: str) -> Callable:
     return click.option("--class", "classes", multiple=True, metavar="K", help=f"{text}; may be repeated.")
-
-
-def oracle_options(function: Callable) -> Callable:
-    """--oracle and --class; see `find_oracle`."""
-    text = "A classifier file, or mnist: says which samples are negative."
-    return click.option("--oracle", metavar="CLASSIFIER", help=text)(class_option("A class it knows")(function))
 
 
 def renamed(old: str, new: str) -> Callable:
@@ -237,37 +233,6 @@ def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT"
     if math.prod(gan.sample_shape) >= BIG:
         give_back_freed_memory()
     return gan if device is None else gan.to(device)
-
-
-def load_classifier(name: str, device: str | None = None) -> Classifier:
-    from ..assets import asset
-    from ..evaluation.classifier import Classifier
-
-    path = asset("mnist-classifier.safetensors") if name == "mnist" and not Path(name).exists() else Path(name)
-    classifier = Classifier.load(path)
-    return classifier if device is None else classifier.to(device)
-
-
-def find_oracle(
-    oracle: str | None, classes: tuple[str, ...], device: str | None = None
-) -> tuple[Classifier | None, Callable[[Tensor], Tensor] | None]:
-    """(classifier, is_negative), or two Nones."""
-    if oracle is None:
-        if classes:
-            raise click.UsageError("--class needs --oracle CLASSIFIER")
-        return None, None
-    if not classes:
-        raise click.UsageError("--oracle needs at least one --class")
-    classifier = load_classifier(oracle, device)
-    return classifier, classifier.oracle(classes)
-
-
-def check_judge(oracle: str | None, negatives: Path | None) -> None:
-    """An error unless --oracle or --negatives says which samples are negative."""
-    if oracle is None and negatives is None:
-        raise click.UsageError(
-            "--oracle CLASSIFIER and --class K are needed, or --negatives FOLDER, to say which samples are negative"
-        )
 
 
 def choose_labels(gan: GAN, labels: tuple[str, ...]) -> None:

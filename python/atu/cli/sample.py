@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_sampling
-from .options import BATCH, LABEL, Common, choose_labels, common, find_oracle, load_gan, oracle_options
+from .options import BATCH, LABEL, Common, choose_labels, common, load_gan
+from .oracles import Asked, oracle_options
 
 if TYPE_CHECKING:
     from ..gan import GAN
@@ -34,8 +35,7 @@ def sample(
     grid: bool,
     batch: int | None,
     labels: tuple[str, ...],
-    oracle: str | None,
-    classes: tuple[str, ...],
+    asked: Asked,
 ) -> None:
     """Write samples as PNG files.
 
@@ -47,13 +47,15 @@ def sample(
     from ..data import images
     from ..support import progress
 
-    if oracle is not None and (truncation != 1 or noise is not None):
+    if asked.oracle is not None and (truncation != 1 or noise is not None):
         raise click.UsageError("--oracle cannot be combined with --truncation or --noise")
     gan = load_gan(ckpt, run.device)
     choose_labels(gan, labels)
     gan.batch = batch
-    _, wanted = find_oracle(oracle, classes, run.device)
-    settings = dict(truncation=truncation, noise=noise, labels=sorted(labels), oracle=oracle, classes=sorted(classes))
+    wanted = asked.find(asked.oracle, gan)
+    settings = dict(
+        truncation=truncation, noise=noise, labels=sorted(labels), oracle=asked.oracle, classes=sorted(asked.classes)
+    )
     record = _record(run, gan, settings, samples)
     if wanted is None:
         options: dict[str, Any] = {} if truncation == 1 else {"truncation_psi": truncation}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .options import Common, common
+from .options import PRECISION, Common, common
 
 
 @click.group("pretrain")
@@ -17,11 +17,13 @@ def _add(name: str, text: str) -> None:
 
     @pretrain.command(name, help=f"{text} A stopped training goes on when called again.")
     @click.option("--steps", type=click.IntRange(1), help="Training steps; the recipe's own number when not given.")
+    @PRECISION
     @common("Folder for the GAN and its training state.", device=False)
-    def command(run: Common, steps: int | None) -> None:
+    def command(run: Common, steps: int | None, precision: str | None) -> None:
         from ..experiments import pretrain
 
-        options = {} if steps is None else dict(steps=steps)
+        given = dict(steps=steps, precision=precision)
+        options = {name: value for name, value in given.items() if value is not None}
         click.echo(str(getattr(pretrain, f"pretrain_{name}")(run.out, seed=run.seed, **options)))
 
 
@@ -37,14 +39,20 @@ def train_classifier() -> None:
 
 @train_classifier.command("mnist")
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the images; 40, or 100 for the judge.")
-@click.option("--judge", is_flag=True, help="The judge: another network, on other images, that answers in no run.")
+@click.option(
+    "--role",
+    type=click.Choice(["oracle", "judge"]),
+    default="oracle",
+    show_default=True,
+    help="What for: the judge is another network, on other images, that answers in no run.",
+)
 @common("Folder for the classifier.", device=False)
-def mnist(run: Common, epochs: int | None, judge: bool) -> None:
+def mnist(run: Common, epochs: int | None, role: str) -> None:
     """The command that made the bundled MNIST classifier, and its judge."""
     from ..experiments.classifiers import train_mnist
     from ..experiments.judge import train_mnist_judge
 
     options = {} if epochs is None else dict(epochs=epochs)
-    path, accuracy = (train_mnist_judge if judge else train_mnist)(run.out, seed=run.seed, **options)
+    path, accuracy = (train_mnist_judge if role == "judge" else train_mnist)(run.out, seed=run.seed, **options)
     click.echo(f"{100 * accuracy:.1f} % of the held-out images right", err=True)
     click.echo(str(path))

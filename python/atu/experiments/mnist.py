@@ -22,9 +22,10 @@ from ..evaluation.attributes import FEATURES, SHARE, Attribute, attributes
 from ..evaluation.attributes import feature as feature_of
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import Evaluation, evaluate
-from ..evaluation.goals import class_goal
 from ..evaluation.judges import Judge, Scores, as_judge
 from ..evaluation.parameter_path import ParameterPath, parameter_path
+from ..feedback.oracles import check_independent, find
+from ..feedback.spec import parse
 from ..gan import GAN
 from ..measures.shares import unlearning
 from ..report import plots, report
@@ -43,9 +44,10 @@ class MnistDemo:
     digits: to unlearn; feature: one of `attributes.FEATURES`, in place of digits. out: run folder. negatives: marked of
     each digit. samples: fixed latents of the evaluation. oracle: whether what marks the negatives answers for generated
     samples during the run too. source: folder of an earlier run to go on from; what it had unlearned stays negative,
-    and is counted before and after. audited: audit the result (audit.py).
-    retrained: a GAN retrained without the negatives, to compare with. seed, device, config, method, compat: of
-    `unlearn`.
+    and is counted before and after. audited: audit the result (audit.py). retrained: a GAN retrained without the
+    negatives, to compare with.
+    judge: spec (`feedback.oracles.find`) of what measures in place of the bundled classifier, which has marked.
+    seed, device, config, method, compat, precision: of `unlearn`.
     """
 
     digits: Iterable[int | str] = ()
@@ -58,34 +60,38 @@ class MnistDemo:
     oracle: bool = True
     method: str | None = None
     compat: str | None = None
+    precision: str | None = None
     feature: str | None = None
     source: str | Path | None = None
     audited: bool = False
     retrained: str | Path | None = None
+    judge: str | None = None
 
 
 def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
     """Unlearn digits, or a feature of the stroke, from the bundled MNIST GAN; writes the run folder and its report.
 
     The bundled classifier (or the feature's measure) plays the user: it marks negatives and, with `settings.oracle`,
-    answers for generated samples during the run too. The bundled judge, which never answers, measures the outcome of
-    digits, on other latents; a feature is measured as it was marked, as there is no other measure of it.
+    answers for generated samples during the run too. The bundled judge, which never answers, or `settings.judge`
+    measures the outcome of digits, on other latents; a feature is measured as it was marked, unless by
+    `settings.judge`, as there is no other measure of it.
 
     Returns:
         The content of OUT/report.json.
     """
     seed, out, device, source = settings.seed, settings.out, settings.device, settings.source
     first = GAN.load(asset("mnist-gan.safetensors"))
-    classifier, judge = Classifier.load(asset("mnist-classifier.safetensors")), mnist_judge()
+    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
     earlier = [] if source is None else targets.earlier_targets(Path(source))
     gan = first if source is None else GAN.load(Path(source) / "result.safetensors")
     other = None if settings.retrained is None else GAN.load(settings.retrained)
     if device is not None:
-        first, gan, classifier, judge = first.to(device), gan.to(device), classifier.to(device), judge.to(device)
+        first, gan, classifier = first.to(device), gan.to(device), classifier.to(device)
         other = None if other is None else other.to(device)
     start = time.monotonic()
     known = attributes(first)
     target = _target(settings.digits, settings.feature, classifier, known, gan.image_range)
+    measures = _measures(settings, target, classifier, gan)
     before = [targets.from_plain(plain, classifier, gan.image_range) for plain in earlier]
     marked, looked = [], 0
     for name, is_part in target.parts.items():
@@ -105,25 +111,22 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         device=device,
         method=settings.method,
         compat=settings.compat,
+        precision=settings.precision,
     )
     start = time.monotonic()
     kept: dict[str, Callable[[Tensor], Tensor]] = {**known, **{one.subject: one.is_negative for one in before}}
     evaluation = evaluate(
         gan,
         result.gan,
-        judge,
-        target.classes,
-        mnist(),
-        is_negative=None if target.classes else target.is_negative,
-        judges=beside_the_judge(gan.device) if target.classes else None,
-        answered=[classifier.name if target.classes else target.plain["feature"]] if settings.oracle else (),
+        **measures,
         retrained=other,
         others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
         attributes=kept,
         n=settings.samples,
         seed=stream_seed(seed, Stream.EVALUATION),
     )
-    path = parameter_path_of(gan, result, evaluation, _judge(target, judge, gan).score, seed)
+    judge = as_judge(measures["classifier"], gan, measures["negative_classes"], measures["is_negative"])
+    path = parameter_path_of(gan, result, evaluation, judge.score, seed)
     if path is not None:
         plots.save_path(Path(out) / "parameter-path.png", path)
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
@@ -141,7 +144,7 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         device=str(gan.device),
         history=result.history,
         decisions=result.decisions,
-        notes=_notes(target, sum(map(len, marked)), looked, settings.oracle),
+        notes=_notes(target, sum(map(len, marked)), looked, settings),
         targets=[*earlier, target.plain],
         audit=found,
         path=path,
@@ -156,19 +159,18 @@ def _audit(
     gan: GAN,
     after: GAN,
     target: targets.Target,
-    judge: Classifier,
+    judge: Judge,
     marked: Tensor,
     retrained: GAN | None,
 ) -> dict[str, Any]:
     """The audit of the result, in OUT: what the oracle's score leads to, judged by the judge that was not searched."""
-    judges = {"oracle": target.is_negative}
-    if target.classes:
-        judges = {judge.name: class_goal(judge, target.classes, gan.image_range).is_negative, **judges}
+    searched = "oracle" if target.classes else target.plain["feature"]
+    judges = {judge.name: lambda x: judge.score(x)[0], **({searched: target.is_negative} if target.classes else {})}
     seed = stream_seed(settings.seed, Stream.ATTACKS)
     subject = audit.subject_of(gan, after, target.goal, judges, AUDIT, seed, retrained, marked.cpu())
     thought = audit.estimate(subject, Path(settings.out))
     found = audit.run(subject, settings.out)
-    return dict(found, estimated_seconds=thought, searched="oracle")
+    return dict(found, estimated_seconds=thought, searched=searched)
 
 
 def _target(
@@ -190,20 +192,26 @@ def _command(target: targets.Target, settings: MnistDemo) -> str:
     """The command line of this run."""
     words = ["atu", "demo", "mnist"]
     words += [word for name in target.classes for word in ("--class", name)] or ["--feature", target.plain["feature"]]
-    given = {"from": settings.source, **{name: getattr(settings, name) for name in ("method", "compat", "retrained")}}
+    named = ("method", "compat", "precision", "retrained")
+    given = {"from": settings.source, **{name: getattr(settings, name) for name in named}}
     for name, value in given.items():
         words += [] if value is None else [f"--{name}", str(value)]
+    words += [] if settings.judge is None else ["--judge", settings.judge]
     words += ["--marks", str(settings.negatives), "--seed", str(settings.seed)]
     words += ["--no-oracle"] * (not settings.oracle) + ["--audit"] * settings.audited
     return shlex.join([*words, "--out", "DIR"])
 
 
-def _notes(target: targets.Target, marked: int, looked: int, oracle: bool) -> list[str]:
+def _notes(target: targets.Target, marked: int, looked: int, settings: MnistDemo) -> list[str]:
     who = "the bundled classifier" if target.classes else "the feature's measure"
-    asked = "It also answered for generated samples during the run." if oracle else "It was not asked again in the run."
-    measured = (
-        "Another network, which never answered, judges the outcome" if target.classes else "It judges the outcome"
-    )
+    again = "It also answered for generated samples during the run."
+    asked = again if settings.oracle else "It was not asked again in the run."
+    if settings.judge is not None:
+        measured = f"{parse(settings.judge).recorded}, which never answered, judges the outcome"
+    elif target.classes:
+        measured = "Another network, which never answered, judges the outcome"
+    else:
+        measured = "It judges the outcome"
     notes = [f"{marked} negatives, marked by {who} among {looked:,} samples. {asked} {measured} on other latents."]
     if not target.classes:
         unit = FEATURES[target.plain["feature"]].unit
@@ -214,9 +222,29 @@ def _notes(target: targets.Target, marked: int, looked: int, oracle: bool) -> li
     return notes
 
 
-def _judge(target: targets.Target, classifier: Classifier, gan: GAN) -> Judge:
-    """The judge that `evaluate` uses for a target."""
-    return as_judge(classifier, gan, target.classes, None if target.classes else target.is_negative)
+def _measures(settings: MnistDemo, target: targets.Target, classifier: Classifier, gan: GAN) -> dict[str, Any]:
+    """Of `evaluate`: who judges, what stands beside it, who answered, and the real images."""
+    answered = [classifier.name if target.classes else target.plain["feature"]] if settings.oracle else []
+    if settings.judge is not None:
+        return {**_given_judge(settings.judge, target, gan), "real": mnist()[0], "answered": answered}
+    return dict(
+        classifier=mnist_judge().to(gan.device),
+        negative_classes=target.classes,
+        is_negative=None if target.classes else target.is_negative,
+        judges=beside_the_judge(gan.device) if target.classes else None,
+        answered=answered,
+        real=mnist(),
+    )
+
+
+def _given_judge(text: str, target: targets.Target, gan: GAN) -> dict[str, Any]:
+    """The judge that a spec names, which must not be the classifier that marked."""
+    spec = parse(text)
+    knows = target.classes and (spec.source == "mnist" or Path(spec.source).is_file()) and "class" not in spec.options
+    judge = find(text, gan, {"class": ",".join(target.classes)} if knows else {})
+    if target.classes:
+        check_independent(find("mnist", gan, {"class": target.classes[0]}), judge)
+    return judge.judge_arguments()
 
 
 def parameter_path_of(

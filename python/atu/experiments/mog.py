@@ -107,10 +107,12 @@ def demo_mog(
     device: str | None = None,
     config: Config | Mapping | str | Path | None = None,
     pretrain_steps: int | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any]:
     """The paper's figure of eight Gaussians: train an MLP GAN, then erase the centres `erase`.
 
-    config: of the unlearning; MOG_UNLEARN when not given. pretrain_steps: MOG_STEPS when not given.
+    config: of the unlearning; MOG_UNLEARN when not given. pretrain_steps: MOG_STEPS when not given. precision: of the
+    unlearning.
 
     Returns:
         The content of OUT/report.json; `centres` holds the share of samples at each centre, by model.
@@ -126,7 +128,8 @@ def demo_mog(
 
     marked, _ = mark_negatives(gan, is_negative, negatives, stream_seed(seed, Stream.MARKS))
     settings = MOG_UNLEARN if config is None else config
-    result = unlearn(gan, marked, is_negative=is_negative, config=settings, out=out, seed=seed, device=device)
+    options: dict[str, Any] = dict(config=settings, out=out, seed=seed, device=device, precision=precision)
+    result = unlearn(gan, marked, is_negative=is_negative, **options)
     start = time.monotonic()
     evaluation = evaluate(
         gan,

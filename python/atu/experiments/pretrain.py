@@ -25,6 +25,7 @@ from ..networks.stylegan2 import Discriminator, Generator
 from ..support.environment import machine, versions
 from ..support.files import write_json
 from ..support.seeding import fork_rng
+from ..training.run_folder import recorded_precision
 from ..training.scratch import centre_logits, train
 
 MNIST_CHANNELS = dict(channel_base=768, channel_max=64)
@@ -67,7 +68,7 @@ def mnist_stylegan2() -> GAN:
     return GAN(generator, Discriminator(0, 32, 1, **MNIST_CHANNELS))
 
 
-def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0) -> Path:
+def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0, precision: str = "float32") -> Path:
     """Train the bundled MNIST GAN on all 5,000 images; a killed training goes on from OUT.
 
     Writes OUT/mnist-gan.safetensors and OUT/mnist-gan.json: seed, settings, machine, the log, and what the bundled
@@ -80,7 +81,7 @@ def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0) -> 
         (round(steps * share), dataclasses.replace(MNIST_CONFIG, r1_gamma=gamma, r2_gamma=gamma))
         for share, gamma in MNIST_PHASES
     ]
-    return _pretrain("mnist", "mnist-gan", mnist_stylegan2, mnist()[0], phases, out, seed, centre_logits)
+    return _pretrain("mnist", "mnist-gan", mnist_stylegan2, mnist()[0], phases, out, seed, centre_logits, precision)
 
 
 def mnist_dcgan() -> GAN:
@@ -109,14 +110,16 @@ def unequal_mnist(n: int = 20_000, seed: int = 0) -> Tensor:
     return (images[torch.cat(parts)] + 1) / 2
 
 
-def pretrain_dcgan(out: str | Path, steps: int = DCGAN_STEPS, seed: int = 0) -> Path:
+def pretrain_dcgan(out: str | Path, steps: int = DCGAN_STEPS, seed: int = 0, precision: str = "float32") -> Path:
     """Train the DCGAN on all 5,000 images; writes OUT/dcgan.safetensors and its log, as `pretrain_mnist` does."""
-    return _pretrain("dcgan", "dcgan", mnist_dcgan, mnist()[0], [(steps, DCGAN_CONFIG)], out, seed)
+    phases = [(steps, DCGAN_CONFIG)]
+    return _pretrain("dcgan", "dcgan", mnist_dcgan, mnist()[0], phases, out, seed, precision=precision)
 
 
-def pretrain_mlp(out: str | Path, steps: int = MLP_STEPS, seed: int = 0) -> Path:
+def pretrain_mlp(out: str | Path, steps: int = MLP_STEPS, seed: int = 0, precision: str = "float32") -> Path:
     """Train the MLP GAN on `unequal_mnist`; writes OUT/mlp.safetensors and its log, as `pretrain_mnist` does."""
-    return _pretrain("mlp", "mlp", mnist_mlp, unequal_mnist(seed=seed), [(steps, MLP_CONFIG)], out, seed)
+    phases = [(steps, MLP_CONFIG)]
+    return _pretrain("mlp", "mlp", mnist_mlp, unequal_mnist(seed=seed), phases, out, seed, precision=precision)
 
 
 def _pretrain(
@@ -128,6 +131,7 @@ def _pretrain(
     out: str | Path,
     seed: int,
     finish: Callable[[GAN, Samples], None] | None = None,
+    precision: str = "float32",
 ) -> Path:
     """Build, train, finish and save OUT/NAME.safetensors, with OUT/NAME.json beside it; returns its path.
 
@@ -136,13 +140,14 @@ def _pretrain(
     with fork_rng(torch.device("cpu"), seed):
         gan = build()
     samples = TensorSamples(images)
-    history = train(gan, samples, phases, out, seed)
+    history = train(gan, samples, phases, out, seed, precision=precision)
     if finish is not None:
         finish(gan, samples)
     path = gan.save(Path(out) / f"{name}.safetensors")
     log = [{key: value for key, value in row.items() if key != "stage"} for row in history]
     settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
     about: dict[str, Any] = dict(command=f"atu pretrain {command}", seed=seed, phases=settings)
+    about["precision"] = recorded_precision(out)
     about["samples"] = describe(gan)
     write_json(path.with_suffix(".json"), about | dict(machine=machine(), versions=versions(), log=log))
     return path

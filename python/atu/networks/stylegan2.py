@@ -6,12 +6,16 @@ the public checkpoints of those papers (`mapping.fc0.weight`, `synthesis.b8.conv
 that such files map one to one.
 
 Shapes: z [N, z_dim], c [N, c_dim], w [N, w_dim], ws [N, num_ws, w_dim], images [N, img_channels, R, R] in [-1, 1].
+
+Under torch.autocast the blocks from 8 x 8 on run in its dtype, and all else in float32, as those papers train: mapping,
+styles, 4 x 4, the sum of the images, the discriminator's last layers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +30,7 @@ from atu_ext.ops import (
     setup_filter,
     upsample2d,
 )
+from atu_ext.ops.dispatch import autocast_dtype
 
 NOISE_MODES = ("random", "const", "none")
 # Ends of the names of tensors that are no parameters, in both StyleGAN2 and 3.
@@ -41,6 +46,19 @@ def _filter(taps: Sequence[float]) -> Tensor:
     """Resampling filter, with its values even where a network is built on the meta device."""
     with torch.device("cpu"):
         return setup_filter(list(taps))
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Where torch.autocast is on for x: a block without it."""
+    device = "cpu" if x.is_cpu else "cuda"
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def block_dtype(low: torch.dtype | None, use_fp16: bool, is_cuda: bool) -> torch.dtype:
+    """What a block runs in: `low`, where torch.autocast asks for it, else as the network was built."""
+    if low is not None:
+        return low
+    return torch.float16 if use_fp16 and is_cuda else torch.float32
 
 
 class FullyConnectedLayer(nn.Module):
@@ -142,6 +160,11 @@ class MappingNetwork(nn.Module):
             self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(self, z, c=None, truncation_psi=1.0, truncation_cutoff=None, update_w_avg=None) -> Tensor:
+        given = c if z is None else z
+        with nullcontext() if given is None else without_autocast(given):
+            return self._forward(z, c, truncation_psi, truncation_cutoff, update_w_avg)
+
+    def _forward(self, z, c, truncation_psi, truncation_cutoff, update_w_avg) -> Tensor:
         parts = []
         if self.z_dim > 0:
             parts.append(normalize_2nd_moment(z.to(torch.float32)))
@@ -317,9 +340,17 @@ class SynthesisBlock(nn.Module):
         x = self.conv0(x, w0, noise_mode, next_styles=styles)
         return self.conv1(x, w1, noise_mode, gain, modulated_by=styles)
 
-    def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise_mode: str = "random"):
+    def forward(
+        self,
+        x: Tensor | None,
+        img: Tensor | None,
+        ws: Tensor,
+        noise_mode: str = "random",
+        low: torch.dtype | None = None,
+    ):
+        """low: as of `block_dtype`."""
         w = iter(ws.unbind(dim=1))
-        dtype = torch.float16 if self.use_fp16 and ws.is_cuda else torch.float32
+        dtype = block_dtype(low, self.use_fp16, ws.is_cuda)
         if x is None:
             x = self.const.to(dtype).unsqueeze(0).repeat(ws.shape[0], 1, 1, 1)
             x = self.conv1(x, next(w), noise_mode)
@@ -390,13 +421,18 @@ class SynthesisNetwork(nn.Module):
             raise ValueError(f"noise_mode: expected one of {', '.join(NOISE_MODES)}, got {noise_mode!r}")
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws: expected [N, {self.num_ws}, {self.w_dim}], got {list(ws.shape)}")
-        ws = ws.to(torch.float32)
+        low = autocast_dtype(ws)
+        with without_autocast(ws):
+            return self._forward(ws.to(torch.float32), noise_mode, low)
+
+    def _forward(self, ws: Tensor, noise_mode: str, low: torch.dtype | None) -> Tensor:
         x: Tensor | None = None
         img: Tensor | None = None
         first = 0
         for res in self.block_resolutions:
             block = getattr(self, f"b{res}")
-            x, img = block(x, img, ws.narrow(1, first, block.num_conv + block.num_torgb), noise_mode)
+            part = ws.narrow(1, first, block.num_conv + block.num_torgb)
+            x, img = block(x, img, part, noise_mode, low if res >= 8 else None)
             first += block.num_conv
         assert img is not None
         return img
@@ -500,8 +536,9 @@ class DiscriminatorBlock(nn.Module):
         if architecture == "resnet":
             self.skip = Conv2dLayer(tmp_channels, out_channels, 1, bias=False, trainable=next(trainable), **resampling)
 
-    def forward(self, x: Tensor | None, img: Tensor | None):
-        dtype = torch.float16 if self.use_fp16 and self.conv0.weight.is_cuda else torch.float32
+    def forward(self, x: Tensor | None, img: Tensor | None, low: torch.dtype | None = None):
+        """low: as of `block_dtype`."""
+        dtype = block_dtype(low, self.use_fp16, self.conv0.weight.is_cuda)
         x = None if x is None else x.to(dtype)
         if self.has_fromrgb:
             assert img is not None
@@ -625,10 +662,15 @@ class Discriminator(nn.Module):
         shape = (self.img_channels, self.img_resolution, self.img_resolution)
         if img.ndim != 4 or tuple(img.shape[1:]) != shape:
             raise ValueError(f"img: expected [N, {shape[0]}, {shape[1]}, {shape[2]}], got {list(img.shape)}")
+        low = autocast_dtype(img)
+        with without_autocast(img):
+            return self._forward(img, c, low)
+
+    def _forward(self, img: Tensor, c: Tensor | None, low: torch.dtype | None) -> Tensor:
         x: Tensor | None = None
         rest: Tensor | None = img
         for res in self.block_resolutions:
-            x, rest = getattr(self, f"b{res}")(x, rest)
+            x, rest = getattr(self, f"b{res}")(x, rest, low)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
         if x is None:
             raise ValueError(f"img_resolution: the discriminator needs at least 8, got {self.img_resolution}")

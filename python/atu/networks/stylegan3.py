@@ -4,6 +4,8 @@ Source: Karras et al., "Alias-Free Generative Adversarial Networks" (arXiv 2106.
 follow the public checkpoints (`synthesis.input.freqs`, `synthesis.L0_36_512.affine.weight`, `mapping.fc0.weight`).
 
 Shapes: z [N, z_dim], c [N, c_dim], ws [N, num_ws, w_dim], images [N, img_channels, R, R].
+
+Under torch.autocast the synthesis layers run in its dtype, mapping, Fourier features, styles and magnitudes in float32.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from atu_ext.ops import modulated_conv2d
+from atu_ext.ops.dispatch import autocast_dtype
 
 from .filtered_lrelu import filtered_lrelu, lowpass_filter
-from .stylegan2 import NOISE_MODES, FullyConnectedLayer, MappingNetwork
+from .stylegan2 import NOISE_MODES, FullyConnectedLayer, MappingNetwork, block_dtype, without_autocast
 
 
 class SynthesisInput(nn.Module):
@@ -121,7 +124,8 @@ class SynthesisLayer(nn.Module):
         low = (total + self.up) // 2
         self.padding = [low, total - low] * 2
 
-    def forward(self, x: Tensor, w: Tensor, update_emas: bool = False) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, update_emas: bool = False, low: torch.dtype | None = None) -> Tensor:
+        """low: as of `block_dtype`."""
         if update_emas:
             with torch.no_grad():
                 magnitude = x.detach().to(torch.float32).square().mean()
@@ -133,7 +137,7 @@ class SynthesisLayer(nn.Module):
         else:
             weight = weight * weight.square().mean([1, 2, 3], keepdim=True).rsqrt()
             styles = styles * styles.square().mean().rsqrt()
-        dtype = torch.float16 if self.use_fp16 and x.is_cuda else torch.float32
+        dtype = block_dtype(low, self.use_fp16, x.is_cuda)
         # The input gain multiplies the image, not the styles, so that demodulation does not cancel it.
         x = (x * self.magnitude_ema.rsqrt()).to(dtype)
         x = modulated_conv2d(
@@ -229,11 +233,13 @@ class SynthesisNetwork(nn.Module):
             raise ValueError(f"noise_mode: expected one of {', '.join(NOISE_MODES)}, got {noise_mode!r}")
         if ws.ndim != 3 or ws.shape[1:] != (self.num_ws, self.w_dim):
             raise ValueError(f"ws: expected [N, {self.num_ws}, {self.w_dim}], got {list(ws.shape)}")
-        first, *rest = ws.to(torch.float32).unbind(dim=1)
-        x = self.input(first)
-        for name, w in zip(self.layer_names, rest, strict=True):
-            x = getattr(self, name)(x, w, update_emas)
-        return (x * self.output_scale).to(torch.float32)
+        low = autocast_dtype(ws)
+        with without_autocast(ws):
+            first, *rest = ws.to(torch.float32).unbind(dim=1)
+            x = self.input(first)
+            for name, w in zip(self.layer_names, rest, strict=True):
+                x = getattr(self, name)(x, w, update_emas, low)
+            return (x * self.output_scale).to(torch.float32)
 
 
 class Generator(nn.Module):

@@ -33,8 +33,8 @@ class Context:
     subject: what was unlearned, in words ("the digit 8"). seconds: by stage. history: rows of `unlearn`. command:
     how to run it again. notes: sentences shown under the headline. figures: further (title, caption, SVG). targets:
     what was unlearned, as plain data, so that a later run can go on from here. audit: of
-    `atu.evaluation.audit.run`. path: of `parameter_path`. earlier: one dict (subject, counts) a thing that an earlier run had unlearned. negatives: a folder
-    or a tensor, whose hash is written down.
+    `atu.evaluation.audit.run`. path: of `parameter_path`. earlier: one dict (subject, counts) a thing that an earlier
+    run had unlearned. negatives: a folder or a tensor, whose hash is written down.
     """
 
     subject: str

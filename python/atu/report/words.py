@@ -216,6 +216,8 @@ def explain(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [_kept(decisions), _stopped(decisions), _who_answered(decisions)]
     if "positives" in decisions:
         rows.append(("What it learned from", f"{decisions['positives']}."))
+    if "precision" in decisions:
+        rows.append(("Precision", _precision(decisions["precision"])))
     if decisions.get("negatives_found"):
         found = decisions["negatives_found"]
         rows.append(("Negatives", f"{found:,} more were found among the original's samples, and joined those given."))
@@ -224,6 +226,12 @@ def explain(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
         labels = ", ".join(map(str, filled))
         rows.append(("Labels", f"Labels that lost their samples ({labels}) were given samples of the others."))
     return [row for row in rows if row is not None]
+
+
+def _precision(name: str) -> str:
+    if name == "float32":
+        return "All of the training ran in float32."
+    return f"The networks' passes ran in {name}; weights, optimiser, penalties and losses in float32."
 
 
 def _kept(decisions: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -61,6 +61,15 @@ def samples_digest(samples: Samples) -> str:
     return f"{len(samples)}:{digest({'samples': samples.batch(index), **known})}"
 
 
+def recorded_precision(out: str | Path | None) -> str | None:
+    """The precision that the run in a folder was begun with; None where there is no run that can be read."""
+    try:
+        found = json.loads((Path(out or "") / "run.json").read_text(encoding="utf-8"))
+        return str(found["identity"]["config"].get("precision", "float32"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 class RunFolder:
     """One run, with a folder or (out None) without; `close` it at the end.
 
@@ -132,7 +141,8 @@ class RunFolder:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             before, version = found["identity"], found["versions"]["atu_ext"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            before["config"].setdefault("precision", "float32")  # of runs from before there was a choice
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"out: {path} cannot be read ({error}); give another folder") from error
         if found.get("format") != FORMAT:
             told = written_by(found.get("format", 1), version)

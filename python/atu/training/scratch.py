@@ -16,7 +16,8 @@ from ..gan import GAN
 from ..support.files import write_text
 from ..support.modules import eval_mode
 from ..support.seeding import fork_rng
-from .run_folder import RunFolder, samples_digest
+from . import precision as precisions
+from .run_folder import RunFolder, recorded_precision, samples_digest
 from .schedules import lr_decay
 from .stage import StageHooks, run_stage
 from .state import written_by
@@ -33,12 +34,14 @@ class Pretraining:
     phases: Phases
     log_every: int
     save_every: int
+    precision: str = "float32"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; fields that are unset are left out, as TOML has no null."""
         phases = [{"until_step": last, **asdict(settings)} for last, settings in self.phases]
         known = [{key: value for key, value in phase.items() if value is not None} for phase in phases]
-        return {"phases": known, "log_every": self.log_every, "save_every": self.save_every}
+        own = {"precision": self.precision, "log_every": self.log_every, "save_every": self.save_every}
+        return {"phases": known, **own}
 
     def save(self, path: str | Path) -> Path:
         """Write a TOML file atomically."""
@@ -71,12 +74,14 @@ def train(
     seed: int = 0,
     log_every: int = 100,
     save_every: int = 500,
+    precision: str = "float32",
 ) -> list[dict[str, Any]]:
     """Train `gan` in place, phase after phase, the learning rates decaying to 0 over the last DECAY of each.
 
     Args:
         out: a run folder (`RunFolder`); a killed or interrupted training goes on from there.
         log_every, save_every: steps between two rows of the history, and between two states that are saved.
+        precision: what the passes run in, as of `Config`.
 
     Returns:
         The history: one dict a logged step.
@@ -87,13 +92,16 @@ def train(
     if (Path(out) / "state.safetensors").exists() and not (Path(out) / "run.json").exists():
         raise ValueError(f"out: the training in {out} {written_by(1, None)}; give another folder")
     identity = {"seed": seed, "samples": samples_digest(real)}
-    run = RunFolder(out, Pretraining(phases, log_every, save_every), identity)
+    chosen = precisions.resolve(precision, gan, phases[0][1].batch_size, recorded_precision(out))
+    run = RunFolder(out, Pretraining(phases, log_every, save_every, chosen), identity)
+    before, gan.precision = gan.precision, chosen
     try:
         for last, settings in phases:
             with fork_rng(gan.device, seed):
                 trainer = AdversarialTrainer(gan, real, settings)
                 run_stage(run, "pretrain", trainer, last, _Decay(trainer, last))
     finally:
+        gan.precision = before
         run.close()
     return run.history
 

@@ -69,6 +69,10 @@ class AdversarialTrainer:
             original): original is what the generator `original` makes of the same latents and noise, if there is one.
 
     All randomness is drawn from torch's global generators, so that saving their states makes a run resumable.
+
+    The networks' passes run in `gan.precision`: torch.autocast, with losses scaled where it is float16 (Micikevicius et
+    al., arXiv 1710.03740). Weights, their gradients, the optimisers, the average, the losses, and of R1 and path length
+    what is done with the gradients, are float32.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class AdversarialTrainer:
         self.discriminator: nn.Module = gan.discriminator.train()
         self.path_length = losses.PathLength() if config.pl_weight > 0 and gan.is_stylegan else None
         self.step_count = 0
+        self.scaler = torch.amp.GradScaler(gan.device.type, enabled=gan.precision == "float16")
         g_interval = config.pl_interval if self.path_length else 0
         self.optim_g = self._adam(self.generator, g_interval, 1.0)
         self.optim_d = self._adam(
@@ -148,14 +153,23 @@ class AdversarialTrainer:
         rng = torch.default_generator
         return self.gan.latents(n, rng), self.gan.labels(n, rng)
 
+    def _fake(self, z: Tensor, c: Tensor | None, generator: nn.Module | None = None) -> Tensor:
+        with self.gan.autocast():
+            return self.gan.fake(z, c, self.config.style_mixing, generator)
+
     def _logits(self, x: Tensor, c: Tensor | None) -> Tensor:
-        return self.gan.logits(augment(x, self.config.augment), c)
+        x = augment(x, self.config.augment)
+        with self.gan.autocast():
+            return self.gan.logits(x, c)
+
+    def _backward(self, loss: Tensor) -> None:
+        self.scaler.scale(loss).backward()
 
     def _discriminator_step(self) -> dict[str, float]:
         cfg = self.config
         z, c = self._latents(cfg.batch_size)
         with torch.no_grad():
-            fake = self.gan.fake(z, c, cfg.style_mixing)
+            fake = self._fake(z, c)
         real, real_c = self.real_batch()
         self.optim_d.zero_grad(set_to_none=True)
         fake_logits, real_logits = self._logits(fake, c), self._logits(real, real_c)
@@ -164,24 +178,26 @@ class AdversarialTrainer:
         else:
             loss = losses.fake_loss(fake_logits) + losses.real_loss(real_logits)
         metrics = {"loss_d": loss, "logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
-        loss.backward()
+        self._backward(loss)
         if self.extra_fakes is not None and self.extra_weight > 0:  # after that, so that its memory is free again
             extra_logits = self._logits(*draw(self.gan, self.extra_fakes, cfg.batch_size))
             extra_loss = self.extra_weight * losses.fake_loss(extra_logits)
-            extra_loss.backward()
+            self._backward(extra_loss)
             metrics["loss_d"] = loss + extra_loss
             metrics["logit_negative"] = extra_logits.mean()
         if self.step_count % cfg.r1_interval == 0:
             for name, gamma, x, labels in (("r1", cfg.r1_gamma, real, real_c), ("r2", cfg.r2_gamma, fake, c)):
                 if gamma > 0:
                     metrics[name] = self._gradient_penalty(x, labels, gamma * cfg.r1_interval)
-        self.optim_d.step()
+        self.scaler.step(self.optim_d)
         return {name: float(value.detach()) for name, value in metrics.items()}
 
     def _gradient_penalty(self, x: Tensor, c: Tensor | None, weight: float) -> Tensor:
         x = x.detach().requires_grad_(True)
-        penalty = losses.r1_penalty(self.gan.logits(x, c), x)
-        (penalty * weight).backward()
+        with self.gan.autocast():
+            logits = self.gan.logits(x, c)
+        penalty = losses.r1_penalty(logits, x)
+        self._backward(penalty * weight)
         return penalty
 
     def _generator_loss(self, fake: Tensor, c: Tensor | None) -> Tensor:
@@ -198,7 +214,7 @@ class AdversarialTrainer:
         if self.original is None:
             return None
         with fork_rng(self.gan.device):
-            return self.gan.fake(z, c, self.config.style_mixing, self.original)
+            return self._fake(z, c, self.original)
 
     def _generator_step(self) -> dict[str, float]:
         cfg = self.config
@@ -206,19 +222,21 @@ class AdversarialTrainer:
         self.optim_g.zero_grad(set_to_none=True)
         z, c = self._latents(cfg.batch_size)
         original = self._original_fake(z, c)
-        fake = self.gan.fake(z, c, cfg.style_mixing)
+        fake = self._fake(z, c)
         loss = self._generator_loss(fake, c)
         metrics = {"loss_g": float(loss.detach())}
         if self.fake_penalty is not None:
             penalty, parts = self.fake_penalty(fake, c, original)
             metrics.update(parts)
             loss = loss + penalty
-        loss.backward()
+        self._backward(loss)
         if self.path_length is not None and self.step_count % cfg.pl_interval == 0:
             metrics["path_length"] = self._path_length_step()
+        self.scaler.unscale_(self.optim_g)
         if self.add_penalty_grad is not None:
             metrics.update(self.add_penalty_grad())
-        self.optim_g.step()
+        self.scaler.step(self.optim_g)
+        self.scaler.update()
         self._hold_discriminator(False)
         return metrics
 
@@ -233,8 +251,10 @@ class AdversarialTrainer:
         z, c = self._latents(max(self.config.batch_size // 2, 1))
         ws = self.gan.mixed_ws(z, c, self.config.style_mixing)
         synthesis: Any = self.generator.synthesis
-        loss = self.path_length(synthesis(ws), ws)
-        (loss * (self.config.pl_weight * self.config.pl_interval)).backward()
+        with self.gan.autocast():
+            images = synthesis(ws).to(ws.dtype)
+        loss = self.path_length(images, ws)
+        self._backward(loss * (self.config.pl_weight * self.config.pl_interval))
         return float(loss.detach())
 
     # --- resuming
@@ -251,6 +271,7 @@ class AdversarialTrainer:
             "optim_g": optimizer_state(self.optim_g),
             "optim_d": optimizer_state(self.optim_d),
             "path_length": {} if self.path_length is None else self.path_length.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "rng": rng,
         }
 
@@ -263,6 +284,8 @@ class AdversarialTrainer:
         load_optimizer_state(self.optim_d, state["optim_d"])
         if self.path_length is not None:
             self.path_length.load_state_dict(state["path_length"], self.gan.device)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"]["cpu"])
         if "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.gan.device)

@@ -329,9 +329,10 @@ def test_errors_are_one_clear_line(folder, tmp_path, capsys):
     assert "not a folder" in error(capsys, *unlearn, tmp_path / "none", *out)
     assert "holds no image" in error(capsys, *unlearn, tmp_path / "empty", *out)
     assert "expected one of right, left, got 'up'" in error(capsys, "sample", gan, *judge(folder, "up"), *out)
-    assert "--oracle needs" in error(capsys, "sample", gan, "--oracle", folder / "judge.safetensors", *out)
+    unnamed = error(capsys, "sample", gan, "--oracle", folder / "judge.safetensors", *out)
+    assert "say which of its classes are unwanted, one of right, left" in unnamed
     assert "--class needs" in error(capsys, "sample", gan, "--class", "left", *out)
-    assert "--oracle CLASSIFIER and --class K" in error(capsys, "eval", gan, gan, *out)
+    assert "--judge SPEC (a classifier with --class K" in error(capsys, "eval", gan, gan, *out)
     assert "expected a file of format atu-classifier" in error(
         capsys, "sample", gan, "--oracle", gan, "--class", "left", *out
     )

@@ -187,3 +187,18 @@ def test_errors_name_the_option(small, capsys):
     (small / "half").mkdir()
     (small / "half" / "report.json").write_text('{"targets": []}')
     assert "holds no result of one" in error("--from", small / "half")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_another_judge(small, capsys):
+    """The same network in another file stands for another one; its figures are the classifier's own."""
+    module = Classifier.load(assets.asset("mnist-classifier.safetensors")).module
+    torch.jit.trace(module, torch.rand(2, 1, 32, 32)).save(str(small / "other.pt"))
+    data, page = mnist_demo(small, "judged", "--class", 4, "--no-oracle", "--judge", small / "other.pt")
+    assert "judged by other.pt, which has never answered" in page and "not asked again during the run." in page
+    shares = data["class_histogram_before"]
+    assert data["negatives_before"] == shares["4"]["count"] > 0 and data["features"] == "discriminator"
+    assert data["fid_cls_after"] > 0 and f"--judge {small / 'other.pt'}" in data["command"]
+    arguments = ["demo", "mnist", "--class", 4, "--judge", "mnist", "--marks", 12, "--out", small / "same"]
+    assert run(*arguments) == 2
+    assert "judge: mnist?class=4 is the network that answers during the run" in capsys.readouterr().err

@@ -7,6 +7,7 @@ about each of them, and says nothing (a gradient near 0) about samples that are 
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -87,7 +88,9 @@ class Guide:
         """Log-odds of being negative [N] of samples, were half of them so; differentiable in x."""
         if c is None:
             c = self.gan.labels(len(x), torch.default_generator)
-        return self.gan.logits(x, c, self.discriminator)
+        # What it learns from float16 would need a scaled loss.
+        with nullcontext() if self.gan.precision == "float16" else self.gan.autocast():
+            return self.gan.logits(x, c, self.discriminator)
 
     def state_dict(self) -> dict[str, Any]:
         own = dict(self.discriminator.state_dict())

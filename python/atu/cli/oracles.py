@@ -1,0 +1,154 @@
+"""--oracle, --judge and --text: who says what is unwanted, on the command line."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import FILE, class_option
+
+if TYPE_CHECKING:
+    from ..feedback.answers import Answers
+    from ..gan import GAN
+
+SPEC = "a classifier's file (of atu train-classifier, TorchScript, ONNX), module:function, text:WORDS, or mnist"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What --oracle, --judge, --text and --class say: specs, and further options of each."""
+
+    oracle: str | None = None
+    judge: str | None = None
+    classes: tuple[str, ...] = ()
+    text: tuple[tuple[str, str], ...] = ()
+
+    def find(self, spec: str | None, gan: GAN) -> Answers | None:
+        """What a spec stands for, for `gan`; None for None."""
+        from ..feedback.oracles import ORACLES, find
+
+        if spec is None:
+            return None
+        if spec.startswith("text:"):
+            return find(spec, gan, dict(self.text))
+        named = "class=" in spec.partition("?")[2] or spec.partition(":")[0] in ORACLES
+        return find(spec, gan, {"class": ",".join(self.classes)} if self.classes and not named else {})
+
+    def find_both(self, gan: GAN) -> tuple[Answers | None, Answers | None]:
+        """(oracle, judge), which must be different networks."""
+        from ..feedback.oracles import check_independent
+
+        found = self.find(self.oracle, gan), self.find(self.judge, gan)
+        check_independent(*found)
+        return found
+
+    def recorded(self) -> list[str]:
+        """The options again, for a command that another process runs."""
+        words = [word for name in self.classes for word in ("--class", name)]
+        for name, value in (("--oracle", self.oracle), ("--judge", self.judge)):
+            words += [] if value is None else [name, value]
+        for name, value in self.text:
+            words += [_TEXT_OPTIONS[name], value]
+        return words
+
+
+_TEXT_OPTIONS = {"against": "--against", "model": "--clip-model", "weights": "--clip-weights"}
+
+
+def oracle_options(function: Callable) -> Callable:
+    """--oracle, --text and --class, for commands in which an oracle answers; see `Asked`."""
+    return _options(function, click.option("--oracle", metavar="SPEC", help=f"Says which are unwanted: {SPEC}."))
+
+
+def judge_options(function: Callable) -> Callable:
+    """--judge (or --oracle, which means the same here), --text and --class, for commands that measure."""
+    words = f"Measures which are unwanted: {SPEC}."
+    return _options(function, click.option("--judge", "--oracle", "oracle", metavar="SPEC", help=words))
+
+
+JUDGE = click.option(
+    "--judge", metavar="SPEC", help="Measures the outcome, and never answers during the run; as --oracle, but another."
+)
+
+
+def _options(function: Callable, first: Callable) -> Callable:
+    """The command gets what they say as one `Asked`, under `asked`."""
+
+    @functools.wraps(function)
+    def command(
+        *args: Any,
+        oracle: str | None,
+        classes: tuple[str, ...],
+        text: str | None,
+        against: str | None,
+        clip_model: str | None,
+        clip_weights: Path | None,
+        judge: str | None = None,
+        **rest: Any,
+    ) -> Any:
+        if text is not None and oracle is not None:
+            raise click.UsageError("--text is an oracle by itself; give it or --oracle")
+        words = {
+            "against": against,
+            "model": clip_model,
+            "weights": None if clip_weights is None else str(clip_weights),
+        }
+        given = tuple((name, value) for name, value in words.items() if value is not None)
+        oracle = oracle if text is None else f"text:{text}"
+        by_text = [spec for spec in (oracle, judge) if spec is not None and spec.startswith("text:")]
+        if given and not by_text:
+            raise click.UsageError(f"{_TEXT_OPTIONS[given[0][0]]} needs --text")
+        if classes and all(spec is None or spec.startswith("text:") for spec in (oracle, judge)):
+            raise click.UsageError("--class needs --oracle SPEC that knows classes")
+        return function(*args, asked=Asked(oracle, judge, classes, given), **rest)
+
+    options = [
+        first,
+        class_option("A class that the oracle knows"),
+        click.option("--text", metavar="WORDS", help='What is unwanted, in words, judged by CLIP: "eyeglasses".'),
+        click.option("--against", metavar="WORDS", help='With --text: what is not unwanted: "no eyeglasses".'),
+        click.option("--clip-model", metavar="NAME", help="With --text: a model of open_clip (ViT-B-32)."),
+        click.option("--clip-weights", type=FILE, help="With --text: its weights; those in the cache when not given."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def check_judge(asked: Asked, negatives: Path | None) -> None:
+    """An error unless --judge or --negatives says which samples are unwanted."""
+    if asked.oracle is None and negatives is None:
+        raise click.UsageError(
+            "--judge SPEC (a classifier with --class K, a function, --text WORDS) is needed, or --negatives FOLDER, to "
+            "say which samples are unwanted"
+        )
+
+
+def classes_of(asked: Asked, *answers: Answers | None) -> tuple[str, ...]:
+    """The unwanted classes by name, for the subject of a report; the words of a text."""
+    for found in answers:
+        if found is not None and found.spec.startswith("text:"):
+            return (found.spec.removeprefix("text:").partition("?")[0],)
+        if found is not None and found.chosen:
+            return found.chosen
+    return asked.classes
+
+
+def described(answers: Answers) -> str:
+    """A spec and its hash, for a report's notes."""
+    return answers.spec + ("" if answers.sha256 is None else f" (SHA-256 {answers.sha256[:16]}...)")
+
+
+def answered_in(run: str, judge: Answers | None) -> bool:
+    """Whether `judge` is recorded as the oracle of the run folder that a CKPT names."""
+    try:
+        found = json.loads((Path(run) / "run.json").read_text(encoding="utf-8"))["identity"]["oracle"]
+        return judge is not None and judge.sha256 is not None and found["sha256"] == judge.sha256
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,156 @@
+"""--oracle, --judge and --class: who answers, who measures, and what the run and its report keep of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+
+import pytest
+import torch
+from torch import nn
+
+from atu.cli import main as cli
+from atu.data.images import save_folder
+from atu.gan import GAN
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+QUICK = """
+[feedback]
+pool = 200
+[adapt]
+steps = 2
+fisher.n = 4
+adversarial.augment = ""
+[repel]
+steps = 2
+check_samples = 50
+guide_steps = 1
+"""
+
+
+class Side(nn.Module):
+    """Logits of "brighter on the left" and "brighter on the right"."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full([], scale))
+
+    def forward(self, x):
+        y = self.scale * (x[..., :4].mean((1, 2, 3)) - x[..., 4:].mean((1, 2, 3)))
+        return torch.stack([y, -y], 1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("oracles")
+    torch.manual_seed(0)
+    gan = GAN(MLPGenerator(4, [1, 8, 8], (16,), "tanh"), MLPDiscriminator([1, 8, 8], (16,)))
+    gan.save(folder / "gan.safetensors")
+    for name, scale in (("oracle", 20.0), ("judge", 19.0)):
+        torch.jit.trace(Side(scale).eval(), torch.rand(2, 1, 8, 8)).save(str(folder / f"{name}.pt"))
+    x = gan.sample(200, seed=5)
+    save_folder(x[Side(1.0)(x).argmax(1) == 0][:15], (-1.0, 1.0), folder / "negatives")
+    (folder / "quick.toml").write_text(QUICK)
+    return folder
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(list(map(str, arguments)))
+    return exit_.value.code
+
+
+def error(capsys, *arguments):
+    assert run(*arguments) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def unlearn(folder, out, *more):
+    common = ["--negatives", folder / "negatives", "--config", folder / "quick.toml", "--samples", 60, "--quiet"]
+    return ["unlearn", folder / "gan.safetensors", *common, "--out", out, *more]
+
+
+def test_one_answers_and_another_measures(folder, tmp_path, capsys):
+    oracle, judge = folder / "oracle.pt", folder / "judge.pt"
+    arguments = unlearn(folder, tmp_path / "run", "--oracle", f"{oracle}?names=left,right", "--judge", judge)
+    assert run(*arguments, "--class", 0) == 0
+    told = json.loads((tmp_path / "run/run.json").read_text())["identity"]["oracle"]
+    assert told == {
+        "spec": "oracle.pt?names=left,right&class=0",
+        "sha256": hashlib.sha256(oracle.read_bytes()).hexdigest(),
+    }
+    data = json.loads((tmp_path / "run/report.json").read_text())
+    assert data["subject"] == "class left" and data["decisions"]["judge"] == "oracle"
+    page = (tmp_path / "run/report.html").read_text()
+    told = hashlib.sha256(judge.read_bytes()).hexdigest()[:16]
+    assert f"measured by judge.pt?class=0 (SHA-256 {told}...), which did not answer during the run" in page
+    gan = GAN.load(folder / "gan.safetensors")
+    from atu.support.seeding import Stream, stream_seed
+
+    latents = gan.sample(60, seed=stream_seed(0, Stream.EVALUATION), batch_size=250)
+    assert data["negatives_before"] == int((Side(1.0)(latents).argmax(1) == 0).sum())
+
+    # The same run again, measured by another; then with another oracle, which is another run.
+    assert run(*unlearn(folder, tmp_path / "run", "--oracle", f"{oracle}?class=0&names=left,right")) == 2
+    assert "another oracle.spec" in capsys.readouterr().err
+    line = error(
+        capsys, *unlearn(folder, tmp_path / "new", "--oracle", f"{oracle}?class=0", "--judge", f"{oracle}?class=1")
+    )
+    assert "judge: oracle.pt?class=1 is the network that answers during the run" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_eval_says_where_the_judge_had_answered(folder, tmp_path):
+    gan, oracle = folder / "gan.safetensors", folder / "oracle.pt"
+    assert run(*unlearn(folder, tmp_path / "run", "--oracle", f"{oracle}?class=0")) == 0
+    assert "The oracle that answered during the run also judges" in (tmp_path / "run/report.html").read_text()
+    for word, spec, again in (("--oracle", oracle, True), ("--judge", folder / "judge.pt", False)):
+        out = tmp_path / spec.stem
+        command = ["eval", gan, tmp_path / "run", word, spec, "--class", 0, "--samples", 60, "--quiet", "--out", out]
+        assert run(*command) == 0
+        page = (out / "report.html").read_text()
+        assert f"Measured by {spec.name}?class=0" in page
+        assert ("It is the oracle that answered during the run" in page) == again
+    attack = ["attack", gan, tmp_path / "run", "--judge", f"{oracle}?class=0", "--starts", 2, "--steps", 1]
+    assert run(*attack, "--relearn-steps", 1, "--quiet", "--out", tmp_path / "attack") == 0
+    data = json.loads((tmp_path / "attack/attacks.json").read_text())
+    assert data["subject"] == "class 0" and 0 < data["rate_before"] < 1
+
+
+def test_a_function_of_mine_answers(folder, tmp_path, capsys):
+    (tmp_path / "my_rule.py").write_text(
+        "def left(x):\n    return x[..., :4].mean((1, 2, 3)) > x[..., 4:].mean((1, 2, 3))\n"
+    )
+    spec = f"{tmp_path}/my_rule.py:left"
+    gan = GAN.load(folder / "gan.safetensors")
+    assert run("sample", folder / "gan.safetensors", "--oracle", spec, "--samples", 9, "--out", tmp_path / "left") == 0
+    from atu.data.samples import as_samples
+
+    x = as_samples(tmp_path / "left", gan.sample_shape, gan.image_range, "images").tensor
+    assert len(x) == 9 and int((Side(1.0)(x).argmax(1) == 0).sum()) >= 8  # 8 bits may move one at the edge
+    assert run(*unlearn(folder, tmp_path / "run", "--oracle", spec)) == 0
+    line = error(capsys, *unlearn(folder, tmp_path / "other", "--oracle", spec, "--class", 3))
+    assert "my_rule.py:left: answers yes or no itself, and takes no class" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--oracle {f}/none.pt", "none.pt: no such file"),
+        ("--oracle {f}/oracle.pt", "say which of its classes are unwanted, one of 0, 1"),
+        ("--oracle {f}/oracle.pt?class=7", "class: expected one of 0, 1, got '7'"),
+        ("--oracle {f}/oracle.pt?class=0 --judge {f}/oracle.pt?class=0&threshold=0.9", "is the network that answers"),
+        ("--judge {f}/judge.pt?class=0&names=a,b,c", "gives 2 numbers a sample, and 3 names"),
+        ("--class 3", "--class needs --oracle SPEC that knows classes"),
+        ("--oracle no.such.module:rule", "no.such.module cannot be imported"),
+        ("--oracle {f}/gan.safetensors --class 1", "expected a file of format atu-classifier"),
+        ("--against hats", "--against needs --text"),
+        ("--text hats --oracle {f}/oracle.pt?class=0", "--text is an oracle by itself"),
+    ],
+)
+def test_what_cannot_be_used_is_told_before_the_run(options, words, folder, tmp_path, capsys):
+    more = shlex.split(options.format(f=folder))
+    assert words in error(capsys, *unlearn(folder, tmp_path / "run", *more))
+    assert not (tmp_path / "run").exists()
