@@ -38,7 +38,7 @@ from ..training.run_folder import gan_digest
 from ..training.trainer import AdversarialTrainer
 from .goals import Goal
 from .relearning import relearn
-from .residue import residue
+from .residue import probed_layers, residue
 from .search import AT_ONCE, latent_search, spaces_of
 
 Rule = Callable[[Tensor], Tensor]
@@ -128,7 +128,7 @@ class Audit:
             for space in spaces_of(gan):
                 yield model, f"search {space}"
         for model, gan in self.models.items():
-            if gan.latent_dim == self.before.latent_dim:
+            if gan.latent_dim == self.before.latent_dim and probed_layers(gan):
                 yield model, "residue"
         for model, gan in self.models.items():
             if model != "before" and gan.discriminator is not None:
@@ -141,7 +141,7 @@ class Audit:
             models={name: gan_digest(gan) for name, gan in self.models.items()},
             judges=list(self.judges),
             samples=digest({"negatives": self.negatives, "good": self.good}),
-            budget=json.loads(json.dumps(asdict(self.budget))),
+            budget=_budget(self),
             seed=self.seed,
         )
 
@@ -226,7 +226,7 @@ def run(audit: Audit, out: str | Path) -> dict[str, Any]:
 
     Returns:
         parts: model -> measure -> outcome. seconds_by_part, seconds: kills and pauses left out. judges: their names,
-        the first is the table's. budget, seed, spaces (of the original's generator), notes (what was left out, and why).
+        the first is the table's. spaces: of the original's generator. notes: what was left out, and why. budget, seed.
 
     Raises:
         ValueError: OUT holds parts of another audit, or another audit is running there.
@@ -265,11 +265,17 @@ def collect(audit: Audit, out: Path) -> dict[str, Any]:
         seconds_by_part=seconds,
         seconds=round(sum(seconds.values()), 1),
         judges=list(audit.judges),
-        budget=asdict(audit.budget),
+        budget=_budget(audit),
         seed=audit.seed,
         spaces=spaces_of(audit.before),
         notes=_notes(audit),
     )
+
+
+def _budget(audit: Audit) -> dict[str, Any]:
+    """As JSON has it: lists, not tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(audit.budget)))
+    return found
 
 
 def _notes(audit: Audit) -> list[str]:

@@ -50,7 +50,9 @@ def probed_layers(gan: GAN) -> list[str]:
     before them and then the maps (of four channels or more); else its vectors. LAYERS at most, evenly spread, the first
     and the last among them."""
     generator = gan.sampling_generator
-    own = [name for name, m in generator.named_modules() if any(p.ndim > 1 for p in m.parameters(recurse=False))]
+    weights = {name: [p.ndim for p in m.parameters(recurse=False)] for name, m in generator.named_modules()}
+    own = [name for name, sizes in weights.items() if max(sizes, default=0) > 1]
+    own = own or [name for name, sizes in weights.items() if sizes]
     shapes: dict[str, torch.Size] = {}
     z, c = gan.inputs(2)
     watched = _watched(generator, own, lambda name, x: shapes.update({name: x.shape}))

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import thumbnails
+from ..feedback.oracles import Oracle
 from ..gan import GAN
 from ..measures.shares import share_of
 from ..support import progress
@@ -121,7 +122,8 @@ def latent_search(
 
 @torch.no_grad()
 def _judged(judge: Rule, x: Tensor) -> Tensor:
-    return torch.cat([judge(part).cpu() for part in x.split(250)])
+    oracle = Oracle(judge)
+    return torch.cat([oracle(part) for part in x.split(250)])
 
 
 def _ascend(
