@@ -1,4 +1,5 @@
 # make demo   unlearn the digit 8 from the bundled MNIST GAN and write out/demo/report.html
+# make demo-animals   unlearn antlers from the bundled GAN of drawn animals and write out/demo-animals/report.html
 # make test   the whole test suite           make lint   ruff, mypy, import-linter, clang-format
 # make docs   the docs site into site/, strictly: no broken link, no missing page
 # make ptxas  resources of the CUDA kernels against benchmarks/results/ptxas.md (needs nvcc, no GPU)
@@ -8,6 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out/demo
 DIGIT ?= 8
+FEATURE ?= antlers
 PYTEST_ARGS ?= -n auto
 BIN := $(VENV)/bin
 
@@ -19,10 +21,13 @@ export ATU_CUDA_ARCHITECTURES ?= $(or $(GPU_ARCH),80-real;90)
 
 BUILD_INPUTS := pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard cmake/*) $(wildcard csrc/*/*)
 
-.PHONY: demo test lint docs ptxas format clean
+.PHONY: demo demo-animals test lint docs ptxas format clean
 
 demo: $(VENV)/installed
 	$(BIN)/atu demo mnist --class $(DIGIT) --out $(OUT)
+
+demo-animals: $(VENV)/installed
+	$(BIN)/atu demo animals --feature $(FEATURE) --out $(OUT)-animals
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -137,7 +137,7 @@ def op_cases(resolution: int, batch: int, dtype: Any, device: str, smoke: bool) 
 
 
 def ops(networks: dict[int, int], dtypes: tuple[str, ...], device: str, smoke: bool) -> list[dict[str, Any]]:
-    """Rows of `atu.bench.ops.run_case`, with the dtype; a case that fails has an error in its place."""
+    """Rows of `atu.bench.ops.run_case`; a case that fails has an error in its place."""
     import torch
 
     from atu.bench.limits import machine_rates
@@ -153,7 +153,7 @@ def ops(networks: dict[int, int], dtypes: tuple[str, ...], device: str, smoke: b
             for case in op_cases(resolution, batch, dtype, device, smoke):
                 say(f"{name} {case.name} {case.direction}")
                 try:
-                    rows.append({**run_case(case, plan, rates, not smoke, dtype), "dtype": name})
+                    rows += run_case({dtype: case}, plan, {dtype: rates}, not smoke)
                 except Exception as error:
                     rows.append(dict(name=case.name, direction=case.direction, dtype=name, error=str(error)[:500]))
     return rows

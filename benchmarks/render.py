@@ -96,8 +96,10 @@ def step(name: str) -> str:
         ratios = [
             f"{row['speedup'][kind]:.2f}" if kind in row["speedup"] else "-" for kind in ("reference", "compiled")
         ]
-        rows.append([row["name"], *times, *ratios, size(row["times"]["ours"]["peak_bytes"])])
+        low = [_median(row, "bfloat16")] if "bfloat16" in row["times"] else []
+        rows.append([row["name"], *times, *ratios, size(row["times"]["ours"]["peak_bytes"]), *low])
     head = ["part", "ours", "reference", "torch.compile", "reference / ours", "compiled / ours", "peak memory"]
+    head += ["ours, bfloat16"] if "bfloat16" in found["rows"][0]["times"] else []
     why = next((row["not_compiled"] for row in found["rows"] if "not_compiled" in row), "")
     note = f"\n\ntorch.compile of the networks failed: {why}" if why else ""
     return f"{found['gan']}, batch {found['batch']}. {machine_line(found)}\n\n{table(head, rows)}{note}"
@@ -143,8 +145,8 @@ def _ours_over(kind: str) -> Callable[[dict[str, Any]], float | None]:
 def _ops_aims(threads: int) -> list[Row]:
     everything = load(f"ops-{threads}")["rows"]
 
-    def rows(op: str, *directions: str, label: str = "") -> list[dict[str, Any]]:
-        chosen = [r for r in everything if r["op"] == op and label in r["name"]]
+    def rows(op: str, *directions: str, label: str = "", dtype: str = "float32") -> list[dict[str, Any]]:
+        chosen = [r for r in everything if r["op"] == op and label in r["name"] and r.get("dtype", "float32") == dtype]
         return [r for r in chosen if not directions or r["direction"] in directions]
 
     def limit(row: dict[str, Any]) -> float:
@@ -153,6 +155,15 @@ def _ops_aims(threads: int) -> list[Row]:
     note = f", {threads} thread{'s' if threads > 1 else ''}"
     layer = "modulated_conv2d"
     plain = [r for r in rows(layer, "forward") if "up 2" not in r["name"]]
+    low = partial(rows, dtype="bfloat16")
+    plain_low = [r for r in low(layer, "forward") if "up 2" not in r["name"]]
+    up_low = low(layer, "forward", label="up 2")
+    halves = [
+        _aim(f"upfirdn2d in bfloat16 <= 2 x its copy{note}", low("upfirdn2d"), limit, 2, True),
+        _aim(f"bias_act in bfloat16 <= 1.3 x its copy{note}", low("bias_act"), limit, 1.3, True),
+        _aim(f"modulated layer in bfloat16 <= 1.3 x its conv2d{note}", plain_low, _ours_over("library"), 1.3, True),
+        _aim(f"the same, up 2 <= 2.5 x{note}", up_low, _ours_over("library"), 2.5, True),
+    ]
     return [
         _aim(f"upfirdn2d <= 2 x copy{note}", rows("upfirdn2d"), limit, 2, True),
         _aim(f"upfirdn2d >= 10 x eager{note}", rows("upfirdn2d"), _over("reference"), 10, False),
@@ -164,6 +175,7 @@ def _ops_aims(threads: int) -> list[Row]:
         _aim(f"its second order <= reference{note}", rows(layer, "second"), _ours_over("reference"), 1, True),
         _aim(f"param_penalty <= 1.25 x bytes{note}", rows("param_penalty"), limit, 1.25, True),
         _aim(f"param_penalty >= 3 x eager loop{note}", rows("param_penalty"), _over("reference"), 3, False),
+        *(halves if any(r.get("dtype") == "bfloat16" for r in everything) else []),
     ]
 
 
@@ -177,6 +189,11 @@ def _step_aims(threads: int) -> list[Row]:
         text = "not measured" if value is None else f"{value:.2f}"
         met = "yes" if value is not None and value >= aim else "no"
         aims.append([f"stage-2 step >= {aim} x {name}{note}", text, met])
+    times = {kind: entry["median"] for kind, entry in row["times"].items()}
+    if "bfloat16" in times:
+        value = times["reference"] / times["bfloat16"]
+        text = f"stage-2 step in bfloat16 >= 4 x the float32 reference{note}"
+        aims.append([text, f"{value:.2f}", "yes" if value >= 4 else "no"])
     return aims
 
 

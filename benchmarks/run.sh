@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p benchmarks/results
 python -c 'from benchmarks.render import FILES; print("\n".join(FILES.values()))' | while read -r command; do
-  result=${command##*--json }
+  result=${command##*--save }
   if [ ! -e "${result%% *}" ]; then
     echo "+ $command" >&2
     eval "$command" </dev/null

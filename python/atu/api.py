@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
+from .data.samples import Samples
 from .feedback.oracles import IsNegative
 from .gan import GAN
 from .job import Job, Request, check_adapted, started
@@ -35,7 +36,9 @@ class Result:
     gan: the unlearned pair; its `generator_ema` is the kept one. adapted: state dicts of the stage-1 generators.
     history: one dict a logged step (stage, step, seconds, losses, distance, negative_rate ...). decisions: what the run
     chose and why. seconds: of training. out: the run folder, if there is one. seed: of the run. original: the GAN that
-    was given. is_negative: what answered during the run, the oracle or the probe.
+    was given. is_negative: what answered during the run, the oracle or the probe. negatives: what the run was made
+    with, those of earlier rounds among them. previous: the GAN that the run went on from, where that is not the
+    original.
     """
 
     gan: GAN
@@ -48,6 +51,8 @@ class Result:
     seed: int
     original: GAN
     is_negative: IsNegative
+    negatives: Samples
+    previous: GAN | None = None
 
     def __repr__(self) -> str:
         """Short: what was done and what came of it, and no weights."""
@@ -113,7 +118,7 @@ class Result:
             negative_classes,
             real,
             is_negative=is_negative,
-            others=adapted_generators(self.original, self),
+            others=other_generators(self.original, self),
             n=n,
             seed=stream_seed(self.seed, Stream.EVALUATION),
         )
@@ -139,6 +144,12 @@ def stage_seconds(result: Result) -> dict[str, float]:
     return {"prepare": max(result.seconds - sum(seconds.values()), 0.0), **seconds}
 
 
+def other_generators(gan: GAN, result: Result) -> dict[str, nn.Module]:
+    """What a report compares beside the original and the outcome: where this round began, and the adapted generator."""
+    before = {} if result.previous is None else {"previous": result.previous.sampling_generator}
+    return {**before, **adapted_generators(gan, result)}
+
+
 def adapted_generators(gan: GAN, result: Result) -> dict[str, nn.Module]:
     """The first adapted generator, under its name in the report; nothing for methods that adapt none."""
     if not result.adapted:
@@ -161,6 +172,7 @@ def unlearn(
     compat: str | None = None,
     resize: bool = False,
     precision: str | None = None,
+    from_run: str | Path | None = None,
 ) -> Result:
     """Make a GAN forget what the negatives show: adapt to them, then retrain away from the adapted weights.
 
@@ -168,11 +180,11 @@ def unlearn(
 
     Args:
         gan: pretrained pair.
-        negatives: samples that show what is unwanted: a folder of images, a list of image files or of Pillow's images,
-            a tensor or ndarray [N, ...] (floats in gan.image_range, or uint8 images), a map-style Dataset or a
-            DataLoader (read once, whole). A dozen work; a hundred work better. For a conditional GAN also a pair
-            (samples, labels), labels an index for all of them or int64 [N]: labels that are not given are drawn as the
-            GAN draws them.
+        negatives: samples that show what is unwanted: a folder of images, or one that `atu label` wrote (its good/ are
+            then the positives), or its labels.json alone; a list of image files or of Pillow's images, a tensor or
+            ndarray [N, ...] (floats in gan.image_range, or uint8 images), a map-style Dataset or a DataLoader (read
+            once, whole). A dozen work; a hundred work better. For a conditional GAN also a pair (samples, labels),
+            labels an index for all of them or int64 [N]: labels that are not given are drawn as the GAN draws them.
         positives: samples that are wanted, likewise. Generated and filtered when not given; where they are fewer than
             `feedback.least_positives`, joined by generated ones.
         is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
@@ -190,6 +202,9 @@ def unlearn(
             refused, by name.
         precision: what the networks' passes run in while training: "float32", "bfloat16", "float16" (CUDA), or "auto",
             whichever of the first two is quicker here; the config's when not given.
+        from_run: folder of a finished run on `gan`. This one begins with its unlearned GAN, and its negatives and
+            positives join those given now (but for what was marked otherwise since). `gan` stays what the outcome is
+            measured against; is_negative and config are not taken from there.
 
     Returns:
         `Result`.
@@ -211,6 +226,7 @@ def unlearn(
         compat=compat,
         resize=resize,
         precision=precision,
+        from_run=from_run,
     )
     with started(request) as job:
         cfg = job.inputs.config
@@ -220,7 +236,11 @@ def unlearn(
 def _finish(job: Job, outcome: Outcome) -> Result:
     """The result of a job, saved into its run folder."""
     config, out = job.inputs.config, job.run.out
-    decisions = {"method": config.method, "precision": config.precision, **outcome.decisions}
+    ran = {"precision": config.precision, "threads": config.threads}
+    decisions = {"method": config.method, **ran, **outcome.decisions}
+    earlier = job.inputs.earlier
+    if earlier is not None:
+        decisions.update(round=earlier.round + 1, from_run=str(earlier.folder))
     outcome.gan.precision = "float32"
     result = Result(
         gan=outcome.gan,
@@ -231,8 +251,10 @@ def _finish(job: Job, outcome: Outcome) -> Result:
         config=config,
         out=out,
         seed=job.inputs.seed,
-        original=job.inputs.gan,
+        original=job.inputs.original,
         is_negative=job.feedback.is_negative,
+        negatives=job.inputs.negatives,
+        previous=None if earlier is None else job.inputs.gan,
     )
     if out is not None:
         result.save(out / "result.safetensors")

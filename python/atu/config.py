@@ -296,6 +296,12 @@ class Config:
             "CUDA."
         ),
     ] = "float32"
+    threads: Annotated[
+        PositiveCount | None,
+        Field(
+            description="CPU threads of the training; unset, OMP_NUM_THREADS, or by measuring (one for tiny networks)."
+        ),
+    ] = None
     log_every: Annotated[PositiveCount, STEPS, Field(description="How often losses are logged.")] = 10
     save_every: Annotated[PositiveCount, STEPS, Field(description="How often the state to resume from is saved.")] = 100
     feedback: Annotated[Feedback, Field(description="Positives when none are given.")] = field(default_factory=Feedback)
@@ -376,13 +382,13 @@ class Config:
             config.methods[config.method] = tables[config.method]
         return config
 
-    def with_precision(self, precision: str) -> Config:
-        """The same settings with another precision.
+    def having(self, **fields: Any) -> Config:
+        """The same settings with other values of some fields.
 
         Raises:
-            ValueError: there is no such precision.
+            ValueError: naming each field that is unknown or has a wrong value.
         """
-        return self._validated({**self.to_dict(), "precision": precision})
+        return self._validated({**self.to_dict(), **fields})
 
     @classmethod
     def load(cls, path: str | Path, method: str | None = None, compat: str | None = None) -> Config:

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ class GAN:
 
     @property
     def device(self) -> torch.device:
-        tensor = next((t for t in [*self.generator.parameters(), *self.generator.buffers()]), None)
+        tensor = next(chain(self.generator.parameters(), self.generator.buffers()), None)
         return torch.device("cpu") if tensor is None else tensor.device
 
     @property

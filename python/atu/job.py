@@ -26,16 +26,19 @@ from torch import Tensor
 
 from . import presets
 from .config import Config
-from .data.samples import Samples, as_samples
+from .data.marks import KEPT, joined, keep_marks
+from .data.samples import Samples, TensorSamples, as_samples
 from .feedback.checks import label_remarks
+from .feedback.earlier import Earlier, earlier_run
 from .feedback.feedback import Feedback, build_feedback, check_distinct
 from .feedback.oracles import Oracle, find
+from .feedback.places import marked_samples
 from .gan import GAN
 from .methods.registry import METHODS
 from .support.digest import digest
 from .support.modules import eval_mode
-from .training import precision
-from .training.run_folder import RunFolder, gan_digest, recorded_precision, samples_digest
+from .training import precision, threads
+from .training.run_folder import RunFolder, gan_digest, recorded, samples_digest
 
 States = list[dict[str, Tensor]]
 
@@ -60,13 +63,20 @@ class Request:
     precision: str | None = None
     resize: bool = False
     adapted: Sequence[Mapping[str, Tensor]] | None = None
+    from_run: str | Path | None = None
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """A request that was checked: everything read, nothing written, the GAN on the device where it will run."""
+    """A request that was checked: everything read, nothing written, the GANs on the device where it will run.
+
+    gan: the pair that training starts from, the original's or that of the earlier run. original: the one given, which
+    outcomes are measured against. negatives, positives: those of earlier rounds among them. given: (negatives,
+    positives) of this round alone.
+    """
 
     gan: GAN
+    original: GAN
     negatives: Samples
     positives: Samples | None
     oracle: Oracle | None
@@ -74,6 +84,8 @@ class Inputs:
     out: str | Path | None
     seed: int
     adapted: States | None
+    given: tuple[Samples, Samples | None]
+    earlier: Earlier | None = None
 
 
 @dataclass(frozen=True)
@@ -210,8 +222,26 @@ def _check_folders(request: Request) -> None:
             raise ValueError(f"{name}: expected a folder other than {pictures}, where the run writes its own pictures")
 
 
-def _samples(gan: GAN, request: Request, name: str) -> Samples:
-    return as_samples(getattr(request, name), gan.sample_shape, gan.image_range, name, gan.c_dim, resize=request.resize)
+def _given(gan: GAN, request: Request) -> tuple[Samples, Samples | None]:
+    """The negatives and positives of the request."""
+    negatives, beside = marked_samples(gan, request.negatives, "negatives", request.resize)
+    value = request.positives
+    if value is None:
+        if beside is None or isinstance(beside, TensorSamples):
+            return negatives, beside
+        value = beside
+    return negatives, as_samples(
+        value, gan.sample_shape, gan.image_range, "positives", gan.c_dim, resize=request.resize
+    )
+
+
+def _earlier(request: Request, gan: GAN) -> Earlier | None:
+    """The run that the request goes on from."""
+    if request.from_run is None:
+        return None
+    if request.out is not None and Path(request.out).resolve() == Path(request.from_run).resolve():
+        raise ValueError(f"out: expected another folder than that of the run that this goes on from, got {request.out}")
+    return earlier_run(request.from_run, gan, gan_digest(gan))
 
 
 def check_inputs(request: Request) -> Inputs:
@@ -226,40 +256,55 @@ def check_inputs(request: Request) -> Inputs:
     _check_folders(request)
     config = _config(request.config, request.method, request.compat)
     if request.precision is not None:
-        config = config.with_precision(request.precision)
+        config = config.having(precision=request.precision)
     where = _device(request.device, request.gan) if isinstance(request.gan, GAN) else None
     gan = check_gan(request.gan)
     if where is not None and where != gan.device:
         gan = gan.copy().to(where)
     adapted = None if request.adapted is None else check_adapted(gan, request.adapted)
     _check_method(gan, config, request)
-    negatives = _samples(gan, request, "negatives")
-    positives = None if request.positives is None else _samples(gan, request, "positives")
-    given = request.is_negative
-    oracle = None if given is None else Oracle(find(given, gan) if isinstance(given, str) else given)
+    given = _given(gan, request)
+    earlier = _earlier(request, gan)
+    negatives, positives = _with_earlier(given, earlier, gan)
+    asked = request.is_negative
+    oracle = None if asked is None else Oracle(find(asked, gan) if isinstance(asked, str) else asked)
     if oracle is not None:
         oracle(gan.sample(4))
     if positives is not None:
         check_distinct(negatives, positives)
     label_remarks(gan, negatives)
-    gan, config = _in_precision(gan, config, request.out)
-    return Inputs(gan, negatives, positives, oracle, config, request.out, seed, adapted)
+    start, config = _fitted(gan if earlier is None else earlier.gan, config, request.out)
+    return Inputs(start, gan, negatives, positives, oracle, config, request.out, seed, adapted, given, earlier)
 
 
-def _in_precision(gan: GAN, config: Config, out: str | Path | None) -> tuple[GAN, Config]:
-    """Both with the precision that the config's stands for on this machine, or stood for when the run began."""
-    batch = config.repel.adversarial.batch_size
-    chosen = precision.resolve(config.precision, gan, batch, recorded_precision(out))
+def _with_earlier(
+    given: tuple[Samples, Samples | None], earlier: Earlier | None, gan: GAN
+) -> tuple[Samples, Samples | None]:
+    """The marks of this round joined by those of the rounds before; what was marked otherwise since is left out."""
+    if earlier is None:
+        return given
+    negatives = joined(given[0], earlier.negatives, given[1], gan.image_range)
+    assert negatives is not None
+    return negatives, joined(given[1], earlier.positives, given[0], gan.image_range)
+
+
+def _fitted(gan: GAN, config: Config, out: str | Path | None) -> tuple[GAN, Config]:
+    """Both with the threads and the precision that are best on this machine, or were when the run began, where the
+    config leaves them open."""
+    batch, before = config.repel.adversarial.batch_size, recorded(out)
+    number = threads.choose(gan, batch, config.threads, before.get("threads"))
+    with threads.using(number):
+        chosen = precision.resolve(config.precision, gan, batch, before.get("precision"))
     if gan.precision != chosen:
         gan = copy.copy(gan)  # the same networks: the caller's GAN stays as it is
         gan.precision = chosen
-    return gan, config.with_precision(chosen)
+    return gan, config.having(precision=chosen, threads=number)
 
 
 def _identity(inputs: Inputs) -> dict[str, Any]:
     """What a run folder's run must agree with to be resumed, beside the config."""
-    gan, positives = inputs.gan, inputs.positives
-    identity = {"seed": inputs.seed, "gan": gan_digest(gan), "negatives": samples_digest(inputs.negatives)}
+    gan, (negatives, positives) = inputs.original, inputs.given
+    identity = {"seed": inputs.seed, "gan": gan_digest(gan), "negatives": samples_digest(negatives)}
     identity["positives"] = None if positives is None else samples_digest(positives)
     identity["oracle"] = False if inputs.oracle is None else inputs.oracle.identity
     drawn = gan.labels(64, torch.Generator().manual_seed(0))
@@ -267,6 +312,9 @@ def _identity(inputs: Inputs) -> dict[str, Any]:
         identity["labels"] = digest({"drawn": drawn})
     if inputs.adapted is not None:
         identity["adapted"] = [digest(state) for state in inputs.adapted]
+    if inputs.earlier is not None:
+        identity["round"] = inputs.earlier.round + 1
+        identity["from"] = {"gan": gan_digest(inputs.gan), "negatives": samples_digest(inputs.earlier.negatives)}
     return identity
 
 
@@ -284,11 +332,15 @@ def started(request: Request) -> Iterator[Job]:
     began = time.monotonic()
     with torch.inference_mode(False), torch.enable_grad():
         inputs = check_inputs(request)
-        run = _open_run_folder(inputs)
-        try:
-            feedback = build_feedback(
-                inputs.gan, inputs.negatives, inputs.positives, inputs.oracle, inputs.config.feedback, inputs.seed
-            )
-            yield Job(inputs, run, feedback, began)
-        finally:
-            run.close()
+        assert inputs.config.threads is not None
+        with threads.using(inputs.config.threads):
+            run = _open_run_folder(inputs)
+            try:
+                if run.out is not None and not (run.out / KEPT).exists():
+                    keep_marks(run.out, inputs.negatives, inputs.positives, inputs.gan.image_range)
+                feedback = build_feedback(
+                    inputs.gan, inputs.negatives, inputs.positives, inputs.oracle, inputs.config.feedback, inputs.seed
+                )
+                yield Job(inputs, run, feedback, began)
+            finally:
+                run.close()

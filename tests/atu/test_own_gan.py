@@ -7,9 +7,9 @@ from PIL import Image
 from torch import nn
 
 from atu import adapt, repel, unlearn
+from atu.evaluation.evaluate import evaluate
 from atu.evaluation.goals import Goal
 from atu.evaluation.search import latent_search
-from atu.evaluation.evaluate import evaluate
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 

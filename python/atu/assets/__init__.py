@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
+DOMAINS = ("mnist", "animals")
+# By the name that a spec gives: what answers for the user, and what only measures.
+CLASSIFIERS = {
+    "mnist": "mnist-classifier.safetensors",
+    "animals": "animals-classifier.safetensors",
+    "animals-judge": "animals-judge.safetensors",
+}
+MADE_BY = {
+    "animals-gan.safetensors": "atu pretrain animals --out DIR",
+    "animals-classifier.safetensors": "atu train-classifier animals --out DIR",
+    "animals-judge.safetensors": "atu train-classifier animals --role judge --out DIR",
+}
+
 
 def asset(name: str) -> Path:
     """Path of a bundled file.
 
     Raises:
-        FileNotFoundError: this installation has no such file.
+        FileNotFoundError: this installation has no such file; where a command makes it, saying which.
     """
     path = Path(__file__).parent / name
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: the bundled file is missing; reinstall atu-ext")
+        made = f", or make it with `{MADE_BY[name]}`" if name in MADE_BY else ""
+        raise FileNotFoundError(f"{path}: the bundled file is missing; reinstall atu-ext{made}")
     return path

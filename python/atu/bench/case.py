@@ -32,7 +32,8 @@ class Case:
 
     direction: forward, backward or second (the gradient of the gradient). compile: makes the torch.compile of the
     reference, where there is one. library: the nearest that torch itself has, named by `nearest`; it need not compute
-    the same. tolerance: relative, to which ours and reference must agree before they are timed.
+    the same. tolerance: relative, to which ours and reference must agree before they are timed. exact: the reference on
+    the same inputs in float64, which results of 16 bits are compared with.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Case:
     library: Run | None = None
     nearest: str = ""
     tolerance: float = 1e-3
+    exact: Run | None = None
 
 
 def nbytes(*tensors: Tensor | None) -> int:
@@ -83,30 +85,40 @@ def _leaves(inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     return fresh, [t for t in fresh if t.requires_grad]
 
 
-def _seeded(like: Tensor, seed: int) -> Tensor:
-    """Noise laid out as `like`, the same for every implementation."""
+def _seeded(like: Tensor, seed: int, given: torch.dtype | None) -> Tensor:
+    """Noise laid out as `like`, the same for every implementation; given: the dtype to whose numbers it is rounded."""
     rng = torch.Generator().manual_seed(seed)
-    noise = torch.randn(like.shape, generator=rng, dtype=torch.float32).to(like)
+    noise = torch.randn(like.shape, generator=rng, dtype=torch.float32).to(given or like.dtype).to(like)
     return torch.empty_like(like).copy_(noise)
 
 
-def _backward(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Run:
-    fresh, wanted = _leaves(inputs)
-    y = function(*fresh)
-    return partial(torch.autograd.grad, y, wanted, _seeded(y, 1), retain_graph=True)
+def _forward(function: Callable[..., Tensor], inputs: Sequence[Tensor], given: torch.dtype | None = None) -> Run:
+    return forward_run(function, inputs)
 
 
-def _second(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Run:
+def _backward(function: Callable[..., Tensor], inputs: Sequence[Tensor], given: torch.dtype | None = None) -> Run:
     fresh, wanted = _leaves(inputs)
     y = function(*fresh)
-    dy = _seeded(y, 1).requires_grad_()
+    return partial(torch.autograd.grad, y, wanted, _seeded(y, 1, given), retain_graph=True)
+
+
+def _second(function: Callable[..., Tensor], inputs: Sequence[Tensor], given: torch.dtype | None = None) -> Run:
+    fresh, wanted = _leaves(inputs)
+    y = function(*fresh)
+    dy = _seeded(y, 1, given).requires_grad_()
     first = torch.autograd.grad(y, wanted, dy, create_graph=True)
     linked = [g for g in first if g.requires_grad]
-    arriving = [_seeded(g, 2 + i) for i, g in enumerate(linked)]
+    arriving = [_seeded(g, 2 + i, given) for i, g in enumerate(linked)]
     return partial(torch.autograd.grad, linked, [*wanted, dy], arriving, retain_graph=True, allow_unused=True)
 
 
-_BUILD = {"forward": forward_run, "backward": _backward, "second": _second}
+_BUILD = {"forward": _forward, "backward": _backward, "second": _second}
+
+
+def _exact(layer: Layer, direction: str) -> Any:
+    """The reference's result of the same numbers in float64."""
+    wide = [t.detach().double().requires_grad_(t.requires_grad) for t in layer.inputs]
+    return _BUILD[direction](layer.reference, wide, layer.inputs[0].dtype)()
 
 
 def _compiled(layer: Layer, direction: str) -> Run:
@@ -130,4 +142,5 @@ def cases_of(layer: Layer) -> Iterator[Case]:
             None if second else partial(_compiled, layer, direction),
             None if layer.library is None or second else build(layer.library, layer.inputs[: layer.library_inputs]),
             layer.nearest,
+            exact=partial(_exact, layer, direction),
         )

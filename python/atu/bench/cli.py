@@ -1,23 +1,48 @@
-"""`atu bench [ops|step|job]`."""
+"""`atu bench [ops|step|job|marks]`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-WHAT = ("ops", "step", "job")
+if TYPE_CHECKING:
+    from .micro import Custom
+
+WHAT = ("ops", "step", "job", "marks")
 OPS = ("upfirdn2d", "bias_act", "modulated_conv2d", "param_penalty")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
+BOTH = ("float32", "bfloat16")
 FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def _shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    parts = value.split("x")
+    if not all(part.isdigit() and int(part) for part in parts):
+        raise click.BadParameter(f"expected sizes like 8x64x128x128, got {value!r}", ctx, param)
+    return tuple(map(int, parts))
 
 
 @click.command("bench")
 @click.argument("what", type=click.Choice(WHAT), default="ops")
 @click.option("--op", "ops", multiple=True, type=click.Choice(OPS), help="Only this op; may be repeated.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1.")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the ops' tensors.")
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    type=click.Choice(DTYPES),
+    help="Of the ops' tensors; may be repeated. float32 and bfloat16 beside each other when not given.",
+)
+@click.option("--shape", metavar="NxCxHxW", callback=_shape, help="One shape of yours, of one --op.")
+@click.option("--up", default=1, type=click.IntRange(1), help="With --shape: upsampling factor.")
+@click.option("--down", default=1, type=click.IntRange(1), help="With --shape: downsampling factor.")
+@click.option("--out-channels", type=click.IntRange(1), help="With --shape, of modulated_conv2d; C when not given.")
+@click.option("--channels-last", is_flag=True, help="With --shape: images of that layout.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; torch's own number when not given.")
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(2), help="Of the step.")
 @click.option("--class", "digit", default="8", show_default=True, metavar="K", help="Digit that the job unlearns.")
@@ -26,6 +51,9 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option(
     "--seconds", default=0.5, show_default=True, type=click.FloatRange(0.001), help="A case and implementation."
 )
+@click.option("--out", type=FOLDER, help="Of marks: folder for its parts; the same command goes on from there.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Of marks: how often it looks.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(0), help="Of marks: rounds of unlearning.")
 @click.option("--quick", is_flag=True, help="Tiny shapes, to see that it runs; the numbers mean nothing.")
 @click.option("--save", "save_path", type=FILE, help="Write all numbers (JSON), over those of an earlier bench.")
 @click.option("--json", "json_path", type=FILE, hidden=True)  # the former spelling of --save
@@ -35,34 +63,51 @@ def bench(
     what,
     ops,
     device,
-    dtype,
+    dtypes,
+    shape,
+    up,
+    down,
+    out_channels,
+    channels_last,
     threads,
     batch,
     digit,
     compile,
     growth,
     seconds,
+    out,
+    seeds,
+    rounds,
     quick,
     save_path,
     json_path,
     compare_path,
     plot_path,
 ) -> None:
-    """Time the ops, a step, or an unlearning.
+    """Time the ops, a step, or an unlearning; or count what the labelling page takes.
 
     All against peers and this machine's limits. Times are medians of turns taken by all implementations in one run:
     ours, the plain-torch reference, torch.compile of it, and the nearest that torch has. Compare ratios, not times,
-    between machines. With --compare, the exit code is 1 when a case lost a quarter against its limit or reference.
+    between machines. With --compare, the exit code is 1 when a case lost a quarter against its limit or reference, in
+    the median and in the fastest turn; never with --quick.
 
-    WHAT: ops, step or job.
+    marks: a simulated user of atu label looks for what is unwanted, with the page's suggestions and in random order,
+    and unlearns it in rounds; DIR/marks.md is its table.
+
+    WHAT: ops, step, job or marks.
     """
     import torch
 
     from ..support.environment import keep_freed_memory
     from . import output
 
+    if what == "marks":
+        _marks(out, seeds, rounds, threads, quick)
+        return
     keep_freed_memory()  # as the other commands do; for every implementation alike
-    _check(device, dtype)
+    dtypes = dtypes or BOTH
+    _check(device, dtypes)
+    custom = _custom(what, ops, shape, up, down, out_channels, channels_last)
     before = None if compare_path is None else output.read(compare_path)
     save_path = save_path or json_path
     if save_path is not None and save_path.exists():
@@ -70,7 +115,7 @@ def bench(
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     found = _run(
-        what, ops or OPS, device, getattr(torch, dtype), threads, batch, digit, compile, growth, seconds, quick
+        what, ops or OPS, device, dtypes, custom, threads, batch, digit, compile, growth and not shape, seconds, quick
     )
     output.show(found)
     if save_path is not None:
@@ -79,11 +124,39 @@ def bench(
         write_json(save_path, found)
     if plot_path is not None:
         click.echo(str(output.plot(found, plot_path)))
-    if before is not None and output.compare(before, found):
+    if before is not None and output.compare(before, found) and not quick:
         raise click.exceptions.Exit(1)
 
 
-def _check(device: str, dtype: str) -> None:
+def _marks(out: Path | None, seeds: int, rounds: int, threads: int | None, quick: bool) -> None:
+    import os
+
+    import torch
+
+    from .marks import run_marks
+
+    if out is None:
+        raise click.UsageError("atu bench marks needs --out DIR")
+    if threads is not None:
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of the runs, which are processes of their own
+    run_marks(out, quick, seeds, rounds, (), lambda text: click.echo(text, err=True))
+    click.echo((out / "marks.md").read_text(encoding="utf-8"))
+
+
+def _custom(what, ops, shape, up, down, out_channels, channels_last) -> Custom | None:
+    from .micro import Custom
+
+    if shape is None:
+        if up > 1 or down > 1 or out_channels is not None or channels_last:
+            raise click.UsageError("--up, --down, --out-channels and --channels-last are of --shape")
+        return None
+    if what != "ops" or len(ops) != 1:
+        raise click.UsageError("--shape needs one --op of atu bench ops")
+    return Custom(shape, up, down, out_channels, channels_last)
+
+
+def _check(device: str, dtypes: tuple[str, ...]) -> None:
     import torch
 
     from atu_ext import _native
@@ -93,13 +166,15 @@ def _check(device: str, dtype: str) -> None:
         raise click.BadParameter(f"expected cpu or cuda, got {device!r}", param_hint="--device")
     if kind == "cuda" and not torch.cuda.is_available():
         raise click.BadParameter("torch sees no CUDA device", param_hint="--device")
-    if kind == "cpu" and dtype not in DTYPES[:2]:
-        raise click.BadParameter(f"on the CPU expected float32 or float64, got {dtype}", param_hint="--dtype")
+    if kind == "cpu" and "float16" in dtypes:
+        raise click.BadParameter("expected float32, float64 or bfloat16 on the CPU, got float16", param_hint="--dtype")
+    if len(set(dtypes)) < len(dtypes):
+        raise click.BadParameter(f"expected different ones, got {', '.join(dtypes)}", param_hint="--dtype")
     if _native._C is None:
         raise ValueError(str(_native.error))
 
 
-def _run(what, ops, device, dtype, threads, batch, digit, compile, growth, seconds, quick) -> dict[str, Any]:
+def _run(what, ops, device, dtypes, custom, threads, batch, digit, compile, growth, seconds, quick) -> dict[str, Any]:
     import torch
 
     from ..support.environment import machine, versions
@@ -114,22 +189,25 @@ def _run(what, ops, device, dtype, threads, batch, digit, compile, growth, secon
         click.echo(text, err=True)
 
     found: dict[str, Any] = dict(what=what, machine=machine(device), versions=versions(), threads=threads)
-    found.update(device=device, dtype=str(dtype).removeprefix("torch."), quick=quick)
+    found.update(device=device, dtype=dtypes[0], dtypes=list(dtypes), quick=quick)
     if what == "job":
         from .job import run_job
 
-        return {**found, **run_job(device, quick, digit, ("auto",) if quick else ("auto", "reference"), say)}
+        return {**found, **run_job(device, quick, digit, dtypes, say)}
     say("limits of this machine")
-    found["limits"] = machine_rates(plan, dtype, quick)
+    rates = {name: machine_rates(plan, getattr(torch, name), quick) for name in dtypes}
+    found.update(limits=rates[dtypes[0]], limits_of=rates)
     if what == "step":
         from .step import run_step
 
-        return {**found, **run_step(plan, batch, compile, quick, say)}
+        return {**found, **run_step(plan, batch, compile, quick, say, dtypes)}
     from .growth import run_growth
     from .micro import cases
     from .ops import run_ops
 
-    found["rows"] = run_ops(cases(ops, dtype, device, quick), plan, found["limits"], compile, dtype, say)
+    kinds = [getattr(torch, name) for name in dtypes]
+    limits = dict(zip(kinds, rates.values(), strict=True))
+    found["rows"] = run_ops(cases(ops, kinds, device, quick, custom), plan, limits, compile, say)
     if growth:
-        found["growth"] = run_growth(ops, plan, dtype, quick, say)
+        found["growth"] = run_growth(ops, plan, kinds[0], quick, say)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +28,11 @@ def time_to(history: list[dict[str, Any]], before: float, level: float, offset: 
     return None
 
 
-def run_job(device: str, quick: bool, digit: str, impls: tuple[str, ...], say: Callable[[str], None]) -> dict[str, Any]:
-    """Unlearn `digit` from the bundled GAN with the default settings, once an implementation.
+def run_job(
+    device: str, quick: bool, digit: str, precisions: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Unlearn `digit` from the bundled GAN with the default settings: once in each precision that can train it, and
+    (without `quick`) in plain torch.
 
     PUL is that of the run's own checks (`repel.check_samples` fixed latents, the EMA generator, the bundled
     classifier). `to_pul` counts from the call to the first check at that level, checks included.
@@ -48,11 +51,12 @@ def run_job(device: str, quick: bool, digit: str, impls: tuple[str, ...], say: C
     with torch.no_grad():
         latents = gan.sample(config.repel.check_samples)
     rows = []
-    for impl in impls:
-        say(f"job, {impl}")
+    runs = [("auto", name) for name in precisions if name != "float64"]
+    for impl, precision in runs if quick else [*runs, ("reference", "float32")]:
+        say(f"job, {impl}, {precision}")
         start = time.perf_counter()
         with default_impl(impl):
-            result = unlearn(gan, negatives, is_negative=oracle, config=config, device=device)
+            result = unlearn(gan, negatives, is_negative=oracle, config=config, device=device, precision=precision)
         seconds = time.perf_counter() - start
         before = float(oracle(latents).float().mean())
         stages = stage_seconds(result)
@@ -60,7 +64,7 @@ def run_job(device: str, quick: bool, digit: str, impls: tuple[str, ...], say: C
         rows.append(
             dict(
                 name=f"unlearn {digit}",
-                impl="ours" if impl == "auto" else impl,
+                impl=(f"ours, {precision}" if precision != "float32" else "ours") if impl == "auto" else impl,
                 seconds=seconds,
                 stages=stages,
                 before=before,

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.utils import benchmark
 
 Run = Callable[[], Any]
+Key = TypeVar("Key")
 FLUSH_BYTES = 256 << 20  # more than the second-level cache of any GPU
 
 
@@ -45,12 +46,12 @@ class Plan:
         return [begin.elapsed_time(end) / 1e3 for begin, end in events]
 
 
-def times(runs: Mapping[str, Run], plan: Plan) -> dict[str, dict[str, float]]:
+def times(runs: Mapping[Key, Run], plan: Plan) -> dict[Key, dict[str, float]]:
     """Median and interquartile range in seconds of each run, from turns through all of them.
 
     Each is called twice to warm up; a turn is long enough (about a tenth of a millisecond or one call) for the clock.
     """
-    numbers: dict[str, int] = {}
+    numbers: dict[Key, int] = {}
     before = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     gc.collect()
@@ -60,7 +61,7 @@ def times(runs: Mapping[str, Run], plan: Plan) -> dict[str, dict[str, float]]:
             plan.block(run, 1)
             once = max(min(plan.block(run, 2)), 1e-7)
             numbers[name] = max(1, min(int(plan.seconds / plan.rounds / once), 10_000))
-        samples: dict[str, list[float]] = {name: [] for name in runs}
+        samples: dict[Key, list[float]] = {name: [] for name in runs}
         for _ in range(plan.rounds):
             for name, run in runs.items():
                 samples[name] += plan.block(run, numbers[name])

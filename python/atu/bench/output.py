@@ -12,6 +12,7 @@ from rich.table import Table
 
 SLOWER = 1.25  # a case that took so much longer in relation to its limit is pointed out
 OTHERS = ("reference", "compiled", "library")
+LOW = ("bfloat16", "float16")
 
 
 def duration(seconds: float | None) -> str:
@@ -46,22 +47,24 @@ def _table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
     return table
 
 
-def _rates(found: dict[str, Any]) -> str:
-    rates = found["limits"]
-    return (
-        f"copy {rates['copy'] / 1e9:.1f} GB/s (read and written), read {rates['read'] / 1e9:.1f} GB/s, "
+def _rates(found: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}: copy {rates['copy'] / 1e9:.1f} GB/s (read and written), read {rates['read'] / 1e9:.1f} GB/s, "
         f"matmul {rates['matmul'] / 1e9:.0f} Gflop/s, conv {rates['conv'] / 1e9:.0f} Gflop/s"
-    )
+        for name, rates in found.get("limits_of", {found["dtype"]: found["limits"]}).items()
+    ]
 
 
 def _ops_tables(found: dict[str, Any]) -> list[Table]:
-    columns = ["case", "ours", "± iqr", "memory", "limit", "of limit", *(f"{o} / ours" for o in OTHERS)]
+    first = found["dtype"]
+    shown = [*OTHERS, *([first] if len(found.get("dtypes", ())) > 1 else [])]
+    columns = ["case", "ours", "± iqr", "memory", "limit", "of limit", *(f"{o} / ours" for o in shown)]
     rows = []
     for row in found["rows"]:
         ours = row["times"]["ours"]
         cells = [f"{row['name']} {row['direction']}", duration(ours["median"]), duration(ours["iqr"])]
         cells += [size(ours["peak_bytes"]), f"{duration(row['limit'])} {row['bound']}", _factor(row["of_limit"])]
-        rows.append([*cells, *(_factor(row["speedup"].get(other)) for other in OTHERS)])
+        rows.append([*cells, *(_factor(row["speedup"].get(other)) for other in shown)])
     tables = [_table("ops", columns, rows)]
     if found.get("growth"):
         grown = [
@@ -74,12 +77,18 @@ def _ops_tables(found: dict[str, Any]) -> list[Table]:
 
 
 def _step_tables(found: dict[str, Any]) -> list[Table]:
-    columns = ["part", "ours", "± iqr", "memory", "reference / ours", "compiled / ours"]
+    low = [name for name in LOW if name in found["rows"][0]["times"]]
+    columns = ["part", "ours", "± iqr", "memory", "reference / ours", "compiled / ours", *low]
+    columns += [f"ours / {name}" for name in low] + [f"reference / {name}" for name in low]
     rows = []
     for row in found["rows"]:
-        ours = row["times"]["ours"]
+        times = row["times"]
+        ours = times["ours"]
         cells = [row["name"], duration(ours["median"]), duration(ours["iqr"]), size(ours["peak_bytes"])]
-        rows.append([*cells, *(_factor(row["speedup"].get(other)) for other in OTHERS[:2])])
+        cells += [_factor(row["speedup"].get(other)) for other in OTHERS[:2]]
+        cells += [duration(times[name]["median"]) for name in low]
+        pairs = [times[kind]["median"] / times[name]["median"] for kind in ("ours", "reference") for name in low]
+        rows.append([*cells, *map(_factor, pairs)])
     memory = found["memory"]
     kept = [["plain fine-tuning step", size(memory["plain"]), "-"]]
     kept += [[f"stage 2, N={n}", size(m["peak"]), size(m["kept"])] for n, m in memory["stage_2"].items()]
@@ -121,7 +130,8 @@ def show(found: dict[str, Any], console: Console | None = None) -> None:
         f"{machine.get('gpu', machine['cpu'])}, {found['threads']} of {machine['cores']} cores, {found['dtype']}"
     )
     if "limits" in found:
-        console.print(_rates(found))
+        for line in _rates(found):
+            console.print(line)
     for table in _TABLES[found["what"]](found):
         console.print(table)
 
@@ -148,21 +158,27 @@ def _key(row: dict[str, Any]) -> str:
 def _measure(row: dict[str, Any]) -> dict[str, float]:
     """The numbers of a row that are compared: against a limit or peer of the same run, and seconds."""
     if "of_limit" in row:
-        return {"of limit": row["of_limit"], "seconds": row["times"]["ours"]["median"]}
+        ours = row["times"]["ours"]
+        fastest = ours.get("fastest", ours["median"]) / ours["median"] * row["of_limit"]
+        return {"of limit": row["of_limit"], "fastest": fastest, "seconds": ours["median"]}
     if "times" in row:
-        ours = row["times"]["ours"]["median"]
-        return {"of reference": 1 / row["speedup"]["reference"], "seconds": ours}
+        ours, reference = row["times"]["ours"], row["times"]["reference"]
+        fastest = ours["fastest"] / reference["fastest"]
+        return {"of reference": ours["median"] / reference["median"], "fastest": fastest, "seconds": ours["median"]}
     return {"seconds": row["seconds"]}
 
 
 def compare(before: dict[str, Any], now: dict[str, Any], console: Console | None = None) -> list[str]:
-    """Print now over before, case by case; returns the cases whose in-run ratio (else time) grew by SLOWER.
+    """Print now over before, case by case; returns the cases whose in-run ratio (else time) grew by SLOWER, both in the
+    median and in the fastest turn: other work on the machine moves the one easily, and both seldom.
 
     Raises:
-        ValueError: the files hold different parts of the suite.
+        ValueError: the files hold different parts of the suite, or one of them that of --quick.
     """
     if before["what"] != now["what"]:
         raise ValueError(f"--compare: expected a result of atu bench {now['what']}, got one of {before['what']}")
+    if before.get("quick", False) != now.get("quick", False):
+        raise ValueError("--compare: one of the two results is of --quick, whose shapes are others")
     old = {_key(row): _measure(row) for row in before["rows"]}
     rows, worse = [], []
     for row in now["rows"]:
@@ -170,11 +186,12 @@ def compare(before: dict[str, Any], now: dict[str, Any], console: Console | None
         if key not in old:
             continue
         ratios = {name: value / old[key][name] for name, value in _measure(row).items() if old[key].get(name)}
-        first = next(iter(ratios.values()), 1.0)
-        if first >= SLOWER:
+        judged = [ratio for name, ratio in ratios.items() if name != "seconds"] or list(ratios.values())
+        slower = min(judged, default=1.0) >= SLOWER
+        if slower:
             worse.append(key)
         cells = [f"{name} {ratio:.2f}x" for name, ratio in ratios.items()]
-        rows.append([key, *cells, "slower" if first >= SLOWER else ""])
+        rows.append([key, *cells, "slower" if slower else ""])
     width = max((len(row) for row in rows), default=2)
     table = _table("now / before", ["case", *[""] * (width - 1)], rows)
     (console or _console()).print(table)

@@ -1,8 +1,8 @@
-"""One training step of each stage, whole and in parts: ours, reference and torch.compile of that."""
+"""One training step of each stage, whole and in parts: ours in each precision, reference, and torch.compile of that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from ..methods.adapt_then_unlearn.repel import Repulsion, default_steps
 from ..networks.stylegan2 import Discriminator, Generator
 from ..support.modules import update_ema
 from ..support.seeding import fork_rng
-from ..training import losses
 from ..training.trainer import AdversarialTrainer
 from .measure import Plan, peak_memory, times
 
@@ -43,14 +42,22 @@ def tiny_gan() -> GAN:
     return GAN(Generator(8, 0, 8, 8, 1, dict(num_layers=2), dict(channels)), Discriminator(0, 8, 1, **channels))
 
 
-def make_trainer(gan: GAN, stage: str, adversarial: Adversarial, models: int = 1, plain: bool = False):
+def make_trainer(
+    gan: GAN,
+    stage: str,
+    adversarial: Adversarial,
+    models: int = 1,
+    plain: bool = False,
+    precision: str = "float32",
+) -> AdversarialTrainer:
     """A trainer as the stage makes it. Its learning rates are 0, so that every step sees the same weights.
 
     models: adapted generators that stage 2 is pushed away from. plain: neither penalty nor negatives as fakes, which is
-    fine-tuning.
+    fine-tuning. precision: as of `Config`.
     """
     cfg = Config()
     twin = gan.copy()
+    twin.precision = precision
     params: list[Tensor] = list(twin.generator.parameters())
     start = [p.detach().clone() for p in params]
     real = TensorSamples(torch.rand(500, *gan.sample_shape) * 2 - 1)
@@ -97,10 +104,7 @@ class Parts:
         self.trainer._generator_step()
 
     def r1(self) -> None:
-        trainer = self.trainer
-        real, labels = trainer.real_batch()
-        real = real.detach().requires_grad_(True)
-        losses.r1_penalty(trainer.gan.logits(real, labels), real).backward()
+        self.trainer._gradient_penalty(*self.trainer.real_batch(), 1.0)
 
     def path_length(self) -> None:
         self.trainer._path_length_step()
@@ -122,7 +126,7 @@ COMPILED = ("step", "discriminator", "generator")  # the parts with networks in 
 
 
 def _as(kind: str, call: Callable[[], None]) -> None:
-    with default_impl("auto" if kind == "ours" else "reference"):
+    with default_impl("reference" if kind in ("reference", "compiled") else "auto"):
         call()
 
 
@@ -133,8 +137,10 @@ def compile_networks(trainer: AdversarialTrainer) -> None:
     trainer.discriminator.compile(dynamic=False)
 
 
-def _runs(gan: GAN, stage: str, batch: int, compile: bool) -> tuple[dict[str, Parts], str]:
-    parts = {kind: Parts(make_trainer(gan, stage, settings(stage, batch))) for kind in KINDS[: 3 if compile else 2]}
+def _runs(gan: GAN, stage: str, batch: int, compile: bool, low: Sequence[str]) -> tuple[dict[str, Parts], str]:
+    kinds = KINDS[: 3 if compile else 2]
+    parts = {kind: Parts(make_trainer(gan, stage, settings(stage, batch))) for kind in kinds}
+    parts |= {name: Parts(make_trainer(gan, stage, settings(stage, batch), precision=name)) for name in low}
     why = ""
     if compile:
         try:
@@ -148,15 +154,26 @@ def _runs(gan: GAN, stage: str, batch: int, compile: bool) -> tuple[dict[str, Pa
     return parts, why
 
 
-def run_step(plan: Plan, batch: int, compile: bool, quick: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Rows of every part of both stages' steps, memory, and the overhead of a step that computes nothing."""
+def run_step(
+    plan: Plan,
+    batch: int,
+    compile: bool,
+    quick: bool,
+    say: Callable[[str], None],
+    dtypes: Sequence[str] = ("float32",),
+) -> dict[str, Any]:
+    """Rows of every part of both stages' steps, memory, and the overhead of a step that computes nothing.
+
+    dtypes: of these, the 16-bit ones are timed too, as precisions of the training.
+    """
+    low = [name for name in dtypes if name in ("bfloat16", "float16")]
     with fork_rng(torch.device("cpu"), 0):
         gan, what = (tiny_gan(), "tiny StyleGAN2, untrained") if quick else bundled_gan()
         gan = gan.to(plan.device)
         batch = 2 if quick else batch
         # The two stages' steps are much alike, and compiling takes minutes: it is done for stage 2 alone.
         compiled = {"stage 1": False, "stage 2": compile}
-        rows = [row for stage in STAGES for row in _stage(gan, stage, plan, batch, compiled[stage], say)]
+        rows = [row for stage in STAGES for row in _stage(gan, stage, plan, batch, compiled[stage], low, say)]
         say("memory")
         memory = _memory(gan, batch, plan.device)
         say("overhead")
@@ -164,9 +181,11 @@ def run_step(plan: Plan, batch: int, compile: bool, quick: bool, say: Callable[[
     return dict(gan=what, batch=batch, rows=rows, memory=memory, overhead=overhead)
 
 
-def _stage(gan: GAN, stage: str, plan: Plan, batch: int, compile: bool, say) -> list[dict[str, Any]]:
+def _stage(
+    gan: GAN, stage: str, plan: Plan, batch: int, compile: bool, low: Sequence[str], say: Callable[[str], None]
+) -> list[dict[str, Any]]:
     say(f"{stage}: {'compiling' if compile else 'preparing'}")
-    parts, why = _runs(gan, stage, batch, compile)
+    parts, why = _runs(gan, stage, batch, compile, low)
     rows = []
     for part in PARTS:
         say(f"{stage}: {part}")
@@ -193,7 +212,7 @@ def _memory(gan: GAN, batch: int, device: str) -> dict[str, Any]:
     found: dict[str, Any] = dict(generator=generator, plain=peak_memory(plain.step, device), stage_2={})
     for models in (1, 2, 5):
         trainer = make_trainer(gan, "stage 2", settings("stage 2", batch), models)
-        push = trainer.add_penalty_grad.__self__
+        push: Any = getattr(trainer.add_penalty_grad, "__self__", None)
         kept = sum(t.nbytes for ts in push.penalty._anchors() if ts is not None for t in ts)
         step = Parts(trainer)
         step.step()

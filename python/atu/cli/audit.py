@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .evaluate import by_bundled_judge, check_pair
+from .evaluate import bundled, load_pair
+from .models import Model, model_options
 from .options import (
-    FOLDER,
+    MARKED,
     RETRAINED,
     SUBJECT,
     Common,
@@ -17,9 +18,8 @@ from .options import (
     command_line,
     common,
     load_gan,
-    subject_of,
 )
-from .oracles import JUDGE, Asked, check_judge, classes_of, oracle_options
+from .oracles import JUDGE, Asked, check_judge, oracle_options, subject_of
 
 if TYPE_CHECKING:
     from ..evaluation.audit import Rule
@@ -31,12 +31,13 @@ if TYPE_CHECKING:
 @click.command("audit")
 @click.argument("before")
 @click.argument("after")
+@model_options
 @JUDGE
 @oracle_options
 @RETRAINED
 @click.option(
     "--negatives",
-    type=FOLDER,
+    type=MARKED,
     help="Images to relearn from, BEFORE's own if not given; without --oracle a probe learns from them.",
 )
 @click.option("--starts", default=128, show_default=True, type=click.IntRange(1), help="Random starts of each search.")
@@ -53,6 +54,7 @@ def audit(
     run: Common,
     before: str,
     after: str,
+    model: Model,
     asked: Asked,
     retrained: str | None,
     negatives: Path | None,
@@ -76,9 +78,8 @@ def audit(
 
     check_replaceable(run.out, "audit", "seconds_by_part")
     check_judge(asked, negatives)
-    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
-    check_pair(first, last)
-    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    first, last = load_pair(before, after, run.device, model)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
     budget = auditing.Budget(starts=starts, steps=steps, images=images, samples=samples)
     oracle, judge = asked.find_both(first)
     goal, judges, searched = _who_says(asked, oracle, judge, negatives, first, run.seed)
@@ -88,7 +89,7 @@ def audit(
     progress.say(f"audit: {len(list(wanted.parts()))} parts, about {duration(thought)} on this machine")
     found = auditing.run(wanted, run.out)
     found.update(
-        subject=subject_of(classes_of(asked, oracle, judge), negatives, subject),
+        subject=subject_of(negatives, subject, oracle, judge),
         command=command_line(),
         searched=searched,
     )
@@ -118,7 +119,7 @@ def _who_says(
     judges: dict[str, Rule] = {}
     if judge is not None:
         judges[judge.spec] = judge
-    elif oracle is not None and by_bundled_judge(asked):
+    elif oracle is not None and bundled(asked) == "mnist":
         own = mnist_judge().to(gan.device)
         judges[own.name] = class_goal(own, oracle.chosen, gan.image_range).is_negative
     return goal, {**judges, searched: goal.is_negative}, searched
@@ -127,10 +128,10 @@ def _who_says(
 def _marked(negatives: Path, gan: GAN, marks: tuple[int, ...]) -> Any:
     import torch
 
-    from ..data.samples import as_samples
+    from ..feedback.places import marked_samples
 
-    given = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives")
-    return given.batch(torch.arange(min(len(given), max(marks))))
+    given, _ = marked_samples(gan, negatives, "negatives")
+    return given.batch(torch.arange(min(len(given), max(marks)))).cpu()
 
 
 def _print(table: list[list[str]]) -> None:

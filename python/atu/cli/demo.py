@@ -1,4 +1,4 @@
-"""`atu demo mnist` and `atu demo mog`."""
+"""`atu demo mnist`, `atu demo animals` and `atu demo mog`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .oracles import JUDGE
 
 @click.group("demo")
 def demo() -> None:
-    """See it work: on MNIST, on eight Gaussians."""
+    """See it work: on MNIST, on drawn animals, on eight Gaussians."""
 
 
 @demo.command("mnist")
@@ -48,7 +48,7 @@ def demo() -> None:
 @CONFIG
 @PRECISION
 @SAMPLES
-@common("Run folder.")
+@common("Run folder.", threads=True)
 def mnist(
     run: Common,
     classes: tuple[str, ...],
@@ -90,11 +90,80 @@ def mnist(
     show(demo_mnist(settings), run)
 
 
-@demo.command("mog")
+@demo.command("animals")
+@click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="NAME",
+    help="Feature to unlearn (antlers unless --class), or PART=VALUE; may be repeated. See the docs for the names.",
+)
+@class_option("Species to unlearn: dog, cat, deer, goat or boar")
+@click.option(
+    "--on", metavar="COLOR", help="Only on faces of this colour: sand, brown, pink, olive, sage or turquoise."
+)
+@click.option("--ckpt", metavar="CKPT", help="A GAN of such faces, in place of the bundled one.")
+@click.option("--from", "source", type=FOLDER, metavar="RUN", help="Go on from the result of an earlier demo.")
+@MARKS
+@click.option("--no-oracle", is_flag=True, help="Give the negatives only; the oracle answers nothing else.")
+@click.option("--audit", "audited", is_flag=True, help="Audit the result: what someone with its weights gets back.")
+@RETRAINED
+@METHOD
+@COMPAT
 @CONFIG
 @PRECISION
 @SAMPLES
 @common("Run folder.")
+def animals(
+    run: Common,
+    features: tuple[str, ...],
+    classes: tuple[str, ...],
+    on: str | None,
+    ckpt: str | None,
+    source: Path | None,
+    marks: int,
+    no_oracle: bool,
+    audited: bool,
+    retrained: str | None,
+    method: str | None,
+    compat: str | None,
+    config: Path | None,
+    precision: str | None,
+    samples: int,
+) -> None:
+    """Unlearn features or species from the bundled StyleGAN2 of drawn animals.
+
+    An oracle marks and answers; a judge that never answered measures.
+    """
+    from ..experiments.animals import AnimalsDemo, demo_animals
+
+    check_replaceable(run.out, "report", "negatives_before")
+    names = (*features, *classes) or ("antlers",)
+    settings = AnimalsDemo(
+        names=names if on is None else tuple(f"{name}+color={on}" for name in names),
+        out=run.out,
+        ckpt=None if ckpt is None else checkpoint_of(ckpt, "ckpt"),
+        negatives=marks,
+        samples=samples,
+        seed=run.seed,
+        device=run.device,
+        config=config,
+        answers=not no_oracle,
+        method=method,
+        compat=compat,
+        precision=precision,
+        source=source,
+        audited=audited,
+        retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
+    )
+    show(demo_animals(settings), run)
+
+
+@demo.command("mog")
+@CONFIG
+@PRECISION
+@SAMPLES
+@common("Run folder.", threads=True)
 def mog(run: Common, config: Path | None, precision: str | None, samples: int) -> None:
     """Train an MLP GAN on eight Gaussians and erase two of them."""
     from ..experiments.mog import demo_mog

@@ -14,6 +14,9 @@ import click
 
 EXTRAS = {
     "demo": ("mlxtend", "sklearn"),
+    "label": ("starlette", "uvicorn"),
+    "text": ("open_clip",),
+    "timm": ("timm",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 
@@ -60,15 +63,14 @@ def _cpu_kernels() -> Part:
 def _bfloat16() -> Part:
     """Whether the CPU computes in bfloat16, and what `precision = "auto"` has found of it."""
     from ..support.environment import cpu_flags
-    from ..training.precision import measurements
+    from ..training.precision import gain, measurements
 
     known = [flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in cpu_flags()]
     if not known:
         why = "this CPU names no bfloat16 instructions"
         return Part("bfloat16 on the CPU", False, why=why, remedy="none is needed: float32 runs (precision = float32)")
     found = [
-        f"{row['float32'] / row['bfloat16']:.2f} times as fast as float32 for {row['network']} {row['sample']}, "
-        f"{row['threads']} threads"
+        f"{gain(row):.2f} times as fast as float32 for {row['network']} {row['sample']}, {row['threads']} threads"
         for row in measurements().values()
         if row["threads"]
     ]

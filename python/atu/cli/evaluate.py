@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_evaluation
+from .models import Model, model_options
 from .options import (
     BATCH,
-    FOLDER,
+    MARKED,
     PROBE_JUDGES,
     REQUIRE,
     SAMPLES,
@@ -21,12 +22,12 @@ from .options import (
     check_replaceable,
     command_line,
     common,
+    is_bundled,
     load_gan,
     require_gone,
     show,
-    subject_of,
 )
-from .oracles import Asked, answered_in, check_judge, classes_of, described, judge_options
+from .oracles import Asked, answered_in, check_judge, described, judge_options, subject_of
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Real
@@ -37,9 +38,12 @@ if TYPE_CHECKING:
 @click.command("eval")
 @click.argument("before")
 @click.argument("after")
+@model_options
 @judge_options
-@click.option("--negatives", type=FOLDER, help="Without --judge: images that a probe learns from what is negative.")
-@click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
+@click.option("--negatives", type=MARKED, help="Without --judge: images that a probe learns from what is negative.")
+@click.option(
+    "--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, mnist or animals."
+)
 @click.option(
     "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: fewer than it makes is over-removal."
 )
@@ -58,6 +62,7 @@ def evaluate(
     run: Common,
     before: str,
     after: str,
+    model: Model,
     asked: Asked,
     negatives: Path | None,
     real: str | None,
@@ -70,7 +75,7 @@ def evaluate(
 ) -> None:
     """Compare two checkpoints of one GAN.
 
-    BEFORE and AFTER unlearning, on the same latents: checkpoints or run folders; mnist is the bundled GAN.
+    BEFORE and AFTER unlearning, on the same latents: checkpoints or run folders; mnist and animals are bundled GANs.
     """
     from ..evaluation.evaluate import evaluate as compare
     from ..evaluation.judges import probe_of
@@ -82,9 +87,8 @@ def evaluate(
     if asked.oracle is not None and negatives is not None:
         raise click.UsageError("--negatives is for a judgement without --judge; give one of them")
     check_judge(asked, negatives)
-    first, last = load_gan(before, run.device, "BEFORE"), load_gan(after, run.device, "AFTER")
-    check_pair(first, last)
-    other = None if retrained is None else load_gan(retrained, run.device, "retrained")
+    first, last = load_pair(before, after, run.device, model)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
     networks = dict(extractor(spec) for spec in features)
     first.batch = last.batch = batch
     if not run.quiet:
@@ -94,7 +98,7 @@ def evaluate(
     if judge is None:
         judged: dict[str, Any] = dict(is_negative=probe_of(first, negatives, seed=run.seed))
     else:
-        judged = judged_by(asked, judge, first)
+        judged = _judged(asked, judge, first)
     found = compare(
         first,
         last,
@@ -106,7 +110,7 @@ def evaluate(
         **judged,
     )
     context = report.Context(
-        subject=subject_of(classes_of(asked, judge), negatives, subject),
+        subject=subject_of(negatives, subject, judge),
         seconds={"evaluate": time.monotonic() - start},
         command=command_line(),
         config={},
@@ -120,26 +124,32 @@ def evaluate(
     require_gone(data, require)
 
 
-def by_bundled_judge(asked: Asked) -> bool:
-    """The bundled classifier is asked for, which answers in demos: the bundled judge gives the figures in its place."""
-    return asked.oracle == "mnist" and not Path(asked.oracle).exists()
+def bundled(asked: Asked) -> str | None:
+    """The bundled domain whose classifier is asked for, which answers in demos: its judge gives the figures instead."""
+    name = (asked.oracle or "").partition("?")[0]
+    return name if is_bundled(name) else None
 
 
 def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
     if judge is None:
         return [PROBE_JUDGES]
-    if by_bundled_judge(asked):
+    if bundled(asked) is not None:
         return []
     own = ["It is the oracle that answered during the run that is measured."] if answered_in(after, judge) else []
     return [f"Measured by {described(judge)}.", *own]
 
 
-def judged_by(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
+def _judged(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
     """Of `evaluate`: who judges, and what stands beside it."""
+    from ..experiments.animals import judges_of
     from ..experiments.judge import beside_the_judge, mnist_judge
+    from ..feedback.spec import parse
 
-    if not by_bundled_judge(asked):
+    domain = bundled(asked)
+    if domain is None:
         return judge.judge_arguments()
+    if domain == "animals":
+        return judges_of(tuple(parse(judge.spec).options["class"].split(",")), gan.device)
     return dict(
         classifier=mnist_judge().to(gan.device),
         negative_classes=judge.chosen,
@@ -148,24 +158,29 @@ def judged_by(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
     )
 
 
-def check_pair(before: GAN, after: GAN) -> None:
-    """Raise ValueError unless both make the same samples of the same latents."""
+def load_pair(first: str, second: str, device: str | None, model: Model) -> tuple[GAN, GAN]:
+    before, after = load_gan(first, device, "BEFORE", model), load_gan(second, device, "AFTER", model)
     if before.sample_shape != after.sample_shape or before.latent_dim != after.latent_dim:
         raise ValueError(
             f"AFTER: expected a GAN of latents {before.latent_dim} and samples {list(before.sample_shape)}, as BEFORE, "
             f"got {after.latent_dim} and {list(after.sample_shape)}"
         )
+    return before, after
 
 
 def _real(real: str | None, gan: GAN) -> Real | None:
     import torch
 
+    from ..data.animals import drawings
+    from ..data.images import to_range
     from ..data.mnist import mnist
     from ..data.samples import as_samples
 
     if real is None:
         return None
-    if real == "mnist" and not Path(real).exists():
-        return mnist(gan.sample_shape[-1])
+    if is_bundled(real):
+        if real == "mnist":
+            return mnist(gan.sample_shape[-1])
+        return to_range(drawings("held-out", 4000, gan.sample_shape[-1]).images, gan.image_range)
     samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
     return samples.batch(torch.arange(len(samples)))

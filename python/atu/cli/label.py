@@ -6,12 +6,14 @@ from pathlib import Path
 
 import click
 
-from .options import CONFIG, Common, checkpoint_of, common, load_gan
+from .models import Model, model_options
+from .options import CONFIG, FILE, Common, checkpoint_of, common, is_bundled, load_gan
 from .oracles import JUDGE, Asked, oracle_options
 
 
 @click.command("label")
 @click.argument("ckpt")
+@model_options
 @click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(1, 1_000_000), help="Samples to look through."
 )
@@ -25,17 +27,32 @@ from .oracles import JUDGE, Asked, oracle_options
     type=click.IntRange(2),
     help="Fixed latents for a run's evaluation.",
 )
+@click.option(
+    "--like",
+    multiple=True,
+    type=FILE,
+    metavar="PICTURE",
+    help="Offer the samples that are like this picture first; may be repeated.",
+)
 @click.option("--open", "browser", is_flag=True, help="Open the page in the browser.")
 @common("Folder for the marks.")
 def label(
-    run: Common, ckpt: str, samples: int, asked: Asked, config: Path | None, evaluate: int, browser: bool
+    run: Common,
+    ckpt: str,
+    model: Model,
+    samples: int,
+    asked: Asked,
+    config: Path | None,
+    evaluate: int,
+    like: tuple[Path, ...],
+    browser: bool,
 ) -> None:
     """Mark samples as unwanted or good, in a browser on this machine.
 
     OUT keeps every mark as soon as it is made; the same command goes on from there. `atu unlearn CKPT --negatives OUT`
     unlearns what was marked.
 
-    CKPT: a checkpoint, a run folder, or mnist.
+    CKPT: a checkpoint, a run folder, mnist or animals.
     """
     try:
         from ..label.server import serve
@@ -43,15 +60,16 @@ def label(
     except ImportError as error:
         raise ImportError(f"the page needs the packages of pip install 'atu-ext[label]' ({error})") from error
 
-    options = ["--samples", str(evaluate), *asked.recorded()]
+    options = ["--samples", str(evaluate), *asked.recorded(), *model.recorded(ckpt)]
     if run.device is not None:
         options += ["--device", run.device]
     if config is not None:
         options += ["--config", str(config.absolute())]
-    name = ckpt if ckpt == "mnist" and not Path(ckpt).exists() else str(checkpoint_of(ckpt).absolute())
-    gan = load_gan(ckpt, run.device)
-    asked.find_both(gan)  # what does not fit is told now, not by the first run
-    studio = open_studio(gan, name, run.out, samples, run.seed, options, config)
+    own = model.of(ckpt)[0] is not None or is_bundled(ckpt)
+    name = ckpt if own else str(checkpoint_of(ckpt).absolute())
+    gan = load_gan(ckpt, run.device, model=model)
+    oracle, _ = asked.find_both(gan)  # what does not fit is told now, not by the first run
+    studio = open_studio(gan, name, run.out, samples, run.seed, options, config, like, oracle)
 
     def told(link: str) -> None:
         click.echo(link)

@@ -38,8 +38,8 @@ RESUMABLE = ("unlearn", "demo", "audit", "pretrain", "reproduce")
 def cli(debug: bool) -> None:
     """Make a GAN forget what some of its samples show.
 
-    CKPT is a checkpoint file, a run folder (its result), or "mnist" for the GAN that comes with the package; a SPEC
-    says who tells what is unwanted: a classifier's file, module:function, text:WORDS, or "mnist".
+    CKPT is a checkpoint file, a run folder (its result), or "mnist" or "animals" for a GAN that comes with the package;
+    a SPEC says who tells what is unwanted: a classifier's file, module:function, text:WORDS, "mnist" or "animals".
     """
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import shlex
 import sys
 import tempfile
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import presets
+from ..assets import DOMAINS, asset
+from .models import Model
 
 if TYPE_CHECKING:
     from ..gan import GAN
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+MARKED = click.Path(path_type=Path)  # a folder of images or of marks, or a labels.json
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,10 @@ class Common:
     quiet: bool
 
 
-def common(out_help: str, *, seed: bool = True, device: bool = True) -> Callable:
+def common(out_help: str, *, seed: bool = True, device: bool = True, threads: bool = False) -> Callable:
     """Add --out, --quiet and, unless left out, --device and --seed; the command gets them as one `Common`, first.
 
-    Before the command runs, the folder and the device are checked.
+    Before the command runs, the folder and the device are checked. threads: add --threads too.
     """
     options = [
         click.option("--out", required=True, type=FOLDER, help=out_help),
@@ -52,10 +56,16 @@ def common(out_help: str, *, seed: bool = True, device: bool = True) -> Callable
             )
         )
 
+    if threads:
+        text = "CPU threads; OMP_NUM_THREADS, or measured, when not given."
+        options.append(click.option("--threads", type=click.IntRange(1), help=text))
+
     def add(function: Callable) -> Callable:
         @functools.wraps(function)
         def command(out: Path, quiet: bool, device: str | None = None, seed: int = 0, **rest: Any) -> Any:
             check_writable(out)
+            if threads:
+                use_threads(rest.pop("threads"))
             begin(quiet, device)
             return function(Common(out, seed, device, quiet), **rest)
 
@@ -64,6 +74,15 @@ def common(out_help: str, *, seed: bool = True, device: bool = True) -> Callable
         return command
 
     return add
+
+
+def use_threads(number: int | None) -> None:
+    """Have this process compute with so many threads throughout; None leaves that open."""
+    import torch
+
+    if number is not None:
+        os.environ["OMP_NUM_THREADS"] = str(number)
+        torch.set_num_threads(number)
 
 
 def begin(quiet: bool = False, device: str | None = None) -> None:
@@ -204,17 +223,20 @@ def renamed(old: str, new: str) -> Callable:
 # --- what they stand for
 
 
+def is_bundled(name: str | Path) -> bool:
+    """Whether a name means what comes with the package, and no file of the user's."""
+    return str(name) in DOMAINS and not Path(name).exists()
+
+
 def checkpoint_of(name: str | Path, argument: str = "CKPT") -> Path:
-    """The file that a checkpoint's name stands for: itself, the bundled GAN ("mnist"), or a run folder's result.
+    """The file that a checkpoint's name stands for: itself, a bundled GAN ("mnist"), or a run folder's result.
 
     Raises:
         ValueError: there is none, naming the argument.
     """
-    from ..assets import asset
-
     path = Path(name)
-    if str(name) == "mnist" and not path.exists():
-        return asset("mnist-gan.safetensors")
+    if is_bundled(name):
+        return asset(f"{name}-gan.safetensors")
     if not path.exists():
         raise ValueError(f"{argument}: {name}: no such file")
     if not path.is_dir():
@@ -225,11 +247,29 @@ def checkpoint_of(name: str | Path, argument: str = "CKPT") -> Path:
     return result
 
 
-def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT") -> GAN:
+def weights_of(text: str, argument: str = "CKPT") -> str:
+    """A model's weights as given, with run folders as their results; errors as of `checkpoint_of`."""
+    if Path(text).exists():
+        return str(checkpoint_of(text, argument))
+    parts = []
+    for part in text.split(","):
+        role, equals, file = part.rpartition("=")
+        file, mark, name = (file, "", "") if Path(file).exists() else file.partition("#")
+        parts.append(f"{role}{equals}{checkpoint_of(file, argument)}{mark}{name}")
+    return ",".join(parts)
+
+
+def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT", model: Model | None = None) -> GAN:
+    """The GAN that a CKPT stands for, on `device`."""
+    from ..formats.own_model import load_own
     from ..gan import BIG, GAN
     from ..support.environment import give_back_freed_memory
 
-    gan = GAN.load(checkpoint_of(name, argument))
+    own, weights = (model or Model()).of(str(name))
+    if own is None:
+        gan = GAN.load(checkpoint_of(name, argument))
+    else:
+        gan = load_own(own, None if weights is None else weights_of(weights, argument))
     if math.prod(gan.sample_shape) >= BIG:
         give_back_freed_memory()
     return gan if device is None else gan.to(device)
@@ -258,15 +298,6 @@ def with_discriminator(gan: GAN, steps: int | None, seed: int = 0) -> GAN:
     from ..training.fit_discriminator import fit_discriminator
 
     return fit_discriminator(gan, steps, seed=seed)
-
-
-def subject_of(classes: tuple[str, ...], negatives: Path | None = None, given: str | None = None) -> str:
-    """What is unlearned, in words: as given, else by the classes, else by the negatives' folder."""
-    if given:
-        return given
-    if not classes and negatives is not None:
-        return f"what {negatives.resolve().name} shows"
-    return ("class " if len(classes) == 1 else "classes ") + ", ".join(classes)
 
 
 def require_gone(data: dict[str, Any], percent: float | None) -> None:

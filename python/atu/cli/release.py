@@ -9,13 +9,15 @@ from typing import Any
 
 import click
 
+from .models import Model, model_options
 from .options import FOLDER, check_writable, checkpoint_of, load_gan
 
 
 @click.command("release")
 @click.argument("run", type=FOLDER)
+@model_options
 @click.option("--out", required=True, type=FOLDER, help="New or empty folder.")
-def release(run: Path, out: Path) -> None:
+def release(run: Path, model: Model, out: Path) -> None:
     """Write what may be handed over of a run.
 
     RUN: the folder of a finished run. Writes generator.safetensors (the unlearned generator alone), numbers.json (the
@@ -32,7 +34,7 @@ def release(run: Path, out: Path) -> None:
     checkpoint_of(run, "RUN")
     config = (run / "config.toml").read_text(encoding="utf-8")
     data = json.loads((run / "report.json").read_text(encoding="utf-8"))
-    found = load_gan(run, argument="RUN")
+    found = load_gan(run, argument="RUN", model=model)
     alone = GAN(
         found.sampling_generator,
         latent_dim=found.latent_dim,

@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from .. import presets
+from ..assets import DOMAINS
 from .options import CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_option, common, load_gan, renamed
 
 
 @click.command("reproduce")
-@click.argument("dataset", type=click.Choice(["mnist", "afhq", "celebahq"]))
-@class_option("Class or attribute to unlearn: 1, 4 and 8 of mnist, all of the others when not given")
+@click.argument("dataset", type=click.Choice(["mnist", "animals", "afhq", "celebahq"]))
+@class_option("Class or attribute to unlearn; those of the table when not given (of mnist 1, 4 and 8)")
 @renamed("--classes", "--class, repeated: --class 1 --class 4")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds of each cell, from 0 on.")
 @click.option(
@@ -29,6 +30,7 @@ from .options import CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_option,
 @click.option("--ckpt", metavar="CKPT", help="Checkpoint or run folder of the GAN to unlearn from (afhq, celebahq).")
 @click.option("--classifiers", type=FOLDER, help="Folder of classifiers; trained when not given.")
 @click.option("--extractor", type=FILE, help="TorchScript file of Inception, for FID.")
+@click.option("--dry-run", is_flag=True, help="Only say what is to be computed, and about how long it will take.")
 @MARKS
 @renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu audit)")
 @CONFIG
@@ -44,6 +46,7 @@ def reproduce(
     ckpt: str | None,
     classifiers: Path | None,
     extractor: Path | None,
+    dry_run: bool,
     marks: int,
     config: Path | None,
     samples: int,
@@ -52,7 +55,7 @@ def reproduce(
 
     Every method, class and seed, beside the paper's rows. A stopped one goes on.
 
-    DATASET: mnist, afhq or celebahq.
+    DATASET: mnist, animals, afhq or celebahq.
     """
     from ..experiments import recipes
     from ..experiments import reproduce as table
@@ -62,10 +65,13 @@ def reproduce(
     options.update(methods=table.check_methods(methods), config=table.read_config(config))
     if extractor is not None:
         options["extractor"] = torchscript(extractor)
-    if dataset == "mnist":
+    if dataset in DOMAINS:
         if data is not None or ckpt is not None:
-            raise click.UsageError("mnist takes neither --data nor --ckpt")
-        plan = recipes.mnist_plan(classes or ("1", "4", "8"), **options)
+            raise click.UsageError(f"{dataset} takes neither --data nor --ckpt")
+        if dataset == "mnist":
+            plan = recipes.mnist_plan(classes or ("1", "4", "8"), **options)
+        else:
+            plan = recipes.animals_plan(classes, **options)
         plan.gan.to(run.device or plan.gan.device)
     else:
         if data is None or ckpt is None:
@@ -76,6 +82,10 @@ def reproduce(
     for task in plan.tasks:
         task.judge.to(plan.gan.device)
         task.asked.to(plan.gan.device)
+    if dry_run or not run.quiet:
+        click.echo(table.told(table.forecast(plan, run.out)), err=not dry_run)
+    if dry_run:
+        return
     found = table.reproduce(plan, run.out)
     click.echo(f"{found['cells_done']} of {found['cells']} cells", err=True)
     for name in ("table.md", "table.json", "figure.png"):

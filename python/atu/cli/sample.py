@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_sampling
+from .models import Model, model_options
 from .options import BATCH, LABEL, Common, choose_labels, common, load_gan
 from .oracles import Asked, oracle_options
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 @click.command("sample")
 @click.argument("ckpt")
+@model_options
 @click.option("--samples", default=64, show_default=True, type=click.IntRange(1), help="How many images.")
 @click.option("--truncation", default=1.0, show_default=True, metavar="PSI", help="Truncation (StyleGAN kinds).")
 @click.option("--noise", type=click.Choice(["random", "const", "none"]), help="Noise mode (StyleGAN kinds).")
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 def sample(
     run: Common,
     ckpt: str,
+    model: Model,
     samples: int,
     truncation: float,
     noise: str | None,
@@ -39,8 +42,8 @@ def sample(
 ) -> None:
     """Write samples as PNG files.
 
-    CKPT: a checkpoint, a run folder, or mnist. With --oracle, only samples that it calls one of the classes. The files
-    are named after the seed and their number.
+    CKPT: a checkpoint, a run folder, mnist or animals. With --oracle, only samples that it calls one of the classes.
+    The files are named after the seed and their number.
     """
     import torch
 
@@ -49,7 +52,7 @@ def sample(
 
     if asked.oracle is not None and (truncation != 1 or noise is not None):
         raise click.UsageError("--oracle cannot be combined with --truncation or --noise")
-    gan = load_gan(ckpt, run.device)
+    gan = load_gan(ckpt, run.device, model=model)
     choose_labels(gan, labels)
     gan.batch = batch
     wanted = asked.find(asked.oracle, gan)

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_evaluation, say_training
+from .models import Model, model_options
 from .options import (
     BATCH,
     COMPAT,
     CONFIG,
     FOLDER,
     LABEL,
+    MARKED,
     METHOD,
     PRECISION,
     PROBE_JUDGES,
@@ -30,10 +32,9 @@ from .options import (
     load_gan,
     require_gone,
     show,
-    subject_of,
     with_discriminator,
 )
-from .oracles import JUDGE, Asked, classes_of, described, oracle_options
+from .oracles import JUDGE, Asked, described, oracle_options, subject_of
 
 if TYPE_CHECKING:
     from ..api import Result
@@ -47,8 +48,21 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 
 @click.command("unlearn")
 @click.argument("ckpt")
-@click.option("--negatives", required=True, type=FOLDER, help="Folder of images that must not be made, or of marks.")
+@model_options
+@click.option(
+    "--negatives",
+    required=True,
+    type=MARKED,
+    help="Folder of images that must not be made, or of marks, or a labels.json of marks.",
+)
 @click.option("--positives", type=FOLDER, help="Folder of images that may be made.")
+@click.option(
+    "--from",
+    "from_run",
+    type=FOLDER,
+    metavar="RUN",
+    help="Go on from a finished run on CKPT, with its marks and these; CKPT stays what is compared with.",
+)
 @click.option("--resize", is_flag=True, help="Scale images of the same proportions, but another size, to the GAN's.")
 @TRAIN_DISCRIMINATOR
 @click.option(
@@ -65,12 +79,14 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 @BATCH
 @SUBJECT
 @REQUIRE
-@common("Run folder; the same command goes on from a run that was stopped.")
+@common("Run folder; the same command goes on from a run that was stopped.", threads=True)
 def unlearn(
     run: Common,
     ckpt: str,
+    model: Model,
     negatives: Path,
     positives: Path | None,
+    from_run: Path | None,
     resize: bool,
     train_discriminator: int | None,
     negative_label: int | None,
@@ -87,20 +103,19 @@ def unlearn(
 ) -> None:
     """Unlearn what images show, and report on it.
 
-    CKPT: a checkpoint, a run folder, or mnist.
+    CKPT: a checkpoint, a run folder, mnist or animals.
     """
     from .. import api
-    from ..data.marks import marks_folder
     from ..report import report
 
     check_replaceable(run.out, "report", "negatives_before")
-    if positives is None:
-        negatives, positives = marks_folder(negatives)
-    gan = load_gan(ckpt, run.device)
+    gan = load_gan(ckpt, run.device, model=model)
     choose_labels(gan, labels)
-    gan = with_discriminator(gan, train_discriminator, run.seed)
-    gan.batch = batch
     oracle, judge = asked.find_both(gan)
+    fitted = with_discriminator(gan, train_discriminator, run.seed)
+    if fitted is not gan:  # what they saw before was to find errors early; the features are the new discriminator's
+        gan, (oracle, judge) = fitted, asked.find_both(fitted)
+    gan.batch = batch
     if not run.quiet:
         say_evaluation(gan, samples, 3)
         say_training(gan, config, method, compat)
@@ -117,11 +132,12 @@ def unlearn(
         compat=compat,
         resize=resize,
         precision=precision,
+        from_run=from_run,
     )
     start = time.monotonic()
-    evaluation = _evaluate(gan, result, negatives, judge or oracle, samples, run.seed, resize)
+    evaluation = _evaluate(gan, result, judge or oracle, samples, run.seed)
     context = _context(run, gan, result, _notes(oracle, judge), time.monotonic() - start)
-    context.subject, context.negatives = subject_of(classes_of(asked, oracle, judge), negatives, subject), negatives
+    context.subject, context.negatives = subject_of(negatives, subject, oracle, judge), negatives
     data = report.write(run.out, evaluation, context)
     show(data, run)
     require_gone(data, require)
@@ -130,25 +146,25 @@ def unlearn(
 def _evaluate(
     gan: GAN,
     result: Result,
-    negatives: Path,
     judge: Answers | None,
     samples: int,
     seed: int,
-    resize: bool,
 ) -> Evaluation:
     """By the judge, or without one by a probe fitted on the negatives."""
-    from ..api import adapted_generators
+    from ..api import other_generators
+    from ..data.samples import TensorSamples
     from ..evaluation.evaluate import evaluate
     from ..evaluation.judges import probe_of
     from ..support.seeding import Stream, stream_seed
 
     latents = stream_seed(seed, Stream.EVALUATION)
-    options: dict[str, Any] = dict(others=adapted_generators(gan, result), n=samples, seed=latents)
+    options: dict[str, Any] = dict(others=other_generators(gan, result), n=samples, seed=latents)
     if judge is not None:
         return evaluate(gan, result.gan, **judge.judge_arguments(), **options)
     # A small evaluation is asked for where samples are dear.
     few = max(min(samples, 2000), 64)
-    probe = probe_of(gan, negatives, result.config.feedback.recall, seed, resize, few)
+    assert isinstance(result.negatives, TensorSamples)  # what files are read as
+    probe = probe_of(gan, result.negatives.tensor, result.config.feedback.recall, seed, samples=few)
     return evaluate(gan, result.gan, is_negative=probe, **options)
 
 

@@ -50,7 +50,8 @@ def _pixels(image: Image.Image, sample_shape: tuple[int, ...], what: str, resize
     )
 
 
-def _opened(source: Path | Image.Image, what: str) -> Image.Image:
+def open_image(source: Path | Image.Image, what: str) -> Image.Image:
+    """An image file, read whole, or an image of Pillow; ValueError, with `what` before it, where it cannot be read."""
     try:
         if isinstance(source, Image.Image):
             source.load()
@@ -94,7 +95,7 @@ def load_images(
     pixels = []
     for index, image in enumerate(images):
         what = f"{name}: {f'image {index}' if isinstance(image, Image.Image) else image}"
-        pixels.append(_pixels(_opened(image, what), sample_shape, what, resize))
+        pixels.append(_pixels(open_image(image, what), sample_shape, what, resize))
     return torch.stack(pixels)
 
 

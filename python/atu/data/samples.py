@@ -38,6 +38,19 @@ class TensorSamples:
         return self.tensor[index]
 
 
+class PixelSamples:
+    """Images held as uint8 [N, C, H, W]; a batch of them is in image_range, float32."""
+
+    def __init__(self, images: Tensor, image_range: tuple[float, float] = (-1.0, 1.0)):
+        self.images, self.image_range = images, image_range
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def batch(self, index: Tensor) -> Tensor:
+        return to_range(self.images[index], self.image_range)
+
+
 class DatasetSamples:
     """Samples of a map-style Dataset; each item is a tensor, or a tuple that starts with one."""
 

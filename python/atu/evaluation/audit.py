@@ -306,6 +306,13 @@ def _check_identity(audit: Audit, out: Path) -> None:
 # --- what it will cost
 
 
+def audited(out: str | Path, searched: str, *given: Any, **options: Any) -> dict[str, Any]:
+    """`run` of `subject_of(*given, **options)` in OUT, with the estimate and the name of what is searched beside it."""
+    subject = subject_of(*given, **options)
+    thought = estimate(subject, Path(out))
+    return dict(run(subject, out), estimated_seconds=thought, searched=searched)
+
+
 def estimate(audit: Audit, out: Path | None = None) -> float:
     """Seconds that the parts not yet in OUT will take, from one step of each kind on this machine."""
     gan, budget = audit.before, audit.budget

@@ -18,12 +18,15 @@ from ..formats.tensors import CheckpointError, fill, load_tensors, module_tensor
 from ..measures.features import flat_features, last_input
 from ..measures.shares import share_of
 from ..networks.classifier import ConvClassifier, ResidualClassifier
+from ..networks.timm_classifier import TimmClassifier
 from ..support.modules import eval_mode
 
 FORMAT = "atu-classifier"
-NETWORKS: dict[str, type[ConvClassifier] | type[ResidualClassifier]] = {
+Network = ConvClassifier | ResidualClassifier | TimmClassifier
+NETWORKS: dict[str, type[Network]] = {
     "conv": ConvClassifier,
     "residual": ResidualClassifier,
+    "timm": TimmClassifier,
 }
 
 
@@ -62,7 +65,7 @@ class Classifier:
 
     def __init__(
         self,
-        module: ConvClassifier | ResidualClassifier,
+        module: Network,
         classes: Sequence[str],
         image_range: tuple[float, float] = (-1.0, 1.0),
         name: str = "classifier",

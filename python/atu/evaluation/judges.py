@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ..config import Feedback
 from ..data.images import map_range, thumbnails
-from ..data.samples import as_samples
 from ..feedback.oracles import IsNegative, Oracle
+from ..feedback.places import marked_samples
 from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
 from ..measures.features import discriminator_features
@@ -125,12 +125,12 @@ def as_rule(value: Any, gan: GAN, seed: int = 0) -> IsNegative:
 def probe_of(
     gan: GAN, negatives: Any, recall: float | None = None, seed: int = 0, resize: bool = False, samples: int = 2000
 ) -> Probe:
-    """A probe that tells negatives (a folder, tensor, array or dataset) from the GAN's samples, of latents of its own.
+    """A probe that tells negatives (as `atu.unlearn` takes them) from the GAN's samples, of latents of its own.
 
     recall: share of the held-out negatives to be recognised; that of the settings when not given. resize: as of
     `atu.unlearn`. samples: how many it is fitted on.
     """
-    marked = as_samples(negatives, gan.sample_shape, gan.image_range, "negatives", resize=resize)
+    marked, _ = marked_samples(gan, negatives, "negatives", resize)
     pool = progress.track("probe", gan.batches(samples, stream_seed(seed, Stream.EVALUATION_PROBE)), samples)
     return fit_probe(gan, marked, pool, Feedback().recall if recall is None else recall)
 

@@ -167,10 +167,8 @@ def _audit(
     searched = "oracle" if target.classes else target.plain["feature"]
     judges = {judge.name: lambda x: judge.score(x)[0], **({searched: target.is_negative} if target.classes else {})}
     seed = stream_seed(settings.seed, Stream.ATTACKS)
-    subject = audit.subject_of(gan, after, target.goal, judges, AUDIT, seed, retrained, marked.cpu())
-    thought = audit.estimate(subject, Path(settings.out))
-    found = audit.run(subject, settings.out)
-    return dict(found, estimated_seconds=thought, searched=searched)
+    given = (gan, after, target.goal, judges, AUDIT, seed, retrained, marked.cpu())
+    return audit.audited(settings.out, searched, *given)
 
 
 def _target(

@@ -1,5 +1,5 @@
-"""The GANs that this project trains itself: the bundled MNIST StyleGAN2, and two others to develop on, of other kinds:
-a DCGAN with batch norm, and an MLP GAN of very unequal classes.
+"""The GANs that this project trains itself: the bundled StyleGAN2s of MNIST and of drawn animals, and two others to
+develop on, of other kinds: a DCGAN with batch norm, and an MLP GAN of very unequal classes.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ..assets import asset
 from ..config import Adversarial
+from ..data.animals import drawings
 from ..data.images import map_range
 from ..data.mnist import mnist
-from ..data.samples import Samples, TensorSamples
+from ..data.samples import PixelSamples, Samples, TensorSamples
 from ..evaluation.classifier import Classifier
 from ..gan import GAN
 from ..networks.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -25,8 +26,9 @@ from ..networks.stylegan2 import Discriminator, Generator
 from ..support.environment import machine, versions
 from ..support.files import write_json
 from ..support.seeding import fork_rng
-from ..training.run_folder import recorded_precision
-from ..training.scratch import centre_logits, train
+from ..training.run_folder import RunFolder, recorded
+from ..training.scratch import Look, centre_logits, train
+from .animals import LikeDrawings
 
 MNIST_CHANNELS = dict(channel_base=768, channel_max=64)
 
@@ -41,6 +43,18 @@ MNIST_STEPS = 18_000
 
 # (share of the steps at which a phase ends, weight of R1 and R2): strong while modes are found, weak for sharp strokes.
 MNIST_PHASES = ((10 / 18, 0.5), (14 / 18, 0.1), (1, 0.05))
+
+
+ANIMALS_CHANNELS = dict(channel_base=1024, channel_max=96)
+
+
+ANIMALS_CONFIG = Adversarial(batch_size=16, loss="relativistic", ema_half_life=10_000, ema_ramp=0.05)
+
+
+ANIMALS_STEPS = 100_000
+
+
+ANIMALS_PHASES = ((0.4, 0.5), (0.8, 0.1), (1, 0.05))  # as MNIST_PHASES
 
 
 DCGAN_WIDTH = 16
@@ -68,6 +82,12 @@ def mnist_stylegan2() -> GAN:
     return GAN(generator, Discriminator(0, 32, 1, **MNIST_CHANNELS))
 
 
+def animals_stylegan2() -> GAN:
+    """An untrained StyleGAN2 for 64 x 64 colour images: 128-d latents, 1.1 million weights in G and D together."""
+    generator = Generator(128, 0, 128, 64, 3, dict(num_layers=4), dict(ANIMALS_CHANNELS))
+    return GAN(generator, Discriminator(0, 64, 3, **ANIMALS_CHANNELS), image_range=(-1.0, 1.0))
+
+
 def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0, precision: str = "float32") -> Path:
     """Train the bundled MNIST GAN on all 5,000 images; a killed training goes on from OUT.
 
@@ -77,11 +97,40 @@ def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0, pre
     Returns:
         The checkpoint's path.
     """
-    phases = [
-        (round(steps * share), dataclasses.replace(MNIST_CONFIG, r1_gamma=gamma, r2_gamma=gamma))
-        for share, gamma in MNIST_PHASES
+    phases = _falling_penalty(MNIST_CONFIG, MNIST_PHASES, steps)
+    samples = TensorSamples(mnist()[0])
+    return _pretrain("mnist", "mnist-gan", mnist_stylegan2, samples, phases, out, seed, centre_logits, precision)
+
+
+def pretrain_animals(out: str | Path, steps: int = ANIMALS_STEPS, seed: int = 0, precision: str = "float32") -> Path:
+    """Train the bundled GAN of drawn animals on 16,000 drawings; a killed training goes on from OUT.
+
+    Writes OUT/animals-gan.safetensors and its log, as `pretrain_mnist` does. Every 1,000 steps it writes the GAN as it
+    is by then, a grid of samples, and how like the drawings they are (`LikeDrawings`) into the log.
+    """
+    phases = _falling_penalty(ANIMALS_CONFIG, ANIMALS_PHASES, steps)
+    samples = PixelSamples(drawings().images)
+    measure = LikeDrawings()
+    path = Path(out) / "animals-gan.safetensors"
+
+    def look(run: RunFolder, gan: GAN, step: int) -> dict[str, float]:
+        run.picture(f"step-{step:06d}", gan.sample(100, seed=0), gan.image_range)
+        so_far = gan.copy()
+        centre_logits(so_far, samples)
+        so_far.save(path)
+        return measure(gan)
+
+    options: dict[str, Any] = dict(finish=centre_logits, precision=precision, look=look, describe=measure)
+    return _pretrain("animals", "animals-gan", animals_stylegan2, samples, phases, out, seed, **options)
+
+
+def _falling_penalty(
+    config: Adversarial, phases: Sequence[tuple[float, float]], steps: int
+) -> list[tuple[int, Adversarial]]:
+    """Phases of a training from (share of the steps at which one ends, weight of R1 and R2)."""
+    return [
+        (round(steps * share), dataclasses.replace(config, r1_gamma=gamma, r2_gamma=gamma)) for share, gamma in phases
     ]
-    return _pretrain("mnist", "mnist-gan", mnist_stylegan2, mnist()[0], phases, out, seed, centre_logits, precision)
 
 
 def mnist_dcgan() -> GAN:
@@ -112,48 +161,50 @@ def unequal_mnist(n: int = 20_000, seed: int = 0) -> Tensor:
 
 def pretrain_dcgan(out: str | Path, steps: int = DCGAN_STEPS, seed: int = 0, precision: str = "float32") -> Path:
     """Train the DCGAN on all 5,000 images; writes OUT/dcgan.safetensors and its log, as `pretrain_mnist` does."""
-    phases = [(steps, DCGAN_CONFIG)]
-    return _pretrain("dcgan", "dcgan", mnist_dcgan, mnist()[0], phases, out, seed, precision=precision)
+    phases, samples = [(steps, DCGAN_CONFIG)], TensorSamples(mnist()[0])
+    return _pretrain("dcgan", "dcgan", mnist_dcgan, samples, phases, out, seed, precision=precision)
 
 
 def pretrain_mlp(out: str | Path, steps: int = MLP_STEPS, seed: int = 0, precision: str = "float32") -> Path:
     """Train the MLP GAN on `unequal_mnist`; writes OUT/mlp.safetensors and its log, as `pretrain_mnist` does."""
-    phases = [(steps, MLP_CONFIG)]
-    return _pretrain("mlp", "mlp", mnist_mlp, unequal_mnist(seed=seed), phases, out, seed, precision=precision)
+    phases, samples = [(steps, MLP_CONFIG)], TensorSamples(unequal_mnist(seed=seed))
+    return _pretrain("mlp", "mlp", mnist_mlp, samples, phases, out, seed, precision=precision)
 
 
 def _pretrain(
     command: str,
     name: str,
     build: Callable[[], GAN],
-    images: Tensor,
+    samples: Samples,
     phases: Sequence[tuple[int, Adversarial]],
     out: str | Path,
     seed: int,
     finish: Callable[[GAN, Samples], None] | None = None,
     precision: str = "float32",
+    look: Look | None = None,
+    describe: Callable[[GAN], dict[str, Any]] | None = None,
 ) -> Path:
     """Build, train, finish and save OUT/NAME.safetensors, with OUT/NAME.json beside it; returns its path.
 
-    phases: (step at which it ends, settings), one after the other.
+    phases: (step at which it ends, settings), one after the other. finish: what is done to the trained GAN. look: of
+    `train`. describe: what the log says of samples; `describe_digits` when not given.
     """
     with fork_rng(torch.device("cpu"), seed):
         gan = build()
-    samples = TensorSamples(images)
-    history = train(gan, samples, phases, out, seed, precision=precision)
+    history = train(gan, samples, phases, out, seed, precision=precision, look=look)
     if finish is not None:
         finish(gan, samples)
     path = gan.save(Path(out) / f"{name}.safetensors")
     log = [{key: value for key, value in row.items() if key != "stage"} for row in history]
     settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
     about: dict[str, Any] = dict(command=f"atu pretrain {command}", seed=seed, phases=settings)
-    about["precision"] = recorded_precision(out)
-    about["samples"] = describe(gan)
+    about["precision"] = recorded(out)["precision"]
+    about["samples"] = (describe or describe_digits)(gan)
     write_json(path.with_suffix(".json"), about | dict(machine=machine(), versions=versions(), log=log))
     return path
 
 
-def describe(gan: GAN, n: int = 10_000) -> dict[str, Any]:
+def describe_digits(gan: GAN, n: int = 10_000) -> dict[str, Any]:
     """Share of each digit among n samples, and of samples that the bundled classifier is >= 0.9 sure of."""
     classifier = Classifier.load(asset("mnist-classifier.safetensors"))
     sure, counts = 0, torch.zeros(len(classifier.classes), dtype=torch.long)

@@ -22,17 +22,22 @@ from torch import Tensor
 from .. import presets
 from ..api import unlearn
 from ..config import Config, tomllib
-from ..data.images import to_uint8
+from ..data.images import map_range, to_uint8
+from ..data.samples import TensorSamples
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import evaluate
 from ..evaluation.goals import class_goal
+from ..evaluation.parts import PartsView
 from ..gan import GAN
 from ..measures.frechet import frechet
+from ..methods.adapt_then_unlearn.repel import default_steps
 from ..report import report
+from ..report.words import duration
 from ..support import environment, progress
 from ..support.files import write_atomic, write_json, write_text
-from ..support.seeding import Stream, stream_seed
+from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.run_folder import gan_digest
+from ..training.trainer import AdversarialTrainer
 from .marking import mark_negatives
 from .published import PRETRAINED_FID, PUBLISHED
 
@@ -46,13 +51,13 @@ class Task:
     the runs; the judge itself where there is no other."""
 
     name: str
-    judge: Classifier
+    judge: Classifier | PartsView
     classes: tuple[str, ...]
     real: tuple[Tensor, Tensor]
-    oracle: Classifier | None = None
+    oracle: Classifier | PartsView | None = None
 
     @property
-    def asked(self) -> Classifier:
+    def asked(self) -> Classifier | PartsView:
         return self.judge if self.oracle is None else self.oracle
 
 
@@ -186,8 +191,10 @@ def reproduce(plan: Plan, out: str | Path) -> dict[str, Any]:
             if path.is_file():
                 continue
             start = time.monotonic()
-            write_json(path, run_cell(plan, task, seed, method, out))
-            progress.log.info("%s, %s, seed %d: %s", method, task.name, seed, report.duration(time.monotonic() - start))
+            found = run_cell(plan, task, seed, method, out)
+            seconds = time.monotonic() - start
+            write_json(path, {**found, "seconds_in_all": round(seconds, 1)})
+            progress.log.info("%s, %s, seed %d: %s", method, task.name, seed, report.duration(seconds))
             bar.update()
             write_table(plan, out)
     return write_table(plan, out)
@@ -205,6 +212,73 @@ def _check_identity(plan: Plan, out: Path) -> None:
     differs = [f"{k} ({there.get(k)} there, {value} now)" for k, value in own.items() if there.get(k) != value]
     if differs:
         raise ValueError(f"out: {out} holds a reproduction with another {'; '.join(differs)}; give another folder")
+
+
+# --- how long it will take
+
+
+def forecast(plan: Plan, out: str | Path) -> dict[str, dict[str, float]]:
+    """method -> cells (to do), seconds (of one cell, about), steps (of training, at most, of one cell).
+
+    Seconds are the mean of the method's cells that are there; else its steps by the time of one, measured here on a
+    copy of the GAN, and its evaluation by the time of one batch.
+    """
+    out, measured = Path(out), None
+    found: dict[str, dict[str, float]] = {}
+    for method in dict.fromkeys(plan.methods):
+        cells = [cell_path(out, task, seed, method) for task in plan.tasks for seed in range(plan.seeds)]
+        done = [json.loads(path.read_text(encoding="utf-8")) for path in cells if path.is_file()]
+        steps = _steps(plan, method)
+        if done:
+            seconds = mean(cell.get("seconds_in_all", cell["seconds"]) for cell in done)
+        else:
+            measured = measured or _measured(plan)
+            seconds = steps * measured[0] + 3 * plan.samples * measured[1]
+        found[method] = dict(cells=len(cells) - len(done), seconds=seconds, steps=steps)
+    return found
+
+
+def _steps(plan: Plan, method: str) -> int:
+    """Steps of training of one cell, at most."""
+    config = Config.of(method, data=dict(plan.config))
+    own = config.methods.get(method)  # none, of a method without settings of its own
+    if own is not None and hasattr(own, "steps"):
+        return int(own.steps)
+    second = default_steps(plan.gan) if config.repel.steps is None else config.repel.steps
+    return config.adapt.models * config.adapt.steps + second
+
+
+def _measured(plan: Plan, steps: int = 2, samples: int = 250) -> tuple[float, float]:
+    """Seconds of one training step and of one sample made and judged."""
+    gan, task = plan.gan.copy(), plan.tasks[0]
+    settings = Config().repel.adversarial
+    with fork_rng(gan.device, 0):
+        x = gan.sample(settings.batch_size)
+        trainer = AdversarialTrainer(gan, TensorSamples(x.cpu()), settings)
+        trainer.step()  # the first takes longer: R1, and memory that is new
+        start = time.monotonic()
+        for _ in range(steps):
+            trainer.step()
+        step = (time.monotonic() - start) / steps
+    start = time.monotonic()
+    for x in gan.batches(samples, batch_size=samples):
+        task.judge.logits_and_features(map_range(x, gan.image_range, task.judge.image_range))
+    return step, (time.monotonic() - start) / samples
+
+
+def told(forecast: Mapping[str, Mapping[str, float]]) -> str:
+    """A forecast in words."""
+
+    def time_of(seconds: float) -> str:
+        return duration(seconds) if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+    lines = [
+        f"{method}: {row['cells']} cells of up to {row['steps']:,} steps, about {time_of(row['seconds'])} each"
+        for method, row in forecast.items()
+    ]
+    total = sum(row["cells"] * row["seconds"] for row in forecast.values())
+    cells = sum(row["cells"] for row in forecast.values())
+    return "\n".join([*lines, f"{cells} cells to do, about {time_of(total)} in all on this machine"])
 
 
 def _judge(plan: Plan) -> str:

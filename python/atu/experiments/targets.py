@@ -61,18 +61,22 @@ def from_plain(plain: Mapping[str, Any], classifier: Classifier, image_range: tu
     return stroke(Attribute(plain["feature"], float(plain["threshold"]), image_range))
 
 
-def earlier_targets(run: Path) -> list[dict[str, Any]]:
+def earlier_targets(run: Path, kinds: Sequence[str] = ("classes", "feature")) -> list[dict[str, Any]]:
     """What the run in a folder, and those that it went on from, had unlearned, as plain data.
 
+    kinds: of which each target has one.
+
     Raises:
-        ValueError: the folder holds no result and report of a demonstration.
+        ValueError: the folder holds no result and report of a demonstration, or those of another one.
     """
     try:
         found = json.loads((run / "report.json").read_text(encoding="utf-8"))["targets"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"from: {run} holds no report of an unlearning that could be gone on from ({error})") from None
     if not (run / "result.safetensors").is_file() or not found:
-        raise ValueError(f"from: expected the folder of a finished `atu demo mnist`, but {run} holds no result of one")
+        raise ValueError(f"from: expected the folder of a finished `atu demo`, but {run} holds no result of one")
+    if any(not set(kinds) & one.keys() for one in found):
+        raise ValueError(f"from: {run} is of another demonstration: what it unlearned is not of this GAN")
     return list(found)
 
 

@@ -32,7 +32,8 @@ class Answers:
     spec, sha256: what it was made of, to be written down; the hash is of the file (None where there is none). own:
     whether the hash is all that it is, so that another spec with the same hash is the same network.
     decide: the rule. score: samples -> float32 [N], higher the likelier unwanted, to rank them by; None for a rule
-    that only says yes or no. classifier, chosen: as a judge, see `judge_arguments`.
+    that only says yes or no. classifier, chosen: as a judge, see `judge_arguments`. names: of the
+    classes that are looked for, where there are several.
     """
 
     spec: str
@@ -42,9 +43,15 @@ class Answers:
     score: Callable[[Tensor], Tensor] | None = None
     classifier: Any = None
     chosen: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.decide(x)
+
+    @property
+    def name(self) -> str:
+        """What its figures are said to come from."""
+        return self.spec
 
     @property
     def identity(self) -> dict[str, str | None]:
@@ -59,10 +66,10 @@ class Answers:
     def judge_arguments(self) -> dict[str, Any]:
         """classifier, negative_classes and is_negative for `evaluate`: a classifier gives classes and features too."""
         if self.classifier is None:
-            return dict(classifier=None, negative_classes=(), is_negative=self.decide)
+            return dict(classifier=None, negative_classes=(), is_negative=self)
         if self.chosen:
             return dict(classifier=self.classifier, negative_classes=self.chosen, is_negative=None)
-        return dict(classifier=self.classifier, negative_classes=(), is_negative=self.decide)
+        return dict(classifier=self.classifier, negative_classes=(), is_negative=self)
 
     def goal_arguments(self) -> tuple[Any, tuple[str, ...]]:
         """What an attack is told to look for: a classifier and classes, or a rule."""
@@ -141,7 +148,8 @@ class NetworkAnswers:
     """Probabilities, scores and decisions from a network's outputs, by the options of a spec.
 
     output: "softmax" (one logit a class, exclusive), "sigmoid" (one logit a class, each yes or no by itself) or
-    "probabilities". Where the spec does not say, the outputs for some samples do: one number a sample, or several.
+    "probabilities". features, errors: a classifier's own penultimate layer, and what it knows of its errors (see
+    `Classifier`). Where the spec does not say, the outputs for some samples do: one number a sample, or several.
 
     Raises:
         ValueError: outputs that are not finite, are not one row a sample, or leave open what they are; a class there is
@@ -157,9 +165,11 @@ class NetworkAnswers:
         names: Sequence[str] | None = None,
         output: str | None = None,
         features: Callable[[Tensor], Tensor] | None = None,
+        errors: Tensor | None = None,
     ):
         self.network, self.view, self.what, self.gan = network, view, spec.source, gan
-        self.own_features = features
+        self.name = Path(spec.source).name  # of what gave the figures, in a report
+        self.own_features, self.confusion = features, errors
         x = gan.sample(4)
         outputs = self.outputs(x)
         self.output = output or _output_of(spec, outputs)

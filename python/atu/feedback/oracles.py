@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..assets import asset
+from ..assets import CLASSIFIERS, asset
+from ..formats.tensors import load_tensors
 from ..gan import GAN
 from ..support.digest import sha256_of
 from ..support.registry import Registry
@@ -29,15 +30,19 @@ from .spec import Spec, parse
 IsNegative = Callable[[Tensor], Tensor]
 ORACLES: Registry[Callable[[str], IsNegative]] = Registry("atu.oracles", {})
 # Above this room, where it measures; named here as methods are in presets.py.
-_CLASSIFIERS: Registry[Any] = Registry("atu.classifiers", {"atu-classifier": "atu.evaluation.classifier:Classifier"})
+_PARTS = "atu-parts-classifier"
+_CLASSIFIERS: Registry[Any] = Registry(
+    "atu.classifiers",
+    {"atu-classifier": "atu.evaluation.classifier:Classifier", _PARTS: "atu.evaluation.parts:PartsClassifier"},
+)
 
 
 def find(spec: str, gan: GAN | None = None, options: Mapping[str, str] | None = None) -> Answers:
     """The oracle, or judge, that a spec stands for; docs/cli.md has the syntax.
 
     Args:
-        spec: "FILE?class=3", "module:function", "file.py:function", "text:WORDS", "mnist" for the bundled classifier,
-            or "NAME:ARGUMENTS" of an oracle that another package adds.
+        spec: "FILE?class=3", "module:function", "file.py:function", "text:WORDS", "mnist" and the like for a bundled
+            classifier (`assets.CLASSIFIERS`), or "NAME:ARGUMENTS" of an oracle that another package adds.
         gan: whose samples it will see; four of them are shown to it now. Only a package's oracle can do without.
         options: further ones of the spec.
 
@@ -57,8 +62,8 @@ def find(spec: str, gan: GAN | None = None, options: Mapping[str, str] | None = 
 
         return text_answers(parsed, gan)
     path = Path(parsed.source)
-    if parsed.source == "mnist" and not path.exists():
-        path = asset("mnist-classifier.safetensors")
+    if parsed.source in CLASSIFIERS and not path.exists():
+        path = asset(CLASSIFIERS[parsed.source])
     if path.is_file() or not is_reference(parsed.source):
         return _of_file(path, parsed, gan)
     return _of_function(parsed, gan)
@@ -80,14 +85,35 @@ def _of_classifier(path: Path, spec: Spec, gan: GAN) -> Answers:
         raise ValueError(f"{spec.source}: {others[0]} is known of a classifier of atu; it takes class and threshold")
     if len(gan.sample_shape) != 3:
         raise ValueError(f"{spec.source}: judges images, and this GAN's samples are {list(gan.sample_shape)}")
-    classifier = _CLASSIFIERS.get("atu-classifier").load(path).to(gan.device)
+    classifier, named = _loaded(path, spec)
+    classifier = classifier.to(gan.device)
     network = Network(classifier.logits, classifier.sample_shape)
     view = view_of(spec, network, gan, classifier.image_range)
-    answers = NetworkAnswers(network, view, spec, gan, classifier.classes, "softmax", classifier.features)
+    own: dict[str, Any] = dict(names=classifier.classes, features=classifier.features, errors=classifier.confusion)
+    answers = NetworkAnswers(network, view, named, gan, output="softmax", **own)
     found = _answers(answers, spec, sha256_of(path), own=True)
     if classifier.sample_shape == gan.sample_shape:  # it can be asked without a view between, and has gradients
         return dataclasses.replace(found, classifier=classifier)
     return found
+
+
+def _loaded(path: Path, spec: Spec) -> tuple[Any, Spec]:
+    """A classifier of this package, and the spec with the classes by the names that it has for them.
+
+    One of parts becomes one of the names' classes: what "antlers" stands for are several kinds of ears.
+    """
+    if load_tensors(path, "none of them: only the metadata")[1].get("format") != _PARTS:
+        return _CLASSIFIERS.get("atu-classifier").load(path), spec
+    parts = _CLASSIFIERS.get(_PARTS).load(path)
+    wanted = [name for name in spec.options.get("class", "").split(",") if name]
+    if not wanted:
+        raise ValueError(
+            f"{spec.source}: class: say which are unwanted, one of {', '.join(parts.rules)}, or PART=VALUE: "
+            f"{spec.source}?class={next(iter(parts.rules))}"
+        )
+    view = parts.view(wanted)
+    chosen = ",".join(view.classes[index] for index in view.class_indices(wanted))
+    return view, dataclasses.replace(spec, options={**spec.options, "class": chosen})
 
 
 def _of_function(spec: Spec, gan: GAN) -> Answers:
@@ -118,9 +144,9 @@ def _is_bool(answer: Any) -> bool:
 def _answers(found: NetworkAnswers, spec: Spec, sha256: str, own: bool) -> Answers:
     """As an oracle and, where it tells classes apart, as a classifier."""
     classifier = found if found.exclusive else None
-    named = found.exclusive and found.threshold is None
-    chosen = tuple(found.names[index] for index in found.chosen) if named else ()
-    return Answers(spec.recorded, sha256, found.decide, own, found.score, classifier, chosen)
+    names = tuple(found.names[index] for index in found.chosen) if len(found.names) > 1 else ()
+    chosen = names if found.exclusive and found.threshold is None else ()
+    return Answers(spec.recorded, sha256, found.decide, own, found.score, classifier, chosen, names)
 
 
 def check_independent(oracle: Answers | None, judge: Answers | None) -> None:

@@ -185,6 +185,13 @@ def print_inspection(found: dict[str, Any], console: Console | None = None) -> N
     for name, net in found["networks"].items():
         parts = ", ".join(f"{part} {count:,}" for part, count in net["parts"].items())
         console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
+    for key, value in found.get("gan", {}).items():
+        console.print(f"{key}: {value}", highlight=False, markup=False)
+    for name, weights in found.get("weights", {}).items():
+        problems = weights["problems"]
+        more = f"; and {len(problems) - 20} more (--json has all)" if len(problems) > 20 else ""
+        told = f"not filled: {'; '.join(problems[:20])}{more}" if problems else f"{weights['from']} fits"
+        console.print(f"weights of {name}: {told}", highlight=False, markup=False, soft_wrap=True)
     if found["options"]:
         console.print(
             f"options: {json.dumps(found['options'], default=str)}", highlight=False, markup=False, soft_wrap=True

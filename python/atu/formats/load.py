@@ -69,7 +69,10 @@ def load_rosinality(path: Path) -> GAN:
     what it holds."""
     structure = read_structure(path)
     if not rosinality.is_rosinality(structure):
-        raise CheckpointError(f"not a StyleGAN2 checkpoint: {list_content(structure)}")
+        raise CheckpointError(
+            f"not a StyleGAN2 checkpoint: {list_content(structure)}; for a network of your own, say what builds it "
+            "(--model FILE.py:FUNCTION)"
+        )
     return _pair(rosinality.build_networks(path, structure), path)
 
 

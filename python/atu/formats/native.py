@@ -48,7 +48,8 @@ def _build(entry: dict[str, Any], given: nn.Module | None, state: dict[str, Tens
     if entry.get("network") is None:
         argument = what.rsplit(" ", 1)[-1]
         raise CheckpointError(
-            f"{what} is a {entry.get('class')}, which atu does not build itself; pass {argument}=<an instance>"
+            f"{what} is a {entry.get('class')}, which atu does not build itself; pass {argument}=<an instance>, "
+            "or on the command line --model FILE.py:FUNCTION"
         )
     if entry["network"] not in NETWORKS:
         raise CheckpointError(f"{what}: unknown network {entry['network']!r}, expected one of {', '.join(NETWORKS)}")

@@ -41,5 +41,6 @@ FORMATS: Registry[Format] = Registry(
         SAFETENSORS: "atu.formats.builtin:NATIVE",
         NVIDIA: "atu.formats.builtin:NVIDIA_PKL",
         "onnx": "atu.formats.builtin:ONNX",
+        "state-dict": "atu.formats.builtin:STATE_DICT",
     },
 )

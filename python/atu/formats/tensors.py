@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ..support.files import write_atomic
 
+COUNT = "num_batches_tracked"
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit."""
@@ -46,18 +48,27 @@ def load_tensors(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor],
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load `state` strictly, with an error that names every key or shape that does not fit."""
+def misfits(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """What does not fit in filling a module with `state`: keys missing and unexpected, other shapes, values that are
+    not finite. Batch norm's count of batches may be missing: files of older versions of torch lack it."""
     own = module.state_dict()
-    problems = [f"missing {name}" for name in own.keys() - state.keys()]
+    missing = [name for name in own.keys() - state.keys() if not name.endswith(COUNT)]
+    problems = [f"missing {name}" for name in missing]
     problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
     for name in own.keys() & state.keys():
         if own[name].shape != state[name].shape:
             problems.append(f"{name}: expected shape {list(own[name].shape)}, got {list(state[name].shape)}")
         elif state[name].is_floating_point() and not torch.isfinite(state[name]).all():
             problems.append(f"{name}: holds values that are not finite")
+    return sorted(problems)
+
+
+def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load `state` strictly, with an error that names every key or shape that does not fit; see `misfits`."""
+    problems = misfits(module, state)
     if problems:
-        shown = "; ".join(sorted(problems)[:8])
+        shown = "; ".join(problems[:8])
         more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
         raise CheckpointError(f"{what}: the weights do not fit the network: {shown}{more}")
-    module.load_state_dict(state)
+    counts = {name: value for name, value in module.state_dict().items() if name.endswith(COUNT)}
+    module.load_state_dict({**counts, **state})

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.images import image_grid
+from ..feedback.places import generator_digest
 from ..support.digest import sha256_of
 from ..support.files import write_atomic, write_json
 from .pool import Pool
@@ -34,6 +35,7 @@ class Output:
     def __init__(self, session: Session):
         self.session = session
         self.hashes: dict[Path, str] = {}
+        self.generators: dict[int, str] = {}  # digest of the weights that a round's samples are made with
         for name in FOLDERS.values():
             (session.folder / name).mkdir(exist_ok=True)
 
@@ -79,24 +81,42 @@ class Output:
 
     def _write_labels(self, wanted: Mapping[tuple[int, int], Path], pools: Mapping[int, Pool]) -> None:
         session, samples, latents = self.session, [], []
+        labels: dict[int, Tensor | None] = {}  # by seed; the same for every round: only the weights differ
         for number, found in enumerate(session.rounds, 1):
             for code, label in LABELS.items():
                 for index in found.indices(code):
                     seed, row = pools[number].seed_of(index)
                     sample = dict(round=number, index=index, label=label, seed=seed, row=row, time=found.times[index])
+                    if pools[number].gan.c_dim:
+                        if seed not in labels:
+                            labels[seed] = pools[number].gan.inputs(session.block, seed)[1]
+                        drawn = labels[seed]
+                        assert drawn is not None
+                        sample["class"] = int(drawn[row].argmax())
                     path = wanted.get((number, index))
                     if path is not None:
                         sample.update(file=f"{path.parent.name}/{path.name}", sha256=self._hash(path))
                     samples.append(sample)
                     latents.append((number, index))
         rounds = [
-            dict(ckpt=found.ckpt, gan=found.gan, random_sample=session.verdict(found)) for found in session.rounds
+            dict(
+                ckpt=found.ckpt,
+                gan=found.gan,
+                generator=self._generator(number, pools),
+                random_sample=session.verdict(found),
+            )
+            for number, found in enumerate(session.rounds, 1)
         ]
         how = "sample = GAN.sample(block, seed, batch_size=block)[row]; latents.safetensors holds its latent"
         data: dict[str, Any] = dict(format=1, seed=session.seed, block=session.block, how=how, rounds=rounds)
         write_json(session.folder / "labels.json", {**data, "samples": samples})
         if latents:
             self._write_latents(latents, pools)
+
+    def _generator(self, number: int, pools: Mapping[int, Pool]) -> str:
+        if number not in self.generators:
+            self.generators[number] = generator_digest(pools[number].gan)
+        return self.generators[number]
 
     def _hash(self, path: Path) -> str:
         if path not in self.hashes:

@@ -64,6 +64,8 @@ class Pool:
         self._early: dict[int, Tensor] = {}  # raw features from before the whitening
         self.made = np.zeros(-(-size // block), bool)  # blocks whose features are there
         self.features = np.zeros((0, 0), np.float32)
+        self.ranks = np.full(size, -np.inf, np.float32)  # of an oracle, where there is one; higher is likelier unwanted
+        self.called = np.zeros(size, bool)  # unwanted by the oracle
 
     def seed_of(self, index: int) -> tuple[int, int]:
         """(seed, row) of a sample, for `GAN.sample(block, seed)` and `GAN.inputs(block, seed)`."""

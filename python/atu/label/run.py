@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -28,32 +31,50 @@ COPIES = 8  # of the weights: gradients, Adam's moments, averages, anchors
 class Runs:
     """The runs of a session, one a round: MARKS-run-1, MARKS-run-2 ... beside the folder of marks.
 
-    options: of `atu unlearn`, for every run (--config, --device, --samples, ...). A run ends with this process,
-    unless that is killed outright; one that was stopped goes on when started again.
+    options: of `atu unlearn`, for every run (--config, --device, --samples, ...). A run ends with this process. Where
+    that is killed outright, the run goes on, and the next process that opens the session finds it: the run holds a lock
+    on MARKS/run-N.lock, which names it. One that was stopped goes on when started again.
     """
 
     def __init__(self, session: Session, options: Sequence[str], config: Path | None = None):
         self.session, self.options = session, list(options)
         self.config = Config.of() if config is None else Config.load(config)
         self.process: subprocess.Popen | None = None
-        self.started = 0.0
+        self.program = [sys.executable, "-m", "atu.cli.main"]
+        self.orphan = self._orphan(len(session.rounds))
 
     def folder(self, number: int) -> Path:
         marks = self.session.folder.absolute()
         return marks.with_name(f"{marks.name}-run-{number}")
 
+    def _log(self, number: int) -> Path:
+        return self.session.folder / f"run-{number}.log"
+
+    def _lock(self, number: int) -> Path:
+        return self.session.folder / f"run-{number}.lock"
+
     def command(self, number: int) -> list[str]:
         """The arguments of `atu` for a round's run."""
-        marks = self.session.folder.absolute()
-        words = ["unlearn", self.session.rounds[number - 1].ckpt, "--negatives", str(marks / "unwanted")]
-        if any((marks / "good").glob("*.png")):
-            words += ["--positives", str(marks / "good")]
+        words = ["unlearn", self.session.rounds[0].ckpt, "--negatives", str(self.session.folder.absolute())]
+        if number > 1:
+            words += ["--from", str(self.folder(number - 1))]
         words += ["--subject", "what was marked"]
         return [*words, "--out", str(self.folder(number)), "--seed", str(self.session.seed), *self.options]
 
+    def _orphan(self, number: int) -> int | None:
+        """The process of a run that an earlier process of the page began and that is still at work."""
+        with contextlib.suppress(FileNotFoundError), open(self._lock(number), "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or 0)
+        return None
+
     @property
     def busy(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        if self.orphan is not None:
+            self.orphan = self._orphan(len(self.session.rounds))
+        return self.orphan is not None or (self.process is not None and self.process.poll() is None)
 
     def start(self, number: int) -> None:
         """Begin a round's run, or go on with one that was stopped.
@@ -65,30 +86,37 @@ class Runs:
             raise ValueError("a run is going on already")
         if self.finished(number):
             raise ValueError("this round's run is finished; begin the next round to unlearn more")
-        with open(self.session.folder / f"run-{number}.log", "wb") as log:
+        with open(self._log(number), "wb") as log, open(self._lock(number), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the process inherits it, and holds it until it ends, however it does
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "atu.cli.main", *self.command(number)],
+                [*self.program, *self.command(number)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C comes from here, once: a second one would not wait for its state
+                pass_fds=[lock.fileno()],
             )
-        self.started = time.monotonic()
+            lock.write(str(self.process.pid))
 
     def stop(self) -> None:
         """Stop the run that is going on, as Ctrl-C does: its state is saved."""
-        if self.process is not None and self.busy:
-            self.process.send_signal(signal.SIGINT)
+        if self.busy:
+            self._send(signal.SIGINT)
+
+    def _send(self, number: signal.Signals) -> None:
+        pid = self.orphan if self.process is None or self.process.poll() is not None else self.process.pid
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def close(self) -> None:
         """Stop it and wait; killed where it does not end."""
         self.stop()
-        if self.process is not None:
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        deadline = time.monotonic() + 30
+        while self.busy:
+            if time.monotonic() > deadline:
+                self._send(signal.SIGKILL)
+            time.sleep(0.05)
 
     def report(self, number: int) -> Path:
         return self.folder(number) / "report.html"
@@ -99,26 +127,29 @@ class Runs:
     def status(self, number: int) -> dict[str, Any]:
         """What the page shows of a round's run: state (none, running, stopped, failed, finished), stage, step, done (a
         share of the steps), seconds, line (the last of its output), command."""
-        if self.busy:
-            state = "running"
-        elif self.finished(number):
-            state = "finished"
-        elif self.process is not None and self.process.returncode not in (0, 130, -signal.SIGINT):
-            state = "failed"
-        else:
-            state = "stopped" if self.folder(number).exists() else "none"
-        found: dict[str, Any] = dict(state=state, command=shlex.join(["atu", *self.command(number)]))
+        found: dict[str, Any] = dict(command=shlex.join(["atu", *self.command(number)]))
+        found["state"] = state = self._state(number)
         if state in ("running", "failed"):
-            found["line"] = _last_line(self.session.folder / f"run-{number}.log")
+            found["line"] = _last_line(self._log(number))
         steps = _steps(self.folder(number) / "metrics.jsonl")
         if steps:
             found["stage"], found["step"] = next(reversed(steps.items()))
             found["done"] = min(sum(steps.values()) / sum(self._planned()), 1.0)
         if state == "running":
-            found["seconds"] = round(time.monotonic() - self.started)
+            found["seconds"] = max(round(time.time() - self._lock(number).stat().st_mtime), 0)
         if state == "finished":
             found["summary"] = _summary(self.folder(number) / "report.json")
         return found
+
+    def _state(self, number: int) -> str:
+        if self.busy:
+            return "running"
+        if self.finished(number):
+            return "finished"
+        ended = None if self.process is None else self.process.returncode
+        if ended not in (None, 0, 130, -signal.SIGINT) or _last_line(self._log(number)).startswith("Error"):
+            return "failed"
+        return "stopped" if self.folder(number).exists() else "none"
 
     def _planned(self) -> tuple[int, int]:
         """Steps of stage 1 and of stage 2."""

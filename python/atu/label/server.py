@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from .guard import Guard, TooLarge
+from .session import JUDGED
 from .studio import Studio
 
 STATIC = {
@@ -56,8 +57,17 @@ class _Page:
         pool = self.studio.pools.get(number)
         if pool is None or index >= pool.size:
             return PlainTextResponse("not found\n", 404)
+        return await self._picture(request, number, index)
+
+    async def blind(self, request: Request) -> Response:
+        number, position = request.path_params["round"], request.path_params["position"]
+        if number not in self.studio.judged or position >= 2 * JUDGED:
+            return PlainTextResponse("not found\n", 404)
+        return await self._picture(request, number, -1 - position)
+
+    async def _picture(self, request: Request, number: int, index: int) -> Response:
         waited = 0.0
-        while (data := pool.thumb(index)) is None:
+        while (data := self.studio.thumb(number, index)) is None:
             if waited > PATIENCE or await request.is_disconnected():
                 return PlainTextResponse("not made yet\n", 503)
             self.studio.want(number, index)
@@ -82,7 +92,7 @@ class _Page:
         if data["round"] != self.studio.number:
             return _refused("this round is over; load the page again", 409)
         via = str(data.get("via", ""))[:20]
-        return await self._change(data, lambda: self.studio.session.mark(at, data["label"], via))
+        return await self._change(data, lambda: self.studio.mark(at, data["label"], via))
 
     async def undo(self, request: Request) -> Response:
         return await self._change(await request.json(), self.studio.session.undo)
@@ -104,6 +114,9 @@ class _Page:
         await run_in_threadpool(change)
         self.studio.touched()
         return JSONResponse(self.studio.state(int(data.get("since", -1)), int(data.get("round", 0))))
+
+    async def reveal(self, request: Request) -> Response:
+        return await self._change(await request.json(), self.studio.reveal)
 
     async def report(self, request: Request) -> Response:
         number = request.path_params["round"]
@@ -140,10 +153,11 @@ def make_app(studio: Studio, port: int) -> Guard:
         Route("/", page.index),
         Route("/static/{name}", page.static),
         Route("/thumb/{round:int}/{index:int}", page.thumb),
+        Route("/blind/{round:int}/{position:int}", page.blind),
         Route("/report/{round:int}", page.report),
         Route("/api/state", page.state),
         *(Route(f"/api/{f.__name__}", f, methods=["POST"]) for f in (page.mark, page.undo, page.redo)),
-        *(Route(f"/api/{f.__name__}", f, methods=["POST"]) for f in (page.run, page.stop, page.round)),
+        *(Route(f"/api/{f.__name__}", f, methods=["POST"]) for f in (page.run, page.stop, page.round, page.reveal)),
     ]
     errors: dict[Any, Any] = {
         ValueError: _bad_input,

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..measures.intervals import wilson
 from ..support.files import check_writable, remove_partial
 from ..support.lock import FolderLock
@@ -24,19 +26,35 @@ NONE, UNWANTED, GOOD, UNSURE = b".ngu"
 CODES = {"none": NONE, "unwanted": UNWANTED, "good": GOOD, "unsure": UNSURE}
 # The first indices are a random sample of their own: shown in one row, in order, and nowhere else.
 RANDOM = 1024
+# Samples of the original, and as many of a round's result, that are judged blind once its run is done. They are of
+# latents of their own and have negative indices: -1 is the first that is shown.
+JUDGED = 200
 
 
 @dataclass
 class Round:
-    """The marks of one GAN's samples. codes: one byte a sample. times: of each mark, by index."""
+    """The marks of one GAN's samples. codes: one byte a sample. times: of each mark, by index. blind: one byte a sample
+    that is judged after the run, in the order shown. revealed: whether the verdict was shown; it then stays as it is.
+    """
 
     ckpt: str
     gan: str
     codes: bytearray
+    blind: bytearray = field(default_factory=lambda: bytearray([NONE]) * (2 * JUDGED))
+    revealed: bool = False
     times: dict[int, str] = field(default_factory=dict)
     undone: list[list[tuple[int, int]]] = field(default_factory=list)
     done: list[list[tuple[int, int]]] = field(default_factory=list)
     changes: list[tuple[int, int]] = field(default_factory=list)  # since this process began: (index, code)
+
+    def code(self, index: int) -> int:
+        return self.blind[-1 - index] if index < 0 else self.codes[index]
+
+    def put(self, index: int, code: int) -> None:
+        if index < 0:
+            self.blind[-1 - index] = code
+        else:
+            self.codes[index] = code
 
     def indices(self, code: int) -> list[int]:
         found, at = [], self.codes.find(code)
@@ -105,18 +123,21 @@ class Session:
         """Mark samples; on disk when this returns.
 
         Args:
-            indices: of this round's samples. label: one of `CODES`. via: the view that they were shown in.
+            indices: of this round's samples, those that are judged blind among them. label: one of `CODES`. via: the
+                view that they were shown in.
 
         Raises:
             ValueError: an index or label that there is none of.
         """
         if label not in CODES:
             raise ValueError(f"label: expected one of {', '.join(CODES)}, got {label!r}")
-        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < self.size for i in indices):
+        if not all(isinstance(i, int) and not isinstance(i, bool) and -2 * JUDGED <= i < self.size for i in indices):
             raise ValueError(f"indices: expected integers from 0 to {self.size - 1}")
         at = sorted(set(indices))
         with self._mutex:
-            if any(self.now.codes[i] != CODES[label] for i in at):
+            if self.now.revealed and at and at[0] < 0:
+                raise ValueError("the verdict was shown, and stays as it is")
+            if any(self.now.code(i) != CODES[label] for i in at):
                 self._write({"op": "mark", "label": label, "at": at, "via": via})
 
     def undo(self) -> bool:
@@ -128,6 +149,13 @@ class Session:
         """Do again what was undone last; False where there is nothing."""
         with self._mutex:
             return bool(self.now.undone) and self._write({"op": "redo"})
+
+    def reveal(self) -> None:
+        """End the judging of this round's result: from here on nothing of it changes, and what was done before cannot
+        be undone."""
+        with self._mutex:
+            if not self.now.revealed:
+                self._write({"op": "reveal"})
 
     def begin_round(self, ckpt: str, gan: str) -> None:
         """Go on with the samples of another GAN; the marks so far are kept, and count."""
@@ -148,6 +176,10 @@ class Session:
         elif op == "mark":
             now.undone.clear()
             now.done.append(self._set(now, [(i, CODES[entry["label"]]) for i in entry["at"]], entry["time"]))
+        elif op == "reveal":
+            now.revealed = True
+            now.done.clear()
+            now.undone.clear()
         elif op == "undo":
             now.undone.append(self._set(now, now.done.pop(), entry["time"]))
         elif op == "redo":
@@ -161,11 +193,11 @@ class Session:
         if highest >= len(where.codes):
             where.codes.extend(bytes([NONE]) * (highest + 1 - len(where.codes)))
             self.size = max(self.size, highest + 1)
-        before = [(i, where.codes[i]) for i, code in codes if where.codes[i] != code]
+        before = [(i, where.code(i)) for i, code in codes if where.code(i) != code]
         for i, code in codes:
-            where.codes[i] = code
+            where.put(i, code)
             where.times[i] = time
-        where.changes.extend((i, where.codes[i]) for i, _ in before)
+        where.changes.extend((i, where.code(i)) for i, _ in before)
         return before
 
     # --- what the marks say
@@ -184,18 +216,43 @@ class Session:
         Returns:
             marked, unwanted, unsure, share and its Wilson interval (low, high, 95 %). Unsure ones count as neither.
         """
-        codes = (where or self.now).codes[:RANDOM]
-        end = codes.find(NONE)
-        seen = codes if end < 0 else codes[:end]
-        unwanted, n = seen.count(UNWANTED), len(seen) - seen.count(UNSURE)
-        low, high = wilson(unwanted, n)
-        share = unwanted / n if n else None
-        return dict(marked=len(seen), unwanted=unwanted, unsure=len(seen) - n, share=share, low=low, high=high)
+        return share_of(_answered((where or self.now).codes[:RANDOM]))
+
+    def blind_order(self, number: int) -> np.ndarray:
+        """What is shown in which order to the judge of round `number` (from 1): sample k of the original below JUDGED,
+        of the result from there on."""
+        return np.random.default_rng([self.seed, number]).permutation(2 * JUDGED)
+
+    def blind_verdict(self, number: int) -> dict[str, Any]:
+        """The verdict on round `number`'s result, as far as all that were shown have an answer.
+
+        Returns:
+            judged (of both), before and after: each as of `verdict`.
+        """
+        answered = _answered(self.rounds[number - 1].blind)
+        of_result = self.blind_order(number)[: len(answered)] >= JUDGED
+        codes = np.frombuffer(bytes(answered), np.uint8)
+        halves = {"before": codes[~of_result], "after": codes[of_result]}
+        return dict(judged=len(answered), **{name: share_of(bytearray(half)) for name, half in halves.items()})
 
     def close(self) -> None:
         """Let go of the folder."""
         self.journal.close()
         self._lock.release()
+
+
+def _answered(codes: bytearray) -> bytearray:
+    """Codes up to the first sample that has none."""
+    end = codes.find(NONE)
+    return codes if end < 0 else codes[:end]
+
+
+def share_of(seen: bytearray) -> dict[str, Any]:
+    """marked, unwanted, unsure, share of unwanted and its Wilson interval. Unsure ones count as neither."""
+    unwanted, n = seen.count(UNWANTED), len(seen) - seen.count(UNSURE)
+    low, high = wilson(unwanted, n)
+    share = unwanted / n if n else None
+    return dict(marked=len(seen), unwanted=unwanted, unsure=len(seen) - n, share=share, low=low, high=high)
 
 
 def _of(ckpt: str, gan: str) -> dict[str, str]:

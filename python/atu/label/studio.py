@@ -5,21 +5,27 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from ..feedback.answers import Answers
+from ..formats.own_model import load_like
 from ..gan import GAN
+from ..report.person import add_person, person_of
 from ..support import progress
+from ..support.seeding import mix_seed
 from ..training.run_folder import gan_digest
 from . import suggest
+from .like import nearest, read_picture
 from .output import Output
 from .pool import Pool, Space, block_size
 from .run import Runs
-from .session import GOOD, NONE, RANDOM, UNWANTED, Session
+from .session import GOOD, JUDGED, NONE, RANDOM, UNWANTED, Session
 
 WAITING = 64  # blocks that are asked for and not made yet; of more, the oldest are forgotten
 CALM = 1.0  # least seconds without a mark before files are written
@@ -29,12 +35,20 @@ ROW = suggest.ROW
 class Studio:
     """All that the server holds. `start` begins the work, `close` ends it and writes what is missing."""
 
-    def __init__(self, session: Session, gan: GAN, runs: Runs):
+    def __init__(
+        self, session: Session, gan: GAN, runs: Runs, pictures: Sequence[Tensor] = (), oracle: Answers | None = None
+    ):
+        if pictures and gan.discriminator is None:
+            raise ValueError("like: pictures are compared by the discriminator's features, and this GAN has none")
         self.session, self.runs = session, runs
         self.space = Space(gan, session.block, session.size - RANDOM)
         self.pools = {1: Pool(gan, self.space, session.seed, session.block, session.size)}
         for number in range(2, len(session.rounds) + 1):
             self.pools[number] = self._load(number)
+        self.judged: dict[int, tuple[Pool, Pool]] = {}  # what is judged blind of a round: (original, result)
+        self.pictures = list(pictures)  # of the user's own: samples like them are offered
+        self._like: np.ndarray | None = None  # their features
+        self.oracle = oracle  # ranks samples, and says which it would mark
         self.output = Output(session)
         self.probe: suggest.Probe | None = None
         self.views: dict[str, list[int]] = {}
@@ -44,7 +58,7 @@ class Studio:
         self.fit_seconds = 0.0
         self._fitted = self._written = -1
         self._marked_at, self._calm, self._news = 0.0, CALM, 0
-        self._wanted: list[tuple[int, int]] = []
+        self._wanted: list[tuple[Pool, int]] = []
         self._tasks: list[tuple[Callable[[], None], Future[None]]] = []
         self._wake = threading.Condition()
         self._ended = False
@@ -52,13 +66,18 @@ class Studio:
 
     def _load(self, number: int) -> Pool:
         found = self.session.rounds[number - 1]
-        gan = GAN.load(found.ckpt).to(self.space.gan.device)
+        gan = load_like(found.ckpt, self.space.gan)
         if gan_digest(gan) != found.gan:
             raise ValueError(f"out: {found.ckpt}, whose samples were marked, has changed since")
         return Pool(gan, self.space, self.session.seed, self.session.block, self.session.size)
 
     def start(self) -> None:
         self._thread.start()
+
+    def work(self, done: Callable[[], bool]) -> None:
+        """Without `start`: do in this thread what there is to do, until `done` says so or nothing is left."""
+        while not done() and self._step():
+            pass
 
     def close(self) -> None:
         """Stop the run and the work, write the files, let go of the folder."""
@@ -86,9 +105,48 @@ class Studio:
             self._marked_at = time.monotonic()
             self._wake.notify()
 
+    def _place(self, number: int, index: int) -> tuple[Pool | None, int]:
+        """The pool that a sample is of, and its index there; a negative index is of those that are judged blind."""
+        if index >= 0:
+            return self.pools.get(number), index
+        if number not in self.judged:
+            return None, 0
+        which, at = divmod(int(self.session.blind_order(number)[-1 - index]), JUDGED)
+        return self.judged[number][which], at
+
+    def thumb(self, number: int, index: int) -> bytes | None:
+        """An encoded thumbnail; None where it has to be made first."""
+        pool, at = self._place(number, index)
+        return None if pool is None else pool.thumb(at)
+
+    def mark(self, indices: list[int], label: str, via: str) -> None:
+        """Mark samples, as of `Session.mark`.
+
+        Raises:
+            ValueError: a result is judged that is not there yet.
+        """
+        if self.number not in self.judged and any(isinstance(i, int) and i < 0 for i in indices):
+            raise ValueError("there is no result to judge yet")
+        self.session.mark(indices, label, via)
+
+    def reveal(self) -> None:
+        """End the judging of this round's result, and write the verdict into its report.
+
+        Raises:
+            ValueError: nothing of it was judged.
+        """
+        verdict = self.session.blind_verdict(self.number)
+        if not (verdict["before"]["marked"] and verdict["after"]["marked"]):
+            raise ValueError("judge some samples first")
+        self.session.reveal()
+        add_person(self.runs.folder(self.number), person_of(verdict))
+
     def want(self, number: int, index: int) -> None:
         """Ask for a sample's block, before those that were asked for earlier."""
-        key = (number, index // self.session.block)
+        pool, at = self._place(number, index)
+        if pool is None:
+            return
+        key = (pool, at // self.session.block)
         with self._wake:
             if key not in self._wanted:
                 self._wanted.append(key)
@@ -122,15 +180,33 @@ class Studio:
     def _begin_round(self) -> None:
         if self.runs.busy or not self.runs.finished(self.number):
             raise ValueError("the run of this round is not finished")
-        result = self.runs.folder(self.number) / "result.safetensors"
-        gan = GAN.load(result).to(self.space.gan.device)
+        result = self._result()
+        like = self.space.gan
+        gan = self.judged[self.number][1].gan if self.number in self.judged else load_like(result, like)
         pool = Pool(gan, self.space, self.session.seed, self.session.block, self.session.size)
         self.pools[self.number + 1] = pool
         self.session.begin_round(str(result), gan_digest(gan))
         self.views, self.history, self.cost = {}, [], None
 
+    def _result(self) -> Path:
+        return self.runs.folder(self.number) / "result.safetensors"
+
+    def _open_judging(self) -> bool:
+        """Load what this round's run gave, for the judge; False where there is nothing to do."""
+        number, session = self.number, self.session
+        if number in self.judged or self.runs.busy or not self.runs.finished(number):
+            return False
+        gans = self.space.gan, load_like(self._result(), self.space.gan)
+        seeds = (mix_seed(session.seed, 900_000 + 2 * number + which) for which in (0, 1))
+        before, after = (Pool(gan, self.space, seed, session.block, 0) for gan, seed in zip(gans, seeds, strict=True))
+        self.judged[number] = before, after
+        return True
+
     def _in_thread(self, work: Callable[[], None]) -> None:
         """Do it in the thread that makes samples, the only one that may: random state is the process's."""
+        if not self._thread.is_alive():
+            work()
+            return
         done: Future[None] = Future()
         with self._wake:
             self._tasks.append((work, done))
@@ -154,6 +230,10 @@ class Studio:
             probe=self._agreement(),
             verdict=session.verdict(),
             earlier=session.verdict(session.rounds[-2]) if self.number > 1 else None,
+            judging=self._judging(),
+            pictures=len(self.pictures),
+            oracle=None if self.oracle is None else self.oracle.spec,
+            called=[i for i in self.views.get("ranked", []) if self.pools[self.number].called[i]],
             made=int(self.pools[self.number].made.sum()) * session.block,
             cost=self.cost,
             run=self.runs.status(self.number),
@@ -164,8 +244,16 @@ class Studio:
         if number == self.number and 0 <= version - since <= 5000 and since >= 0:
             found["changes"] = now.changes[since:version]
         else:
-            found["codes"] = now.codes.decode("ascii")
+            found["codes"], found["blind"] = now.codes.decode("ascii"), now.blind.decode("ascii")
         return found
+
+    def _judging(self) -> dict[str, Any] | None:
+        """How far the judging of this round's result is; the verdict once it was revealed, and not before."""
+        if self.number not in self.judged:
+            return None
+        verdict, revealed = self.session.blind_verdict(self.number), self.session.now.revealed
+        shown = verdict if revealed else dict(judged=verdict["judged"])
+        return dict(shown, of=2 * JUDGED, revealed=revealed)
 
     def _agreement(self) -> dict[str, Any] | None:
         probe = self.probe
@@ -212,7 +300,9 @@ class Studio:
                 done.set_exception(error)
             return True
         if key is not None:
-            self.pools[key[0]].make(key[1])
+            self._make(*key)
+            return True
+        if self._open_judging():
             return True
         if self._fitted != stamp:
             self._fit()
@@ -229,22 +319,42 @@ class Studio:
         urgent = self._urgent_blocks()
         block = urgent[0] if urgent else self._next_block()
         if block is not None:
-            self.pools[block[0]].make(block[1])
+            self._make(self.pools[block[0]], block[1])
             self._news += 1
-            if len(urgent) == 1 or self._news >= 8:  # more samples to learn and to suggest from
+            awaited = (self.pictures and self.space.whiten is not None and "like" not in self.views) or (
+                "ranked" not in self.views and self._has_ranked(self.pools[block[0]])
+            )
+            if len(urgent) == 1 or self._news >= 8 or awaited:  # more samples to learn and to suggest from
                 self._fitted, self._news = -1, 0
+            return True
+        if self._news:  # the last ones
+            self._fitted, self._news = -1, 0
             return True
         if self.cost is None:
             self.cost = self.runs.cost(self.pools[number].gan)
         return False
 
+    def _make(self, pool: Pool, block: int) -> None:
+        """Make a block of samples, and have the oracle look at them."""
+        first = block * pool.block
+        x = pool.make(block)
+        if self.oracle is None or first >= pool.size or np.isfinite(pool.ranks[first]):
+            return
+        part = slice(first, min(first + pool.block, pool.size))
+        pool.ranks[part] = self.oracle.rank(x).cpu().numpy()[: pool.size - first]
+        pool.called[part] = self.oracle(x).cpu().numpy()[: pool.size - first]
+
+    def _has_ranked(self, pool: Pool) -> bool:
+        """Whether the oracle has looked at enough samples for its first ones to be worth a look."""
+        return self.oracle is not None and int(np.isfinite(pool.ranks).sum()) >= self.space.wanted
+
     def _urgent_blocks(self) -> list[tuple[int, int]]:
-        """(round, block) of marked samples whose features are not there; of the last round's marks in this one too."""
+        """(round, block) of marked samples whose features are not there; of earlier marks in the original and now."""
         found = []
         for number, pool in self.pools.items():
             at = [self._marked(number)]
-            if number == self.number > 1:
-                at.append(self._marked(number - 1))
+            if number in (1, self.number):
+                at.append(np.flatnonzero(self._was() != NONE))
             blocks = np.unique(np.concatenate(at) // pool.block)
             found += [(number, int(block)) for block in blocks if not pool.made[block]]
         return found
@@ -271,6 +381,12 @@ class Studio:
         others = pool.features[_spread(np.flatnonzero(free), 1000)]
         self.probe = suggest.fit(features, unwanted, others) if len(at) else None
         views: dict[str, list[int]] = {}
+        if self.pictures and self.space.whiten is not None:
+            views["like"] = nearest(pool.features[: pool.size], self._like_features(), free, ROW)
+        if self._has_ranked(pool):
+            ranked = np.isfinite(pool.ranks) & (codes == NONE)
+            ranked[:RANDOM] = False
+            views["ranked"] = suggest.highest(pool.ranks, ranked)
         if self.probe is not None:
             scores = np.full(pool.size, -np.inf, np.float32)
             scores[known] = self.probe.score(pool.features[: pool.size][known])
@@ -284,6 +400,20 @@ class Studio:
             if number > 1:
                 views.update(self._compared(number, scores))
         self.views, self.fit_seconds = views, time.monotonic() - start
+
+    def _like_features(self) -> np.ndarray:
+        """Features [M, F] of the user's pictures, each amid samples, as theirs are taken (minibatch statistics)."""
+        if self._like is None:
+            assert self.space.whiten is not None
+            found = []
+            for picture in self.pictures:
+                batch = self.pools[1].images(0)
+                batch[0] = picture.to(batch.device)
+                raw = self.space.raw(batch)
+                assert raw is not None
+                found.append(self.space.whiten(raw[:1]).float().numpy())
+            self._like = np.concatenate(found)
+        return self._like
 
     def _marks(self) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
         """(round, index), features and unwanted or not, of marks of all rounds."""
@@ -300,15 +430,28 @@ class Studio:
         there = [part for part in features if part.shape[1]]
         return at, np.concatenate(there) if there else np.zeros((0, 1), np.float32), np.array(unwanted, bool)
 
+    def _was(self) -> np.ndarray:
+        """The last mark of each index in the rounds before this one, as codes [size]; NONE where it had none."""
+        codes = np.full(self.pools[self.number].size, NONE, np.uint8)
+        for found in self.session.rounds[:-1]:
+            of_round = np.frombuffer(bytes(found.codes), np.uint8)[: len(codes)]
+            marked = (of_round == UNWANTED) | (of_round == GOOD)
+            codes[marked] = of_round[marked]
+        return codes
+
     def _compared(self, number: int, scores: np.ndarray) -> dict[str, list[int]]:
-        """What survived, and what changed most of what was good: the same latents under the GAN before and now."""
-        before, pool, last = self.pools[number - 1], self.pools[number], self.session.rounds[-2]
+        """The same latents under the original and now: what survived, by the probe, what changed most of what was good,
+        and a random sample of what was unwanted and of what was good."""
+        before, pool, was = self.pools[1], self.pools[number], self._was()
         known = pool.known() & before.known()
-        index = {code: [i for i in last.indices(code) if i < pool.size and known[i]] for code in (UNWANTED, GOOD)}
-        survived = sorted((i for i in index[UNWANTED] if scores[i] > 0), key=lambda i: -scores[i])
-        moved = np.linalg.norm(pool.features[index[GOOD]] - before.features[index[GOOD]], axis=1)
-        damaged = [index[GOOD][int(k)] for k in np.argsort(-moved, kind="stable")[:ROW]]
-        return dict(survived=survived[: 4 * ROW], damaged=damaged)
+        unwanted, good = (np.flatnonzero(known & (was == code)) for code in (UNWANTED, GOOD))
+        survived = unwanted[scores[unwanted] > 0]
+        survived = survived[np.argsort(-scores[survived], kind="stable")][: 4 * ROW]
+        moved = np.linalg.norm(pool.features[good] - before.features[good], axis=1)
+        found = dict(survived=survived, damaged=good[np.argsort(-moved, kind="stable")][:ROW])
+        for name, index in (("were_unwanted", unwanted), ("were_good", good)):
+            found[name] = np.random.default_rng([self.session.seed, number]).permutation(index)[:ROW]
+        return {name: index.tolist() for name, index in found.items()}
 
 
 def _spread(index: np.ndarray, most: int) -> np.ndarray:
@@ -317,12 +460,25 @@ def _spread(index: np.ndarray, most: int) -> np.ndarray:
 
 
 def open_studio(
-    gan: GAN, ckpt: str, folder: Path, samples: int, seed: int, options: list[str], config: Path | None
+    gan: GAN,
+    ckpt: str,
+    folder: Path,
+    samples: int,
+    seed: int,
+    options: list[str],
+    config: Path | None,
+    like: Sequence[Path] = (),
+    oracle: Answers | None = None,
 ) -> Studio:
-    """Open a folder of marks, new or not, for the samples of a GAN; arguments and errors as of `Session`."""
+    """Open a folder of marks, new or not, for the samples of a GAN; arguments and errors as of `Session`.
+
+    like: pictures of the user's own; samples like them are offered. oracle: what ranks samples, and proposes marks.
+    """
+    block_size(gan)  # an error where the samples are no images
+    pictures = [read_picture(path, gan.sample_shape, gan.image_range) for path in like]
     session = Session(folder, ckpt, gan_digest(gan), seed, block_size(gan), samples)
     try:
-        return Studio(session, gan, Runs(session, options, config))
+        return Studio(session, gan, Runs(session, options, config), pictures, oracle)
     except BaseException:
         session.close()
         raise

@@ -84,10 +84,15 @@ def near_duplicates(features: np.ndarray) -> list[int]:
     return near.tril(-1).any(1).nonzero().flatten().tolist()
 
 
+def highest(scores: np.ndarray, free: np.ndarray, n: int = ROW) -> list[int]:
+    """Indices of the samples that score highest, of those that are `free`."""
+    index = np.flatnonzero(free)
+    return index[np.argsort(-scores[index], kind="stable")][:n].tolist()
+
+
 def likely(scores: np.ndarray, free: np.ndarray, n: int = ROW) -> list[int]:
     """Indices of the samples most likely unwanted, of those that are `free`."""
-    index = np.flatnonzero(free & (scores > 0))
-    return index[np.argsort(-scores[index], kind="stable")][:n].tolist()
+    return highest(scores, free & (scores > 0), n)
 
 
 def unsure(scores: np.ndarray, free: np.ndarray, n: int = ROW) -> list[int]:

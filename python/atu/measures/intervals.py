@@ -1,4 +1,4 @@
-"""Confidence intervals of shares and of paired ratios of shares, in closed form."""
+"""Confidence intervals of shares and of paired ratios of shares."""
 
 from __future__ import annotations
 
@@ -18,6 +18,31 @@ def wilson(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
     return (0.0 if count == 0 else max(centre - half, 0.0)), (1.0 if count == n else min(centre + half, 1.0))
+
+
+def exact(count: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a share count / n (Clopper and Pearson, Biometrika 1934): never below its level, and wider than
+    Wilson's. (0, 1) for n = 0."""
+
+    def tail(p: float, first: int, last: int) -> float:
+        """P(first <= X <= last), X binomial."""
+        log = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(first, last + 1)]
+        terms = (c + k * math.log(p) + (n - k) * math.log1p(-p) for k, c in enumerate(log, first))
+        return math.fsum(map(math.exp, terms))
+
+    def root(first: int, last: int, rising: bool) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            if (tail(middle, first, last) < (1 - level) / 2) == rising:
+                low = middle
+            else:
+                high = middle
+        return (low + high) / 2
+
+    if n == 0:
+        return 0.0, 1.0
+    return (root(count, n, True) if count else 0.0), (root(0, count, False) if count < n else 1.0)
 
 
 def phi(both: int, first: int, second: int, n: int) -> float:

@@ -129,3 +129,73 @@ class ResidualClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
+
+
+class _Strided(nn.Module):
+    """Two convolutions with group norm at half the resolution, beside an average and a 1x1 convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.skip = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.body = nn.Sequential(
+            nn.GroupNorm(4, in_channels),
+            nn.SiLU(),
+            nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1, bias=False),
+            nn.GroupNorm(4, out_channels),
+            nn.SiLU(),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.skip(nn.functional.avg_pool2d(x, 2)) + self.body(x)
+
+
+class StridedClassifier(nn.Module):
+    """Images [N, img_channels, R, R] to logits [N, num_classes]: residual blocks, each of half the resolution before.
+
+    Unlike `ResidualClassifier` it keeps where things are: the last maps go into the penultimate layer whole.
+
+    Args:
+        img_resolution: R, a multiple of 2^blocks. widths: channels of the first convolution and of each block,
+            multiples of 4. num_features: of the penultimate layer.
+
+    Raises:
+        ValueError: on a resolution that cannot be halved so often.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        img_resolution: int = 64,
+        img_channels: int = 3,
+        widths: Sequence[int] = (16, 32, 48, 40),
+        num_features: int = 96,
+    ):
+        super().__init__()
+        factor = 2 ** (len(widths) - 1)
+        if img_resolution < factor or img_resolution % factor:
+            raise ValueError(f"img_resolution: expected a multiple of {factor}, got {img_resolution}")
+        self.init_kwargs = dict(
+            num_classes=num_classes,
+            img_resolution=img_resolution,
+            img_channels=img_channels,
+            widths=list(widths),
+            num_features=num_features,
+        )
+        self.img_resolution, self.img_channels, self.num_features = img_resolution, img_channels, num_features
+        self.body = nn.Sequential(
+            nn.Conv2d(img_channels, widths[0], 3, padding=1),
+            *(_Strided(before, after) for before, after in pairwise(widths)),
+            nn.GroupNorm(4, widths[-1]),
+            nn.SiLU(),
+            nn.Flatten(),
+        )
+        self.neck = nn.Sequential(nn.Linear(widths[-1] * (img_resolution // factor) ** 2, num_features), nn.SiLU())
+        self.head = nn.Linear(num_features, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate layer, [N, num_features]."""
+        return self.neck(self.body(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))

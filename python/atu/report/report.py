@@ -21,6 +21,7 @@ from ..support.digest import sha256, sha256_of
 from ..support.files import write_json, write_text
 from . import plots
 from .judged import corrected_card, judge_cautions, judges_table, who_judged
+from .person import kept_person, section
 from .pictures import MAIN, curve_figures, found_samples, grids, relearning_curves, survivors
 from .tables import distances_tables, flatten, kept_table, landing_table, shares_table, table
 from .words import LABELS, cards, cautions, duration, explain, landed, no_proof, outcome, summary, unbreakable, verdict
@@ -149,6 +150,7 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         machine=flatten({**data["machine"], **{f"version of {k}": v for k, v in data["versions"].items()}}),
         stages=[(name, duration(value)) for name, value in data["seconds_by_stage"].items()],
         command=Markup.escape(data["command"]),
+        person=None if data.get("person") is None else section(data["person"]),
     )
 
 
@@ -202,6 +204,9 @@ def write_audit(out: str | Path, found: Mapping[str, Any]) -> list[list[str]]:
 def write(out: str | Path, evaluation: Evaluation, context: Context) -> dict[str, Any]:
     """Write OUT/report.json and OUT/report.html atomically; returns the JSON's content."""
     data = report_data(evaluation, context, Path(out) / "result.safetensors")
+    person = kept_person(Path(out))
+    if person is not None:
+        data["person"] = person
     write_text(Path(out) / "report.html", render(data, evaluation, context))
     write_json(Path(out) / "report.json", data)
     return data

@@ -13,6 +13,7 @@ from ..measures.intervals import wilson
 LABELS = {
     "first": "first GAN",
     "before": "original",
+    "previous": "before this round",
     "adapted": "adapted (stage 1)",
     "after": "unlearned",
     "retrained": "retrained without it",
@@ -134,6 +135,9 @@ def summary(data: Mapping[str, Any]) -> str:
     n, before, after = data["n"], data["negatives_before"], data["negatives_after"]
     text = f"The original GAN showed {data['subject']} in {before:,} of {n:,} samples; "
     text += f"after unlearning, the same {n:,} random inputs show it in {after:,}."
+    previous = data["negatives"].get("previous")
+    if previous is not None:
+        text += f" Before this round they showed it in {previous:,}."
     changed = data.get("good_changed")
     if changed is not None:
         text += f" Of the samples that were good already, {100 * changed['share']:.1f} % show something else now."
@@ -213,7 +217,7 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def explain(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the run decided, and why, as (question, answer)."""
-    rows = [_kept(decisions), _stopped(decisions), _who_answered(decisions)]
+    rows = [_round(decisions), _kept(decisions), _stopped(decisions), _who_answered(decisions)]
     if "positives" in decisions:
         rows.append(("What it learned from", f"{decisions['positives']}."))
     if "precision" in decisions:
@@ -226,6 +230,12 @@ def explain(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
         labels = ", ".join(map(str, filled))
         rows.append(("Labels", f"Labels that lost their samples ({labels}) were given samples of the others."))
     return [row for row in rows if row is not None]
+
+
+def _round(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
+    if decisions.get("from_run") is None:
+        return None
+    return f"Round {decisions['round']}", f"It went on from {decisions['from_run']}, whose marks count too."
 
 
 def _precision(name: str) -> str:

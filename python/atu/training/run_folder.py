@@ -61,13 +61,18 @@ def samples_digest(samples: Samples) -> str:
     return f"{len(samples)}:{digest({'samples': samples.batch(index), **known})}"
 
 
-def recorded_precision(out: str | Path | None) -> str | None:
-    """The precision that the run in a folder was begun with; None where there is no run that can be read."""
+def recorded(out: str | Path | None) -> dict[str, Any]:
+    """The precision and the threads that the run in a folder was begun with.
+
+    Nothing where there is no run that can be read; threads None in runs from before they were chosen.
+    """
     try:
         found = json.loads((Path(out or "") / "run.json").read_text(encoding="utf-8"))
-        return str(found["identity"]["config"].get("precision", "float32"))
+        config = {"precision": "float32", **found["identity"]["config"]}
+        threads = config.get("threads")
+        return {"precision": str(config["precision"]), "threads": None if threads is None else int(threads)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        return {}
 
 
 class RunFolder:
@@ -142,6 +147,7 @@ class RunFolder:
             found = json.loads(path.read_text(encoding="utf-8"))
             before, version = found["identity"], found["versions"]["atu_ext"]
             before["config"].setdefault("precision", "float32")  # of runs from before there was a choice
+            before["config"].update(threads=identity["config"].get("threads"))  # it may go on with others
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"out: {path} cannot be read ({error}); give another folder") from error
         if found.get("format") != FORMAT:

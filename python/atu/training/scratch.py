@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from ..support.files import write_text
 from ..support.modules import eval_mode
 from ..support.seeding import fork_rng
 from . import precision as precisions
-from .run_folder import RunFolder, recorded_precision, samples_digest
+from . import threads
+from .run_folder import RunFolder, recorded, samples_digest
 from .schedules import lr_decay
 from .stage import StageHooks, run_stage
 from .state import written_by
@@ -25,6 +27,7 @@ from .trainer import AdversarialTrainer
 
 DECAY = 0.25  # last share of the steps, over which the learning rates decay to 0
 Phases = Sequence[tuple[int, Adversarial]]  # (step at which it ends, settings), one after the other
+Look = Callable[[RunFolder, GAN, int], dict[str, float]]  # (run, gan, step) -> what to log of the samples so far
 
 
 @dataclass
@@ -35,24 +38,25 @@ class Pretraining:
     log_every: int
     save_every: int
     precision: str = "float32"
+    threads: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; fields that are unset are left out, as TOML has no null."""
         phases = [{"until_step": last, **asdict(settings)} for last, settings in self.phases]
         known = [{key: value for key, value in phase.items() if value is not None} for phase in phases]
-        own = {"precision": self.precision, "log_every": self.log_every, "save_every": self.save_every}
-        return {"phases": known, **own}
+        own = {"precision": self.precision, "threads": self.threads}
+        return {"phases": known, **own, "log_every": self.log_every, "save_every": self.save_every}
 
     def save(self, path: str | Path) -> Path:
         """Write a TOML file atomically."""
         return write_text(path, tomli_w.dumps(self.to_dict()))
 
 
-class _Decay(StageHooks):
-    """Decays the learning rates to 0 over the last DECAY of a phase's steps."""
+class _Phase(StageHooks):
+    """Decays the learning rates to 0 over the last DECAY of a phase's steps, and takes a look every now and then."""
 
-    def __init__(self, trainer: AdversarialTrainer, steps: int):
-        self.trainer, self.steps = trainer, steps
+    def __init__(self, trainer: AdversarialTrainer, steps: int, look: Callable[[int], dict[str, float]]):
+        self.trainer, self.steps, self.look = trainer, steps, look
         self._set(0)
 
     def _set(self, step: int) -> None:
@@ -60,6 +64,7 @@ class _Decay(StageHooks):
 
     def after_step(self, step: int, metrics: dict[str, float]) -> bool:
         self._set(step)
+        metrics.update(self.look(step))
         return False
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -75,6 +80,8 @@ def train(
     log_every: int = 100,
     save_every: int = 500,
     precision: str = "float32",
+    look: Look | None = None,
+    look_every: int = 1000,
 ) -> list[dict[str, Any]]:
     """Train `gan` in place, phase after phase, the learning rates decaying to 0 over the last DECAY of each.
 
@@ -82,6 +89,7 @@ def train(
         out: a run folder (`RunFolder`); a killed or interrupted training goes on from there.
         log_every, save_every: steps between two rows of the history, and between two states that are saved.
         precision: what the passes run in, as of `Config`.
+        look, look_every: called every so many steps (a multiple of log_every); it leaves the random state as it was.
 
     Returns:
         The history: one dict a logged step.
@@ -92,17 +100,24 @@ def train(
     if (Path(out) / "state.safetensors").exists() and not (Path(out) / "run.json").exists():
         raise ValueError(f"out: the training in {out} {written_by(1, None)}; give another folder")
     identity = {"seed": seed, "samples": samples_digest(real)}
-    chosen = precisions.resolve(precision, gan, phases[0][1].batch_size, recorded_precision(out))
-    run = RunFolder(out, Pretraining(phases, log_every, save_every, chosen), identity)
-    before, gan.precision = gan.precision, chosen
-    try:
-        for last, settings in phases:
-            with fork_rng(gan.device, seed):
-                trainer = AdversarialTrainer(gan, real, settings)
-                run_stage(run, "pretrain", trainer, last, _Decay(trainer, last))
-    finally:
-        gan.precision = before
-        run.close()
+    batch, before = phases[0][1].batch_size, recorded(out)
+    count = threads.choose(gan, batch, None, before.get("threads"))
+    twin = copy.copy(gan)  # the same networks: the caller's GAN keeps its precision
+
+    def looked(step: int) -> dict[str, float]:
+        return look(run, twin, step) if look is not None and step % look_every == 0 else {}
+
+    with threads.using(count):
+        twin.precision = precisions.resolve(precision, gan, batch, before.get("precision"))
+        run = RunFolder(out, Pretraining(phases, log_every, save_every, twin.precision, count), identity)
+        try:
+            for last, settings in phases:
+                with fork_rng(gan.device, seed):
+                    trainer = AdversarialTrainer(twin, real, settings)
+                    run_stage(run, "pretrain", trainer, last, _Phase(trainer, last, looked))
+        finally:
+            gan.generator_ema = twin.generator_ema
+            run.close()
     return run.history
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,7 +19,7 @@ from atu.bench import growth, job, limits, measure, output, step
 from atu.bench.case import Traffic, cases_of
 from atu.bench.cli import bench
 from atu.bench.micro import OPS, bias_act, cases, modulated_conv2d, param_penalty, upfirdn2d
-from atu.bench.ops import disagreement
+from atu.bench.ops import _checked, _tensors, disagreement
 from atu.experiments.pretrain import mnist_stylegan2
 from atu_ext import _native
 from benchmarks import render
@@ -36,6 +39,16 @@ def test_ops_writes_and_compares(tmp_path, capsys):
     found = json.loads(first.read_text())
     assert found["limits"].keys() == {"copy", "read", "matmul", "conv"}
     assert all(rate > 0 for rate in found["limits"].values())
+    assert found["limits_of"].keys() == {"float32", "bfloat16"} and found["limits_of"]["float32"] == found["limits"]
+    low = [row for row in found["rows"] if row["dtype"] == "bfloat16"]
+    assert len(low) == len(found["rows"]) // 2 and all(row["name"].endswith(" bfloat16") for row in low)
+    for row in low:
+        (wide,) = [
+            r for r in found["rows"] if (f"{r['name']} bfloat16", r["direction"]) == (row["name"], row["direction"])
+        ]
+        assert row["bytes"] == wide["bytes"] // 2
+        ratio = wide["times"]["ours"]["median"] / row["times"]["ours"]["median"]
+        assert row["speedup"]["float32"] == pytest.approx(ratio)
     for row in found["rows"]:
         assert row["times"].keys() == {"ours", "reference"}
         assert row["of_limit"] == pytest.approx(row["times"]["ours"]["median"] / row["limit"])
@@ -51,6 +64,8 @@ def test_step_runs(tmp_path):
     found = json.loads(path.read_text())
     assert [row["name"] for row in found["rows"]] == [f"{s}: {p}" for s in step.STAGES for p in step.PARTS]
     assert found["memory"]["stage_2"].keys() == {"1", "2", "5"}
+    for row in found["rows"]:
+        assert row["times"].keys() == {"ours", "reference", "bfloat16"}
 
 
 @pytest.mark.skipif(
@@ -59,10 +74,11 @@ def test_step_runs(tmp_path):
 def test_job_runs(tmp_path):
     path = tmp_path / "job.json"
     assert run("job", "--quick", "--save", str(path)) == 0
-    (row,) = json.loads(path.read_text())["rows"]
-    assert row["impl"] == "ours"
-    assert row["to_pul"].keys() == {"95", "99"}
-    assert row["seconds"] >= sum(row["stages"].values()) * 0.99
+    rows = json.loads(path.read_text())["rows"]
+    assert [row["impl"] for row in rows] == ["ours", "ours, bfloat16"]
+    for row in rows:
+        assert row["to_pul"].keys() == {"95", "99"}
+        assert row["seconds"] >= sum(row["stages"].values()) * 0.99
 
 
 def test_time_to_a_level_is_that_of_the_first_check_there():
@@ -76,14 +92,77 @@ def test_time_to_a_level_is_that_of_the_first_check_there():
 
 
 def test_compare_points_out_what_got_slower():
-    def result(of_limit: float) -> dict:
-        row = dict(name="a", direction="forward", of_limit=of_limit, times=dict(ours=dict(median=1.0)))
-        return dict(what="ops", rows=[row])
+    def result(of_limit: float, fastest: float = 1.0) -> dict:
+        times = dict(ours=dict(median=of_limit, fastest=fastest * of_limit))
+        return dict(what="ops", rows=[dict(name="a", direction="forward", of_limit=of_limit, times=times)])
 
     assert output.compare(result(1.0), result(1.2)) == []
     assert output.compare(result(1.0), result(1.3)) == ["a forward"]
+    assert output.compare(result(1.0, 0.9), result(1.5, 0.6)) == []  # the fastest turn is as fast as before
     with pytest.raises(ValueError, match="--compare"):
         output.compare(dict(result(1.0), what="job"), result(1.0))
+    with pytest.raises(ValueError, match="--compare: one of the two results is of --quick"):
+        output.compare(dict(result(1.0), quick=True), result(1.0))
+
+
+def test_compare_judges_a_step_by_the_reference():
+    def result(ours: float, reference: float) -> dict:
+        times = {k: dict(median=t, fastest=t) for k, t in (("ours", ours), ("reference", reference))}
+        return dict(what="step", rows=[dict(name="stage 2: step", times=times)])
+
+    assert output.compare(result(1.0, 2.0), result(3.0, 6.0)) == []
+    assert output.compare(result(1.0, 2.0), result(1.3, 2.0)) == ["stage 2: step"]
+
+
+def test_quick_never_judges(tmp_path, capsys):
+    """Its times mean nothing: the comparison is shown, and the exit code is 0 even against what no machine reaches."""
+    first = tmp_path / "first.json"
+    options = ("ops", "--op", "bias_act", "--quick", "--no-growth", "--dtype", "float32")
+    assert run(*options, "--save", str(first)) == 0
+    found = json.loads(first.read_text())
+    for row in found["rows"]:
+        row["of_limit"] /= 1000
+    first.write_text(json.dumps(found))
+    assert run(*options, "--compare", str(first)) == 0
+    assert "slower" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (("upfirdn2d", "2x3x9x7", "--up", "2"), {"upfirdn2d up 2 2x3x9x7"}),
+        (("upfirdn2d", "2x3x9x7", "--down", "3", "--channels-last"), {"upfirdn2d down 3 2x3x9x7 channels_last"}),
+        (("upfirdn2d", "1x5x4x6"), {"upfirdn2d same 1x5x4x6"}),
+        (("bias_act", "3x17"), {"bias_act lrelu 3x17", "bias_act swish 3x17"}),
+        (("modulated_conv2d", "2x5x7x7", "--up", "2", "--out-channels", "3"), {"modulated_conv2d up 2 2x5x7x7 to 3"}),
+    ],
+)
+def test_a_shape_of_your_own(tmp_path, arguments, names):
+    op, shape, *rest = arguments
+    path = tmp_path / "own.json"
+    quick = ("--quick", "--dtype", "float32", "--save", str(path))
+    assert run("ops", "--op", op, "--shape", shape, *rest, *quick) == 0
+    found = json.loads(path.read_text())
+    assert {row["name"] for row in found["rows"]} == names and "growth" not in found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--shape", "8x64"), "--shape needs one --op"),
+        (("--op", "upfirdn2d", "--shape", "8xx4"), "expected sizes like"),
+        (("--op", "upfirdn2d", "--up", "2"), "are of --shape"),
+        (("--op", "upfirdn2d", "--shape", "2x3"), "upfirdn2d takes NxCxHxW"),
+        (("--op", "modulated_conv2d", "--shape", "2x3x4x5"), "square|SxS"),
+        (("--op", "param_penalty", "--shape", "2x3x4x5"), "param_penalty takes lists of parameters"),
+        (("--dtype", "float16"), "on the CPU, got float16"),
+        (("--dtype", "float32", "--dtype", "float32"), "expected different ones"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(arguments, told):
+    with pytest.raises((ValueError, click.ClickException)) as caught:
+        run("ops", "--quick", *arguments)
+    assert re.search(told, getattr(caught.value, "message", str(caught.value)))
 
 
 def test_exponent_of_a_power_law():
@@ -109,8 +188,21 @@ def test_limit_moves_the_bytes_of_the_case():
 @pytest.mark.parametrize("op", OPS)
 def test_implementations_of_a_case_agree(op):
     torch.manual_seed(0)
-    for case in cases((op,), torch.float64, "cpu", quick=True):
-        assert disagreement(case) < 1e-6, f"{case.name} {case.direction}"
+    for made in cases((op,), [torch.float64, torch.bfloat16], "cpu", quick=True):
+        wide, low = made.values()
+        assert disagreement(wide) < 1e-6, f"{wide.name} {wide.direction}"
+        assert _checked(low, torch.bfloat16) < 0.02, f"{low.name} {low.direction}"
+
+
+@pytest.mark.parametrize("wrong", [1.05, 0.0, float("nan")])
+def test_what_is_wrong_in_16_bits_is_found(wrong):
+    layer = upfirdn2d.layer("up 2", (2, 8, 9, 7), upfirdn2d.UP, torch.contiguous_format, torch.bfloat16, "cpu")
+    for case in cases_of(layer):
+        _checked(case, torch.bfloat16)
+        ours = case.ours
+        spoiled = dataclasses.replace(case, ours=lambda ours=ours: [t * wrong for t in _tensors(ours())])
+        with pytest.raises(RuntimeError, match="ours and the reference in float64 differ by"):
+            _checked(spoiled, torch.bfloat16)
 
 
 # ---- what was gained and must not be lost

@@ -14,7 +14,8 @@ from torch import nn
 from atu.assets import asset
 from atu.config import Adversarial
 from atu.data import mnist as mnist_data
-from atu.data.samples import TensorSamples
+from atu.data.animals import Drawings
+from atu.data.samples import PixelSamples, TensorSamples
 from atu.evaluation.classifier import Classifier
 from atu.experiments import pretrain
 from atu.gan import GAN
@@ -101,7 +102,7 @@ def test_unequal_mnist_has_the_stated_shares():
 
 @pytest.mark.parametrize("kind", ["dcgan", "mlp"])
 def test_training_is_recorded_and_repeatable(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(pretrain, "describe", lambda gan: {"n": 0})
+    monkeypatch.setattr(pretrain, "describe_digits", lambda gan: {"n": 0})
     train = getattr(pretrain, f"pretrain_{kind}")
     path = train(tmp_path / "a", steps=2, seed=3)
     assert path == tmp_path / "a" / f"{kind}.safetensors"
@@ -122,7 +123,7 @@ def test_description_maps_the_images_to_the_classifiers_range():
     gan.generator = FromTable(images)
     classifier = Classifier.load(asset("mnist-classifier.safetensors"))
     expected = classifier.predict(images * 2 - 1).bincount(minlength=10) / 200
-    assert list(pretrain.describe(gan, n=200)["shares"].values()) == pytest.approx(expected.tolist(), abs=1e-4)
+    assert list(pretrain.describe_digits(gan, n=200)["shares"].values()) == pytest.approx(expected.tolist(), abs=1e-4)
 
 
 def read_rows(out):
@@ -181,3 +182,51 @@ def test_a_folder_of_an_earlier_version_is_told(tmp_path):
     gan = GAN(MLPGenerator(4, [2], (8,)), MLPDiscriminator([2], (8,)))
     with pytest.raises(ValueError, match="was written by an earlier version of atu in format 1, and this is atu"):
         scratch.train(gan, TensorSamples(torch.zeros(3, 2)), [(1, Adversarial())], tmp_path)
+
+
+def test_a_look_every_so_often_is_logged_and_changes_nothing(tmp_path):
+    """What a look says is in the history of its step; the training is the same bits as without."""
+    data = TensorSamples(torch.randn(40, 2, generator=torch.Generator().manual_seed(1)))
+    phases = [(5, Adversarial(batch_size=4)), (9, Adversarial(batch_size=4))]
+    gan = GAN(MLPGenerator(4, [2], (8,)), MLPDiscriminator([2], (8,)))
+    plain, watched = gan.copy(), gan.copy()
+    seen = []
+
+    def look(run, gan, step):
+        gan.sample(7, seed=step)
+        seen.append((run.out, step))
+        return {"like": step / 10}
+
+    scratch.train(plain, data, phases, tmp_path / "plain", log_every=2)
+    rows = scratch.train(watched, data, phases, tmp_path / "watched", log_every=2, look=look, look_every=4)
+    assert seen == [(tmp_path / "watched", 4), (tmp_path / "watched", 8)]
+    assert {row["step"]: row["like"] for row in rows if "like" in row} == {4: 0.4, 8: 0.8}
+    for name, module in plain.modules().items():
+        theirs = watched.modules()[name].state_dict()
+        assert all(torch.equal(value, theirs[key]) for key, value in module.state_dict().items())
+
+
+def test_the_animals_gan_is_trained_watched_and_described(tmp_path, monkeypatch):
+    faces = Drawings(torch.randint(256, (40, 3, 64, 64), dtype=torch.uint8), torch.zeros(40, 8, dtype=torch.int64))
+    monkeypatch.setattr(pretrain, "drawings", lambda: faces)
+    monkeypatch.setattr(pretrain, "LikeDrawings", lambda: lambda gan: {"fid": float(gan.sample(2).mean())})
+    monkeypatch.setattr(pretrain, "ANIMALS_CONFIG", Adversarial(batch_size=2))
+    monkeypatch.setattr(pretrain, "train", functools.partial(scratch.train, look_every=2, log_every=2))
+    path = pretrain.pretrain_animals(tmp_path, steps=5)
+    about = json.loads(path.with_suffix(".json").read_text())
+    gan = GAN.load(path)
+    assert gan.sample_shape == (3, 64, 64) and set(gan.modules()) == {"generator", "generator_ema", "discriminator"}
+    assert about["command"] == "atu pretrain animals"
+    assert about["samples"] == {"fid": pytest.approx(float(gan.sample(2).mean()), abs=1e-6)}
+    assert [row["step"] for row in about["log"] if "fid" in row] == [2, 4]
+    assert [(phase["until_step"], phase["r1_gamma"]) for phase in about["phases"]] == [(2, 0.5), (4, 0.1), (5, 0.05)]
+    assert {p.name for p in (tmp_path / "samples").iterdir()} == {"step-000002.png", "step-000004.png"}
+    assert path.stat().st_size <= 8_000_000
+
+
+def test_pixels_are_given_in_the_range_of_the_gan():
+    images = torch.randint(256, (9, 3, 5, 7), dtype=torch.uint8)
+    samples = PixelSamples(images)
+    assert len(samples) == 9
+    torch.testing.assert_close(samples.batch(torch.tensor([8, 0])), images[[8, 0]].float() / 127.5 - 1)
+    assert PixelSamples(images, (0.0, 1.0)).batch(torch.arange(9)).max() <= 1

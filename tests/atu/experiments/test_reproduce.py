@@ -124,6 +124,67 @@ def test_retraining_comes_first_and_sees_no_negatives(plan_parts, tmp_path):
     assert (tmp_path / "retrained" / "left-0.safetensors").is_file()
 
 
+def test_an_oracle_beside_the_judge_marks_and_answers_alone(plan_parts, tmp_path, monkeypatch):
+    """The oracle knows the classes by other names; marks and answers are its, the counts the judge's."""
+    gan, (task, _) = plan_parts
+    swapped = Classifier(
+        task.judge.module, ["right", "left", "above"], name="oracle"
+    )  # calls left what the judge calls right
+    both = Task("left", task.judge, ("left",), task.real, swapped)
+    seen = []
+    unlearn = reproduce.unlearn
+    monkeypatch.setattr(
+        reproduce, "unlearn", lambda gan, marked, **more: seen.append((marked, more)) or unlearn(gan, marked, **more)
+    )
+    plan = plan_of((gan, [both]), tmp_path, methods=("ewc",), seeds=1)
+    found = reproduce.run_cell(plan, both, 0, "ewc", tmp_path)
+    ((marked, more),) = seen
+    assert (task.judge.predict(marked) == 1).all()
+    x = gan.sample(80, seed=stream_seed(0, Stream.EVALUATION))
+    assert torch.equal(more["is_negative"](x), task.judge.predict(x) == 1)
+    assert found["numbers"]["negatives_before"] == int((task.judge.predict(x) == 0).sum())
+
+
+def test_forecast_is_of_what_is_left(plan_parts, tmp_path):
+    plan = plan_of(plan_parts, tmp_path)
+    cells = tmp_path / "out" / "cells"
+    cells.mkdir(parents=True)
+    for name, seconds in (("ewc-left-0", 30.0), ("ewc-right-1", 50.0)):
+        (cells / f"{name}.json").write_text(json.dumps({"seconds": 1.0, "seconds_in_all": seconds}))
+    found = reproduce.forecast(plan, tmp_path / "out")
+    assert found["ewc"] == {"cells": 2, "seconds": 40.0, "steps": 2}
+    assert (found["retrain"]["cells"], found["retrain"]["steps"]) == (4, 2) and found["retrain"]["seconds"] > 0
+    text = reproduce.told(found)
+    assert "ewc: 2 cells of up to 2 steps, about 40 s each" in text
+    assert text.splitlines()[-1].startswith("6 cells to do, about ")
+    # Adapt-then-Unlearn's steps are those of both stages.
+    alone = plan_of(plan_parts, tmp_path, methods=("atu",))
+    assert reproduce.forecast(alone, tmp_path / "none")["atu"]["steps"] == 2 + 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_computes_nothing(tmp_path, capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(
+            [
+                "reproduce",
+                "mnist",
+                "--class",
+                "3",
+                "--method",
+                "ewc",
+                "--seeds",
+                "2",
+                "--dry-run",
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+    assert done.value.code == 0
+    assert "2 cells to do, about " in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
 class Brightness(nn.Module):
     """Mean of each quarter of uint8 images [N, 3, H, W]: [N, 12]."""
 

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from atu.data.mnist import mnist
 
 pytest.importorskip("uvicorn", reason="the page's packages are not installed (atu-ext[label])")
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+sync_api.expect.set_options(timeout=30_000)  # a busy machine
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -43,11 +47,11 @@ pytestmark = [
 class Server:
     """`atu label`, and the link that it tells."""
 
-    def __init__(self, folder: Path, samples: int = 1000):
+    def __init__(self, folder: Path, samples: int = 1000, more: tuple[str, ...] = ()):
         config = folder / "quick.toml"
         config.write_text(QUICK)
         words = ["label", "mnist", "--out", str(folder / "marks"), "--samples", str(samples), "--quiet"]
-        words += ["--evaluate", "200", "--config", str(config)]
+        words += ["--evaluate", "200", "--config", str(config), *more]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "atu.cli.main", *words],
             stdout=subprocess.PIPE,
@@ -125,6 +129,24 @@ def mark_sixty(page) -> None:
     wait_for_counts(page, 24, 33, 3)
 
 
+def judge_fifty(page) -> None:
+    """Two pages of what is judged blind: two are called unwanted."""
+    page.click("#judge")
+    page.locator("#grid").focus()
+    for first in (1, 25):
+        page.wait_for_selector("#cell-23 img.there")
+        sync_api.expect(page.locator("#cell-0")).to_have_attribute("aria-label", f"Sample {first} to judge, not marked")
+        page.keyboard.press("n")
+        page.keyboard.press("Shift+Enter")
+    shot(page, "7-judging")
+    sync_api.expect(page.locator("#verdict")).to_contain_text("48 of 400 judged")
+    page.click("#reveal")
+    told = re.compile("Of [0-9]+ random samples you called [012] unwanted")
+    sync_api.expect(page.locator("#verdict")).to_contain_text(told)
+    sync_api.expect(page.locator("#empty")).to_be_visible()
+    shot(page, "7-verdict")
+
+
 def replayed(folder: Path) -> int:
     return len((folder / "marks" / "journal.jsonl").read_text().splitlines())
 
@@ -185,6 +207,12 @@ def test_from_marks_to_a_report(page, server, tmp_path):
         page.click("#run")
         page.wait_for_selector("#stop:not([hidden])")
         shot(page, "5-running")
+        again.kill()  # the run goes on, and is found again
+        again = Server(tmp_path)
+        opened(page, again.link)
+        page.faults.clear()
+        page.wait_for_selector("#stop:not([hidden]), #report:not([hidden])")
+        shot(page, "5-running-still")
         page.wait_for_selector("#report:not([hidden])", timeout=300_000)
         shot(page, "6-done")
         sync_api.expect(page.locator("#run-outcome")).to_contain_text("of 200 samples were unwanted before")
@@ -195,15 +223,25 @@ def test_from_marks_to_a_report(page, server, tmp_path):
         assert report.locator("h1").count() == 1 and report.locator("img, svg").count() > 0
         shot(report, "7-report")
         report.close()
+        judge_fifty(page)
         run = tmp_path / "marks-run-1"
+        person = json.loads((run / "report.json").read_text())["person"]
+        assert person["before"]["n"] + person["after"]["n"] == 48
+        assert person["before"]["unwanted"] + person["after"]["unwanted"] == 2
+        with page.context.expect_page() as tab:
+            page.click("#report")
+        sync_api.expect(tab.value.get_by_role("heading", name="By a person")).to_be_visible()
+        shot(tab.value, "7-report-judged")
+        tab.value.close()
         assert json.loads((run / "run.json").read_text())["identity"]["positives"] is not None
 
         page.click("#round-button")
         sync_api.expect(page.locator("#round")).to_have_text("round 2")
         sync_api.expect(page.locator("#share-note")).to_contain_text("Round 1: 4.2\u00a0%")
-        page.click("#tab-damaged")
-        page.wait_for_selector("#cell-0 img.there >> nth=1")
-        shot(page, "8-round-2")
+        for name in ("were_unwanted", "were_good", "damaged"):
+            page.click(f"#tab-{name}")
+            page.wait_for_selector("#cell-0 img.there >> nth=1")
+            shot(page, f"8-round-2-{name}")
         page.locator("#grid").focus()
         page.keyboard.press("n")
         wait_for_counts(page, 27, 56, 3)
@@ -211,6 +249,9 @@ def test_from_marks_to_a_report(page, server, tmp_path):
     finally:
         again.process.terminate()
         assert again.process.wait(60) == 0
+    # The same in a terminal: on from the first run.
+    words = page.text_content("#command").split()
+    assert words[words.index("--from") + 1] == str(tmp_path / "marks-run-1") and words[2] == "mnist"
     data = json.loads((tmp_path / "marks" / "labels.json").read_text())
     assert [one["random_sample"]["marked"] for one in data["rounds"]] == [24, 0]
     assert len(list((tmp_path / "marks" / "unwanted").glob("r2-*.png"))) == 1
@@ -233,6 +274,43 @@ def test_a_phone_and_a_dark_room(page, server):
     page.emulate_media(color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != colour
     assert page.faults == []
+
+
+def test_samples_like_a_picture_are_offered_first(page, tmp_path):
+    picture = tmp_path / "photo.png"
+    Image.fromarray((mnist()[0][7, 0].numpy() * 127.5 + 127.5).astype("uint8")).resize((301, 301)).save(picture)
+    server = Server(tmp_path, more=("--like", str(picture)))
+    try:
+        page.goto(server.link)
+        page.wait_for_selector("#cell-23 img.there")
+        sync_api.expect(page.locator("#tab-like")).to_have_attribute("aria-selected", "true")
+        shot(page, "9-like")
+        page.locator("#grid").focus()
+        page.keyboard.press("n")
+        wait_for_counts(page, 1, 0, 0)
+        assert page.faults == []
+    finally:
+        server.process.terminate()
+        server.process.wait(60)
+
+
+def test_what_the_oracle_proposes_is_marked_once_accepted(page, tmp_path):
+    server = Server(tmp_path, more=("--oracle", "mnist", "--class", "8"))
+    try:
+        page.goto(server.link)
+        page.wait_for_selector("#cell-23.proposed img.there")
+        sync_api.expect(page.locator("#tab-ranked")).to_have_attribute("aria-selected", "true")
+        assert counts(page) == (0, 0, 0)
+        shot(page, "9-oracle")
+        page.locator("#grid").focus()
+        page.keyboard.press("g")  # a correction
+        before = page.locator(".cell.proposed").count()
+        page.click("#rest")
+        wait_for_counts(page, before, 24 - before, 0)
+        assert before == 23 and page.faults == []
+    finally:
+        server.process.terminate()
+        server.process.wait(60)
 
 
 def test_the_whole_range_scrolls_with_few_elements(page, tmp_path):

@@ -78,6 +78,14 @@ def test_a_thumbnail_is_made_when_asked_for(page):
     assert page.get("/thumb/2/0").status_code == 404
 
 
+def test_what_is_judged_is_there_after_a_run_only(page):
+    assert page.get("/api/state").json()["judging"] is None
+    assert page.get("/blind/1/0").status_code == 404
+    answer = mark(page, [-1], "good")
+    assert (answer.status_code, answer.json()["error"]) == (400, "there is no result to judge yet")
+    assert post(page, "/api/reveal", {}).json() == {"error": "judge some samples first"}
+
+
 def test_two_pages_at_once(guard, page, studio):
     other = client(guard)
     other.cookies = page.cookies

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atu.label.journal import Journal
-from atu.label.session import CODES, RANDOM, Session
+from atu.label.session import CODES, JUDGED, RANDOM, Session
 from atu.measures.intervals import wilson
 
 
@@ -45,6 +46,7 @@ STEPS = st.lists(
 )
 
 
+@settings(deadline=None)  # each step waits for the disk
 @given(steps=STEPS)
 def test_undo_and_redo_against_a_list_of_states(steps, tmp_path_factory):
     folder = tmp_path_factory.mktemp("marks")
@@ -94,7 +96,7 @@ def test_changes_lead_from_any_version_to_the_last(marks):
 MARKER = """
 import sys
 from pathlib import Path
-from atu.label.session import Session
+from atu.label.session import CODES, JUDGED, RANDOM, Session
 session = Session(Path(sys.argv[1]), ckpt="small", gan="0123", seed=3, block=64, samples=97)
 for index in range(100_000):
     session.mark([index % 1000], ("unwanted", "good", "unsure")[index // 1000 % 3])
@@ -180,7 +182,7 @@ def test_seed_and_block_stay_those_of_the_marks(marks):
     again.close()
 
 
-@pytest.mark.parametrize("at", [[-1], [RANDOM + 97], ["1"], [True], [1.0]])
+@pytest.mark.parametrize("at", [[-401], [RANDOM + 97], ["1"], [True], [1.0]])
 def test_indices_are_checked(marks, at):
     session = opened(marks)
     with pytest.raises(ValueError, match="indices: expected integers from 0 to 1120"):
@@ -234,4 +236,50 @@ def test_all_rounds_have_room_for_all_marks(marks):
     session.close()
     again = opened(marks, samples=10)
     assert {len(found.codes) for found in again.rounds} == {again.size}
+    again.close()
+
+
+def test_what_is_judged_blind_is_apart_from_the_marks(marks):
+    session = opened(marks)
+    order = session.blind_order(1)
+    assert sorted(order) == list(range(2 * JUDGED))
+    assert (order != session.blind_order(2)).any()
+    of_result = order >= JUDGED
+    session.mark([-1 - p for p in range(101)], "good")
+    wrong = [p for p in range(101) if of_result[p]][:5] + [p for p in range(101) if not of_result[p]][:30]
+    session.mark([-1 - p for p in wrong], "unwanted")
+    session.mark([-1 - int(np.flatnonzero(of_result[:101])[-1])], "unsure")
+    session.mark([-1 - 103], "unwanted")  # after a gap: chosen
+    found = session.blind_verdict(1)
+    assert found["judged"] == 101
+    after, before = int(of_result[:101].sum()), int((~of_result[:101]).sum())
+    assert (found["after"]["marked"], found["after"]["unwanted"], found["after"]["unsure"]) == (after, 5, 1)
+    assert (found["before"]["marked"], found["before"]["unwanted"]) == (before, 30)
+    assert found["after"]["share"] == 5 / (after - 1)
+    assert session.counts() == {"unwanted": 0, "good": 0, "unsure": 0}  # nothing is learned from them
+    assert session.verdict()["marked"] == 0
+    session.undo()
+    session.close()
+    again = opened(marks)
+    assert again.blind_verdict(1) == found
+    again.close()
+
+
+def test_a_verdict_that_was_shown_stays(marks):
+    session = opened(marks)
+    session.mark([RANDOM + 1], "good")
+    session.mark([-1, -2, -3], "unwanted")
+    session.reveal()
+    with pytest.raises(ValueError, match="the verdict was shown, and stays as it is"):
+        session.mark([-2], "good")
+    assert not session.undo()
+    session.mark([RANDOM + 2], "good")
+    assert session.undo() and not session.undo()
+    session.close()
+    again = opened(marks)
+    assert again.now.revealed and again.blind_verdict(1)["judged"] == 3
+    assert again.counts()["good"] == 1
+    again.begin_round("run-1/result.safetensors", "89ab")
+    again.mark([-1], "good")  # another result
+    assert again.blind_verdict(2)["judged"] == 1 and again.blind_verdict(1)["judged"] == 3
     again.close()

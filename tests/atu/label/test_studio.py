@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from atu.data.images import load_folder, to_uint8
-from atu.data.marks import marks_folder
+from atu.feedback.answers import Answers
 from atu.gan import GAN
 from atu.label import suggest
 from atu.label.pool import Pool, Space, block_size, encode
-from atu.label.session import RANDOM
+from atu.label.session import JUDGED, RANDOM
 from atu.label.studio import open_studio
 from atu.networks.mlp import MLPGenerator
 from atu.support.digest import sha256_of
@@ -191,22 +191,6 @@ def test_files_are_written_at_the_end(image_gan, marks):
     assert [path.name for path in (marks / "unwanted").iterdir()] == ["r1-0001025.png"]
 
 
-def test_marks_folder(tmp_path):
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    assert marks_folder(plain) == (plain, None)
-    marks = tmp_path / "marks"
-    for name in ("unwanted", "good"):
-        (marks / name).mkdir(parents=True)
-    (marks / "labels.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"negatives: nothing in .* is marked unwanted"):
-        marks_folder(marks)
-    (marks / "unwanted" / "r1-0.png").write_bytes(b"")
-    assert marks_folder(marks) == (marks / "unwanted", None)
-    (marks / "good" / "r1-1.png").write_bytes(b"")
-    assert marks_folder(marks) == (marks / "unwanted", marks / "good")
-
-
 def test_a_gan_without_a_discriminator_can_be_marked(marks):
     gan = GAN(MLPGenerator(4, [1, 8, 8], hidden=(16,), output="tanh"))
     studio = open_studio(gan, "small", marks, 100, 0, [], None)
@@ -237,7 +221,91 @@ def test_what_survived_and_what_changed(studio, marks, monkeypatch):
     assert studio.number == 2
     work(studio)
     assert set(studio.views["survived"]) <= set(bright[:20]) and studio.views["survived"]
+    assert sorted(studio.views["were_unwanted"]) == sorted(bright[:20])
+    assert sorted(studio.views["were_good"]) == sorted(bright[-20:])
     now, before = studio.pools[2], studio.pools[1]
     moved = np.linalg.norm(now.features[bright[-20:]] - before.features[bright[-20:]], axis=1)
     assert studio.views["damaged"][0] == bright[-20:][int(moved.argmax())]
-    assert studio.runs.command(2)[1] == str(result)
+    words = studio.runs.command(2)
+    assert words[1] == "small" and words[words.index("--from") + 1] == str(result.parent)
+
+
+def test_the_result_is_judged_blind(studio, marks):
+    with pytest.raises(ValueError, match="there is no result to judge yet"):
+        studio.mark([-1], "good", "judge")
+    result = marks.with_name("marks-run-1") / "result.safetensors"
+    changed = studio.space.gan.copy()
+    with torch.no_grad():
+        for p in changed.generator.parameters():
+            p.mul_(0.5)
+    changed.save(result)
+    data = dict(negatives_before=3, sha256=dict(result=sha256_of(result)))
+    (result.parent / "report.json").write_text(json.dumps(data))
+    (result.parent / "report.html").write_text("<header></header>")
+    studio.session.mark([RANDOM + 3], "unwanted")
+    work(studio)
+    state = studio.state(-1, 0)
+    assert state["judging"] == dict(judged=0, of=2 * JUDGED, revealed=False) and len(state["blind"]) == 2 * JUDGED
+    # Each position shows a sample of its own latents, of the GAN that the order says.
+    gans, order = (studio.space.gan, changed), studio.session.blind_order(1)
+    for position in (0, 1, 57, 2 * JUDGED - 1):
+        studio.want(1, -1 - position)
+        work(studio)
+        which, at = divmod(int(order[position]), JUDGED)
+        picture = np.asarray(Image.open(io.BytesIO(studio.thumb(1, -1 - position))))
+        expected = to_uint8(sample(gans[which], mix_seed(5, 900_002 + which), at), (-1, 1))[0]
+        assert np.array_equal(picture, expected.numpy())
+    with pytest.raises(ValueError, match="judge some samples first"):
+        studio.reveal()
+    stamp = studio.session.stamp
+    studio.mark([-1 - p for p in range(30)], "good", "judge")
+    studio.mark([-1 - p for p in range(30) if order[p] < JUDGED][:4], "unwanted", "judge")
+    assert studio.state(stamp - 1, 1)["judging"] == dict(judged=30, of=2 * JUDGED, revealed=False)  # not yet told
+    studio.reveal()
+    told = studio.state(-1, 0)["judging"]
+    assert told["revealed"] and told["before"]["unwanted"] == 4 and told["after"]["unwanted"] == 0
+    person = json.loads((result.parent / "report.json").read_text())["person"]
+    assert person["before"]["unwanted"] == 4 and person["after"]["n"] == told["after"]["marked"]
+    assert "By a person" in (result.parent / "report.html").read_text()
+    work(studio)
+    assert json.loads((marks / "labels.json").read_text())["samples"][0]["index"] == RANDOM + 3
+    assert len(json.loads((marks / "labels.json").read_text())["samples"]) == 1  # what was judged is no mark
+
+
+def test_an_oracle_ranks_and_proposes(image_gan, marks):
+    def brightness(x):
+        return x.flatten(1).mean(1)
+
+    x = torch.stack([sample(image_gan, 5, RANDOM + i) for i in range(300)])
+    limit = float(brightness(x).quantile(0.95))
+    oracle = Answers("bright", None, lambda x: brightness(x) > limit, score=brightness)
+    studio = open_studio(image_gan, "small", marks, 300, 5, [], None, oracle=oracle)
+    work(studio)
+    state = studio.state(-1, 0)
+    expected = [RANDOM + int(i) for i in brightness(x).argsort(descending=True)[:24]]
+    assert state["oracle"] == "bright" and state["views"]["ranked"] == expected
+    assert state["called"] == [i for i in expected if brightness(x)[i - RANDOM] > limit] and state["called"]
+    assert studio.session.counts()["unwanted"] == 0  # a proposal is no mark
+    studio.session.mark(expected[:3], "unwanted")
+    work(studio)
+    assert not set(studio.views["ranked"]) & set(expected[:3])
+    studio.close()
+
+
+def test_the_next_round_of_networks_of_the_users_own(conv_gan, marks):
+    """What atu does not build itself is filled into copies of the networks that were given."""
+    studio = open_studio(conv_gan, "own", marks, 100, 5, [], None)
+    result = marks.with_name("marks-run-1") / "result.safetensors"
+    changed = conv_gan.copy()
+    with torch.no_grad():
+        changed.generator.fc.weight.mul_(0.5)
+    changed.save(result)
+    (result.parent / "report.html").write_text("<header></header>")
+    studio.next_round()
+    studio.session.mark([RANDOM + 3], "unwanted")
+    studio.close()
+    again = open_studio(conv_gan, "own", marks, 100, 5, [], None)
+    assert again.number == 2 and type(again.pools[2].gan.generator) is type(conv_gan.generator)
+    expected = changed.sample(64, seed=mix_seed(5, (RANDOM + 3) // 64), batch_size=64)
+    assert torch.equal(again.pools[2].images((RANDOM + 3) // 64), expected)
+    again.close()

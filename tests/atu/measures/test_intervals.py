@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from atu.measures.intervals import paired_ratio, phi, unlearned_percentage, wilson
+from atu.measures.intervals import exact, paired_ratio, phi, unlearned_percentage, wilson
 
 Z2 = 1.959963984540054**2
 
@@ -18,6 +18,17 @@ Z2 = 1.959963984540054**2
 def test_wilson_equals_scipy(count, n, level):
     expected = binomtest(count, n).proportion_ci(level, method="wilson")
     assert wilson(count, n, level) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("count", "n"), [(0, 1), (0, 200), (1, 200), (7, 7), (50, 101), (1999, 2003)])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_exact_equals_scipy(count, n, level):
+    expected = binomtest(count, n).proportion_ci(level, method="exact")
+    assert exact(count, n, level) == pytest.approx((expected.low, expected.high), abs=1e-10)
+
+
+def test_exact_of_nothing():
+    assert exact(0, 0) == (0.0, 1.0)
 
 
 def test_wilson_of_nothing():

@@ -18,7 +18,7 @@ from atu.gan import GAN
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.stylegan2 import Conv2dLayer, Discriminator, Generator, SynthesisLayer, ToRGBLayer
 from atu.networks.stylegan3 import Generator as Generator3
-from atu.training import precision
+from atu.training import precision, trial
 from atu.training.run_folder import RunFolder
 from atu.training.scratch import train
 from atu.training.trainer import AdversarialTrainer
@@ -279,18 +279,16 @@ def ratio(monkeypatch):
     class Timed:
         value, count = 1.0, 0
 
-    def timed(passes, name):
-        def seconds():
-            Timed.count += 1
-            passes.run(name)
-            return 1.0 if name == "float32" else 1 / Timed.value
-
-        return seconds
+    def clocked(run, device):
+        Timed.count += 1
+        run()
+        return 1.0 if run.args == ("float32",) else 1 / Timed.value
 
     Timed.value, Timed.count = 1.0, 0
-    monkeypatch.setattr(precision, "_timed", timed)
-    monkeypatch.setattr(precision, "LITTLE", 0.0)
-    monkeypatch.setattr(precision, "SECONDS", 1e9)
+    monkeypatch.setattr(trial, "clocked", clocked)
+    monkeypatch.setattr(trial, "LITTLE", 0.0)
+    monkeypatch.setattr(trial, "SECONDS", 1e9)
+    monkeypatch.setattr(trial, "TURNS", 2)
     return Timed
 
 
@@ -316,7 +314,9 @@ def test_auto_measures_once_for_each_shape_and_number_of_threads(ratio, cache, m
     assert [row["threads"] for row in rows] == [1, 1, 2] and [row["sample"][1] for row in rows] == [16, 8, 16]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": {"float32": "x", "bfloat16": 1}}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"a": 1}', '{"a": {"seconds": {"float32": "x"}}}', '{"a": {"seconds": []}}', "\x00"]
+)
 def test_a_cache_that_cannot_be_read_is_made_anew(ratio, cache, content):
     cache.parent.mkdir(parents=True)
     cache.write_text(content)
@@ -368,16 +368,16 @@ def test_what_cannot_be_is_said(tmp_path):
     with pytest.raises(ValueError, match="float16 is for CUDA devices"):
         unlearn(stylegan(), torch.rand(2, 3, 16, 16), precision="float16", out=tmp_path / "run")
     with pytest.raises(ValueError, match="precision: Input should be 'auto'"):
-        Config().with_precision("half")
+        Config().having(precision="half")
     assert not (tmp_path / "run").exists()
 
 
 def test_the_measurement_itself(monkeypatch, cache):
     """Real clocks: both precisions are timed, and the answer follows from what was kept."""
-    monkeypatch.setattr(precision, "LITTLE", 0.0)
+    monkeypatch.setattr(trial, "LITTLE", 0.0)
     chosen = precision.faster(stylegan(), 4)
     (row,) = precision.measurements().values()
-    wins = row["float32"] / row["bfloat16"] >= precision.WINS
+    wins = row["seconds"]["float32"] / row["seconds"]["bfloat16"] >= precision.WINS
     assert chosen == ("bfloat16" if wins else "float32") and row["network"] == "Generator"
 
 

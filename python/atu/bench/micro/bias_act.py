@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -52,3 +53,16 @@ def cases(dtype: torch.dtype = torch.float32, device: str = "cpu", quick: bool =
     for shape, layout in QUICK if quick else SHAPES:
         for act in FLOPS:
             yield from cases_of(layer(shape, layout, act, dtype, device))
+
+
+def custom_cases(custom: Any, dtype: torch.dtype, device: str, quick: bool) -> Iterator[Case]:
+    """Of a `Custom` shape, which does not resample.
+
+    Raises:
+        ValueError: neither [N, C] nor an image, or a factor.
+    """
+    if len(custom.shape) not in (2, 4) or custom.up > 1 or custom.down > 1:
+        raise ValueError(f"shape: bias_act takes NxC or NxCxHxW and no factor, got {custom}")
+    layout = PIXELS if custom.channels_last and len(custom.shape) == 4 else PLANAR
+    for act in FLOPS:
+        yield from cases_of(layer(custom.shape, layout, act, dtype, device))

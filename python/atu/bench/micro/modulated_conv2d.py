@@ -70,3 +70,17 @@ def cases(dtype: torch.dtype = torch.float32, device: str = "cpu", quick: bool =
     """Forward, backward (of x, weight, styles and bias) and second gradient."""
     for shape in QUICK if quick else SHAPES:
         yield from cases_of(layer(*shape, dtype, device))
+
+
+def custom_cases(custom: Any, dtype: torch.dtype, device: str, quick: bool) -> Iterator[Case]:
+    """Of a `Custom` shape, square.
+
+    Raises:
+        ValueError: no square image, a factor other than up 2, or channels out below 1.
+    """
+    shape = custom.shape
+    if len(shape) != 4 or shape[2] != shape[3] or custom.up not in (1, 2) or custom.down > 1:
+        raise ValueError(f"shape: modulated_conv2d takes NxCxSxS and no factor but --up 2, got {custom}")
+    layout = PIXELS if custom.channels_last else PLANAR
+    out = shape[1] if custom.out_channels is None else custom.out_channels
+    yield from cases_of(layer(shape[0], shape[1], out, shape[2], custom.up, layout, dtype, device))

@@ -63,3 +63,21 @@ def cases(dtype: torch.dtype = torch.float32, device: str = "cpu", quick: bool =
     """Forward and backward of every shape."""
     for shape in QUICK if quick else SHAPES:
         yield from cases_of(layer(*shape, dtype, device))
+
+
+def custom_cases(custom: Any, dtype: torch.dtype, device: str, quick: bool) -> Iterator[Case]:
+    """Of a `Custom` shape: up, down or neither.
+
+    Raises:
+        ValueError: no image [N, C, H, W], or both factors.
+    """
+    if len(custom.shape) != 4 or (custom.up > 1 and custom.down > 1):
+        raise ValueError(f"shape: upfirdn2d takes NxCxHxW and one of --up and --down, got {custom}")
+    options, label = SAME, "same"
+    if custom.up > 1:
+        u = custom.up
+        options, label = {"up": u, "padding": [(3 + u) // 2, (4 - u) // 2] * 2, "gain": u * u}, f"up {u}"
+    elif custom.down > 1:
+        d = custom.down
+        options, label = {"down": d, "padding": [(5 - d) // 2, (4 - d) // 2] * 2}, f"down {d}"
+    yield from cases_of(layer(label, custom.shape, options, PIXELS if custom.channels_last else PLANAR, dtype, device))

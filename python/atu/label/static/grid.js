@@ -6,6 +6,7 @@ const SPARE = 2; // rows beyond what is visible
 const NAMES = { n: "unwanted", g: "good", u: "unsure", ".": "not marked" };
 
 export class Grid extends EventTarget {
+  proposed = new Set(); // indices that an oracle would mark unwanted
   length = 0;
   cursor = 0;
   #anchor = 0;
@@ -203,6 +204,8 @@ export class Grid extends EventTarget {
     const chosen = last > first && position >= first && position <= last;
     const classes = ["cell"];
     if (this.pair) classes.push("pair");
+    const proposed = code === "." && this.proposed.has(index);
+    if (proposed) classes.push("proposed");
     if (code !== ".") classes.push(code);
     if (!this.server.saved(index)) classes.push("pending");
     if (chosen) classes.push("chosen");
@@ -211,7 +214,8 @@ export class Grid extends EventTarget {
     if (cell.className === name) return;
     cell.className = name;
     cell.setAttribute("aria-selected", chosen || position === this.cursor);
-    cell.setAttribute("aria-label", `Sample ${index}, ${NAMES[code]}`);
+    const name_of = index < 0 ? `${-index} to judge` : index;
+    cell.setAttribute("aria-label", `Sample ${name_of}, ${proposed ? "proposed as unwanted" : NAMES[code]}`);
   }
 
   #click(event) {

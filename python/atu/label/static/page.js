@@ -1,26 +1,40 @@
 // Keys, mouse, views: what the page does.
 
 import { Grid } from "./grid.js";
-import { plural, showPanel } from "./panel.js";
+import { plural, showPanel, verdictOf } from "./panel.js";
 import { CODES, Server } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 const KEYS = { n: "unwanted", g: "good", u: "unsure" };
-const ROW = 24; // random samples shown at once
+const ROW = 24; // random samples, and samples to judge, shown at once
 
 const VIEWS = [
   { name: "all", title: "All", hint: "Mark a few unwanted and a few good ones; then look at Likely and Unsure." },
+  { name: "like", title: "Like your picture", pictures: true, hint: "The samples most like your picture. Enter brings the next ones.",
+    none: "Looking for samples like your picture." },
+  { name: "ranked", title: "Ranked by the oracle", oracle: true,
+    hint: "The likeliest by the oracle; dashed: what it would mark unwanted. Correct it, then accept: nothing is marked before.",
+    none: "The oracle is looking at samples." },
   { name: "likely", title: "Likely unwanted", hint: "What your marks point to. Enter brings the next ones.",
     none: "Nothing yet: mark a few unwanted and a few good samples, and a probe looks for more." },
   { name: "unsure", title: "Unsure", hint: "What the probe can tell least: marks here teach it most.",
     none: "Nothing yet: mark a few unwanted and a few good samples first." },
   { name: "random", title: "Random", hint: "An unbiased share needs every one marked, in order. These are shown nowhere else." },
+  { name: "judge", title: "Judge the result", judging: true,
+    hint: "Samples of the original and of the result, shuffled. Mark what is unwanted, and the rest as good. They are for the verdict alone: nothing is learned from them.",
+    none: "All are judged." },
   { name: "survived", title: "Survived", rounds: true, pair: true,
-    hint: "Unwanted before (left), and still so by the probe (right, the same latents now). Mark what is still unwanted.",
+    hint: "Unwanted in the original (left), and still so by the probe (right, the same latents now). Mark what is still unwanted.",
     none: "Of what you had marked unwanted, the probe finds nothing that is still so." },
   { name: "damaged", title: "Changed most", rounds: true, pair: true,
-    hint: "Good before (left); these changed most (right). Mark what was damaged as unwanted.",
-    none: "Nothing was marked good in the last round." },
+    hint: "Good in the original (left); these changed most (right). Mark what was damaged as unwanted.",
+    none: "Nothing was marked good in an earlier round." },
+  { name: "were_unwanted", title: "Were unwanted", rounds: true, pair: true,
+    hint: "A random sample of what you had marked unwanted: the original (left), the same latents now (right).",
+    none: "Nothing was marked unwanted in an earlier round." },
+  { name: "were_good", title: "Were good", rounds: true, pair: true,
+    hint: "A random sample of what you had marked good: the original (left), the same latents now (right).",
+    none: "Nothing was marked good in an earlier round." },
   { name: "contradictory", title: "Contradictory", optional: true,
     hint: "Marks that the others contradict. Look again: they may be slips.", none: "No mark is contradicted." },
   { name: "duplicates", title: "Near-duplicates", optional: true,
@@ -43,6 +57,10 @@ function listOf({ name }) {
     const from = Math.min(state.verdict.marked, state.random - ROW);
     return Array.from({ length: ROW }, (_, k) => from + k);
   }
+  if (name === "judge") {
+    const { judged, of, revealed } = state.judging ?? { judged: 0, of: 0, revealed: true };
+    return revealed ? [] : Array.from({ length: Math.min(ROW, of - judged) }, (_, k) => -1 - judged - k);
+  }
   if (name === "marked") {
     const found = { n: [], g: [], u: [] };
     server.codes.forEach((code, index) => found[String.fromCharCode(code)]?.push(index));
@@ -52,8 +70,10 @@ function listOf({ name }) {
 }
 
 function pictures(index) {
-  const now = `/thumb/${server.state.round}/${index}`;
-  return view.pair ? [`/thumb/${server.state.round - 1}/${index}`, now] : [now];
+  const { round } = server.state;
+  if (index < 0) return [`/blind/${round}/${-1 - index}`];
+  const now = `/thumb/${round}/${index}`;
+  return view.pair ? [`/thumb/1/${index}`, now] : [now];
 }
 
 function choose(next) {
@@ -63,9 +83,11 @@ function choose(next) {
   shown = all ? [] : listOf(view);
   const { state } = server;
   const length = all ? state.size - state.random : shown.length;
+  grid.proposed = new Set(view.oracle ? state.called : []); // as they were when these were shown
+  $("rest").textContent = view.oracle ? "Accept" : "Rest good";
   $("hint").textContent = view.hint;
   $("empty").hidden = length > 0;
-  $("empty").textContent = view.none ?? "";
+  $("empty").textContent = (view.judging && state.judging?.revealed ? verdictOf(state.judging) : view.none) ?? "";
   $("grid").hidden = length === 0;
   grid.show(length, all ? (position) => state.random + position : (position) => shown[position], pictures, view.pair);
   if (view.name === "random") grid.go(Math.max(shown.findIndex((index) => server.code(index) === "."), 0));
@@ -78,7 +100,9 @@ function showTabs() {
   for (const tab of VIEWS) {
     const button = $(`tab-${tab.name}`);
     const list = server.state.views[tab.name];
-    const absent = (tab.rounds && server.state.round < 2) || (tab.optional && !list?.length);
+    const absent = (tab.rounds && server.state.round < 2) || (tab.optional && !list?.length)
+      || (tab.judging && !server.state.judging) || (tab.pictures && !server.state.pictures)
+      || (tab.oracle && !server.state.oracle);
     button.hidden = Boolean(absent) && tab !== view;
     button.textContent = list?.length && tab.optional ? `${tab.title} ${list.length}` : tab.title;
     button.setAttribute("aria-selected", tab === view);
@@ -120,14 +144,17 @@ function nextPage() {
 
 // Suggestions follow the last marks: they are shown once the probe has been fitted on those.
 function showAwaited() {
-  if (awaited !== view || !server.state.fitted || server.pending.size) return;
+  const learns = view.name !== "random" && view.name !== "judge";
+  if (awaited !== view || (learns && !server.state.fitted) || server.pending.size) return;
   awaited = null;
   choose(view);
 }
 
 function restGood() {
   const rest = (view.name === "all" ? grid.inView() : shown).filter((index) => server.code(index) === ".");
-  if (rest.length) mark(rest, "good");
+  const called = rest.filter((index) => grid.proposed.has(index));
+  if (called.length) mark(called, "unwanted");
+  if (called.length < rest.length) mark(rest.filter((index) => !grid.proposed.has(index)), "good");
   nextPage();
 }
 
@@ -223,6 +250,7 @@ function showState() {
   showTabs();
   showPanel(state);
   showAwaited();
+  if (view.judging && state.judging?.revealed && shown.length) choose(view);
   // A view that was empty fills as soon as there is something.
   if (view.name !== "all" && !shown.length && listOf(view).length) choose(view);
 }
@@ -237,8 +265,9 @@ for (const button of document.querySelectorAll("#brush button"))
   button.addEventListener("click", () => setBrush(button.dataset.label));
 for (const button of document.querySelectorAll("#zoom button"))
   button.addEventListener("click", () => setZoom(Number(button.dataset.zoom)));
-for (const name of ["undo", "redo", "run", "stop"]) $(name).addEventListener("click", () => act(name));
+for (const name of ["undo", "redo", "run", "stop", "reveal"]) $(name).addEventListener("click", () => act(name));
 $("round-button").addEventListener("click", () => act("round"));
+$("judge").addEventListener("click", () => choose(VIEWS.find((v) => v.name === "judge")));
 $("next").addEventListener("click", nextPage);
 $("rest").addEventListener("click", restGood);
 $("help-button").addEventListener("click", () => $("help").showModal());
@@ -247,7 +276,10 @@ grid.addEventListener("pick", ({ detail }) => {
   mark(grid.chosen(), brush);
   return grid.go(grid.cursor);
 });
-server.addEventListener("round", () => choose(server.state.round > 1 ? VIEWS.find((v) => v.name === "survived") : VIEWS[0]));
+server.addEventListener("round", () => {
+  const { round, pictures: own, oracle } = server.state;
+  choose(VIEWS.find(({ name }) => name === (round > 1 ? "survived" : own ? "like" : oracle ? "ranked" : "all")));
+});
 server.addEventListener("marks", () => {
   grid.refresh();
   if (server.state) showAwaited();

@@ -25,6 +25,7 @@ export function showPanel(state) {
   showAgreement(state);
   showShare(state);
   showRun(state);
+  showJudging(state);
   const all = state.size - state.random;
   set("made", state.made < all ? `${plural(Math.min(state.made, all), "sample")} of ${all.toLocaleString("en")} ready` : "");
 }
@@ -57,7 +58,25 @@ function showShare({ verdict, earlier, round }) {
   set("share-note", notes.join(" "));
 }
 
-const share = (verdict) => `${percent(verdict.share)} (95\u00a0%: ${interval(verdict)})`;
+const share = (verdict) => `${verdict.share === null ? "–" : percent(verdict.share)} (95\u00a0%: ${interval(verdict)})`;
+
+function showJudging({ judging }) {
+  $("judging").hidden = !judging;
+  if (!judging) return;
+  const { judged, of, revealed } = judging;
+  $("judge").hidden = revealed || judged === of;
+  $("reveal").hidden = revealed || judged < 2;
+  set("judge", judged ? "Go on judging" : "Judge the result");
+  const before = judged
+    ? `${judged} of ${of} judged. The verdict is shown when you end, and then stays as it is.`
+    : "Judge samples of the original and of the result, shuffled, and your verdict goes into the report.";
+  set("verdict", revealed ? verdictOf(judging) : before);
+}
+
+export function verdictOf({ before, after }) {
+  const result = `Of ${plural(after.marked - after.unsure, "random sample")} you called ${after.unwanted} unwanted: ${share(after)}.`;
+  return `${result} Before, of ${before.marked - before.unsure}: ${before.unwanted}, ${share(before)}.`;
+}
 
 function showRun({ run, cost, counts, round }) {
   const running = run.state === "running";
@@ -79,7 +98,7 @@ function showRun({ run, cost, counts, round }) {
 
 function outcome(round, { before, after, n }) {
   if (n === undefined) return `Round ${round} is done.`;
-  return `Round ${round} is done: by the probe, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Begin the next round to see for yourself.`;
+  return `Round ${round} is done: by the probe, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Judge the result to see for yourself.`;
 }
 
 function runText(run) {

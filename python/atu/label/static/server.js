@@ -6,6 +6,7 @@ const MOST = 20000; // marks in one request
 export class Server extends EventTarget {
   state = null;
   codes = new Uint8Array(0); // of each sample, as ASCII
+  blind = new Uint8Array(0); // of those that are judged after a run: index -1 is the first of them
   pending = new Map(); // index -> [code, how many requests wait]
   #queue = Promise.resolve();
   #waiting = 0;
@@ -13,7 +14,8 @@ export class Server extends EventTarget {
 
   code(index) {
     const pending = this.pending.get(index);
-    return pending ? pending[0] : String.fromCharCode(this.codes[index] ?? 46);
+    const code = index < 0 ? this.blind[-1 - index] : this.codes[index];
+    return pending ? pending[0] : String.fromCharCode(code ?? 46);
   }
 
   saved(index) {
@@ -93,8 +95,12 @@ export class Server extends EventTarget {
     let changed = null; // all
     if (data.codes !== undefined) {
       this.codes = new TextEncoder().encode(data.codes);
+      this.blind = new TextEncoder().encode(data.blind);
     } else {
-      for (const [index, code] of data.changes) this.codes[index] = code;
+      for (const [index, code] of data.changes) {
+        if (index < 0) this.blind[-1 - index] = code;
+        else this.codes[index] = code;
+      }
       changed = data.changes.map(([index]) => index);
     }
     this.state = data;

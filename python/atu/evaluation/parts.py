@@ -1,0 +1,254 @@
+"""A classifier of several parts at once, each of which is one of several values: ears, muzzle, colour of a face.
+
+What is negative is a conjunction of values of parts ("antlers", or "cat": pointed ears over a cat's muzzle), given by
+name. A `PartsView` answers as a classifier of one set of classes does, so whatever takes a classifier takes it:
+
+    names of one part alone   the classes are that part's values
+    else                      each combination of the names that hold, and "other"; what a name joins by "+" counts for
+                              itself
+
+The network takes the parts for independent given the image, so the probability of a conjunction is a product.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..formats.tensors import CheckpointError, fill, load_tensors, module_tensors, save_tensors
+from ..networks.classifier import ConvClassifier, StridedClassifier
+from .classifier import ModuleClassifier
+
+FORMAT = "atu-parts-classifier"
+PartsNetwork = ConvClassifier | StridedClassifier
+NETWORKS: Mapping[str, Callable[..., PartsNetwork]] = {
+    "ConvClassifier": ConvClassifier,
+    "StridedClassifier": StridedClassifier,
+}
+OTHER = "other"
+Rule = Mapping[str, Sequence[str]]  # part -> values: what holds where each part named has one of its values
+Rules = Mapping[str, Rule]
+
+
+class PartsClassifier:
+    """A trained network in eval mode, with the names of the parts and of what each may be.
+
+    Args:
+        module: of NETWORKS; its logits [N, C] are those of all parts side by side. It is frozen in place.
+        parts: part -> names of its values. rules: what the names that negatives are given by stand for.
+        image_range: (low, high) of the images that it expects. name: what figures that it gave are said to come from;
+            a file's name where it was read from one.
+    """
+
+    def __init__(
+        self,
+        module: PartsNetwork,
+        parts: Mapping[str, Sequence[str]],
+        rules: Rules,
+        image_range: tuple[float, float] = (-1.0, 1.0),
+        name: str = "classifier",
+    ):
+        sizes = [len(values) for values in parts.values()]
+        if module.head.out_features != sum(sizes):
+            raise ValueError(f"parts: expected {module.head.out_features} values in all, got {sum(sizes)}")
+        self.module = module.eval().requires_grad_(False)
+        self.parts = {part: tuple(values) for part, values in parts.items()}
+        self.rules = {name: {part: tuple(values) for part, values in rule.items()} for name, rule in rules.items()}
+        self.image_range = (float(image_range[0]), float(image_range[1]))
+        self.name = name
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        return self.module.img_channels, self.module.img_resolution, self.module.img_resolution
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def to(self, device: torch.device | str) -> PartsClassifier:
+        """Move the network in place; returns self."""
+        self.module.to(device)
+        return self
+
+    def split(self, logits: Tensor) -> dict[str, Tensor]:
+        """Logits [N, values] of each part, of the network's logits [N, C]."""
+        sizes = [len(values) for values in self.parts.values()]
+        return dict(zip(self.parts, logits.split(sizes, 1), strict=True))
+
+    @torch.no_grad()
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [N, C] of all parts side by side, penultimate features [N, F]) of images in `image_range`.
+
+        Raises:
+            ValueError: images of another size.
+        """
+        if tuple(x.shape[1:]) != self.sample_shape:
+            expected = ", ".join(map(str, self.sample_shape))
+            raise ValueError(f"images: the classifier expects [N, {expected}], got {list(x.shape)}")
+        features = self.module.features(x.to(self.device, torch.float32))
+        return self.module.head(features), features
+
+    def labels(self, x: Tensor) -> Tensor:
+        """The likeliest value of each part, int64 [N, parts]."""
+        logits, _ = self.logits_and_features(x)
+        return torch.stack([part.argmax(1) for part in self.split(logits).values()], 1)
+
+    def rule(self, name: str) -> Rule:
+        """What a name stands for: one of `rules`, or PART=VALUE; several joined by "+" must all hold.
+
+        Raises:
+            ValueError: there is no such name, part or value, or what is joined cannot hold at once.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        for one in name.split("+"):
+            key, _, value = one.partition("=")
+            if one not in self.rules and value not in self.parts.get(key, ()):
+                known = ", ".join(self.rules)
+                raise ValueError(f"class: expected one of {known}, or PART=VALUE (color=pink), got {one!r}")
+            for part, values in self.rules.get(one, {key: (value,)}).items():
+                found[part] = tuple(v for v in found.get(part, self.parts[part]) if v in values)
+                if not found[part]:
+                    raise ValueError(f"class: nothing is all of {name}: no value of {part} is left")
+        return found
+
+    def view(self, names: Iterable[str]) -> PartsView:
+        """A classifier of one set of classes, of which some are what `names` stand for.
+
+        Raises:
+            ValueError: as `rule`; no name.
+        """
+        return PartsView(self, {str(name): self.rule(str(name)) for name in names})
+
+    def oracle(self, names: Iterable[str]) -> Callable[[Tensor], Tensor]:
+        """images [N, ...] -> bool [N]: whether one of `names` holds."""
+        wanted = [str(name) for name in names]
+        return self.view(wanted).oracle(wanted)
+
+    def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+        """Write the classifier atomically, its floats as `dtype`; returns the path."""
+        tensors = module_tensors("net", self.module)
+        stored = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        config = dict(
+            network=type(self.module).__name__,
+            kwargs=self.module.init_kwargs,
+            parts=self.parts,
+            rules=self.rules,
+            image_range=list(self.image_range),
+        )
+        return save_tensors(path, stored, {"format": FORMAT, "config": json.dumps(config)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> PartsClassifier:
+        """Read a classifier that `save` wrote, as float32.
+
+        Raises:
+            CheckpointError: the file is missing, corrupt, or no classifier of this format.
+        """
+        tensors, metadata = load_tensors(path)
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: expected a file of format {FORMAT}, got {metadata.get('format', 'another')}"
+            )
+        try:
+            config = json.loads(metadata["config"])
+            module = NETWORKS[config["network"]](**config["kwargs"])
+            parts, rules, image_range = config["parts"], config["rules"], tuple(config["image_range"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
+        floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+        fill(module, {name.removeprefix("net."): t for name, t in floats.items()}, str(path))
+        return cls(module, parts, rules, image_range, Path(path).stem)
+
+
+class PartsView(ModuleClassifier):
+    """A `PartsClassifier` as a classifier of one set of classes; see the head of this file.
+
+    rules: the names that `class_indices` knows beside the classes' own, and what they stand for. Its `confusion` is not
+    known before it is measured (`atu.evaluation.classifier.confusion`).
+    """
+
+    def __init__(self, classifier: PartsClassifier, rules: Rules):
+        if not rules:
+            raise ValueError("class: expected at least one name, got none")
+        parts = list(dict.fromkeys(part for rule in rules.values() for part in rule))
+        cells = list(itertools.product(*(classifier.parts[part] for part in parts)))
+        atoms = {atom: classifier.rule(atom) for name in rules for atom in name.split("+")}
+        named = [
+            cell[0] if len(parts) == 1 else " and ".join(atom for atom in atoms if _holds(atoms[atom], parts, cell))
+            for cell in cells
+        ]
+        classes = list(dict.fromkeys(name or OTHER for name in named))
+        index = [classes.index(name or OTHER) for name in named]
+        super().__init__(_Joint(classifier, parts, index), classes, classifier.image_range, classifier.name)
+        self.members = {
+            name: sorted({i for i, cell in zip(index, cells, strict=True) if _holds(rule, parts, cell)})
+            for name, rule in rules.items()
+        }
+        self.sample_shape = classifier.sample_shape
+        self.columns = [list(classifier.parts).index(part) for part in parts]
+        self.cell_class = torch.tensor(index).reshape([len(classifier.parts[part]) for part in parts])
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Log probabilities [N, classes]."""
+        return self.logits_and_features(x)[0]
+
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate features [N, F]."""
+        return self.logits_and_features(x)[1]
+
+    def to(self, device: torch.device | str) -> PartsView:
+        """Move the network in place; returns self."""
+        self.module.to(device)
+        return self
+
+    def truth(self, labels: Tensor) -> Tensor:
+        """The class, int64 [N], of samples whose parts are known: labels int64 [N, parts]."""
+        return self.cell_class[tuple(labels[:, self.columns].t())]
+
+    def class_indices(self, classes: Iterable[int | str]) -> list[int]:
+        """Indices of the classes in which one of the given names holds; a class's own name or index will do too.
+
+        Raises:
+            ValueError: on a name there is none of, or none at all, or all classes.
+        """
+        own = [self.classes[i] for one in classes for i in self.members.get(str(one), ())]
+        return super().class_indices([*own, *(one for one in classes if str(one) not in self.members)])
+
+    def oracle(self, classes: Iterable[int | str]) -> Callable[[Tensor], Tensor]:
+        """images [N, ...] in `image_range` -> bool [N]: whether the likeliest class is one in which a name holds."""
+        wanted = torch.tensor(self.class_indices(list(classes)))
+
+        def is_negative(images: Tensor) -> Tensor:
+            logits, _ = self.logits_and_features(images)
+            return torch.isin(logits.argmax(1), wanted.to(logits.device)).to(images.device)
+
+        return is_negative
+
+
+def _holds(rule: Rule, parts: Sequence[str], values: Sequence[str]) -> bool:
+    return all(value in rule.get(part, (value,)) for part, value in zip(parts, values, strict=True))
+
+
+class _Joint(nn.Module):
+    """Log probabilities [N, classes] of sets of values of some parts, which are independent given the image."""
+
+    def __init__(self, classifier: PartsClassifier, parts: Sequence[str], index: Sequence[int]):
+        super().__init__()
+        self.net, self.parts = classifier.module, list(parts)
+        self.split = classifier.split
+        # [classes, cells]: whether a cell of the parts' joint table belongs to a class.
+        members = torch.arange(max(index) + 1)[:, None] == torch.tensor(index)
+        self.members: Tensor
+        self.register_buffer("members", members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.split(self.net(x))
+        joint = logits[self.parts[0]].log_softmax(1)
+        for part in self.parts[1:]:
+            joint = (joint[:, :, None] + logits[part].log_softmax(1)[:, None, :]).flatten(1)
+        return torch.stack([joint[:, row].logsumexp(1) for row in self.members], 1)

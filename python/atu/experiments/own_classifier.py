@@ -1,0 +1,330 @@
+"""Training a classifier on the user's own images: a folder a class, or what `atu label` wrote.
+
+A share of each class is held out before training and never learned from: its images say how good the classifier is,
+and those figures go into its file. Copies of one image are left out first, so that none is on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ..data.images import is_image, open_image
+from ..evaluation.classifier import Classifier, confusion
+from ..formats.own_model import read_states
+from ..formats.tensors import fill
+from ..measures.shares import share_of
+from ..networks.classifier import ConvClassifier
+from ..networks.timm_classifier import TimmClassifier, backbone_input
+from ..support import progress
+from ..support.files import write_json
+from ..support.seeding import fork_rng
+from .classifiers import random_affine
+
+LEAST = 10  # images of a class: of fewer, those that are held out say nothing
+ENOUGH = 100
+SIDES = (16, 64)  # of the images that the small network sees, where the user does not say it
+BATCH = 64
+STEPS = (400, 4000)  # of training, where the user does not say it: 40 passes, within these
+AUGMENTATIONS = ("affine", "flip", "light")
+
+
+@dataclass(frozen=True)
+class Images:
+    """images: uint8 [N, C, R, R]. labels: int64 [N]. classes: their names. copies: how many images were left out."""
+
+    images: Tensor
+    labels: Tensor
+    classes: list[str]
+    copies: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to train. size: pixels a side; None by the images or the backbone. held_out: share of each class. augment:
+    names of AUGMENTATIONS. steps: of 64 images; None for 40 passes, 400 to 4,000 steps. backbone, weights: of timm, and
+    the file of its weights. device: as torch names it."""
+
+    size: int | None = None
+    held_out: float = 0.2
+    augment: Sequence[str] = ("affine", "light")
+    steps: int | None = None
+    backbone: str | None = None
+    weights: Path | None = None
+    seed: int = 0
+    device: str | None = None
+
+
+def train_folder(folder: str | Path, out: str | Path, plan: Plan) -> tuple[Path, dict[str, Any]]:
+    """Train on FOLDER/CLASS/*.png and write a classifier, and beside it what came of it as JSON.
+
+    Args:
+        out: a file ending in .safetensors, or a folder, in which it is called classifier.safetensors.
+
+    Returns:
+        The classifier's path and the JSON: classes, images, held_out, accuracy (with its 95 % interval), by_class,
+        confusion (rows: what it is, columns: what it is called), majority, seed, log.
+
+    Raises:
+        ValueError: fewer than two classes, fewer than ten different images of one, an image under two classes, files
+            that cannot be read, settings that do not fit, a file that is there already.
+        ImportError: timm is asked for and missing.
+    """
+    path = check_plan(out, plan)
+    where = torch.device(plan.device or "cpu")
+    with fork_rng(where):
+        torch.manual_seed(plan.seed)
+        size, network = _network(folder, plan)
+        found = read_classes(folder, size)
+        train, held = split(found.labels, plan.held_out, plan.seed)
+        module = network(len(found.classes), found.images.shape[1]).to(where)
+        rows = _train(module, found.images[train], found.labels[train], plan)
+    classifier = Classifier(module, found.classes, name=path.stem)
+    parts = [confusion(classifier, to_float(found.images[i]).to(where), found.labels[i]) for i in held.split(250)]
+    classifier.confusion = torch.stack(parts).sum(0)
+    data = _results(classifier, found, train, held, plan, rows)
+    classifier.to("cpu").save(path)
+    write_json(path.with_suffix(".json"), data)
+    return path, data
+
+
+def check_plan(out: str | Path, plan: Plan) -> Path:
+    """The file to write; raises ValueError where it is there already, or the plan cannot be right."""
+    out = Path(out)
+    path = out if out.suffix == ".safetensors" else out / "classifier.safetensors"
+    for there in (path, path.with_suffix(".json")):
+        if there.exists():
+            raise ValueError(f"out: {there} is there already; give another name")
+    unknown = [name for name in plan.augment if name not in AUGMENTATIONS]
+    if unknown:
+        raise ValueError(f"augment: expected names of {', '.join(AUGMENTATIONS)} joined by commas, got {unknown[0]!r}")
+    if not 0 < plan.held_out < 1:
+        raise ValueError(f"held_out: expected a share between 0 and 1, got {plan.held_out:g}")
+    if (plan.backbone is None) != (plan.weights is None):
+        raise ValueError("backbone: a backbone of timm needs the file of its weights, and weights need a backbone")
+    if plan.backbone is None and plan.size is not None and (plan.size < 8 or plan.size % 8):
+        raise ValueError(f"size: expected a multiple of 8, got {plan.size}")
+    return path
+
+
+# --- reading
+
+
+def class_folders(folder: str | Path) -> dict[str, list[Path]]:
+    """Image files by class: of each folder in FOLDER that holds any, at any depth, by its name.
+
+    Raises:
+        ValueError: there are fewer than two such folders.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"FOLDER: expected a folder with a folder a class, but {folder} is not a folder")
+    found = {}
+    for child in sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")):
+        files = sorted(file for file in child.rglob("*") if is_image(file))
+        if files:
+            found[child.name] = files
+    if len(found) < 2:
+        raise ValueError(
+            f"FOLDER: expected at least two folders of images in {folder}, one a class (unwanted and good, say), got "
+            f"{', '.join(found) or 'none'}"
+        )
+    return found
+
+
+def usual_side(files: dict[str, list[Path]]) -> int:
+    """The median of the images' shorter sides, up to a multiple of 8, within SIDES; of up to 50 of each class."""
+    sides = [
+        min(open_image(file, str(file)).size) for paths in files.values() for file in paths[:: -(-len(paths) // 50)]
+    ]
+    return min(max(-(-int(median(sides)) // 8) * 8, SIDES[0]), SIDES[1])
+
+
+def read_classes(folder: str | Path, size: int) -> Images:
+    """All images, cut to the square in their middle and scaled; grey where all of them are.
+
+    Raises:
+        ValueError: as of `train_folder`.
+    """
+    files = class_folders(folder)
+    pixels: list[np.ndarray] = []
+    labels: list[int] = []
+    known: dict[str, tuple[int, Path]] = {}
+    copies = 0
+    total = sum(map(len, files.values()))
+    with progress.bar("images", total) as bar:
+        for label, paths in enumerate(files.values()):
+            for path in paths:
+                bar.update()
+                array = _square(open_image(path, str(path)), size)
+                mark = hashlib.sha256(array.tobytes()).hexdigest()
+                if mark in known:
+                    other, first = known[mark]
+                    if other != label:
+                        raise ValueError(f"FOLDER: {path} and {first} show the same under two classes")
+                    copies += 1
+                    continue
+                known[mark] = label, path
+                pixels.append(array)
+                labels.append(label)
+    counts = [labels.count(label) for label in range(len(files))]
+    for name, count in zip(files, counts, strict=True):
+        if count < LEAST:
+            raise ValueError(
+                f"FOLDER: {name} has {count} different images, and at least {LEAST} are needed to learn from some and "
+                f"test on others; {ENOUGH} and more are better"
+            )
+    images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+    if bool((images == images[:, :1]).all()):
+        images = images[:, :1]
+    return Images(images.contiguous(), torch.tensor(labels), list(files), copies)
+
+
+def _square(image: Image.Image, size: int) -> np.ndarray:
+    """uint8 [size, size, 3] of the middle of an image."""
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    side = min(image.size)
+    left, top = (image.size[0] - side) // 2, (image.size[1] - side) // 2
+    image = image.convert("RGB")
+    if side != size or image.size[0] != image.size[1]:
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    return np.asarray(image)
+
+
+def split(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(indices to learn from, indices held out): of each class its share, at least three, at most half."""
+    rng = torch.Generator().manual_seed(seed)
+    train, held = [], []
+    for label in labels.unique().tolist():
+        members = (labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=rng)]
+        count = min(max(round(share * len(members)), 3), len(members) // 2)
+        held.append(members[:count])
+        train.append(members[count:])
+    return torch.cat(train), torch.cat(held)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+# --- training
+
+
+def _network(folder: str | Path, plan: Plan) -> tuple[int, Any]:
+    """(size of the images, (classes, channels) -> network)."""
+    files = class_folders(folder)
+    if plan.backbone is None:
+        size = plan.size or usual_side(files)
+        return size, lambda classes, channels: ConvClassifier(classes, size, channels)
+    own, mean, std = backbone_input(plan.backbone)
+    side = plan.size or own
+    assert plan.weights is not None
+    states = read_states(plan.weights)
+    state = next(iter(states.values()), {})
+
+    def build(classes: int, channels: int) -> nn.Module:
+        network = TimmClassifier(classes, plan.backbone or "", side, channels, mean, std)
+        wanted = network.backbone.state_dict().keys()
+        # Published weights end in a classifier of their own classes, which the backbone here lacks.
+        known = {name: value for name, value in state.items() if name in wanted or not _is_head(name)}
+        fill(network.backbone, known, f"weights: {plan.weights}")
+        return network
+
+    build(2, 3)
+    return side, build
+
+
+def _is_head(name: str) -> bool:
+    return name.partition(".")[0] in ("fc", "head", "classifier", "head_dist") or name.startswith("head.")
+
+
+def augmented(x: Tensor, names: Sequence[str]) -> Tensor:
+    """Images [N, C, H, W] in [-1, 1], each changed at random: "affine" (turned, shifted, scaled, sheared a little),
+    "flip" (left and right), "light" (brighter or darker, more or less contrast)."""
+    n = len(x)
+    if "affine" in names:
+        x = random_affine(x)
+    if "flip" in names:
+        x = torch.where((torch.rand(n) < 0.5)[:, None, None, None].to(x.device), x.flip(3), x)
+    if "light" in names:
+        light, contrast = (torch.rand(2, n, 1, 1, 1) - 0.5).to(x.device)
+        x = ((x + 1) * (1 + 0.5 * contrast) - 1 + 0.5 * light).clamp(-1, 1)
+    return x
+
+
+def _train(module: nn.Module, images: Tensor, labels: Tensor, plan: Plan) -> list[dict[str, Any]]:
+    """In place: cross entropy on batches in which every class is as frequent; one row each twentieth of the steps."""
+    device = next(module.parameters()).device
+    steps = plan.steps or min(max(40 * len(labels) // BATCH, STEPS[0]), STEPS[1])
+    weights = 1.0 / labels.bincount()[labels].double()
+    rows, start = [], time.monotonic()
+    learned = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=3e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=steps)
+    module.train()
+    with progress.bar("classifier", steps) as bar:
+        for step in range(1, steps + 1):
+            index = torch.multinomial(weights, min(BATCH, len(labels)), replacement=True)
+            x = augmented(to_float(images[index]).to(device), plan.augment)
+            loss = F.cross_entropy(module(x), labels[index].to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            bar.update(dict(loss=float(loss.detach())))
+            if step % max(steps // 20, 1) == 0 or step == steps:
+                rows.append(dict(step=step, loss=float(loss.detach()), seconds=round(time.monotonic() - start, 1)))
+    return rows
+
+
+def _results(
+    classifier: Classifier, found: Images, train: Tensor, held: Tensor, plan: Plan, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    counts = classifier.confusion
+    assert counts is not None
+    sizes = counts.sum(1)
+    data: dict[str, Any] = dict(classes=found.classes, held_out=int(sizes.sum()), copies_left_out=found.copies)
+    data["images"] = {name: int((found.labels == index).sum()) for index, name in enumerate(found.classes)}
+    data["accuracy"] = share_of(int(counts.diagonal().sum()), int(sizes.sum()))
+    data["balanced_accuracy"] = float((counts.diagonal() / sizes).mean())
+    data["by_class"] = classifier.errors()
+    data["confusion"] = counts.tolist()
+    data["majority"] = int(sizes.max()) / int(sizes.sum())
+    data["learned_from"] = len(train)
+    data.update(size=found.images.shape[-1], channels=found.images.shape[1], augment=list(plan.augment))
+    data.update(backbone=plan.backbone, seed=plan.seed, torch=torch.__version__, python=platform.python_version())
+    data.update(machine=platform.machine(), log=rows)
+    return data
+
+
+def remarks(data: dict[str, Any]) -> list[str]:
+    """What the figures call for, in sentences."""
+    found = []
+    few = [f"{name} ({count})" for name, count in data["images"].items() if count < ENOUGH]
+    if few:
+        found.append(f"few images of {', '.join(few)}: {ENOUGH} and more make it better, and the figures surer")
+    if data["copies_left_out"]:
+        found.append(f"{data['copies_left_out']} copies of other images were left out")
+    low = data["accuracy"]["ci95"][0]
+    if low <= data["majority"]:
+        found.append(
+            f"that is not surely better than to say the most frequent class always ({100 * data['majority']:.0f} %): "
+            "do not use it as it is"
+        )
+    return found

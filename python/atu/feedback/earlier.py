@@ -1,0 +1,50 @@
+"""Going on from a run that is finished: its unlearned GAN, and the marks that it was made with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.marks import kept_marks
+from ..data.samples import TensorSamples
+from ..formats.own_model import load_like
+from ..gan import GAN
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """folder: of the run. gan: its unlearned pair. negatives, positives: its marks, those of the rounds before it among
+    them. round: which one it was, from 1."""
+
+    folder: Path
+    gan: GAN
+    negatives: TensorSamples
+    positives: TensorSamples | None
+    round: int
+
+
+def earlier_run(folder: str | Path, gan: GAN, digest: str) -> Earlier:
+    """The run in a folder, which began from `gan`, or from a run that did.
+
+    Args:
+        gan: the original. digest: of it, as run.json tells it.
+
+    Raises:
+        ValueError: the folder holds no finished run, one of another GAN, or not the marks.
+    """
+    folder = Path(folder)
+    try:
+        identity = json.loads((folder / "run.json").read_text(encoding="utf-8"))["identity"]
+        began, number = identity["gan"], int(identity.get("round") or 1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"from_run: expected the folder of a run, and {folder} holds no run.json of one") from None
+    result = folder / "result.safetensors"
+    if not result.is_file():
+        raise ValueError(f"from_run: the run in {folder} is not finished; go on with it first, by its own command")
+    if began != digest:
+        raise ValueError(
+            f"from_run: the run in {folder} began from another GAN ({began}) than the one given ({digest}); give the "
+            "original, from before any round: outcomes are measured against that"
+        )
+    return Earlier(folder, load_like(result, gan), *kept_marks(folder, gan.image_range, "from_run"), number)

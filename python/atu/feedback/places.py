@@ -1,0 +1,123 @@
+"""Marks as places: a labels.json says by seeds which samples were marked, and the GAN makes them again."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.marks import labels_file, marks_folder
+from ..data.samples import Samples, TensorSamples, as_samples
+from ..formats.own_model import load_like
+from ..gan import GAN
+from ..support.digest import digest
+
+
+def generator_digest(gan: GAN) -> str:
+    """Of the weights that samples are made with."""
+    return digest(gan.sampling_generator.state_dict())
+
+
+def marked_samples(gan: GAN, value: Any, name: str, resize: bool = False) -> tuple[Samples, Any]:
+    """Samples from what a user gives as negatives, and what stands for the positives beside them: None, or as
+    `as_samples` takes it.
+
+    A folder that `atu label` wrote gives its unwanted/, and its good/ as positives. Its labels.json, alone or in a
+    folder without pictures, gives the samples that it names, made again by `gan`.
+
+    Args:
+        value: as of `as_samples`, a folder of marks, or a labels.json. name: of the argument, for errors.
+
+    Raises:
+        TypeError, ValueError: as of `as_samples`; or the labels.json is of another GAN.
+    """
+    beside = None
+    if isinstance(value, tuple) and len(value) == 2 and labels_file(value[0]) is not None:
+        marks, beside = marked_samples(gan, value[0], name, resize)
+        assert isinstance(marks, TensorSamples)  # what files are read as
+        value = (marks.tensor, value[1])  # with the label that was given
+    elif labels_file(value) is not None:
+        value, beside = marks_folder(value)
+        if labels_file(value) is not None:
+            read = _Labels(Path(value), gan, name)
+            unwanted = read.samples("unwanted")
+            if unwanted is None:
+                raise ValueError(f"{name}: nothing in {value} is marked unwanted")
+            return unwanted, read.samples("good")
+    return as_samples(value, gan.sample_shape, gan.image_range, name, gan.c_dim, resize=resize), beside
+
+
+class _Labels:
+    """A labels.json, read and checked against the GAN."""
+
+    def __init__(self, path: Path, gan: GAN, name: str):
+        self.path, self.gan, self.name = path, gan, name
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            self.block = int(data["block"])
+            self.rounds = [(str(one["generator"]), str(one["ckpt"])) for one in data["rounds"]]
+            self.marks = [(str(m["label"]), int(m["round"]), int(m["seed"]), int(m["row"])) for m in data["samples"]]
+            self.classes = [m.get("class") for m in data["samples"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{name}: {path} is no labels.json of atu label ({type(error).__name__}: {error})"
+            ) from None
+        if not all(1 <= number <= len(self.rounds) and 0 <= row < self.block for _, number, _, row in self.marks):
+            raise ValueError(f"{name}: {path} names a round or a row that there is none of")
+
+    def samples(self, label: str) -> TensorSamples | None:
+        """Those marked so, in their order; None where there are none."""
+        blocks: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        for position, (given, number, seed, row) in enumerate(self.marks):
+            if given == label:
+                blocks[number, seed].append((position, row))
+        found: list[tuple[int, Tensor, Tensor | None]] = []
+        gans: dict[int, GAN] = {}
+        for (number, seed), rows in sorted(blocks.items()):
+            if number not in gans:
+                gans[number] = self._gan(number)
+            gan = gans[number]
+            x = gan.sample(self.block, seed=seed, batch_size=self.block).cpu()
+            c = gan.inputs(self.block, seed)[1]
+            for position, row in rows:
+                found.append((position, x[row], None if c is None else self._checked(c[row].cpu(), position)))
+        if not found:
+            return None
+        found.sort(key=lambda one: one[0])
+        labels = [c for _, _, c in found if c is not None]
+        return TensorSamples(torch.stack([x for _, x, _ in found]), torch.stack(labels) if labels else None)
+
+    def _checked(self, c: Tensor, position: int) -> Tensor:
+        """A sample's label, which has to be the one that was drawn when it was marked."""
+        wanted = self.classes[position]
+        if wanted is not None and int(c.argmax()) != wanted:
+            raise ValueError(
+                f"{self.name}: the samples in {self.path} were drawn with other labels than this GAN draws now "
+                "(--label, label_sampler); give the folder with the pictures instead"
+            )
+        return c
+
+    def _gan(self, number: int) -> GAN:
+        """The GAN whose samples were marked in a round: the one given, or a run's result that labels.json names."""
+        wanted, ckpt = self.rounds[number - 1]
+        if generator_digest(self.gan) == wanted:
+            return self.gan
+        if number == 1:
+            raise ValueError(
+                f"{self.name}: the samples in {self.path} are of another GAN ({ckpt}, generator {wanted}) than the one "
+                f"given (generator {generator_digest(self.gan)})"
+            )
+        path = Path(ckpt)
+        if not path.is_file():
+            raise ValueError(
+                f"{self.name}: samples of round {number} in {self.path} are of {ckpt}, which is not there; give the "
+                "folder with the pictures instead"
+            )
+        gan = load_like(path, self.gan)
+        if generator_digest(gan) != wanted:
+            raise ValueError(f"{self.name}: {ckpt}, whose samples were marked in round {number}, has changed since")
+        return gan

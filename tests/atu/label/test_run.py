@@ -1,0 +1,105 @@
+"""Runs of the page as processes: begun, stopped, found again after the page's own process was killed."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from atu.label.run import Runs
+from atu.label.session import Session
+
+# A run: tells that it has begun, then works until it is stopped.
+WORK = """
+import pathlib, signal, sys, time
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+out.mkdir(exist_ok=True)
+print("at work", flush=True)
+(out / "metrics.jsonl").write_text('{"stage": "adapt-0", "step": 7}\\n')
+try:
+    time.sleep(120)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+# A server that begins a run and is killed.
+SERVER = """
+import pathlib, sys, time
+from atu.label.run import Runs
+from atu.label.session import Session
+session = Session(pathlib.Path(sys.argv[1]), "small", "0123", 3, 64, 97)
+runs = Runs(session, [])
+runs.program = [sys.executable, "-c", sys.argv[2]]
+runs.start(1)
+print("begun", flush=True)
+time.sleep(120)
+"""
+
+
+def opened(marks):
+    session = Session(marks, "small", "0123", 3, 64, 97)
+    runs = Runs(session, [])
+    runs.program = [sys.executable, "-c", WORK]
+    return session, runs
+
+
+def wait(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def orphaned(marks):
+    """The session of a page whose process was killed while a run was going on."""
+    server = subprocess.Popen([sys.executable, "-c", SERVER, str(marks), WORK], stdout=subprocess.PIPE, text=True)
+    assert server.stdout.readline() == "begun\n"
+    wait(lambda: (marks.with_name("marks-run-1") / "metrics.jsonl").exists())
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+    session, runs = opened(marks)
+    yield runs
+    runs.close()
+    session.close()
+
+
+def test_a_run_whose_page_was_killed_is_found_again(orphaned):
+    assert orphaned.busy
+    status = orphaned.status(1)
+    assert (status["state"], status["stage"], status["step"]) == ("running", "adapt-0", 7)
+    assert 0 <= status["seconds"] < 60 and 0 < status["done"] < 1
+    with pytest.raises(ValueError, match="a run is going on already"):
+        orphaned.start(1)
+    orphaned.stop()
+    wait(lambda: not orphaned.busy)
+    assert orphaned.status(1)["state"] == "stopped"
+    orphaned.start(1)  # it goes on
+    assert orphaned.busy and orphaned.orphan is None
+    wait(lambda: "at work" in orphaned.status(1).get("line", ""))
+
+
+def test_closing_the_page_ends_a_run_that_was_found_again(orphaned):
+    orphaned.close()
+    assert not orphaned.busy and orphaned.status(1)["state"] == "stopped"
+
+
+def test_a_run_that_failed_is_told_after_a_restart(marks):
+    session, runs = opened(marks)
+    runs.program = [sys.executable, "-c", "import sys; print('Error: no such file'); sys.exit(2)"]
+    runs.start(1)
+    wait(lambda: not runs.busy)
+    for found in (runs, Runs(session, [])):
+        status = found.status(1)
+        assert (status["state"], status["line"]) == ("failed", "Error: no such file")
+    session.close()
+
+
+def test_the_second_rounds_command_goes_on_from_the_first(marks):
+    session, runs = opened(marks)
+    assert "--from" not in runs.command(1)
+    session.begin_round("marks-run-1/result.safetensors", "89ab")
+    words = runs.command(2)
+    assert words[:2] == ["unlearn", "small"]
+    assert words[words.index("--from") + 1] == str(marks.with_name("marks-run-1"))
+    session.close()
