@@ -172,9 +172,7 @@ PRECISION = click.option(
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="What the networks run in while training; auto measures. float16 needs CUDA.",
 )
-RETRAINED = click.option(
-    "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: attacks are compared with it."
-)
+RETRAINED = click.option("--retrained", metavar="CKPT", help="A GAN retrained without the negatives, to compare with.")
 SAMPLES = click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
 )
