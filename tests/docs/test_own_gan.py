@@ -110,7 +110,7 @@ def test_the_commands_of_the_page(folder, monkeypatch, capsys):
             run(words, folder)
     told = capsys.readouterr().out
     assert "latent_dim: (7, 1, 1)" in told and "discriminator_output: probability" in told
-    assert "weights of generator: netG.pth fit" in told
+    assert "weights of generator: netG.pth fits" in told
 
     # The result is another generator, in the run folder and in the file that goes back.
     first = torch.load("netG.pth", weights_only=True)

@@ -14,6 +14,9 @@ import click
 
 EXTRAS = {
     "demo": ("mlxtend", "sklearn"),
+    "label": ("starlette", "uvicorn"),
+    "text": ("open_clip",),
+    "timm": ("timm",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 

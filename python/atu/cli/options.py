@@ -182,9 +182,7 @@ PRECISION = click.option(
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="What the networks run in while training; auto measures. float16 needs CUDA.",
 )
-RETRAINED = click.option(
-    "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: attacks are compared with it."
-)
+RETRAINED = click.option("--retrained", metavar="CKPT", help="A GAN retrained without the negatives, to compare with.")
 SAMPLES = click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
 )
@@ -310,16 +308,6 @@ def with_discriminator(gan: GAN, steps: int | None, seed: int = 0) -> GAN:
     from ..training.fit_discriminator import fit_discriminator
 
     return fit_discriminator(gan, steps, seed=seed)
-
-
-def subject_of(classes: tuple[str, ...], negatives: Path | None = None, given: str | None = None) -> str:
-    """What is unlearned, in words: as given, else by the classes, else by the negatives' folder."""
-    if given:
-        return given
-    if not classes and negatives is not None:
-        folder = negatives.resolve()
-        return f"what {folder.parent.name if folder.is_file() else folder.name} shows"
-    return ("class " if len(classes) == 1 else "classes ") + ", ".join(classes)
 
 
 def require_gone(data: dict[str, Any], percent: float | None) -> None:

@@ -130,14 +130,20 @@ def check_judge(asked: Asked, negatives: Path | None) -> None:
         )
 
 
-def classes_of(asked: Asked, *answers: Answers | None) -> tuple[str, ...]:
-    """The unwanted classes by name, for the subject of a report; the words of a text."""
-    for found in answers:
-        if found is not None and found.spec.startswith("text:"):
-            return (found.spec.removeprefix("text:").partition("?")[0],)
-        if found is not None and found.chosen:
-            return found.chosen
-    return asked.classes
+def subject_of(negatives: Path | None, given: str | None, *answers: Answers | None) -> str:
+    """What is unlearned, in words: as given, else what the first of the answers looks for, else by the folder of the
+    negatives."""
+    found = next((one for one in answers if one is not None), None)
+    if given:
+        return given
+    if found is not None and found.spec.startswith("text:"):
+        return found.spec.removeprefix("text:").partition("?")[0]
+    if found is not None and found.names:
+        return ("class " if len(found.names) == 1 else "classes ") + ", ".join(found.names)
+    if negatives is not None:
+        folder = negatives.resolve()
+        return f"what {folder.parent.name if folder.is_file() else folder.name} shows"
+    return "what was marked" if found is None else f"what {found.spec} finds"
 
 
 def described(answers: Answers) -> str:

@@ -33,10 +33,9 @@ from .options import (
     load_gan,
     require_gone,
     show,
-    subject_of,
     with_discriminator,
 )
-from .oracles import JUDGE, Asked, classes_of, described, oracle_options
+from .oracles import JUDGE, Asked, described, oracle_options, subject_of
 
 if TYPE_CHECKING:
     from ..api import Result
@@ -115,9 +114,11 @@ def unlearn(
     check_replaceable(run.out, "report", "negatives_before")
     gan = load_gan(ckpt, run.device, model=model)
     choose_labels(gan, labels)
-    gan = with_discriminator(gan, train_discriminator, run.seed)
-    gan.batch = batch
     oracle, judge = asked.find_both(gan)
+    fitted = with_discriminator(gan, train_discriminator, run.seed)
+    if fitted is not gan:  # what they saw before was to find errors early; the features are the new discriminator's
+        gan, (oracle, judge) = fitted, asked.find_both(fitted)
+    gan.batch = batch
     if not run.quiet:
         say_evaluation(gan, samples, 3)
         say_training(gan, config, method, compat)
@@ -141,7 +142,7 @@ def unlearn(
     start = time.monotonic()
     evaluation = _evaluate(gan, result, judge or oracle, samples, run.seed)
     context = _context(run, gan, result, _notes(oracle, judge), time.monotonic() - start)
-    context.subject, context.negatives = subject_of(classes_of(asked, oracle, judge), negatives, subject), negatives
+    context.subject, context.negatives = subject_of(negatives, subject, oracle, judge), negatives
     data = report.write(run.out, evaluation, context)
     show(data, run)
     require_gone(data, require)

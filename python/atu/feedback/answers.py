@@ -32,7 +32,8 @@ class Answers:
     spec, sha256: what it was made of, to be written down; the hash is of the file (None where there is none). own:
     whether the hash is all that it is, so that another spec with the same hash is the same network.
     decide: the rule. score: samples -> float32 [N], higher the likelier unwanted, to rank them by; None for a rule
-    that only says yes or no. classifier, chosen: as a judge, see `judge_arguments`.
+    that only says yes or no. classifier, chosen: as a judge, see `judge_arguments`. names: of the
+    classes that are looked for, where there are several.
     """
 
     spec: str
@@ -42,6 +43,7 @@ class Answers:
     score: Callable[[Tensor], Tensor] | None = None
     classifier: Any = None
     chosen: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.decide(x)

@@ -144,9 +144,9 @@ def _is_bool(answer: Any) -> bool:
 def _answers(found: NetworkAnswers, spec: Spec, sha256: str, own: bool) -> Answers:
     """As an oracle and, where it tells classes apart, as a classifier."""
     classifier = found if found.exclusive else None
-    named = found.exclusive and found.threshold is None
-    chosen = tuple(found.names[index] for index in found.chosen) if named else ()
-    return Answers(spec.recorded, sha256, found.decide, own, found.score, classifier, chosen)
+    names = tuple(found.names[index] for index in found.chosen) if len(found.names) > 1 else ()
+    chosen = names if found.exclusive and found.threshold is None else ()
+    return Answers(spec.recorded, sha256, found.decide, own, found.score, classifier, chosen, names)
 
 
 def check_independent(oracle: Answers | None, judge: Answers | None) -> None:

@@ -36,8 +36,9 @@ class Spec:
     def recorded(self) -> str:
         """As it is written down: without the folders of the files, whose contents are hashed instead."""
         options = {name: value for name, value in self.options.items() if name != "weights"}
-        if options.get("model", "").endswith(".json"):
-            options["model"] = Path(options["model"]).name
+        for name in ("model", "names"):
+            if Path(options.get(name, "")).is_file():
+                options[name] = Path(options[name]).name
         file = Path(self.source).exists() or ".py:" in self.source
         source = Path(self.source).name if file else self.source
         return source + ("?" + "&".join(f"{name}={value}" for name, value in options.items()) if options else "")

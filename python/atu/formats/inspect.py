@@ -188,10 +188,10 @@ def print_inspection(found: dict[str, Any], console: Console | None = None) -> N
     for key, value in found.get("gan", {}).items():
         console.print(f"{key}: {value}", highlight=False, markup=False)
     for name, weights in found.get("weights", {}).items():
-        told = "fit" if not weights["problems"] else f"DO NOT FIT: {'; '.join(weights['problems'])}"
-        console.print(
-            f"weights of {name}: {weights['from'] or ''} {told}", highlight=False, markup=False, soft_wrap=True
-        )
+        problems = weights["problems"]
+        more = f"; and {len(problems) - 20} more (--json has all)" if len(problems) > 20 else ""
+        told = f"not filled: {'; '.join(problems[:20])}{more}" if problems else f"{weights['from']} fits"
+        console.print(f"weights of {name}: {told}", highlight=False, markup=False, soft_wrap=True)
     if found["options"]:
         console.print(
             f"options: {json.dumps(found['options'], default=str)}", highlight=False, markup=False, soft_wrap=True

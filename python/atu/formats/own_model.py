@@ -114,7 +114,7 @@ def load_own(model: OwnModel, checkpoint: str | None) -> GAN:
     for role, problems in plan.problems.items():
         if role != "discriminator" or role in plan.asked:
             raise CheckpointError(f"{checkpoint}: the weights do not fit the {role}: {_some(problems)}")
-        log.warning("%s: no weights fit the discriminator, which is left out: %s", checkpoint, _some(problems))
+        log.warning("%s: no weights for the discriminator, which is left out: %s", checkpoint, _some(problems))
         gan.discriminator = None
     return _filled(gan, plan)
 
@@ -220,8 +220,8 @@ def _choose_all(plan: Plan, gan: GAN, found: dict[str, State], path: str) -> Non
     if averaged and plain:
         _choose(plan, gan, "generator_ema", averaged, path)
     if gan.discriminator is not None:
-        others = {name: state for name, state in found.items() if name not in fits}
-        _choose(plan, gan, "discriminator", others or found, path)
+        others = {name: state for name, state in found.items() if not any(_within(name, fit) for fit in fits)}
+        _choose(plan, gan, "discriminator", others, path)
 
 
 def _choose(plan: Plan, gan: GAN, role: str, found: dict[str, State], path: str) -> None:
@@ -235,7 +235,7 @@ def _choose(plan: Plan, gan: GAN, role: str, found: dict[str, State], path: str)
         plan.states[role] = (f"{path}#{fits[0]}" if fits[0] else str(path), found[fits[0]])
         return
     if not found:
-        plan.problems[role] = [f"{path} holds no tensors"]
+        plan.problems[role] = [f"{path} holds none for it"]
         return
     nearest = min(found, key=lambda name: len(misfits(module, found[name])))
     plan.problems[role] = [f"nearest is {nearest or 'the file itself'}", *misfits(module, found[nearest])]
@@ -243,6 +243,11 @@ def _choose(plan: Plan, gan: GAN, role: str, found: dict[str, State], path: str)
 
 def _module(gan: GAN, role: str) -> nn.Module | None:
     return gan.generator if role == "generator_ema" else getattr(gan, role)
+
+
+def _within(name: str, other: str) -> bool:
+    """Whether one place in a file lies in another."""
+    return name == other or other == "" or name.startswith(f"{other}.")
 
 
 def _is_averaged(name: str) -> bool:
@@ -259,7 +264,7 @@ def _filled(gan: GAN, plan: Plan) -> GAN:
     for role, (where, state) in plan.states.items():
         module = getattr(gan, role)
         fill(module, state, f"{where}: {role}")
-        log.info("%s: the weights of %s", where, role)
+        log.info("%s: the weights of %s", role, where)
     for module in gan.modules().values():
         module.eval()
     return gan
@@ -346,7 +351,7 @@ def inspect_own(model: OwnModel, checkpoint: str | None) -> dict[str, Any]:
                 found["weights"][role] = {"from": where, "problems": []}
             for role, problems in plan.problems.items():
                 found["weights"][role] = {"from": None, "problems": problems}
-                found["notes"].append(f"{role}: no weights fit: {_some(problems)}")
+                found["notes"].append(f"{role}: its weights are as built, and so is what is told of its values")
             gan = _filled(gan, plan)
         files = [part.rpartition("=")[2].partition("#")[0] for part in checkpoint.split(",")]
         found["bytes"] = sum(Path(file).stat().st_size for file in files if Path(file).is_file())

@@ -47,7 +47,7 @@ def person_of(verdict: Mapping[str, Any]) -> dict[str, Any]:
 def sentence(share: Mapping[str, Any], whose: str) -> str:
     low, high = (100 * bound for bound in share["ci95"])
     return (
-        f"Of {share['n']:,} random samples {whose} they called {share['unwanted']:,} unwanted: 95 %: {low:.1f} to "
+        f"Of {share['n']:,} random samples {whose} a person called {share['unwanted']:,} unwanted: 95 %: {low:.1f} to "
         f"{high:.1f} %."
     )
 

@@ -6,12 +6,16 @@ import hashlib
 import json
 import shlex
 
+import click
 import pytest
 import torch
 from torch import nn
 
 from atu.cli import main as cli
+from atu.cli import models, oracles
 from atu.data.images import save_folder
+from atu.feedback.answers import Answers
+from atu.feedback.oracles import find
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
@@ -113,10 +117,10 @@ def test_eval_says_where_the_judge_had_answered(folder, tmp_path):
         page = (out / "report.html").read_text()
         assert f"Measured by {spec.name}?class=0" in page
         assert ("It is the oracle that answered during the run" in page) == again
-    attack = ["attack", gan, tmp_path / "run", "--judge", f"{oracle}?class=0", "--starts", 2, "--steps", 1]
-    assert run(*attack, "--relearn-steps", 1, "--quiet", "--out", tmp_path / "attack") == 0
-    data = json.loads((tmp_path / "attack/attacks.json").read_text())
-    assert data["subject"] == "class 0" and 0 < data["rate_before"] < 1
+    audit = ["audit", gan, tmp_path / "run", "--oracle", f"{oracle}?class=0", "--starts", 2, "--steps", 1]
+    assert run(*audit, "--images", 4, "--samples", 200, "--quiet", "--out", tmp_path / "audit") == 0
+    data = json.loads((tmp_path / "audit/audit.json").read_text())
+    assert data["subject"] == "class 0" and 0 < data["parts"]["before"]["rate"][data["judges"][0]]["share"] < 1
 
 
 def test_a_function_of_mine_answers(folder, tmp_path, capsys):
@@ -154,3 +158,65 @@ def test_what_cannot_be_used_is_told_before_the_run(options, words, folder, tmp_
     more = shlex.split(options.format(f=folder))
     assert words in error(capsys, *unlearn(folder, tmp_path / "run", *more))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--oracle", "a.pt?class=3", "--judge", "b.onnx", "--class", "hat", "--class", "cap"],
+        ["--text", "eyeglasses", "--against", "no eyeglasses"],
+        ["--model", "net.py:build", "--arg", "width=3", "--arg", "name=big one"],
+    ],
+)
+def test_what_a_page_hands_on_to_its_runs_means_the_same(words):
+    seen = {}
+
+    @models.model_options
+    @oracles.JUDGE
+    @oracles.oracle_options
+    def command(asked, model):
+        seen["asked"], seen["model"] = asked, model
+
+    command = click.command()(command)
+    command.main(words, standalone_mode=False)
+    first = dict(seen)
+    handed = [*first["asked"].recorded(), *first["model"].recorded("weights.pt")]
+    command.main(handed, standalone_mode=False)
+    assert seen == first and handed
+
+
+def test_the_page_tells_what_does_not_fit_at_once(folder, tmp_path, capsys):
+    pytest.importorskip("starlette")
+    line = error(
+        capsys, "label", folder / "gan.safetensors", "--oracle", f"{folder}/oracle.pt", "--out", tmp_path / "m"
+    )
+    assert "say which of its classes are unwanted" in line and not (tmp_path / "m").exists()
+
+
+def test_the_subject_in_words(folder, tmp_path):
+    def of(spec, names=()):
+        return Answers(spec, None, lambda x: x[:, 0] > 0, names=names)
+
+    pictures = tmp_path / "hats"
+    assert oracles.subject_of(pictures, "caps", of("text:hat")) == "caps"
+    assert oracles.subject_of(pictures, None, None, of("text:a hat?against=a head")) == "a hat"
+    assert oracles.subject_of(pictures, None, of("net.pt", ("hat",)), None) == "class hat"
+    assert oracles.subject_of(None, None, of("net.pt", ("hat", "cap"))) == "classes hat, cap"
+    assert oracles.subject_of(pictures, None, of("rules.py:is_hat")) == "what hats shows"
+    assert oracles.subject_of(None, None, of("rules.py:is_hat")) == "what rules.py:is_hat finds"
+    gan = GAN.load(folder / "gan.safetensors")
+    high = find(f"{folder}/oracle.pt?names=left,right&class=right&threshold=0.9", gan)
+    assert (high.names, high.chosen) == (("right",), ())
+
+
+def test_a_wrong_oracle_is_told_before_a_discriminator_is_fitted(folder, tmp_path, capsys, monkeypatch):
+    from atu.training import fit_discriminator
+
+    gan = GAN.load(folder / "gan.safetensors")
+    GAN(gan.generator, image_range=(-1.0, 1.0)).save(tmp_path / "alone.safetensors")
+    fitted = []
+    monkeypatch.setattr(fit_discriminator, "fit_discriminator", lambda gan, *_, **__: fitted.append(gan) or gan)
+    arguments = ["unlearn", tmp_path / "alone.safetensors", "--negatives", folder / "negatives"]
+    arguments += ["--train-discriminator", 5, "--out", tmp_path / "run", "--oracle"]
+    assert "got '9'" in error(capsys, *arguments, f"{folder}/oracle.pt?class=9") and not fitted
+    assert "it has no discriminator" in error(capsys, *arguments, f"{folder}/oracle.pt?class=1") and len(fitted) == 1

@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from atu import assets
 from atu.cli import main as cli
+from atu.cli import options
 from atu.data import animals as drawn
 from atu.data.images import to_range
 from atu.evaluation.parts import PartsClassifier
 from atu.experiments import animals as demo
+from atu.experiments import recipes
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.seeding import fork_rng
@@ -83,8 +87,9 @@ def small(monkeypatch, tmp_path):
     def asset(name):
         return path if name == "animals-gan.safetensors" else bundled(name)
 
-    monkeypatch.setattr(demo, "asset", asset)
-    monkeypatch.setattr(demo.animals, "drawings", lambda split, n: cached_drawings(split, 300))
+    for module in (demo, options, recipes):
+        monkeypatch.setattr(module, "asset", asset)
+    monkeypatch.setattr(demo.animals, "drawings", lambda split, n, size=64: cached_drawings(split, 300, size))
     (tmp_path / "quick.toml").write_text(QUICK)
     return tmp_path
 
@@ -113,7 +118,12 @@ def test_small_gan_shows_the_faces_to_both_classifiers():
 def test_a_feature_is_judged_by_the_judge_alone(small, monkeypatch):
     used = []
     evaluate = demo.evaluate
-    monkeypatch.setattr(demo, "evaluate", lambda *args, **more: used.append(args[2]) or evaluate(*args, **more))
+
+    def spy(*args, **more):
+        used.append(more["classifier"])
+        return evaluate(*args, **more)
+
+    monkeypatch.setattr(demo, "evaluate", spy)
     data, page = animals_demo(small, "antlers", "--feature", "antlers")
     assert data["subject"] == "antlers" and data["targets"] == [{"names": ["antlers"]}]
     assert data["command"].startswith("atu demo animals --feature antlers --marks 6")
@@ -170,6 +180,39 @@ def test_a_species_on_one_color_and_one_after_another(small):
     assert second["earlier"][0]["original"] == first["negatives_before"]
 
 
+def test_animals_is_a_name_where_a_checkpoint_or_a_classifier_is_taken(small, capsys):
+    out = small / "look"
+    assert run("sample", "animals", "--samples", 9, "--judge", "x", "--out", out) == 2  # no option of it
+    assert run("sample", "animals", "--samples", 9, "--oracle", "animals", "--class", "antlers", "--out", out) == 0
+    shown_here = torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in sorted(out.glob("*.png"))])
+    found = demo.judge().labels(to_range(shown_here.permute(0, 3, 1, 2), (-1.0, 1.0)))
+    assert len(shown_here) == 9 and int(drawn.holds(found, ANTLERS).sum()) >= 8
+    capsys.readouterr()
+    assert run("inspect", "animals") == 0 and "generator" in capsys.readouterr().out
+    judged = ["--judge", "animals", "--class", "antlers", "--real", "animals", "--samples", 150]
+    assert run("eval", "animals", "animals", *judged, "--quiet", "--out", small / "same") == 0
+    data = json.loads((small / "same" / "report.json").read_text())
+    assert data["judge"] == "animals-judge" and data["pul"] == 0 and data["negatives_before"] > 0
+    assert data["judges"]["animals-classifier"]["answered"]
+    assert data["fid_cls_before"] == pytest.approx(data["fid_cls_after"]) and data["real_images"] < 300
+
+
+def test_the_recipe_of_the_table(small, capsys):
+    plan = recipes.animals_plan(methods=["ewc"], seeds=1)
+    assert [task.name for task in plan.tasks] == list(recipes.ANIMALS) and len(plan.tasks) == 7
+    images, labels = plan.tasks[0].real
+    truth = drawn.holds(cached_drawings("held-out", 300).labels, drawn.SPECIES["dog"])
+    (dog, antlers) = (plan.tasks[0], plan.tasks[4])
+    assert torch.equal(torch.isin(labels, torch.tensor(dog.judge.class_indices(["dog"]))), truth)
+    assert images.shape == (300, 3, 64, 64) and float(images.min()) >= -1
+    assert (dog.judge.name, dog.asked.name) == ("animals-judge", "animals-classifier")
+    assert antlers.judge.classes == list(drawn.PARTS["ears"])
+    assert int(antlers.judge.confusion.sum()) == 300
+    command = ["reproduce", "animals", "--class", "wool", "--method", "ewc", "--seeds", 2, "--samples", 50]
+    assert run(*command, "--dry-run", "--out", small / "table") == 0
+    assert "2 cells to do, about" in capsys.readouterr().out and not (small / "table").exists()
+
+
 def test_a_run_of_another_demonstration_is_no_source(small, capsys):
     run_folder = small / "digits"
     run_folder.mkdir()
@@ -180,12 +223,11 @@ def test_a_run_of_another_demonstration_is_no_source(small, capsys):
 
 
 def test_wrong_names_are_named(small, capsys):
-    for options, told in {
+    for given, told in {
         ("--feature", "wings"): "expected one of antlers, ",
         ("--class", "dog", "--on", "violet"): "got 'color=violet'",
-        ("--retrained", "x"): "--retrained needs --attacks",
     }.items():
-        assert run("demo", "animals", *options, "--out", small / "no") == 2
+        assert run("demo", "animals", *given, "--out", small / "no") == 2
         assert told in " ".join(capsys.readouterr().err.split())
     assert not (small / "no").exists()
 

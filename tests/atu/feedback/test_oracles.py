@@ -7,13 +7,15 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from atu import unlearn
 from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import evaluate
 from atu.feedback.oracles import check_independent, find
-from atu.feedback.spec import parse
+from atu.feedback.spec import OPTIONS, parse
 from atu.gan import GAN
 from atu.networks.classifier import ConvClassifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
@@ -83,6 +85,8 @@ def test_a_spec_is_read(text, source, options):
 def test_what_a_spec_records_names_no_folder(tmp_path):
     (tmp_path / "net.pt").write_bytes(b"x")
     assert parse(f"{tmp_path}/net.pt?class=3&size=7").recorded == "net.pt?class=3&size=7"
+    (tmp_path / "labels.txt").write_text("a\nb\n")
+    assert parse(f"net.onnx?names={tmp_path}/labels.txt").recorded == "net.onnx?names=labels.txt"
     (tmp_path / "odd?name.pt").write_bytes(b"x")
     assert parse(f"{tmp_path}/odd?name.pt").source == f"{tmp_path}/odd?name.pt"
 
@@ -101,6 +105,17 @@ def test_what_a_spec_records_names_no_folder(tmp_path):
 def test_specs_that_cannot_be_read(text, options, words):
     with pytest.raises(ValueError, match=words):
         parse(text, options)
+
+
+VALUES = st.text(
+    st.characters(exclude_characters="&?", codec="ascii", exclude_categories=["C"]), min_size=1, max_size=9
+)
+
+
+@given(st.dictionaries(st.sampled_from([name for name in OPTIONS if name != "class"]), VALUES))
+def test_what_is_recorded_reads_as_the_same(options):
+    found = parse("no such file.pt" + ("?" if options else "") + "&".join(f"{k}={v}" for k, v in options.items()))
+    assert dict(found.options) == options and parse(found.recorded) == found
 
 
 # --- files
@@ -195,7 +210,8 @@ def test_attributes_that_are_independent_of_each_other(tmp_path):
     gan = gan_of(1, 9, 7)
     path, x = traced(Attributes(), tmp_path / "net.pt", (1, 9, 7)), gan.sample(37)
     p = Attributes()(x).sigmoid().detach()
-    found = find(f"{path}?output=sigmoid&names=hat,tie,ring&class=hat,ring", gan)
+    (tmp_path / "names.txt").write_text("hat\ntie\n\nring\n")
+    found = find(f"{path}?output=sigmoid&names={tmp_path}/names.txt&class=hat,ring", gan)
     assert torch.equal(found(x), (p[:, 0] >= 0.5) | (p[:, 2] >= 0.5)) and found.classifier is None
     numbers = evaluate(gan, gan, **found.judge_arguments(), n=40).numbers
     assert numbers["negatives_before"] > 0 and numbers["class_histogram_before"] is None
@@ -251,6 +267,18 @@ def test_functions_of_a_file_and_of_a_module(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     by_name = find("mine_of_test:share?threshold=0.25", gan)
     assert torch.equal(by_name(x), level >= 0.25)
+
+
+def test_functions_of_samples_that_are_no_images(tmp_path):
+    (tmp_path / "points_of_test.py").write_text(
+        "def right(x): return x[:, 0] > 0\ndef share(x): return x[:, 0].sigmoid()\n"
+    )
+    gan = GAN(MLPGenerator(4, [2], hidden=(8,)), MLPDiscriminator([2], hidden=(8,)))
+    x = gan.sample(17, seed=1)
+    for name in ("right", "share"):
+        assert torch.equal(find(f"{tmp_path}/points_of_test.py:{name}", gan)(x), x[:, 0] >= 0)
+    with pytest.raises(ValueError, match=r"range is for images, and this GAN's samples are \[2\]"):
+        find(f"{tmp_path}/points_of_test.py:share?range=0,1", gan)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_format_by_suffix():
     for name in ("a.zip", "a"):
         with pytest.raises(ValueError, match=f"{name}: expected a file ending in .pt, .pth"):
             format_of(name)
-    words = "format: expected one of rosinality-pt, safetensors, nvidia-pkl, onnx, got 'tflite'"
+    words = "format: expected one of rosinality-pt, safetensors, nvidia-pkl, onnx, state-dict, got 'tflite'"
     with pytest.raises(ValueError, match=words):
         export(GAN(nf.small_pair()[0]), "x", "tflite")
 
@@ -205,3 +205,14 @@ def test_loading_takes_less_than_twice_the_file(tmp_path):
     done = subprocess.run([sys.executable, "-c", MEASURE, *files], capture_output=True, text=True, check=True, env=env)
     ratios = [float(line) for line in done.stdout.split()]
     assert len(ratios) == 3 and max(ratios) < 2, ratios
+
+
+def test_a_state_dict_goes_back_into_its_network(tmp_path):
+    """The averaged generator's where there is one; torch loads it weights-only, the network strictly."""
+    generator, discriminator, average = nf.small_pair()
+    path = export(GAN(generator, discriminator, generator_ema=average), tmp_path / "g.pth", "state-dict")
+    state = torch.load(path, weights_only=True)
+    generator.load_state_dict(state)
+    assert all(torch.equal(value, average.state_dict()[name]) for name, value in state.items())
+    with pytest.raises(ValueError, match=r"not a StyleGAN2 checkpoint: .*--model FILE\.py:FUNCTION"):
+        GAN.load(path)

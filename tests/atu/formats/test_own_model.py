@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_named(pair, tmp_path, caplog):
     with caplog.at_level("WARNING", "atu"):
         found = load_own(model, f"{tmp_path}/x.pt")
     assert found.discriminator is None
-    assert "no weights fit the discriminator, which is left out: nearest is D; last.weight: expected" in caplog.text
+    assert "no weights for the discriminator, which is left out: nearest is D; last.weight: expected" in caplog.text
     with pytest.raises(CheckpointError, match="do not fit the discriminator: nearest is D"):
         load_own(model, f"{tmp_path}/x.pt,{tmp_path}/x.pt")
     spoilt = copy.deepcopy(gan.generator.state_dict())
@@ -283,6 +283,10 @@ def test_inspection_tells_what_is_missing_and_what_was_found(pair, tmp_path):
     torch.save(state, tmp_path / "G.pt")
     found = inspect_own(model, f"{tmp_path}/G.pt")
     assert found["weights"]["generator"]["problems"] == ["nearest is the file itself", "missing body.0.bias"]
-    assert any("discriminator: no weights fit" in note for note in found["notes"])
+    assert found["weights"]["discriminator"]["problems"][0].startswith("nearest is")
+    assert any(note.startswith("discriminator: its weights are as built") for note in found["notes"])
+    torch.save(gan.generator.state_dict(), tmp_path / "G.pt")
+    found = inspect_own(model, f"{tmp_path}/G.pt")
+    assert found["weights"]["discriminator"] == {"from": None, "problems": [f"{tmp_path}/G.pt holds none for it"]}
     built = inspect_own(OwnModel(model.reference.replace("pair", "alone")), None)
     assert built["weights"] == {} and any("no discriminator" in note for note in built["notes"])

@@ -290,3 +290,22 @@ def test_an_oracle_ranks_and_proposes(image_gan, marks):
     work(studio)
     assert not set(studio.views["ranked"]) & set(expected[:3])
     studio.close()
+
+
+def test_the_next_round_of_networks_of_the_users_own(conv_gan, marks):
+    """What atu does not build itself is filled into copies of the networks that were given."""
+    studio = open_studio(conv_gan, "own", marks, 100, 5, [], None)
+    result = marks.with_name("marks-run-1") / "result.safetensors"
+    changed = conv_gan.copy()
+    with torch.no_grad():
+        changed.generator.fc.weight.mul_(0.5)
+    changed.save(result)
+    (result.parent / "report.html").write_text("<header></header>")
+    studio.next_round()
+    studio.session.mark([RANDOM + 3], "unwanted")
+    studio.close()
+    again = open_studio(conv_gan, "own", marks, 100, 5, [], None)
+    assert again.number == 2 and type(again.pools[2].gan.generator) is type(conv_gan.generator)
+    expected = changed.sample(64, seed=mix_seed(5, (RANDOM + 3) // 64), batch_size=64)
+    assert torch.equal(again.pools[2].images((RANDOM + 3) // 64), expected)
+    again.close()

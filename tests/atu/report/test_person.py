@@ -30,7 +30,7 @@ def test_the_numbers():
     assert found["after"]["n"] == 200 and found["before"]["n"] == 197
     assert found["after"]["ci95"] == list(wilson(1, 200)) and found["before"]["ci95_exact"] == list(exact(21, 197))
     text = str(section(found)).replace("\u00a0", " ")
-    assert "Of 200 random samples of the unlearned GAN they called 1 unwanted: 95 %: 0.1 to 2.8 %." in text
+    assert "Of 200 random samples of the unlearned GAN a person called 1 unwanted: 95 %: 0.1 to 2.8 %." in text
     assert "3 that they were unsure of are left out" in text and "0.0 to 2.8 %" in text  # the exact one
     assert person_of(verdict(marked=0, unwanted_before=0, unwanted_after=0))["after"]["share"] is None
 
