@@ -17,7 +17,7 @@ from ..evaluation.judges import Judged
 from ..methods.registry import METHODS
 from ..presets import DEFAULT
 from . import plots
-from .words import LABELS
+from .words import LABELS, SHORT
 
 CURVES: list[dict[str, Any]] = [
     dict(stage="adapt", title="losses", keys={"loss_d": "discriminator", "loss_g": "generator"}),
@@ -135,7 +135,7 @@ def relearning_curves(audit: Mapping[str, Any]) -> str | None:
             kind, _, count = measure.partition(" ")
             if kind in ("relearn", "unrelated"):
                 name = f"{count} negative{'s' * (count != '1')}" if count else f"{one['samples']} good samples"
-                found.setdefault(LABELS.get(model, model), {})[name] = one["curve"]
+                found.setdefault(SHORT.get(model, model), {})[name] = one["curve"]
     return plots.relearning(found, audit["parts"]["before"]["rate"][audit["judges"][0]]["share"])
 
 

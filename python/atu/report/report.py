@@ -24,7 +24,20 @@ from .judged import corrected_card, judge_cautions, judges_table, who_judged
 from .person import kept_person, section
 from .pictures import MAIN, curve_figures, found_samples, grids, relearning_curves, survivors
 from .tables import distances_tables, flatten, kept_table, landing_table, shares_table, table
-from .words import LABELS, cards, cautions, duration, explain, landed, no_proof, outcome, summary, unbreakable, verdict
+from .words import (
+    LABELS,
+    SHORT,
+    cards,
+    cautions,
+    duration,
+    explain,
+    landed,
+    no_proof,
+    outcome,
+    summary,
+    unbreakable,
+    verdict,
+)
 
 
 @dataclass
@@ -142,7 +155,7 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         other_grids=grids(evaluation, main=False),
         curves=curve_figures(context.history, context.decisions.get("method", DEFAULT)),
         shares=shares_table(data, MAIN),
-        audit=None if audit is None else audit_rows(audit, LABELS),
+        audit=None if audit is None else audit_rows(audit, SHORT),
         relearning=None if audit is None else relearning_curves(audit),
         path=None if path is None or path.images.ndim != 5 else plots.path_figure(path),
         decisions=flatten({key: value for key, value in data["decisions"].items() if key != "warnings"}),
@@ -184,7 +197,7 @@ def write_audit(out: str | Path, found: Mapping[str, Any]) -> list[list[str]]:
 
     found: the outcome, with subject, command, machine and estimated_seconds beside it.
     """
-    table = audit_rows(found, LABELS)
+    table = audit_rows(found, SHORT)
     page = _template("audit.html").render(
         found=found,
         table=table,
@@ -193,7 +206,7 @@ def write_audit(out: str | Path, found: Mapping[str, Any]) -> list[list[str]]:
         took=duration(found["seconds"]),
         thought=duration(found["estimated_seconds"]),
         stages=[(name, duration(value)) for name, value in found["seconds_by_part"].items()],
-        probes=probe_table(found, LABELS),
+        probes=probe_table(found, SHORT),
         machine=flatten(found["machine"]),
     )
     write_text(Path(out) / "audit.html", page)
