@@ -15,6 +15,7 @@ from .. import _native
 from .activations import BY_CODE, ActSettings, act_settings, activate
 from .dispatch import DTYPE_CODES, address, autocast_dtype, autocast_to, launch, use_native
 from .layout import laid_out_as
+from .pages import in_huge_pages
 from .registration import keep_inputs, refuse_third_order, register
 
 
@@ -104,7 +105,7 @@ def _axis(layout: Tensor, b: Tensor | None, dim: int) -> tuple[int, int, int]:
 
 
 def _kernel(x: Tensor, b: Tensor | None, dim: int, *settings: Any) -> Tensor:
-    y = torch.empty_like(x)
+    y = in_huge_pages(torch.empty_like(x))
     x = laid_out_as(x, y)
     b = None if b is None else b.contiguous()
     launch(
@@ -137,7 +138,7 @@ def _grad_kernel(
 ) -> tuple[Tensor, Tensor]:
     *settings, want_db = args
     kind, known = _read_from(x, y, *settings)
-    dx = torch.empty_like(dy if known is None else known)
+    dx = in_huge_pages(torch.empty_like(dy if known is None else known))
     dy = laid_out_as(dy, dx)
     known = None if known is None else laid_out_as(known, dx)
     b = None if b is None else b.contiguous()
@@ -154,8 +155,8 @@ def _grad2_kernel(
     g: Tensor, dy: Tensor, x: Tensor | None, b: Tensor | None, y: Tensor | None, dim: int, *settings: Any
 ) -> tuple[Tensor, Tensor]:
     kind, known = _read_from(x, y, *settings)
-    d_dy = torch.empty_like(dy if known is None else known)
-    d_x = torch.empty_like(d_dy)
+    d_dy = in_huge_pages(torch.empty_like(dy if known is None else known))
+    d_x = in_huge_pages(torch.empty_like(d_dy))
     g, dy = laid_out_as(g, d_dy), laid_out_as(dy, d_dy)
     known = None if known is None else laid_out_as(known, d_dy)
     b = None if b is None else b.contiguous()

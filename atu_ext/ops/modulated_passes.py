@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import _native
 from .dispatch import DTYPE_CODES, address, launch, on_cuda
 from .layout import empty_in_format_of, in_either_format, in_format, is_channels_last, memory_format
+from .pages import in_huge_pages
 from .registration import keep_inputs, refuse_third_order, register
 
 Gradients = tuple[Tensor | None, ...]
@@ -119,7 +120,7 @@ demodulate = register(
 
 def _modulate(x: Tensor, styles: Tensor, channels_last: bool) -> Tensor:
     x, styles = in_either_format(x), styles.contiguous()
-    out = _fake_modulate(x, styles, channels_last)
+    out = in_huge_pages(_fake_modulate(x, styles, channels_last))
     launch(
         _native._C.modulate, x, x.data_ptr(), styles.data_ptr(), out.data_ptr(), DTYPE_CODES[x.dtype], _size(x),
         is_channels_last(x), is_channels_last(out),
@@ -135,7 +136,7 @@ def _modulate_grad(grad: Tensor, x: Tensor, styles: Tensor) -> tuple[Tensor, Ten
     grad, styles = in_either_format(grad), styles.contiguous()
     channels_last = is_channels_last(grad)
     x = in_format(x, channels_last)
-    grad_x, grad_styles = empty_in_format_of(grad), torch.empty_like(styles)
+    grad_x, grad_styles = in_huge_pages(empty_in_format_of(grad)), torch.empty_like(styles)
     block = _pixel_block(grad, channels_last)
     partials = _partials(grad, block, 1)
     launch(
@@ -228,7 +229,7 @@ def _run_epilogue(u: Tensor, y: Tensor, finish: tuple[Any, ...]) -> None:
 
 def _epilogue(u: Tensor, *finish: Any) -> Tensor:
     u = in_either_format(u)
-    y = empty_in_format_of(u)
+    y = in_huge_pages(empty_in_format_of(u))
     _run_epilogue(u, y, finish)
     return y
 
@@ -267,6 +268,7 @@ def _epilogue_grad(dy: Tensor, u: Tensor, *args: Any) -> tuple[Tensor, Tensor, T
     channels_last = is_channels_last(u)
     dy = in_format(dy, channels_last)
     du, dd, db, dnoise = grads = _fake_epilogue_grad(dy, u, *args)
+    in_huge_pages(du)
     block = _pixel_block(u, channels_last)
     partials = _partials(u, block, 2) if sums else None
     inputs, kept, stride, settings = _epilogue_args(u, finish)
@@ -296,6 +298,8 @@ def _epilogue_grad2(
     gu = None if gu is None else in_format(gu, channels_last)
     gd, gb, gn = (None if t is None else t.contiguous() for t in (gd, gb, gn))
     grads = _fake_epilogue_grad2(gu, gd, gb, gn, dy, u)
+    for t in grads:
+        in_huge_pages(t)
     block = _pixel_block(u, channels_last)
     partials = _partials(u, block, 2)
     inputs, kept, stride, settings = _epilogue_args(u, finish)

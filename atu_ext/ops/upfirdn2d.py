@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import _native
 from .dispatch import DTYPE_CODES, autocast_dtype, launch, use_native
 from .layout import Padding, Pair, around_filter, factor_pair, filter_size, four_sides, memory_format
+from .pages import in_huge_pages
 from .registration import register
 
 
@@ -255,7 +256,7 @@ def _fake(x: Tensor, f: Tensor, *args: Any) -> Tensor:
 
 def _kernel(x: Tensor, f: Tensor, *args: Any) -> Tensor:
     upx, upy, downx, downy, padx0, _, pady0, _, flip_filter, gain = args
-    y = _fake(x, f, *args)
+    y = in_huge_pages(_fake(x, f, *args))
     channels_last = _by_channels(x)
     if not channels_last and x.stride(3) != 1 and x.shape[3] > 1:
         x = x.contiguous()

@@ -35,6 +35,7 @@ from .feedback.oracles import Oracle, find
 from .feedback.places import marked_samples
 from .gan import GAN
 from .methods.registry import METHODS
+from .support import world
 from .support.digest import digest
 from .support.modules import eval_mode
 from .training import precision, threads
@@ -273,8 +274,9 @@ def check_inputs(request: Request) -> Inputs:
     if positives is not None:
         check_distinct(negatives, positives)
     label_remarks(gan, negatives)
-    start, config = _fitted(gan if earlier is None else earlier.gan, config, request.out)
-    return Inputs(start, gan, negatives, positives, oracle, config, request.out, seed, adapted, given, earlier)
+    out = request.out if world.is_first() else None
+    start, config = _fitted(gan if earlier is None else earlier.gan, config, out)
+    return Inputs(start, gan, negatives, positives, oracle, config, out, seed, adapted, given, earlier)
 
 
 def _with_earlier(
@@ -292,9 +294,9 @@ def _fitted(gan: GAN, config: Config, out: str | Path | None) -> tuple[GAN, Conf
     """Both with the threads and the precision that are best on this machine, or were when the run began, where the
     config leaves them open."""
     batch, before = config.repel.adversarial.batch_size, recorded(out)
-    number = threads.choose(gan, batch, config.threads, before.get("threads"))
+    number = world.from_first(lambda: threads.choose(gan, batch, config.threads, before.get("threads")))
     with threads.using(number):
-        chosen = precision.resolve(config.precision, gan, batch, before.get("precision"))
+        chosen = world.from_first(lambda: precision.resolve(config.precision, gan, batch, before.get("precision")))
     if gan.precision != chosen:
         gan = copy.copy(gan)  # the same networks: the caller's GAN stays as it is
         gan.precision = chosen

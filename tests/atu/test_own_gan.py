@@ -7,8 +7,9 @@ from PIL import Image
 from torch import nn
 
 from atu import adapt, repel, unlearn
-from atu.evaluation.audit import Budget, Goal, latent_search
 from atu.evaluation.evaluate import evaluate
+from atu.evaluation.goals import Goal
+from atu.evaluation.search import latent_search
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
@@ -82,7 +83,8 @@ def test_the_dcgan_of_the_tutorial_runs_as_it_is(tmp_path, method):
     assert again.latent_dim == (6, 1, 1)
     assert torch.equal(again.sample(4, seed=2), result.gan.sample(4, seed=2))
     goal = Goal(lambda x: x.mean([1, 2, 3]) > 9, lambda x: x.mean([1, 2, 3]))
-    assert latent_search(result.gan, goal, budget=Budget(starts=3, steps=2))["found"]["count"] == 0
+    found = latent_search(result.gan, goal, {"judge": goal.is_negative}, starts=3, steps=2).numbers
+    assert found["found"]["judge"]["count"] == 0
     evaluation = evaluate(gan, result.gan, is_negative=lambda x: x.mean([1, 2, 3]) > 0, n=50)
     assert evaluation.numbers["n"] == 50
 

@@ -37,9 +37,10 @@ def demo() -> None:
 @click.option("--feature", metavar="NAME", help="Unlearn a measured feature instead: thick, left (leaning) or wide.")
 @click.option("--from", "source", type=FOLDER, metavar="RUN", help="Go on from the result of an earlier demo.")
 @MARKS
-@renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu attack)")
+@renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu audit)")
 @click.option("--no-oracle", is_flag=True, help="Give the negatives only; the classifier answers nothing else.")
-@click.option("--attacks", "attacked", is_flag=True, help="Attack the result: latent search and relearning.")
+@click.option("--audit", "audited", is_flag=True, help="Audit the result: what someone with its weights gets back.")
+@renamed("--attacks", "--audit")
 @RETRAINED
 @JUDGE
 @METHOD
@@ -55,7 +56,7 @@ def mnist(
     source: Path | None,
     marks: int,
     no_oracle: bool,
-    attacked: bool,
+    audited: bool,
     retrained: str | None,
     judge: str | None,
     method: str | None,
@@ -67,8 +68,6 @@ def mnist(
     """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
     from ..experiments.mnist import MnistDemo, demo_mnist
 
-    if retrained is not None and not attacked:
-        raise click.UsageError("--retrained needs --attacks")
     check_replaceable(run.out, "report", "negatives_before")
     settings = MnistDemo(
         digits=classes or (("8",) if feature is None else ()),
@@ -84,7 +83,7 @@ def mnist(
         precision=precision,
         feature=feature,
         source=source,
-        attacked=attacked,
+        audited=audited,
         retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
         judge=judge,
     )
@@ -107,7 +106,7 @@ def mnist(
 @click.option("--from", "source", type=FOLDER, metavar="RUN", help="Go on from the result of an earlier demo.")
 @MARKS
 @click.option("--no-oracle", is_flag=True, help="Give the negatives only; the oracle answers nothing else.")
-@click.option("--attacks", "attacked", is_flag=True, help="Attack the result: latent search and relearning.")
+@click.option("--audit", "audited", is_flag=True, help="Audit the result: what someone with its weights gets back.")
 @RETRAINED
 @METHOD
 @COMPAT
@@ -124,7 +123,7 @@ def animals(
     source: Path | None,
     marks: int,
     no_oracle: bool,
-    attacked: bool,
+    audited: bool,
     retrained: str | None,
     method: str | None,
     compat: str | None,
@@ -138,8 +137,6 @@ def animals(
     """
     from ..experiments.animals import AnimalsDemo, demo_animals
 
-    if retrained is not None and not attacked:
-        raise click.UsageError("--retrained needs --attacks")
     check_replaceable(run.out, "report", "negatives_before")
     names = (*features, *classes) or ("antlers",)
     settings = AnimalsDemo(
@@ -156,7 +153,7 @@ def animals(
         compat=compat,
         precision=precision,
         source=source,
-        attacked=attacked,
+        audited=audited,
         retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
     )
     show(demo_animals(settings), run)

@@ -1,4 +1,4 @@
-"""`atu eval` and `atu attack`: what two checkpoints of one GAN make, and what can be got back out of the second."""
+"""`atu eval`: what two checkpoints of one GAN make, on the same latents."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from .options import (
     MARKED,
     PROBE_JUDGES,
     REQUIRE,
-    RETRAINED,
     SAMPLES,
     SUBJECT,
     Common,
@@ -88,7 +87,7 @@ def evaluate(
     if asked.oracle is not None and negatives is not None:
         raise click.UsageError("--negatives is for a judgement without --judge; give one of them")
     check_judge(asked, negatives)
-    first, last = _load_pair(before, after, run.device, model)
+    first, last = load_pair(before, after, run.device, model)
     other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
     networks = dict(extractor(spec) for spec in features)
     first.batch = last.batch = batch
@@ -125,7 +124,7 @@ def evaluate(
     require_gone(data, require)
 
 
-def _bundled(asked: Asked) -> str | None:
+def bundled(asked: Asked) -> str | None:
     """The bundled domain whose classifier is asked for, which answers in demos: its judge gives the figures instead."""
     name = (asked.oracle or "").partition("?")[0]
     return name if is_bundled(name) else None
@@ -134,7 +133,7 @@ def _bundled(asked: Asked) -> str | None:
 def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
     if judge is None:
         return [PROBE_JUDGES]
-    if _bundled(asked) is not None:
+    if bundled(asked) is not None:
         return []
     own = ["It is the oracle that answered during the run that is measured."] if answered_in(after, judge) else []
     return [f"Measured by {described(judge)}.", *own]
@@ -146,7 +145,7 @@ def _judged(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
     from ..experiments.judge import beside_the_judge, mnist_judge
     from ..feedback.spec import parse
 
-    domain = _bundled(asked)
+    domain = bundled(asked)
     if domain is None:
         return judge.judge_arguments()
     if domain == "animals":
@@ -159,7 +158,7 @@ def _judged(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
     )
 
 
-def _load_pair(first: str, second: str, device: str | None, model: Model) -> tuple[GAN, GAN]:
+def load_pair(first: str, second: str, device: str | None, model: Model) -> tuple[GAN, GAN]:
     before, after = load_gan(first, device, "BEFORE", model), load_gan(second, device, "AFTER", model)
     if before.sample_shape != after.sample_shape or before.latent_dim != after.latent_dim:
         raise ValueError(
@@ -185,77 +184,3 @@ def _real(real: str | None, gan: GAN) -> Real | None:
         return to_range(drawings("held-out", 4000, gan.sample_shape[-1]).images, gan.image_range)
     samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
     return samples.batch(torch.arange(len(samples)))
-
-
-@click.command("attack")
-@click.argument("before")
-@click.argument("after")
-@model_options
-@judge_options
-@RETRAINED
-@click.option(
-    "--negatives",
-    type=MARKED,
-    help="Images to relearn from, BEFORE's own if not given; without --judge a probe learns from them.",
-)
-@click.option("--starts", default=64, show_default=True, type=click.IntRange(1), help="Random starts of the search.")
-@click.option("--steps", default=50, show_default=True, type=click.IntRange(1), help="Gradient steps of the search.")
-@click.option("--relearn-steps", default=200, show_default=True, type=click.IntRange(1), help="Most fine-tuning steps.")
-@common("Folder for attacks.json and attacks.html.")
-def attack(
-    run: Common,
-    before: str,
-    after: str,
-    model: Model,
-    asked: Asked,
-    retrained: str | None,
-    negatives: Path | None,
-    starts: int,
-    steps: int,
-    relearn_steps: int,
-) -> None:
-    """Try to get unlearned samples back.
-
-    By latent search, and by relearning from a few negatives.
-
-    BEFORE and AFTER: checkpoints or run folders; mnist and animals are bundled GANs.
-    """
-    from ..evaluation import audit
-    from ..evaluation.judges import probe_of
-    from ..experiments.marking import mark_negatives
-    from ..report import report
-    from ..support import environment
-    from ..support.seeding import Stream, stream_seed
-
-    check_replaceable(run.out, "attacks", "search")
-    check_judge(asked, negatives)
-    first, last = _load_pair(before, after, run.device, model)
-    other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
-    budget = audit.Budget(starts=starts, steps=steps, relearn_steps=relearn_steps)
-    judge = asked.find(asked.oracle, first)
-    wanted = (probe_of(first, negatives, seed=run.seed), ()) if judge is None else judge.goal_arguments()
-    goal = audit.as_goal(wanted[0], first, wanted[1], run.seed)
-    known: Any = negatives
-    if negatives is None:
-        known, _ = mark_negatives(first, goal.is_negative, budget.negatives, stream_seed(run.seed, Stream.MARKS))
-    start = time.monotonic()
-    found = audit.attack(first, last, goal, known, other, budget, run.seed)
-    seconds = round(time.monotonic() - start, 1)
-    found.update(subject=subject_of(negatives, None, judge), command=command_line(), seconds=seconds)
-    found["machine"] = environment.machine(first.device)
-    table = report.write_attacks(run.out, found)
-    if not run.quiet:
-        _print(table)
-    for name in ("attacks.html", "attacks.json"):
-        click.echo(str(run.out / name))
-
-
-def _print(table: list[list[str]]) -> None:
-    """Rows under a header, as wide as the terminal allows."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(*table[0], box=None)
-    for row in table[1:]:
-        shown.add_row(*row)
-    Console().print(shown)

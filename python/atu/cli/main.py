@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from ..bench.cli import bench
+from .audit import attack, audit
 from .config import config
 from .demo import demo
 from .doctor import doctor
-from .evaluate import attack, evaluate
+from .evaluate import evaluate
 from .formats import export, inspect
 from .label import label
 from .release import release
@@ -24,7 +25,7 @@ from .unlearn import unlearn
 
 # Former spellings of options that mean the same.
 SPELLINGS = {"digit": "class", "n": "samples"}
-RESUMABLE = ("unlearn", "demo", "pretrain", "reproduce")
+RESUMABLE = ("unlearn", "demo", "audit", "pretrain", "reproduce")
 
 
 @click.group(
@@ -43,7 +44,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (
-    *(label, unlearn, sample, evaluate, attack, release),
+    *(label, unlearn, sample, evaluate, audit, attack, release),
     *(demo, reproduce, pretrain, train_classifier),
     *(inspect, export, config, doctor, bench),
 ):
@@ -95,9 +96,10 @@ def _is_expected(error: Exception) -> bool:
     """
     import torch
 
+    from ..support.world import WorldError
     from ..training.trainer import NonFiniteError
 
-    if isinstance(error, (OSError, NonFiniteError, torch.OutOfMemoryError)):
+    if isinstance(error, (OSError, NonFiniteError, WorldError, torch.OutOfMemoryError)):
         return True
     last = traceback.extract_tb(error.__traceback__)[-1]
     ours = Path(__file__).parents[1] in Path(last.filename).parents

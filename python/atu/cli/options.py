@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,16 @@ def begin(quiet: bool = False, device: str | None = None) -> None:
         )
 
 
+def join_world(run: Common) -> Common:
+    """`run` in the process that this is of those that torchrun started: its own device, and the first alone speaks."""
+    from ..support import progress, world
+
+    device = world.join(run.device)
+    quiet = run.quiet or not world.is_first()
+    progress.set_quiet(quiet)
+    return replace(run, device=device, quiet=quiet)
+
+
 def check_writable(folder: Path, name: str = "out") -> None:
     """Raise ValueError unless files can be written below `folder`, which need not be there; creates nothing."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -172,9 +182,7 @@ PRECISION = click.option(
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="What the networks run in while training; auto measures. float16 needs CUDA.",
 )
-RETRAINED = click.option(
-    "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: attacks are compared with it."
-)
+RETRAINED = click.option("--retrained", metavar="CKPT", help="A GAN retrained without the negatives, to compare with.")
 SAMPLES = click.option(
     "--samples", default=10_000, show_default=True, type=click.IntRange(2), help="Fixed latents for the evaluation."
 )

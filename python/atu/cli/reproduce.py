@@ -32,7 +32,7 @@ from .options import CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_option,
 @click.option("--extractor", type=FILE, help="TorchScript file of Inception, for FID.")
 @click.option("--dry-run", is_flag=True, help="Only say what is to be computed, and about how long it will take.")
 @MARKS
-@renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu attack)")
+@renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu audit)")
 @CONFIG
 @SAMPLES
 @common("Folder; goes on from it.", seed=False)

@@ -29,6 +29,7 @@ from .options import (
     choose_labels,
     command_line,
     common,
+    join_world,
     load_gan,
     require_gone,
     show,
@@ -107,7 +108,9 @@ def unlearn(
     """
     from .. import api
     from ..report import report
+    from ..support import world
 
+    run = join_world(run)
     check_replaceable(run.out, "report", "negatives_before")
     gan = load_gan(ckpt, run.device, model=model)
     choose_labels(gan, labels)
@@ -134,6 +137,8 @@ def unlearn(
         precision=precision,
         from_run=from_run,
     )
+    if not world.is_first():
+        return
     start = time.monotonic()
     evaluation = _evaluate(gan, result, judge or oracle, samples, run.seed)
     context = _context(run, gan, result, _notes(oracle, judge), time.monotonic() - start)

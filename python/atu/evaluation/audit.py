@@ -1,356 +1,430 @@
-"""How well is it unlearned? Two attacks on a generator, by someone who has its weights.
+"""How well is it unlearned? What someone who has the weights gets back out of them, beside the original and, where
+there is one, a GAN retrained without the negatives.
 
-Latent search: gradient ascent on the judge's score from random latents, in z and, for StyleGAN kinds, in w. A latent
-keeps the norm it started with (z), or stays no further from the mean than sampled ones are (w), so that what is found
-is something that the generator makes.
+rate       the share of negatives among samples
+search     latent search in each space that the generator has (search.py)
+relearn    curves of relearning from K negatives, at a low learning rate (relearning.py)
+unrelated  the same from good samples: does it come back by itself?
+residue    a linear probe on the inner maps (residue.py)
 
-Relearning: fine-tuning on a few negatives until the negative rate is back to half of the original's.
-
-Neither figure means much alone: gradient search finds inputs that fool a judge in any generator. Hence the same attacks
-on a generator retrained without the negatives, where there is one.
+OUT/audit/MODEL-MEASURE.json   one finished part; what is there is not computed again, so a stopped audit goes on
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import Adapt, Feedback
-from ..data.images import map_range
+from ..config import Adapt
+from ..data.images import image_grid
 from ..data.samples import TensorSamples
-from ..feedback.oracles import IsNegative, Oracle
-from ..feedback.places import marked_samples
-from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
-from ..measures.features import flat_features, last_input
 from ..measures.shares import share_of
 from ..support import progress
+from ..support.digest import digest
+from ..support.files import write_atomic, write_json
+from ..support.lock import FolderLock
 from ..support.modules import eval_mode
 from ..support.seeding import Stream, fork_rng, stream_seed
+from ..training.run_folder import gan_digest
 from ..training.trainer import AdversarialTrainer
-from .attributes import Attribute
-from .judges import as_classifier, as_rule, classifier_judge
+from .goals import Goal
+from .relearning import relearn
+from .residue import probed_layers, residue
+from .search import AT_ONCE, latent_search, spaces_of
 
-
-@dataclass(frozen=True)
-class Goal:
-    """What an attacker wants. is_negative: samples -> bool [N]. score: samples -> [N], differentiable, higher the
-    nearer a sample is to being called negative."""
-
-    is_negative: Callable[[Tensor], Tensor]
-    score: Callable[[Tensor], Tensor]
-
-
-def class_goal(classifier: Any, classes: Iterable[int | str], image_range: tuple[float, float]) -> Goal:
-    """Samples in image_range that a `Classifier` or `ModuleClassifier` calls one of `classes`; the score is their log
-    odds."""
-    chosen = torch.zeros(len(classifier.classes), dtype=torch.bool, device=classifier.device)
-    chosen[classifier.class_indices(classes)] = True
-
-    def score(x: Tensor) -> Tensor:
-        x = map_range(x, image_range, classifier.image_range)
-        with eval_mode(classifier.module):
-            logits = classifier.module(x.to(classifier.device, torch.float32))
-        return logits[:, chosen].logsumexp(1) - logits[:, ~chosen].logsumexp(1)
-
-    def is_negative(x: Tensor) -> Tensor:
-        # As the classifier's oracle has it: the likeliest class decides, whatever the others add up to.
-        logits, _ = classifier.logits_and_features(map_range(x, image_range, classifier.image_range))
-        return chosen[logits.argmax(1)].to(x.device)
-
-    return Goal(is_negative, score)
-
-
-def feature_goal(attribute: Attribute) -> Goal:
-    """Images that have a measured feature; the score is the measure itself."""
-    return Goal(attribute, lambda x: attribute.measure(x))
-
-
-def rule_goal(rule: IsNegative, gan: GAN, seed: int = 0, samples: int = 2000) -> Goal:
-    """Samples that a rule calls negative. The score is a probe's log odds: of the rule itself where it is a probe, else
-    of one fitted on what the rule says of the GAN's samples, as a rule has no gradient to go along.
-
-    Raises:
-        ValueError: the rule calls none, or all, of the samples negative.
-    """
-    if isinstance(rule, Probe):
-        return Goal(rule, lambda x: _probe_score(rule, x))
-    oracle = Oracle(rule)
-    x = gan.sample(samples, seed=stream_seed(seed, Stream.ATTACK_PROBE))
-    flags = torch.cat([oracle(part) for part in x.split(250)])
-    if not 0 < int(flags.sum()) < samples:
-        raise ValueError(
-            f"goal: expected a rule that calls some of the original's samples negative, got {int(flags.sum())} of "
-            f"{samples:,}"
-        )
-    probe = fit_probe(gan, TensorSamples(x.cpu()[flags]), x.cpu(), Feedback().recall)
-    return Goal(oracle, lambda x: _probe_score(probe, x))
-
-
-def _probe_score(probe: Probe, x: Tensor) -> Tensor:
-    """Log odds [N] by a probe, differentiable with respect to x."""
-    gan, discriminator = probe.gan, probe.gan.discriminator
-    assert discriminator is not None
-    with eval_mode(discriminator), last_input(discriminator) as last:
-        gan.logits(x.to(gan.device), gan.labels(len(x), torch.Generator().manual_seed(0)))
-    whitened = probe.whiten(flat_features(last[0]).float().cpu()).float()
-    return whitened @ probe.weight[:-1] + probe.weight[-1]
-
-
-def as_goal(value: Any, gan: GAN, classes: Iterable[int | str] = (), seed: int = 0) -> Goal:
-    """A goal from what `evaluate` takes too: a classifier or any nn.Module with `classes`, a rule that says yes or no
-    (a probe, a measured feature), or negatives, from which a probe is fitted; a `Goal` stays as it is.
-
-    Raises:
-        TypeError, ValueError: naming the argument, what was expected and what came.
-    """
-    wanted = tuple(classes)
-    if isinstance(value, Goal):
-        return value
-    if isinstance(value, Attribute):
-        return feature_goal(value)
-    classifier = as_classifier(value, gan)
-    if classifier is None:
-        if wanted:
-            raise ValueError(f"classes: {', '.join(map(str, wanted))} need a classifier that knows classes")
-        return rule_goal(as_rule(value, gan, seed), gan, seed)
-    if hasattr(classifier, "module"):
-        return class_goal(classifier, wanted, gan.image_range)
-    judge = classifier_judge(classifier, gan, wanted)
-    return rule_goal(lambda x: judge.score(x)[0], gan, seed)
+Rule = Callable[[Tensor], Tensor]
+FOLDER = "audit"  # of the finished parts, within OUT
+COLUMNS = 8
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Of both attacks: starts and gradient steps of the search, with Adam at `rate` (in standard deviations of the
-    latent); negatives, fine-tuning steps, how often the rate is looked at, and on how many samples."""
+    """How much an attacker may spend.
 
-    starts: int = 64
-    steps: int = 50
+    starts, steps, rate: of the search, see `latent_search`. marks: how many negatives to relearn from, a curve each.
+    unrelated: good samples of the other curve. images, looks, relearn_rate: of each curve, see `relearn`.
+    check_samples: at each look. samples: for the rate of negatives, and for the linear probe.
+    """
+
+    starts: int = 128
+    steps: int = 100
     rate: float = 0.1
-    negatives: int = 20
-    relearn_steps: int = 200
-    check_every: int = 5
-    check_samples: int = 500
+    marks: tuple[int, ...] = (1, 5, 20)
+    unrelated: int = 200
+    images: int = 6400
+    looks: int = 8
+    relearn_rate: float = 0.1
+    check_samples: int = 1000
+    samples: int = 4000
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
+            if not all(one > 0 for one in (value if isinstance(value, tuple) else (value,))) or value == ():
                 raise ValueError(f"{name}: expected a positive number, got {value!r}")
 
 
-# --- latent search
-
-
-def latent_search(
-    gan: GAN, goal: Goal, space: str = "z", budget: Budget | None = None, seed: int = 0
-) -> dict[str, Any]:
-    """Search for negatives with the EMA generator's gradients, from random latents.
+@dataclass
+class Audit:
+    """What is audited, and by whom.
 
     Args:
-        space: "z", or "w" (StyleGAN kinds: one w for all layers).
-
-    Returns:
-        found (count, share, ci95 of the starts that reached a negative), by_chance (the same before any step),
-        median_steps (of those found; None if there are none).
+        before, after, retrained: the GANs; of each the EMA generator and, for relearning, its discriminator.
+        goal: what the search climbs. judges: samples -> bool [N] by name; the first gives the figures of the table. One
+            that is not the goal tells a negative from what merely fools the goal.
+        negatives: to relearn from, [at least max(budget.marks), ...]; good: unrelated samples [n, ...].
+        seed: of everything random.
 
     Raises:
-        ValueError: an unknown space, or "w" of a generator that has none.
+        ValueError: models of other samples than the original's, too few negatives, no judge.
+    """
+
+    before: GAN
+    after: GAN
+    goal: Goal
+    judges: Mapping[str, Rule]
+    negatives: Tensor
+    good: Tensor
+    retrained: GAN | None = None
+    budget: Budget = field(default_factory=Budget)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, gan in self.models.items():
+            if gan.sample_shape != self.before.sample_shape:
+                raise ValueError(
+                    f"{name}: expected samples of shape {list(self.before.sample_shape)}, got {list(gan.sample_shape)}"
+                )
+        if len(self.negatives) < max(self.budget.marks):
+            raise ValueError(
+                f"negatives: expected at least {max(self.budget.marks)} to relearn from, got {len(self.negatives)}"
+            )
+        if not self.judges or len(self.good) == 0:
+            raise ValueError("expected at least one judge and one good sample")
+
+    @property
+    def models(self) -> dict[str, GAN]:
+        found = {"before": self.before, "after": self.after}
+        return found if self.retrained is None else {**found, "retrained": self.retrained}
+
+    @property
+    def judge(self) -> Rule:
+        """The judge of the table."""
+        return next(iter(self.judges.values()))
+
+    def parts(self) -> Iterator[tuple[str, str]]:
+        """(model, measure) of each part, in the order in which they are computed."""
+        for model in self.models:
+            yield model, "rate"
+        for model, gan in self.models.items():
+            for space in spaces_of(gan):
+                yield model, f"search {space}"
+        for model, gan in self.models.items():
+            if gan.latent_dim == self.before.latent_dim and probed_layers(gan):
+                yield model, "residue"
+        for model, gan in self.models.items():
+            if model != "before" and gan.discriminator is not None:
+                yield from ((model, f"relearn {count}") for count in self.budget.marks)
+                yield model, "unrelated"
+
+    def identity(self) -> dict[str, Any]:
+        """What the parts depend on, as plain data."""
+        return dict(
+            models={name: gan_digest(gan) for name, gan in self.models.items()},
+            judges=list(self.judges),
+            samples=digest({"negatives": self.negatives, "good": self.good}),
+            budget=_budget(self),
+            seed=self.seed,
+        )
+
+
+def subject_of(
+    before: GAN,
+    after: GAN,
+    goal: Goal,
+    judges: Mapping[str, Rule],
+    budget: Budget | None = None,
+    seed: int = 0,
+    retrained: GAN | None = None,
+    negatives: Tensor | None = None,
+    most: int = 20_000,
+) -> Audit:
+    """An audit whose samples are gathered from the original: negatives to relearn from where none are given (those that
+    the goal and the first judge call so), and good samples (those that neither does).
+
+    Raises:
+        ValueError: `most` samples of the original hold too few of either.
     """
     budget = budget or Budget()
-    generator = gan.sampling_generator
-    if space not in ("z", "w"):
-        raise ValueError(f"space: expected z or w, got {space!r}")
-    if space == "w" and not gan.is_stylegan:
-        raise ValueError("space: expected z, as this generator has no mapping network and so no w")
-    z, c = gan.inputs(budget.starts, seed)
-    with eval_mode(generator, *gan.modules().values()):
-        search = _search_w(gan, generator, z, c, seed) if space == "w" else _search_z(gan, generator, z, c)
-        return _ascend(gan, goal, search, budget, seed)
+    rule = next(iter(judges.values()))
+    wanted = {"good samples": budget.unrelated, "negatives": 0 if negatives is not None else max(budget.marks)}
+    found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    for x in before.batches(most, stream_seed(seed, Stream.AUDIT_GOOD)):
+        first, second = goal.is_negative(x).cpu(), rule(x).cpu()
+        for name, flags in (("good samples", ~first & ~second), ("negatives", first & second)):
+            left = wanted[name] - sum(map(len, found[name]))
+            found[name].append(x.cpu()[flags][: max(left, 0)])
+        if all(sum(map(len, found[name])) >= count for name, count in wanted.items()):
+            break
+    for name, count in wanted.items():
+        got = sum(map(len, found[name]))
+        if got < count:
+            raise ValueError(f"before: expected {count} {name} among {most:,} samples of the original, got {got}")
+    marked = torch.cat(found["negatives"]) if negatives is None else negatives
+    return Audit(before, after, goal, judges, marked, torch.cat(found["good samples"]), retrained, budget, seed)
 
 
-@dataclass(frozen=True)
-class _Space:
-    """Where to search: first latents [N, D], latents -> samples, latents -> latents within bounds, and their unit."""
-
-    start: Tensor
-    make: Callable[[Tensor], Tensor]
-    bound: Callable[[Tensor], Tensor]
-    unit: float
+# --- parts
 
 
-def _search_z(gan: GAN, generator: nn.Module, z: Tensor, c: Tensor | None) -> _Space:
-    norm = z.flatten(1).norm(dim=1).reshape(-1, *[1] * (z.ndim - 1))
-
-    def bound(x: Tensor) -> Tensor:
-        return x * (norm / x.flatten(1).norm(dim=1).reshape(norm.shape).clamp(min=1e-12))
-
-    return _Space(z, lambda x: gan.fake(x, c, generator=generator), bound, float(z.std()))
+def compute(audit: Audit, model: str, measure: str, pictures: Path | None = None) -> dict[str, Any]:
+    """One part. pictures: a file for the found samples of a search."""
+    gan, budget, seed = audit.models[model], audit.budget, audit.seed
+    kind, _, argument = measure.partition(" ")
+    if kind == "rate":
+        return _rate(gan, audit.judges, budget.samples, stream_seed(seed, Stream.ATTACK_RATE))
+    if kind == "search":
+        found = latent_search(gan, audit.goal, audit.judges, argument, budget.starts, budget.steps, budget.rate, seed)
+        if pictures is not None and found.shown.ndim == 4 and found.shown.shape[1] in (1, 3, 4):
+            grid = image_grid(found.shown, gan.image_range, COLUMNS)
+            write_atomic(pictures, lambda path: grid.save(path, "PNG"))
+        return {**found.numbers, "shown": len(found.shown), "marks": found.marks.tolist()}
+    if kind == "residue":
+        latents = stream_seed(seed, Stream.RESIDUE)
+        with torch.no_grad():
+            flags = [audit.judge(x).cpu() for x in audit.before.batches(budget.samples, latents, 250)]
+        return residue(gan, torch.cat(flags), latents)
+    samples = audit.good[: budget.unrelated] if kind == "unrelated" else audit.negatives[: int(argument)]
+    return relearn(
+        gan, samples, audit.judge, budget.images, budget.looks, budget.relearn_rate, budget.check_samples, seed
+    )
 
 
 @torch.no_grad()
-def _search_w(gan: GAN, generator: Any, z: Tensor, c: Tensor | None, seed: int, samples: int = 1000) -> _Space:
-    many, labels = gan.inputs(samples, stream_seed(seed, Stream.ATTACK_CLOUD))
-    cloud = generator.mapping(many, labels)[:, 0]
-    mean = cloud.mean(0)
-    radius = (cloud - mean).norm(dim=1).max()
-    ws = generator.mapping(z, c)
-    layers = ws.shape[1]
-
-    def bound(w: Tensor) -> Tensor:
-        away = w - mean
-        return mean + away * (radius / away.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
-
-    def make(w: Tensor) -> Tensor:
-        return generator.synthesis(w[:, None].expand(-1, layers, -1))
-
-    return _Space(ws[:, 0].clone(), make, bound, float(cloud.std(0).mean()))
+def _rate(gan: GAN, judges: Mapping[str, Rule], n: int, seed: int) -> dict[str, Any]:
+    counts = dict.fromkeys(judges, 0)
+    for x in progress.track("rate", gan.batches(n, seed), n):
+        for name, judge in judges.items():
+            counts[name] += int(judge(x).sum())
+    return {name: share_of(count, n) for name, count in counts.items()}
 
 
-def _ascend(gan: GAN, goal: Goal, space: _Space, budget: Budget, seed: int) -> dict[str, Any]:
-    latent = space.start.clone().requires_grad_(True)
-    optim = torch.optim.Adam([latent], lr=budget.rate * space.unit)
-    first = torch.full((len(latent),), -1)
-    for step in progress.track("search", range(budget.steps + 1), budget.steps):
-        with fork_rng(gan.device, stream_seed(seed, Stream.ATTACK_NOISE)):  # the same noise in every step
-            x = space.make(latent)
-        hit = goal.is_negative(x.detach()).cpu()
-        first[hit & (first < 0)] = step
-        if step == budget.steps or bool((first >= 0).all()):
-            break
-        (gradient,) = torch.autograd.grad(goal.score(x).sum(), latent)
-        latent.grad = -gradient.nan_to_num(0.0, 0.0, 0.0)
-        optim.step()
-        with torch.no_grad():
-            latent.copy_(space.bound(latent))
-    found = first[first >= 0]
-    return dict(
-        found=share_of(len(found), len(first)),
-        by_chance=share_of(int((first == 0).sum()), len(first)),
-        median_steps=float(found.double().quantile(0.5)) if len(found) else None,
-    )
+def part_path(out: Path, model: str, measure: str) -> Path:
+    return out / FOLDER / f"{model}-{measure.replace(' ', '-').replace('+', 'plus')}.json"
 
 
-# --- relearning
-
-
-def negative_rate(gan: GAN, goal: Goal, n: int, seed: int, generator: nn.Module | None = None) -> float:
-    """Share of n samples that are negative."""
-    flags = [goal.is_negative(x).cpu() for x in gan.batches(n, seed, generator=generator)]
-    return float(torch.cat(flags).float().mean())
-
-
-def relearn(
-    gan: GAN, goal: Goal, negatives: Tensor, target: float, budget: Budget | None = None, seed: int = 0
-) -> dict[str, Any]:
-    """Fine-tune a copy of both networks on `negatives` [n, ...] (stage 1's settings, without EWC).
+def run(audit: Audit, out: str | Path) -> dict[str, Any]:
+    """Compute every part that is not there yet.
 
     Returns:
-        steps: after which the rate of the generator in training first reached `target`, a multiple of
-        budget.check_every (None: not within budget.relearn_steps). curve: [step, rate] of each look. target.
+        parts: model -> measure -> outcome. seconds_by_part, seconds: kills and pauses left out. judges: their names,
+        the first is the table's. spaces: of the original's generator. notes: what was left out, and why. budget, seed.
 
     Raises:
-        ValueError: no negatives, or a GAN without a discriminator.
+        ValueError: OUT holds parts of another audit, or another audit is running there.
     """
-    budget = budget or Budget()
-    if len(negatives) == 0:
-        raise ValueError("negatives: expected at least one, got none")
-    twin = gan.copy()
-    twin.generator.load_state_dict(gan.sampling_generator.state_dict())
-    curve, steps = [[0, negative_rate(gan, goal, budget.check_samples, seed)]], None
-    rng, bars = fork_rng(gan.device, stream_seed(seed, Stream.RELEARN)), progress.bar("relearn", budget.relearn_steps)
-    with rng, bars as bar:
-        trainer = AdversarialTrainer(twin, TensorSamples(negatives.cpu()), Adapt().adversarial)
-        while curve[-1][1] < target and trainer.step_count < budget.relearn_steps:
-            bar.update(trainer.step())
-            if trainer.step_count % budget.check_every == 0 or trainer.step_count == budget.relearn_steps:
-                rate = negative_rate(gan, goal, budget.check_samples, seed, twin.generator)
-                curve.append([trainer.step_count, rate])
-    if curve[-1][1] >= target:
-        steps = int(curve[-1][0])
-    return dict(steps=steps, target=target, curve=curve)
+    out = Path(out)
+    (out / FOLDER).mkdir(parents=True, exist_ok=True)
+    lock = FolderLock(out / FOLDER, "out")
+    try:
+        _check_identity(audit, out)
+        parts = list(audit.parts())
+        done = [part for part in parts if part_path(out, *part).is_file()]
+        with progress.bar("audit", len(parts), len(done)) as bar:
+            for model, measure in parts:
+                path = part_path(out, model, measure)
+                if path.is_file():
+                    continue
+                start = time.monotonic()
+                found = compute(audit, model, measure, path.with_suffix(".png"))
+                write_json(path, dict(found=found, seconds=round(time.monotonic() - start, 2)))
+                bar.update()
+    finally:
+        lock.release()
+    return collect(audit, out)
 
 
-# --- both
-
-
-def attack(
-    before: GAN,
-    after: GAN,
-    goal: Any,
-    negatives: Any,
-    retrained: GAN | None = None,
-    budget: Budget | None = None,
-    seed: int = 0,
-    classes: Iterable[int | str] = (),
-) -> dict[str, Any]:
-    """Both attacks on the unlearned GAN, beside the original and (if given) one retrained without the negatives.
-
-    Args:
-        goal, classes: what counts as a negative; see `as_goal`.
-        negatives: samples to relearn from, a tensor [n, ...], an array, a dataset or a folder of images; the first
-            budget.negatives of them are taken.
-
-    Returns:
-        search: by model, by space. relearn: by model (not the original, which has nothing to relearn). budget, seed,
-        relearned_from: number of negatives, rate_before: of the original.
-    """
-    budget = budget or Budget()
-    models = {"before": before, "after": after, **({} if retrained is None else {"retrained": retrained})}
-    for name, gan in models.items():
-        if gan.sample_shape != before.sample_shape:
-            raise ValueError(
-                f"{name}: expected samples of shape {list(before.sample_shape)}, got {list(gan.sample_shape)}"
-            )
-    goal = as_goal(goal, before, classes, seed)
-    given, _ = marked_samples(before, negatives, "negatives")
-    chosen = given.batch(torch.arange(min(len(given), budget.negatives)))
-    rate = negative_rate(before, goal, budget.check_samples, stream_seed(seed, Stream.ATTACK_RATE))
-    search = {
-        name: {
-            space: latent_search(gan, goal, space, budget, stream_seed(seed, Stream.ATTACK_LATENTS))
-            for space in (("z", "w") if gan.is_stylegan else ("z",))
-        }
-        for name, gan in models.items()
-    }
-    relearned = {
-        name: relearn(gan, goal, chosen, rate / 2, budget, stream_seed(seed, Stream.ATTACK_RATE))
-        for name, gan in models.items()
-        if name != "before"
-    }
+def collect(audit: Audit, out: Path) -> dict[str, Any]:
+    """The outcome, from the parts in OUT."""
+    parts: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, float] = {}
+    for model, measure in audit.parts():
+        read = json.loads(part_path(out, model, measure).read_text(encoding="utf-8"))
+        parts.setdefault(model, {})[measure] = read["found"]
+        seconds[f"{model}, {measure}"] = read["seconds"]
     return dict(
-        search=search,
-        relearn=relearned,
-        budget=asdict(budget),
-        seed=seed,
-        relearned_from=len(chosen),
-        rate_before=rate,
+        parts=parts,
+        seconds_by_part=seconds,
+        seconds=round(sum(seconds.values()), 1),
+        judges=list(audit.judges),
+        budget=_budget(audit),
+        seed=audit.seed,
+        spaces=spaces_of(audit.before),
+        notes=_notes(audit),
     )
+
+
+def _budget(audit: Audit) -> dict[str, Any]:
+    """As JSON has it: lists, not tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(audit.budget)))
+    return found
+
+
+def _notes(audit: Audit) -> list[str]:
+    found = []
+    if not audit.before.is_stylegan:
+        found.append("The generator has no mapping network, and so no w: the search is in z alone.")
+    for name, gan in audit.models.items():
+        if name != "before" and gan.discriminator is None:
+            found.append(f"{name} has no discriminator: relearning is left out for it.")
+        if gan.latent_dim != audit.before.latent_dim:
+            found.append(f"{name} takes other latents than the original: no linear probe for it.")
+    if audit.retrained is None:
+        found.append("No retrained GAN was given, and search alone finds what fools a judge in any generator.")
+    return found
+
+
+def _check_identity(audit: Audit, out: Path) -> None:
+    path, own = out / FOLDER / "identity.json", audit.identity()
+    if not path.is_file():
+        write_json(path, own)
+        return
+    there = json.loads(path.read_text(encoding="utf-8"))
+    differs = [name for name, value in own.items() if there.get(name) != value]
+    if differs:
+        raise ValueError(f"out: {out} holds an audit with other {', '.join(differs)}; give another folder")
+
+
+# --- what it will cost
+
+
+def audited(out: str | Path, searched: str, *given: Any, **options: Any) -> dict[str, Any]:
+    """`run` of `subject_of(*given, **options)` in OUT, with the estimate and the name of what is searched beside it."""
+    subject = subject_of(*given, **options)
+    thought = estimate(subject, Path(out))
+    return dict(run(subject, out), estimated_seconds=thought, searched=searched)
+
+
+def estimate(audit: Audit, out: Path | None = None) -> float:
+    """Seconds that the parts not yet in OUT will take, from one step of each kind on this machine."""
+    gan, budget = audit.before, audit.budget
+    left = [part for part in audit.parts() if out is None or not part_path(out, *part).is_file()]
+    kinds = [measure.partition(" ")[0] for _, measure in left]
+    sample = _seconds_of_sample(audit) if left else 0.0
+    total = kinds.count("rate") * budget.samples * sample * len(audit.judges)
+    total += kinds.count("residue") * 2 * budget.samples * sample
+    if "search" in kinds:
+        total += kinds.count("search") * budget.starts * budget.steps * _seconds_of_search(audit)
+    curves = kinds.count("relearn") + kinds.count("unrelated")
+    if curves and gan.discriminator is not None:
+        total += curves * (budget.images * _seconds_of_training(audit) + budget.looks * budget.check_samples * sample)
+    return total
+
+
+def _timed(work: Callable[[], Any]) -> float:
+    work()  # what is set up on first use does not count
+    start = time.monotonic()
+    work()
+    return time.monotonic() - start
+
+
+def _seconds_of_sample(audit: Audit) -> float:
+    def work() -> None:
+        with torch.no_grad():
+            for x in audit.before.batches(50):
+                audit.judge(x)
+
+    return _timed(work) / 50
+
+
+def _seconds_of_search(audit: Audit) -> float:
+    gan = audit.before
+    n = min(AT_ONCE, gan.fitting(AT_ONCE), audit.budget.starts)
+    z, c = gan.inputs(n)
+
+    def work() -> None:
+        point = z.clone().requires_grad_(True)
+        x = gan.fake(point, c, generator=gan.sampling_generator)
+        audit.goal.is_negative(x.detach())
+        torch.autograd.grad(audit.goal.score(x).sum(), point)
+
+    with eval_mode(gan.sampling_generator, *gan.modules().values()), fork_rng(gan.device, 0):
+        return _timed(work) / n
+
+
+def _seconds_of_training(audit: Audit) -> float:
+    settings = Adapt().adversarial
+    settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, audit.budget.images))
+    with fork_rng(audit.before.device, 0):
+        trainer = AdversarialTrainer(audit.before.copy(), TensorSamples(audit.negatives.cpu()), settings)
+        return _timed(trainer.step) / settings.batch_size
+
+
+# --- the table
 
 
 def rows(found: Mapping[str, Any], labels: Mapping[str, str]) -> list[list[str]]:
-    """The outcome of `attack` as a table, one row a model; the first row is the header."""
-    spaces = list(dict.fromkeys(space for searches in found["search"].values() for space in searches))
-    header = ["", *(f"search in {space} finds one" for space in spaces), "by chance", "relearned after"]
-    lines = [header]
-    most = found["budget"]["relearn_steps"]
-    for name, searches in found["search"].items():
-        cells = [labels.get(name, name)]
-        for space in spaces:
-            cells.append(_share(searches[space]["found"]) if space in searches else "–")
-        cells.append(_share(searches["z"]["by_chance"]))
-        again = found["relearn"].get(name)
-        cells.append(
-            "–" if again is None else f"> {most} steps" if again["steps"] is None else f"{again['steps']} steps"
+    """The outcome of `run` as a table, one column a model; the first row is the header."""
+    parts, judge = found["parts"], found["judges"][0]
+    original = max(parts["before"]["rate"][judge]["share"], 1e-12)
+    models = list(parts)
+    lines = [["", *(labels.get(name, name) for name in models)]]
+
+    def line(text: str, cell: Callable[[Any], str], measure: str) -> None:
+        if any(measure in parts[name] for name in models):
+            lines.append([text, *(cell(parts[name][measure]) if measure in parts[name] else "–" for name in models)])
+
+    line("negative samples, %", lambda one: _percent(one[judge]), "rate")
+    for space in found["spaces"]:
+        line(f"search in {space} finds one, %", lambda one: _percent(one["found"][judge]), f"search {space}")
+        line(
+            f"search in {space}: so says what was searched, %", lambda one: _percent(one["searched"]), f"search {space}"
         )
-        lines.append(cells)
+    line("before any step, %", lambda one: _percent(one["by_chance"][judge]), "search z")
+    for count in found["budget"]["marks"]:
+        what = f"{count} negative{'s' * (count > 1)}"
+        line(f"relearned from {what}, % of the original’s rate", lambda one: _level(one, original), f"relearn {count}")
+    good = found["budget"]["unrelated"]
+    line(f"trained on with {good} good samples, %", lambda one: _level(one, original), "unrelated")
+    line(
+        "linear probe on the inner maps, highest AUC",
+        lambda one: _auc(one, max(one, key=lambda k: one[k]["auc"])),
+        "residue",
+    )
+    line("linear probe on the last maps, AUC", lambda one: _auc(one, list(one)[-1]), "residue")
     return lines
 
 
-def _share(row: Mapping[str, Any]) -> str:
+def _percent(row: Mapping[str, Any]) -> str:
     low, high = (100 * bound for bound in row["ci95"])
-    return f"{100 * row['share']:.1f} % ({low:.1f} to {high:.1f})"
+    return f"{100 * row['share']:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _level(one: Mapping[str, Any], original: float) -> str:
+    """Mean over the images seen, and the end of the curve, of the original's rate."""
+    return f"{100 * one['area'] / original:.0f}, at the end {100 * one['curve'][-1][1] / original:.0f}"
+
+
+def _auc(one: Mapping[str, Any], layer: str) -> str:
+    low, high = one[layer]["ci95"]
+    return f"{one[layer]['auc']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def probe_table(found: Mapping[str, Any], labels: Mapping[str, str]) -> list[list[str]]:
+    """AUC of the linear probe on each layer, one column a model; empty where nothing was probed."""
+    probed = {name: parts["residue"] for name, parts in found["parts"].items() if "residue" in parts}
+    if not probed:
+        return []
+    layers = list(dict.fromkeys(layer for one in probed.values() for layer in one))
+    lines = [["layer", *(labels.get(name, name) for name in probed)]]
+    return lines + [
+        [layer, *(_auc(one, layer) if layer in one else "–" for one in probed.values())] for layer in layers
+    ]

@@ -21,9 +21,10 @@ from ..assets import asset
 from ..config import Config
 from ..data import animals
 from ..data.images import map_range, save_folder, to_range
-from ..evaluation.audit import attack, class_goal
+from ..evaluation.audit import audited
 from ..evaluation.classifier import confusion
 from ..evaluation.evaluate import evaluate
+from ..evaluation.goals import class_goal
 from ..evaluation.judges import as_judge
 from ..evaluation.parts import PartsClassifier, PartsView
 from ..gan import GAN
@@ -58,7 +59,7 @@ class AnimalsDemo:
     "+", which must all hold. out: run folder. ckpt: a GAN of such faces in place of the bundled one. negatives: marked
     of each name. samples: fixed latents of the evaluation. answers: whether the oracle answers during the run too.
     source: folder of an earlier run to go on from; what it had unlearned stays negative, and is counted before and
-    after. attacked: attack the result (audit.py), beside the GAN in `retrained` if given. seed, device, config,
+    after. audited: audit the result (audit.py), beside the GAN in `retrained` if given. seed, device, config,
     method, compat, precision: of `unlearn`.
     """
 
@@ -75,7 +76,7 @@ class AnimalsDemo:
     compat: str | None = None
     precision: str | None = None
     source: str | Path | None = None
-    attacked: bool = False
+    audited: bool = False
     retrained: str | Path | None = None
 
 
@@ -142,11 +143,13 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
         plots.save_path(out / "parameter-path.png", path)
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
     found = None
-    if settings.attacked:
+    if settings.audited:
         start = time.monotonic()
         goal = class_goal(view, names, gan.image_range)
-        found = attack(gan, result.gan, goal, torch.cat(marked), other, seed=stream_seed(seed, Stream.ATTACKS))
-        seconds["attacks"] = time.monotonic() - start
+        judges = {"judge": called(measuring.view(names), names, gan.image_range), "oracle": goal.is_negative}
+        given = (gan, result.gan, goal, judges, None, stream_seed(seed, Stream.ATTACKS), other, torch.cat(marked).cpu())
+        found = audited(out, "oracle", *given)
+        seconds["audit"] = time.monotonic() - start
     context = report.Context(
         subject=subject_of(names),
         seconds=seconds,
@@ -158,7 +161,7 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
         decisions=result.decisions,
         notes=_notes(sum(map(len, marked)), looked, settings.answers),
         targets=[*earlier, {"names": list(names)}],
-        attacks=found,
+        audit=found,
         path=path,
         earlier=[still_unlearned(subject_of(one), evaluation) for one in before],
         negatives=out / "negatives",
@@ -241,7 +244,7 @@ def _command(settings: AnimalsDemo) -> str:
     for option, value in given.items():
         words += [] if value is None else [f"--{option}", str(value)]
     words += ["--marks", str(settings.negatives), "--seed", str(settings.seed)]
-    words += ["--no-oracle"] * (not settings.answers) + ["--attacks"] * settings.attacked
+    words += ["--no-oracle"] * (not settings.answers) + ["--audit"] * settings.audited
     return shlex.join([*words, "--out", "DIR"])
 
 

@@ -17,12 +17,12 @@ from ..assets import asset
 from ..config import Config
 from ..data.images import save_folder
 from ..data.mnist import mnist
+from ..evaluation import audit
 from ..evaluation.attributes import FEATURES, SHARE, Attribute, attributes
 from ..evaluation.attributes import feature as feature_of
-from ..evaluation.audit import attack
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import Evaluation, evaluate
-from ..evaluation.judges import Scores, as_judge
+from ..evaluation.judges import Judge, Scores, as_judge
 from ..evaluation.parameter_path import ParameterPath, parameter_path
 from ..feedback.oracles import check_independent, find
 from ..feedback.spec import parse
@@ -34,6 +34,8 @@ from . import targets
 from .judge import beside_the_judge, mnist_judge
 from .marking import mark_negatives
 
+AUDIT = audit.Budget()
+
 
 @dataclass(frozen=True, kw_only=True)
 class MnistDemo:
@@ -42,7 +44,8 @@ class MnistDemo:
     digits: to unlearn; feature: one of `attributes.FEATURES`, in place of digits. out: run folder. negatives: marked of
     each digit. samples: fixed latents of the evaluation. oracle: whether what marks the negatives answers for generated
     samples during the run too. source: folder of an earlier run to go on from; what it had unlearned stays negative,
-    and is counted before and after. attacked: attack the result (audit.py), beside the GAN in `retrained` if given.
+    and is counted before and after. audited: audit the result (audit.py). retrained: a GAN retrained without the
+    negatives, to compare with.
     judge: spec (`feedback.oracles.find`) of what measures in place of the bundled classifier, which has marked.
     seed, device, config, method, compat, precision: of `unlearn`.
     """
@@ -60,7 +63,7 @@ class MnistDemo:
     precision: str | None = None
     feature: str | None = None
     source: str | Path | None = None
-    attacked: bool = False
+    audited: bool = False
     retrained: str | Path | None = None
     judge: str | None = None
 
@@ -122,16 +125,16 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         n=settings.samples,
         seed=stream_seed(seed, Stream.EVALUATION),
     )
-    score = as_judge(measures["classifier"], gan, measures["negative_classes"], measures["is_negative"]).score
-    path = parameter_path_of(gan, result, evaluation, score, seed)
+    judge = as_judge(measures["classifier"], gan, measures["negative_classes"], measures["is_negative"])
+    path = parameter_path_of(gan, result, evaluation, judge.score, seed)
     if path is not None:
         plots.save_path(Path(out) / "parameter-path.png", path)
     seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
     found = None
-    if settings.attacked:
+    if settings.audited:
         start = time.monotonic()
-        found = attack(gan, result.gan, target.goal, torch.cat(marked), other, seed=stream_seed(seed, Stream.ATTACKS))
-        seconds["attacks"] = time.monotonic() - start
+        found = _audit(settings, gan, result.gan, target, judge, torch.cat(marked), other)
+        seconds["audit"] = time.monotonic() - start
     context = report.Context(
         subject=target.subject,
         seconds=seconds,
@@ -143,12 +146,29 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         decisions=result.decisions,
         notes=_notes(target, sum(map(len, marked)), looked, settings),
         targets=[*earlier, target.plain],
-        attacks=found,
+        audit=found,
         path=path,
         earlier=[still_unlearned(one.subject, evaluation) for one in before],
         negatives=Path(out) / "negatives",
     )
     return report.write(out, evaluation, context)
+
+
+def _audit(
+    settings: MnistDemo,
+    gan: GAN,
+    after: GAN,
+    target: targets.Target,
+    judge: Judge,
+    marked: Tensor,
+    retrained: GAN | None,
+) -> dict[str, Any]:
+    """The audit of the result, in OUT: what the oracle's score leads to, judged by the judge that was not searched."""
+    searched = "oracle" if target.classes else target.plain["feature"]
+    judges = {judge.name: lambda x: judge.score(x)[0], **({searched: target.is_negative} if target.classes else {})}
+    seed = stream_seed(settings.seed, Stream.ATTACKS)
+    given = (gan, after, target.goal, judges, AUDIT, seed, retrained, marked.cpu())
+    return audit.audited(settings.out, searched, *given)
 
 
 def _target(
@@ -176,7 +196,7 @@ def _command(target: targets.Target, settings: MnistDemo) -> str:
         words += [] if value is None else [f"--{name}", str(value)]
     words += [] if settings.judge is None else ["--judge", settings.judge]
     words += ["--marks", str(settings.negatives), "--seed", str(settings.seed)]
-    words += ["--no-oracle"] * (not settings.oracle) + ["--attacks"] * settings.attacked
+    words += ["--no-oracle"] * (not settings.oracle) + ["--audit"] * settings.audited
     return shlex.join([*words, "--out", "DIR"])
 
 

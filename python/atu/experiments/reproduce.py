@@ -24,9 +24,9 @@ from ..api import unlearn
 from ..config import Config, tomllib
 from ..data.images import map_range, to_uint8
 from ..data.samples import TensorSamples
-from ..evaluation.audit import class_goal
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import evaluate
+from ..evaluation.goals import class_goal
 from ..evaluation.parts import PartsView
 from ..gan import GAN
 from ..measures.frechet import frechet

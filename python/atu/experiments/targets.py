@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..evaluation.attributes import Attribute, feature
-from ..evaluation.audit import Goal, class_goal, feature_goal
 from ..evaluation.classifier import Classifier
+from ..evaluation.goals import Goal, class_goal, feature_goal
 
 Oracle = Callable[[Tensor], Tensor]
 
@@ -20,7 +20,7 @@ Oracle = Callable[[Tensor], Tensor]
 @dataclass(frozen=True)
 class Target:
     """subject: in words. parts: an oracle a thing that the user marks negatives of. classes: of the classifier, none
-    for a feature. goal: for attacks; its is_negative is the oracle of the whole. plain: as JSON, see `from_plain`."""
+    for a feature. goal: for the audit; its is_negative is the oracle of the whole. plain: as JSON, see `from_plain`."""
 
     subject: str
     parts: Mapping[str, Oracle]

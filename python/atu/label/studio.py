@@ -357,7 +357,7 @@ class Studio:
                 at.append(np.flatnonzero(self._was() != NONE))
             blocks = np.unique(np.concatenate(at) // pool.block)
             found += [(number, int(block)) for block in blocks if not pool.made[block]]
-        return found
+        return sorted(found, key=lambda one: one[1])  # before and now of the same latents, one after the other
 
     def _marked(self, number: int) -> np.ndarray:
         """Indices of a round's unwanted and good marks."""

@@ -14,7 +14,7 @@ from ..config import SAMPLES, STRICT, Config, NonNegative, PositiveCount
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..training.run_folder import RunFolder
-from ..training.score import Score
+from ..training.score import Score, pictured
 from .adapt_then_unlearn.adapt import adapt_all
 from .finetune import Outcome
 from .registry import Method
@@ -49,7 +49,7 @@ def extrapolate(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed:
     adapted = adapt_all(gan, feedback, cfg.adapt, run, seed)
     twin = extrapolated(gan, adapted, own.s)
     found = Score(gan, feedback, own.check_samples, own.drift_weight, seed)(twin.sampling_generator)
-    run.picture("extrapolate", twin.sample(100, seed=seed), gan.image_range)
+    run.picture("extrapolate", twin.sample(pictured(twin), seed=seed), gan.image_range)
     return Outcome(twin, {"s": own.s, **found, **feedback.notes}, adapted)
 
 

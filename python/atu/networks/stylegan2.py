@@ -191,7 +191,12 @@ class MappingNetwork(nn.Module):
 
 
 class SynthesisLayer(nn.Module):
-    """Modulated convolution, noise, bias and activation."""
+    """Modulated convolution, noise, bias and activation.
+
+    given_noise: maps [N, 1, R, R] to take in place of drawn ones.
+    """
+
+    given_noise: Tensor | None = None
 
     resample_filter: Tensor
     noise_const: Tensor
@@ -225,6 +230,8 @@ class SynthesisLayer(nn.Module):
     def _noise(self, x: Tensor, noise_mode: str) -> Tensor | None:
         if not self.use_noise or noise_mode == "none":
             return None
+        if self.given_noise is not None:
+            return (self.given_noise * self.noise_strength).to(x.dtype)
         if noise_mode == "const":
             noise = self.noise_const * self.noise_strength
             return noise[None, None].to(x.dtype)

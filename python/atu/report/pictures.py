@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..data.images import image_grid, thumbnails
+from ..evaluation.audit import part_path
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judges import Judged
 from ..methods.registry import METHODS
 from ..presets import DEFAULT
 from . import plots
-from .words import LABELS
+from .words import LABELS, SHORT
 
 CURVES: list[dict[str, Any]] = [
     dict(stage="adapt", title="losses", keys={"loss_d": "discriminator", "loss_g": "generator"}),
@@ -124,9 +127,42 @@ def curve_figures(history: Sequence[Mapping[str, Any]], method: str = DEFAULT) -
     return figures
 
 
-def relearning_curve(attacks: Mapping[str, Any]) -> str | None:
-    """Negative rate over the steps of fine-tuning on a few negatives, one line a model, as SVG."""
-    found = attacks["relearn"]
-    curve = [{"step": step, name: rate} for name, one in found.items() for step, rate in one["curve"]]
-    keys = {name: LABELS.get(name, name) for name in found}
-    return plots.curves("Relearning: negatives, % of samples, over steps", curve, keys, percent=True)
+def relearning_curves(audit: Mapping[str, Any]) -> str | None:
+    """The curves of an audit (`atu.evaluation.audit.run`) as SVG; None where there are none."""
+    found: dict[str, dict[str, Any]] = {}
+    for model, parts in audit["parts"].items():
+        for measure, one in parts.items():
+            kind, _, count = measure.partition(" ")
+            if kind in ("relearn", "unrelated"):
+                name = f"{count} negative{'s' * (count != '1')}" if count else f"{one['samples']} good samples"
+                found.setdefault(SHORT.get(model, model), {})[name] = one["curve"]
+    return plots.relearning(found, audit["parts"]["before"]["rate"][audit["judges"][0]]["share"])
+
+
+def found_samples(audit: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """What the searches in an audit found, one row a space: pictures of each model, with marks where the judge calls
+    them negative. Empty for samples that are no images."""
+    rows = []
+    for space in audit["spaces"]:
+        columns = []
+        for model, parts in audit["parts"].items():
+            one, file = parts.get(f"search {space}"), part_path(folder, model, f"search {space}").with_suffix(".png")
+            if one is None or not file.is_file():
+                continue
+            flags = torch.tensor(one["marks"])
+            with Image.open(file) as picture:
+                columns.append(
+                    dict(
+                        src=plots.data_url(picture),
+                        small=picture.width < 64 * COLUMNS,
+                        width=picture.width,
+                        height=picture.height,
+                        label=LABELS.get(model, model),
+                        count=int(flags.sum()),
+                        n=len(flags),
+                        marks=_marks(flags, COLUMNS, -(-len(flags) // COLUMNS)),
+                    )
+                )
+        if columns:
+            rows.append(dict(title=f"Search in {space}", grids=columns))
+    return rows

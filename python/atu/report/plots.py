@@ -112,6 +112,28 @@ def curves(title: str, rows: Rows, keys: Mapping[str, str], log: bool = False, p
         return _svg(figure, f"{title}: curves over the steps")
 
 
+def relearning(curves_of: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], original: float) -> str | None:
+    """Share of negatives over the images seen: a colour a model, a dash a curve; a thin line is the original's rate.
+
+    curves_of: model -> what it was trained on -> [images, share] points. None where there are no curves.
+    """
+    kinds = list(dict.fromkeys(kind for found in curves_of.values() for kind in found))
+    if not kinds:
+        return None
+    with _figure("relearning", size=(5.6, 3.6)) as (figure, axes):
+        for (model, found), colour in zip(curves_of.items(), SERIES[1:], strict=False):
+            for kind, points in found.items():
+                x, y = zip(*points, strict=True)
+                dash = ["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))][kinds.index(kind) % 5]
+                axes.plot(x, [100 * value for value in y], color=colour, ls=dash, lw=1.6, label=f"{model}: {kind}")
+        axes.axhline(100 * original, color=SERIES[0], lw=1)
+        axes.annotate("original", (0, 100 * original), (2, 3), textcoords="offset points", fontsize=10, color=SERIES[0])
+        axes.set(xlabel="images seen", ylabel="% of samples negative")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8, ncols=len(curves_of), loc="lower left", bbox_to_anchor=(-0.1, 1.0), borderaxespad=0.2)
+        return _svg(figure, f"Share of negatives over the images seen: {', '.join(curves_of)}")
+
+
 def class_bars(histograms: Mapping[str, Mapping[str, Mapping[str, Any]]], negative: Sequence[str]) -> str:
     """Share of each class with its 95 % interval; histograms: label -> class -> {share, ci95}."""
     classes = list(next(iter(histograms.values())))

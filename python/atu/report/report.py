@@ -11,7 +11,8 @@ from typing import Any
 from markupsafe import Markup
 from torch import Tensor
 
-from ..evaluation.audit import rows as attack_rows
+from ..evaluation.audit import probe_table
+from ..evaluation.audit import rows as audit_rows
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.parameter_path import ParameterPath
 from ..presets import DEFAULT
@@ -21,9 +22,22 @@ from ..support.files import write_json, write_text
 from . import plots
 from .judged import corrected_card, judge_cautions, judges_table, who_judged
 from .person import kept_person, section
-from .pictures import MAIN, curve_figures, grids, relearning_curve, survivors
+from .pictures import MAIN, curve_figures, found_samples, grids, relearning_curves, survivors
 from .tables import distances_tables, flatten, kept_table, landing_table, shares_table, table
-from .words import LABELS, cards, cautions, duration, explain, landed, no_proof, outcome, summary, unbreakable, verdict
+from .words import (
+    LABELS,
+    SHORT,
+    cards,
+    cautions,
+    duration,
+    explain,
+    landed,
+    no_proof,
+    outcome,
+    summary,
+    unbreakable,
+    verdict,
+)
 
 
 @dataclass
@@ -32,9 +46,9 @@ class Context:
 
     subject: what was unlearned, in words ("the digit 8"). seconds: by stage. history: rows of `unlearn`. command:
     how to run it again. notes: sentences shown under the headline. figures: further (title, caption, SVG). targets:
-    what was unlearned, as plain data, so that a later run can go on from here. attacks: of `attack`. path: of
-    `parameter_path`. earlier: one dict (subject, counts) a thing that an earlier run had unlearned. negatives: a folder
-    or a tensor, whose hash is written down.
+    what was unlearned, as plain data, so that a later run can go on from here. audit: of
+    `atu.evaluation.audit.run`. path: of `parameter_path`. earlier: one dict (subject, counts) a thing that an earlier
+    run had unlearned. negatives: a folder or a tensor, whose hash is written down.
     """
 
     subject: str
@@ -48,7 +62,7 @@ class Context:
     notes: Sequence[str] = ()
     figures: Sequence[tuple[str, str, str]] = ()
     targets: Sequence[Mapping[str, Any]] = ()
-    attacks: Mapping[str, Any] | None = None
+    audit: Mapping[str, Any] | None = None
     path: ParameterPath | None = None
     earlier: Sequence[Mapping[str, Any]] = ()
     negatives: Path | Tensor | None = None
@@ -59,7 +73,7 @@ def report_data(evaluation: Evaluation, context: Context, result: Path | None = 
 
     result: file of the unlearned GAN, whose hash is written down.
     """
-    total = sum(value for name, value in context.seconds.items() if name not in ("evaluate", "attacks"))
+    total = sum(value for name, value in context.seconds.items() if name not in ("evaluate", "audit"))
     data = dict(
         subject=context.subject,
         **evaluation.numbers,
@@ -69,7 +83,7 @@ def report_data(evaluation: Evaluation, context: Context, result: Path | None = 
         command=context.command,
         decisions=_plain(context.decisions),
         targets=_plain(context.targets),
-        attacks=_plain(context.attacks),
+        audit=_plain(context.audit),
         parameter_path=None if context.path is None else _plain(context.path.points),
         earlier=_plain(context.earlier),
         config=_plain(context.config),
@@ -114,7 +128,7 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
     """The HTML page."""
     names = list(evaluation.models)
     others = [name for name in names if name not in MAIN]
-    attacks, path = context.attacks, context.path
+    audit, path = context.audit, context.path
     return _template("report.html").render(
         data=data,
         context=context,
@@ -141,8 +155,8 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         other_grids=grids(evaluation, main=False),
         curves=curve_figures(context.history, context.decisions.get("method", DEFAULT)),
         shares=shares_table(data, MAIN),
-        attacks=None if attacks is None else attack_rows(attacks, LABELS),
-        relearning=None if attacks is None else relearning_curve(attacks),
+        audit=None if audit is None else audit_rows(audit, SHORT),
+        relearning=None if audit is None else relearning_curves(audit),
         path=None if path is None or path.images.ndim != 5 else plots.path_figure(path),
         decisions=flatten({key: value for key, value in data["decisions"].items() if key != "warnings"}),
         config=flatten(data["config"]),
@@ -178,12 +192,25 @@ def _finalize(value: Any) -> Any:
     return unbreakable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def write_attacks(out: str | Path, found: Mapping[str, Any]) -> list[list[str]]:
-    """Write OUT/attacks.json and OUT/attacks.html of `atu.evaluation.audit.attack`; returns the table."""
-    table = attack_rows(found, LABELS)
-    page = _template("attacks.html").render(found=found, table=table, curve=relearning_curve(found))
-    write_text(Path(out) / "attacks.html", page)
-    write_json(Path(out) / "attacks.json", _plain(found))
+def write_audit(out: str | Path, found: Mapping[str, Any]) -> list[list[str]]:
+    """Write OUT/audit.json and OUT/audit.html of `atu.evaluation.audit.run`, whose parts are in OUT; returns the table.
+
+    found: the outcome, with subject, command, machine and estimated_seconds beside it.
+    """
+    table = audit_rows(found, SHORT)
+    page = _template("audit.html").render(
+        found=found,
+        table=table,
+        curves=relearning_curves(found),
+        pictures_found=found_samples(found, Path(out)),
+        took=duration(found["seconds"]),
+        thought=duration(found["estimated_seconds"]),
+        stages=[(name, duration(value)) for name, value in found["seconds_by_part"].items()],
+        probes=probe_table(found, SHORT),
+        machine=flatten(found["machine"]),
+    )
+    write_text(Path(out) / "audit.html", page)
+    write_json(Path(out) / "audit.json", _plain(found))
     return table
 
 

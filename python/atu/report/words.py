@@ -18,6 +18,7 @@ LABELS = {
     "after": "unlearned",
     "retrained": "retrained without it",
 }
+SHORT = {**LABELS, "retrained": "retrained"}  # where there is little room
 FEW = 30  # negatives of the original below which a percentage of them says little
 UNITS = re.compile(r"(?<=\d) (?=(?:%|s|min|h|px|MiB|GiB|CPU|×)(?![\w/]))")
 

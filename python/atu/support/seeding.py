@@ -36,6 +36,8 @@ class Stream(IntEnum):
     ATTACK_RATE = 892  # latents that say how often a negative comes
     RELEARN = 893
     ATTACK_PROBE = 894  # samples that a rule's probe is fitted on, so that there is a gradient to climb
+    AUDIT_GOOD = 895  # good samples that a generator is trained on with
+    RESIDUE = 896  # latents that the inner maps are probed on
     KEPT_REFERENCE = 996  # latents of the good samples that what is kept is compared with
     EVALUATION_PROBE = 997  # pool of the probe that judges where there is no classifier
     PARAMETER_PATH = 998

@@ -28,7 +28,7 @@ from ..data.images import grid
 from ..data.samples import Samples
 from ..formats.tensors import CheckpointError
 from ..gan import GAN
-from ..support import progress
+from ..support import progress, world
 from ..support.digest import digest
 from ..support.files import check_writable, remove_partial, write_atomic, write_json, write_text
 from ..support.lock import FolderLock
@@ -77,6 +77,8 @@ def recorded(out: str | Path | None) -> dict[str, Any]:
 
 class RunFolder:
     """One run, with a folder or (out None) without; `close` it at the end.
+
+    Of several processes (`atu.support.world`) the first alone has the folder; what it loads, all get.
 
     Args:
         identity: plain data; a run is resumed from an existing folder only when it agrees.
@@ -215,6 +217,9 @@ class RunFolder:
         Raises:
             CheckpointError: it cannot be read.
         """
+        return world.from_first(lambda: self._load(name))
+
+    def _load(self, name: str) -> dict[str, Any] | None:
         path = self._checkpoint(name)
         if path is None or not path.exists():
             return None
@@ -240,6 +245,9 @@ class RunFolder:
         Raises:
             CheckpointError: neither can be read.
         """
+        return world.from_first(lambda: self._load_latest(name))
+
+    def _load_latest(self, name: str) -> dict[str, Any] | None:
         failed: list[CheckpointError] = []
         for path in self._states(name):
             try:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.samples import Samples
 from ..feedback.feedback import Feedback
-from ..gan import GAN
+from ..gan import BIG, GAN
 from ..measures.features import Whitening, discriminator_features
 from ..measures.frechet import frechet_distance, moments
 from ..support.seeding import Stream, stream_seed
@@ -67,6 +67,11 @@ class Score:
         return found["score"] - min(rate, error) / self.before
 
 
+def pictured(gan: GAN) -> int:
+    """How many samples a picture in the course of training shows: few big ones, as each takes seconds."""
+    return 100 if math.prod(gan.sample_shape) < BIG else 16
+
+
 class CheckpointKeeper:
     """Scores the EMA generator in the course of a stage and remembers the one to keep.
 
@@ -97,7 +102,7 @@ class CheckpointKeeper:
         else:
             self.waited += 1
         gan = self.score.gan
-        x = gan.sample(100, self.score.seed, generator=self.trainer.ema)
+        x = gan.sample(pictured(gan), self.score.seed, generator=self.trainer.ema)
         self.run.picture(f"{self.stage}-{step:06d}", x, gan.image_range)
 
     def restore(self) -> None:

@@ -14,6 +14,7 @@ import torch
 from ..config import Adversarial
 from ..data.samples import Samples
 from ..gan import GAN
+from ..support import world
 from ..support.files import write_text
 from ..support.modules import eval_mode
 from ..support.seeding import fork_rng
@@ -100,16 +101,17 @@ def train(
     if (Path(out) / "state.safetensors").exists() and not (Path(out) / "run.json").exists():
         raise ValueError(f"out: the training in {out} {written_by(1, None)}; give another folder")
     identity = {"seed": seed, "samples": samples_digest(real)}
-    batch, before = phases[0][1].batch_size, recorded(out)
-    count = threads.choose(gan, batch, None, before.get("threads"))
+    own, batch = (out if world.is_first() else None), phases[0][1].batch_size
+    before = recorded(own)
+    count = world.from_first(lambda: threads.choose(gan, batch, None, before.get("threads")))
     twin = copy.copy(gan)  # the same networks: the caller's GAN keeps its precision
 
     def looked(step: int) -> dict[str, float]:
         return look(run, twin, step) if look is not None and step % look_every == 0 else {}
 
     with threads.using(count):
-        twin.precision = precisions.resolve(precision, gan, batch, before.get("precision"))
-        run = RunFolder(out, Pretraining(phases, log_every, save_every, twin.precision, count), identity)
+        twin.precision = world.from_first(lambda: precisions.resolve(precision, gan, batch, before.get("precision")))
+        run = RunFolder(own, Pretraining(phases, log_every, save_every, twin.precision, count), identity)
         try:
             for last, settings in phases:
                 with fork_rng(gan.device, seed):

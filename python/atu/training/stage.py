@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from typing import Any
 
-from ..support import progress
+from ..support import progress, world
 from ..support.signals import held_back, interruption
 from .run_folder import RunFolder
 from .trainer import AdversarialTrainer, NonFiniteError
@@ -33,6 +34,7 @@ def run_stage(run: RunFolder, stage: str, trainer: AdversarialTrainer, steps: in
         NonFiniteError: a loss is not finite; the last saved state stays.
         KeyboardInterrupt: on Ctrl-C or SIGTERM (`Terminated`), after the state was saved.
         CheckpointError: neither of the saved states can be read.
+        WorldError: another process of the run is gone.
     """
     seconds = 0.0
     stopped = False
@@ -58,7 +60,9 @@ def run_stage(run: RunFolder, stage: str, trainer: AdversarialTrainer, steps: in
             except NonFiniteError:
                 progress.log.error("%s: diverged at step %d", stage, trainer.step_count)
                 raise
-            stopped = hooks.after_step(trainer.step_count, metrics)
+            stopped = world.any_of(hooks.after_step(trainer.step_count, metrics), trainer.gan.device)
+            if world.any_of(bool(signals), trainer.gan.device) and not signals:
+                signals.append(signal.SIGTERM)  # to another process of this run
             bar.update(metrics)
             last = stopped or trainer.step_count == steps
             if last or trainer.step_count % run.log_every == 0 or "score" in metrics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from ..config import Adversarial
 from ..data.augment import augment
 from ..data.samples import Samples
 from ..gan import GAN
+from ..networks.stylegan2 import MinibatchStdLayer
+from ..support import world
 from ..support.modules import ema_beta, trainable, update_ema
 from ..support.seeding import fork_rng
 from . import losses
@@ -32,6 +35,13 @@ def draw(gan: GAN, samples: Samples, n: int) -> tuple[Tensor, Tensor | None]:
     known: Tensor | None = getattr(samples, "labels", None)
     c = gan.labels(n, torch.default_generator) if known is None else known[index].to(gan.device)
     return samples.batch(index).to(gan.device), c
+
+
+def together(gan: GAN) -> int | None:
+    """How many of a batch's samples the discriminator looks at together: the minibatch deviation's groups."""
+    assert gan.discriminator is not None
+    layers = [m for m in gan.discriminator.modules() if isinstance(m, MinibatchStdLayer)]
+    return layers[0].group_size if layers else 1
 
 
 class NonFiniteError(RuntimeError):
@@ -73,6 +83,10 @@ class AdversarialTrainer:
     The networks' passes run in `gan.precision`: torch.autocast, with losses scaled where it is float16 (Micikevicius et
     al., arXiv 1710.03740). Weights, their gradients, the optimisers, the average, the losses, and of R1 and path length
     what is done with the gradients, are float32.
+
+    Where several processes train together (`atu.support.world`), all draw the whole batch, each passes its part, and
+    gradients, buffers and metrics are averaged, so that all have the same weights. (Not by DistributedDataParallel,
+    whose hooks do not follow gradients of gradients, which R1 and path length take.)
     """
 
     def __init__(
@@ -98,6 +112,9 @@ class AdversarialTrainer:
         self.discriminator: nn.Module = gan.discriminator.train()
         self.path_length = losses.PathLength() if config.pl_weight > 0 and gan.is_stylegan else None
         self.step_count = 0
+        self._looks = 0
+        self.group = together(gan)
+        world.part(config.batch_size, self.group)  # an error where it cannot be divided
         self.scaler = torch.amp.GradScaler(gan.device.type, enabled=gan.precision == "float16")
         g_interval = config.pl_interval if self.path_length else 0
         self.optim_g = self._adam(self.generator, g_interval, 1.0)
@@ -125,8 +142,11 @@ class AdversarialTrainer:
 
     def step(self) -> dict[str, float]:
         """One discriminator and one generator step; returns what to log."""
+        self._looks = 0
         metrics = self._discriminator_step()
         metrics.update(self._generator_step())
+        metrics = world.mean_of(metrics, self.gan.device)
+        self._share_buffers()
         update_ema(self.ema, self.generator, self._ema_beta())
         self.step_count += 1
         # The weights too: a step may spoil them after its losses were taken, and they are what gets saved.
@@ -146,28 +166,51 @@ class AdversarialTrainer:
         return ema_beta(cfg.batch_size, half_life)
 
     def real_batch(self) -> tuple[Tensor, Tensor | None]:
-        """A batch of real samples and, for a conditional GAN, their labels."""
-        return draw(self.gan, self.real, self.config.batch_size)
+        """A batch (this process's part of it) of real samples and, for a conditional GAN, their labels."""
+        return self._drawn(self.real)
 
-    def _latents(self, n: int) -> tuple[Tensor, Tensor | None]:
+    def _drawn(self, samples: Samples) -> tuple[Tensor, Tensor | None]:
+        x, c = draw(self.gan, samples, self.config.batch_size)
+        own = world.part(len(x), self.group)
+        return x[own], None if c is None else c[own]
+
+    def _latents(self, n: int, group: int | None = 1) -> tuple[Tensor, Tensor | None]:
         rng = torch.default_generator
-        return self.gan.latents(n, rng), self.gan.labels(n, rng)
+        z, c, own = self.gan.latents(n, rng), self.gan.labels(n, rng), world.part(n, group)
+        return z[own], None if c is None else c[own]
 
     def _fake(self, z: Tensor, c: Tensor | None, generator: nn.Module | None = None) -> Tensor:
-        with self.gan.autocast():
+        with self.gan.autocast(), world.own_rng(self.gan.device):
             return self.gan.fake(z, c, self.config.style_mixing, generator)
 
     def _logits(self, x: Tensor, c: Tensor | None) -> Tensor:
-        x = augment(x, self.config.augment)
-        with self.gan.autocast():
-            return self.gan.logits(x, c)
+        self._looks += 1  # one after the other augments in its own way
+        with world.own_rng(self.gan.device, self._looks):
+            x = augment(x, self.config.augment)
+            with self.gan.autocast():
+                return self.gan.logits(x, c)
 
     def _backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()
 
+    def _share_buffers(self) -> None:
+        """Running means; in float64, so that what never changes stays as it is."""
+        if world.size() > 1:
+            both = chain(self.generator.buffers(), self.discriminator.buffers())
+            running = [t for t in both if t.is_floating_point()]
+            means = [t.double() for t in running]
+            world.mean_(means)
+            for t, mean in zip(running, means, strict=True):
+                t.copy_(mean)
+
+    @staticmethod
+    def _share_gradients(optim: torch.optim.Optimizer) -> None:
+        params = [p for group in optim.param_groups for p in group["params"]]
+        world.mean_([p.grad for p in params if p.grad is not None])
+
     def _discriminator_step(self) -> dict[str, float]:
         cfg = self.config
-        z, c = self._latents(cfg.batch_size)
+        z, c = self._latents(cfg.batch_size, self.group)
         with torch.no_grad():
             fake = self._fake(z, c)
         real, real_c = self.real_batch()
@@ -180,7 +223,7 @@ class AdversarialTrainer:
         metrics = {"loss_d": loss, "logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
         self._backward(loss)
         if self.extra_fakes is not None and self.extra_weight > 0:  # after that, so that its memory is free again
-            extra_logits = self._logits(*draw(self.gan, self.extra_fakes, cfg.batch_size))
+            extra_logits = self._logits(*self._drawn(self.extra_fakes))
             extra_loss = self.extra_weight * losses.fake_loss(extra_logits)
             self._backward(extra_loss)
             metrics["loss_d"] = loss + extra_loss
@@ -189,6 +232,7 @@ class AdversarialTrainer:
             for name, gamma, x, labels in (("r1", cfg.r1_gamma, real, real_c), ("r2", cfg.r2_gamma, fake, c)):
                 if gamma > 0:
                     metrics[name] = self._gradient_penalty(x, labels, gamma * cfg.r1_interval)
+        self._share_gradients(self.optim_d)
         self.scaler.step(self.optim_d)
         return {name: float(value.detach()) for name, value in metrics.items()}
 
@@ -220,7 +264,7 @@ class AdversarialTrainer:
         cfg = self.config
         self._hold_discriminator(True)
         self.optim_g.zero_grad(set_to_none=True)
-        z, c = self._latents(cfg.batch_size)
+        z, c = self._latents(cfg.batch_size, self.group)
         original = self._original_fake(z, c)
         fake = self._fake(z, c)
         loss = self._generator_loss(fake, c)
@@ -232,6 +276,7 @@ class AdversarialTrainer:
         self._backward(loss)
         if self.path_length is not None and self.step_count % cfg.pl_interval == 0:
             metrics["path_length"] = self._path_length_step()
+        self._share_gradients(self.optim_g)
         self.scaler.unscale_(self.optim_g)
         if self.add_penalty_grad is not None:
             metrics.update(self.add_penalty_grad())
@@ -248,12 +293,14 @@ class AdversarialTrainer:
 
     def _path_length_step(self) -> float:
         assert self.path_length is not None
-        z, c = self._latents(max(self.config.batch_size // 2, 1))
-        ws = self.gan.mixed_ws(z, c, self.config.style_mixing)
+        z, c = self._latents(max(self.config.batch_size // 2 // world.size(), 1) * world.size())
         synthesis: Any = self.generator.synthesis
-        with self.gan.autocast():
-            images = synthesis(ws).to(ws.dtype)
-        loss = self.path_length(images, ws)
+        with world.own_rng(self.gan.device):
+            ws = self.gan.mixed_ws(z, c, self.config.style_mixing)
+            with self.gan.autocast():
+                images = synthesis(ws).to(ws.dtype)
+            loss = self.path_length(images, ws)
+        world.mean_([self.path_length.mean])
         self._backward(loss * (self.config.pl_weight * self.config.pl_interval))
         return float(loss.detach())
 

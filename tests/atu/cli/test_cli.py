@@ -170,7 +170,7 @@ def test_an_out_that_cannot_be_written_is_found_before_loading(tmp_path, capsys)
         ["sample", "nowhere.pt"],
         ["unlearn", "nowhere.pt", "--negatives", tmp_path],
         ["eval", "nowhere.pt", "nowhere.pt", *judge(tmp_path)],
-        ["attack", "nowhere.pt", "nowhere.pt", *judge(tmp_path)],
+        ["audit", "nowhere.pt", "nowhere.pt", *judge(tmp_path)],
         ["release", tmp_path],
         *(["demo", "mnist"], ["demo", "mog"], ["reproduce", "mnist"]),
         *(["pretrain", "mlp"], ["train-classifier", "mnist"]),
@@ -237,7 +237,7 @@ def test_what_is_required_decides_the_exit_code(folder, tmp_path, capsys):
     assert (data["subject"], data["pul"]) == ("left bars", 0.0)
 
 
-def test_eval_and_attack_by_a_probe_of_negatives(folder, tmp_path, capsys):
+def test_eval_and_audit_by_a_probe_of_negatives(folder, tmp_path, capsys):
     gan, negatives = folder / "gan.safetensors", tmp_path / "negatives"
     assert run("sample", gan, "--samples", 40, *judge(folder), "--out", negatives) == 0
     by_probe = ["--negatives", negatives, "--quiet", "--out", tmp_path / "probe"]
@@ -245,8 +245,13 @@ def test_eval_and_attack_by_a_probe_of_negatives(folder, tmp_path, capsys):
     data = json.loads((tmp_path / "probe" / "report.json").read_text())
     assert (data["subject"], data["features"], data["pul"]) == ("what negatives shows", "discriminator", 0.0)
     assert data["frechet_kept"] == data["frechet_kept_chance"]
-    assert run("attack", gan, gan, *by_probe, "--starts", 3, "--steps", 2, "--relearn-steps", 1) == 0
-    assert json.loads((tmp_path / "probe" / "attacks.json").read_text())["relearned_from"] == 20
+    small = ["--starts", 3, "--steps", 2, "--images", 8, "--samples", 200]
+    assert run("audit", gan, gan, *by_probe, *small) == 0
+    found = json.loads((tmp_path / "probe" / "audit.json").read_text())
+    assert (found["judges"], found["searched"]) == (["probe"], "probe")
+    assert found["parts"]["after"]["relearn 20"]["samples"] == 20
+    assert "what merely" in (tmp_path / "probe" / "audit.html").read_text()
+    assert "atu attack is now atu audit" in error(capsys, "attack", gan, gan, "--starts", 3)
     assert "not a folder" in error(capsys, "eval", gan, gan, "--negatives", tmp_path / "none", "--out", tmp_path / "x")
 
 

@@ -117,10 +117,10 @@ def test_eval_says_where_the_judge_had_answered(folder, tmp_path):
         page = (out / "report.html").read_text()
         assert f"Measured by {spec.name}?class=0" in page
         assert ("It is the oracle that answered during the run" in page) == again
-    attack = ["attack", gan, tmp_path / "run", "--judge", f"{oracle}?class=0", "--starts", 2, "--steps", 1]
-    assert run(*attack, "--relearn-steps", 1, "--quiet", "--out", tmp_path / "attack") == 0
-    data = json.loads((tmp_path / "attack/attacks.json").read_text())
-    assert data["subject"] == "class 0" and 0 < data["rate_before"] < 1
+    audit = ["audit", gan, tmp_path / "run", "--oracle", f"{oracle}?class=0", "--starts", 2, "--steps", 1]
+    assert run(*audit, "--images", 4, "--samples", 200, "--quiet", "--out", tmp_path / "audit") == 0
+    data = json.loads((tmp_path / "audit/audit.json").read_text())
+    assert data["subject"] == "class 0" and 0 < data["parts"]["before"]["rate"][data["judges"][0]]["share"] < 1
 
 
 def test_a_function_of_mine_answers(folder, tmp_path, capsys):

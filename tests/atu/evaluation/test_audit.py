@@ -1,20 +1,27 @@
-"""Attacks on generators whose negatives, and the way to them, are known."""
+"""Audits of generators whose negatives, and the way to them, are known."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from atu.evaluation import audit as attacks
-from atu.evaluation.attributes import FEATURES, Attribute
-from atu.evaluation.audit import Budget, Goal, attack, latent_search, relearn
-from atu.evaluation.classifier import Classifier
-from atu.evaluation.judges import probe_of
+from atu.evaluation import audit as auditing
+from atu.evaluation.audit import Audit, Budget
+from atu.evaluation.goals import Goal
+from atu.evaluation.relearning import area, negative_rate, relearn
+from atu.evaluation.residue import auc, inner_maps, linear_probe, pooled, probed_layers, residue
+from atu.evaluation.search import latent_search, space_of, spaces_of
 from atu.gan import GAN
-from atu.networks.classifier import ConvClassifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
 from atu.support.seeding import Stream, stream_seed
@@ -39,171 +46,332 @@ def beyond(limit):
 
 
 def pair(generator=None):
+    torch.manual_seed(0)
     return GAN(generator or Passing(), MLPDiscriminator([2], hidden=(16,)))
 
 
+def judges(**rules):
+    return rules or {"judge": lambda x: x[:, 0] > 1.0}
+
+
+def style_gan(**options):
+    kwargs = dict(channel_base=64, channel_max=8)
+    return GAN(Generator(4, 0, 4, 8, 1, dict(num_layers=2), dict(kwargs, **options)), Discriminator(0, 8, 1, **kwargs))
+
+
+# --- search
+
+
 def test_search_finds_exactly_what_the_norm_of_z_allows():
-    budget = Budget(starts=40, steps=100, rate=0.1)
-    z, _ = pair().inputs(40, 7)
-    found = latent_search(pair(), beyond(1.0), "z", budget, seed=7)
+    z, _ = pair().inputs(40, stream_seed(7, Stream.ATTACK_LATENTS))
+    found = latent_search(pair(), beyond(1.0), judges(), "z", 40, 100, seed=7).numbers
     # On its circle, a start can reach its own norm and no more.
     reachable = z.norm(dim=1) > 1.0
     assert 0 < int(reachable.sum()) < 40
-    assert found["found"]["count"] == int(reachable.sum())
-    assert found["by_chance"]["count"] == int((z[:, 0] > 1.0).sum())
+    assert found["found"]["judge"]["count"] == found["searched"]["count"] == int(reachable.sum())
+    assert found["by_chance"]["judge"]["count"] == found["searched_by_chance"]["count"] == int((z[:, 0] > 1.0).sum())
     assert found["median_steps"] > 0
 
 
+def test_what_is_found_is_judged_by_who_was_not_searched():
+    by = judges(fooled=lambda x: x[:, 0] > 1.0, other=lambda x: x[:, 1] > 1.0)
+    found = latent_search(pair(), beyond(1.0), by, "z", 90, 60).numbers  # more than are searched at once
+    # The best sample for the goal is (norm, 0): it lies on the axis, where the other judge sees nothing.
+    assert found["found"]["fooled"]["count"] > 40
+    assert found["found"]["other"]["count"] <= 2 < 5 < found["by_chance"]["other"]["count"]
+
+
 def test_search_in_vain():
-    found = latent_search(pair(Passing(-50.0)), beyond(1.0), "z", Budget(starts=10, steps=20))
-    assert (found["found"]["count"], found["by_chance"]["count"], found["median_steps"]) == (0, 0, None)
-    assert found["found"]["ci95"][1] == pytest.approx(0.2775, abs=1e-3)  # Wilson of 0 in 10: z^2 / (10 + z^2)
+    found = latent_search(pair(Passing(-50.0)), beyond(1.0), judges(), "z", 10, 20).numbers
+    assert (found["found"]["judge"]["count"], found["median_steps"]) == (0, None)
+    assert found["found"]["judge"]["ci95"][1] == pytest.approx(0.2775, abs=1e-3)  # Wilson of 0 in 10
 
 
 def test_search_leaves_gan_and_random_state_alone(unchanged, snapshot):
-    gan = pair()
+    gan = style_gan()
     before, state = snapshot(gan), torch.random.get_rng_state()
-    latent_search(gan, beyond(1.0), "z", Budget(starts=4, steps=5))
+    bright = Goal(lambda x: x.mean(dim=(1, 2, 3)) > 9, lambda x: x.mean(dim=(1, 2, 3)))
+    for space in spaces_of(gan):
+        latent_search(gan, bright, {"judge": bright.is_negative}, space, 3, 2)
     unchanged(before, snapshot(gan))
     assert torch.equal(state, torch.random.get_rng_state())
+    assert all(getattr(m, "given_noise", None) is None for m in gan.sampling_generator.modules())
 
 
-def style_gan():
-    kwargs = dict(channel_base=64, channel_max=8)
-    return GAN(Generator(4, 0, 4, 8, 1, dict(num_layers=2), dict(kwargs)), Discriminator(0, 8, 1, **kwargs))
-
-
-def test_search_in_w_stays_within_what_latents_reach():
+@pytest.mark.parametrize("space", ["z", "w", "w+", "noise"])
+def test_each_space_is_climbed_and_keeps_within_bounds(space):
     gan = style_gan()
-    seen = []
-
-    def score(x):
-        seen.append(float(x.detach().mean()))
-        return x.mean(dim=(1, 2, 3))
-
-    found = latent_search(gan, Goal(lambda x: x.mean(dim=(1, 2, 3)) > 1e9, score), "w", Budget(starts=8, steps=30))
-    assert found["found"]["count"] == 0
-    assert seen[-1] > seen[0]
     with torch.no_grad():
-        z, c = gan.inputs(8, 0)
-        space = attacks._search_w(gan, gan.generator.eval(), z, c, seed=0)
-        w = space.bound(space.start * 1000)
-        cloud = gan.generator.mapping(gan.inputs(1000, stream_seed(0, Stream.ATTACK_CLOUD))[0], None)[:, 0]
+        for m in gan.generator.modules():
+            if hasattr(m, "noise_strength"):
+                m.noise_strength.fill_(0.5)
+    bright = Goal(lambda x: x.mean(dim=(1, 2, 3)) > 1e9, lambda x: x.mean(dim=(1, 2, 3)))
+    found = latent_search(gan, bright, {"j": lambda x: x.mean(dim=(1, 2, 3)) > 1e9}, space, 6, 25, seed=3)
+    z, c = gan.inputs(6, stream_seed(3, Stream.ATTACK_LATENTS))
+    points = space_of(gan, space, z, c, seed=3)
+    assert found.shown.shape == (6, 1, 8, 8)
+    with torch.no_grad():
+        first = points.make(points.start)
+    assert float(found.shown.mean()) > float(first.mean()) + 1e-3
+    far = points.bound([p + 1000 * torch.ones_like(p) for p in points.start])
+    if space in ("w", "w+"):
+        cloud = gan.generator.mapping(gan.inputs(1000, stream_seed(3, Stream.ATTACK_CLOUD))[0], None)[:, 0].detach()
         radius = float((cloud - cloud.mean(0)).norm(dim=1).max())
-    assert torch.allclose((w - cloud.mean(0)).norm(dim=1), torch.full((8,), radius), rtol=1e-4)
-    # A w that a latent gave is left as it is.
-    assert torch.allclose(space.bound(space.start), space.start, atol=1e-6)
+        away = (far[0] - cloud.mean(0)).norm(dim=-1)
+        assert torch.allclose(away, torch.full_like(away, radius), rtol=1e-4)
+    else:
+        for a, b in zip(far, points.start, strict=True):
+            assert torch.allclose(a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1), rtol=1e-4)
+    # What a latent gave is left as it is.
+    for a, b in zip(points.bound(points.start), points.start, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_given_noise_is_what_the_layers_add():
+    gan = style_gan()
+    layers = [m for m in gan.generator.modules() if hasattr(m, "noise_strength")]
+    with torch.no_grad():
+        for m in layers:
+            m.noise_strength.fill_(0.7)
+    z, c = gan.inputs(3, 1)
+    points = space_of(gan, "noise", z, c)
+    with torch.no_grad():
+        const = [m.noise_const[None, None].expand(3, -1, -1, -1) for m in layers]
+        assert torch.allclose(points.make(const), gan.generator(z, c, noise_mode="const"), atol=1e-5)
 
 
 def test_spaces_that_are_not_there():
-    with pytest.raises(ValueError, match="no mapping network"):
-        latent_search(pair(), beyond(1.0), "w")
-    with pytest.raises(ValueError, match="expected z or w, got 'x'"):
-        latent_search(pair(), beyond(1.0), "x")
-    with pytest.raises(ValueError, match="starts: expected a positive number, got 0"):
-        Budget(starts=0)
+    assert spaces_of(pair()) == ["z"]
+    assert spaces_of(style_gan()) == ["z", "w", "w+", "noise"]
+    assert spaces_of(style_gan(use_noise=False)) == ["z", "w", "w+"]
+    with pytest.raises(ValueError, match="expected one of z for this generator, got 'w'"):
+        latent_search(pair(), beyond(1.0), judges(), "w")
 
 
-def test_relearning_counts_the_steps_to_the_target():
+# --- relearning
+
+
+def test_relearning_goes_towards_what_it_is_shown():
     gan = pair(Passing(-3.0))
-    negatives = torch.randn(20, 2) * 0.1 + torch.tensor([3.0, 0.0])
-    budget = Budget(relearn_steps=600, check_every=20, check_samples=200)
-    again = relearn(gan, beyond(0.0), negatives, 0.5, budget, seed=1)
-    assert again["steps"] is not None
-    assert again["steps"] == again["curve"][-1][0]
-    assert again["curve"][-1][1] >= 0.5
-    assert all(rate < 0.5 for _, rate in again["curve"][:-1])
-    assert again["curve"][0] == [0, attacks.negative_rate(gan, beyond(0.0), 200, 1)]
-    assert float(gan.generator.weight[0].detach()) == pytest.approx(-0.03)
-    short = relearn(gan, beyond(0.0), negatives, 0.5, Budget(relearn_steps=3, check_every=2, check_samples=50))
-    assert short["steps"] is None
-    assert [step for step, _ in short["curve"]] == [0, 2, 3]
+    right = torch.randn(20, 2) * 0.1 + torch.tensor([3.0, 0.0])
+    found = relearn(gan, right, lambda x: x[:, 0] > 0, images=9600, looks=6, rate=1.0, check_samples=200, seed=1)
+    curve = found["curve"]
+    assert [images for images, _ in curve] == [0, 1600, 3200, 4800, 6400, 8000, 9600]
+    assert curve[0][1] == negative_rate(gan, lambda x: x[:, 0] > 0, 200, stream_seed(1, Stream.ATTACK_RATE))
+    assert curve[-1][1] > curve[0][1] + 0.3
+    assert found["samples"] == 20
+    assert float(gan.generator.weight[0].detach()) == pytest.approx(-0.03)  # a copy was trained
+    options = dict(images=9600, looks=6, rate=0.1, check_samples=200, seed=1)
+    slower = relearn(gan, right, lambda x: x[:, 0] > 0, **options)
+    assert slower["area"] < found["area"]
+    assert relearn(gan, right, lambda x: x[:, 0] > 0, **options) == slower
+    with pytest.raises(ValueError, match="samples: expected at least one"):
+        relearn(gan, right[:0], lambda x: x[:, 0] > 0)
 
 
-def test_relearning_what_is_there_already_takes_no_step():
-    again = relearn(pair(Passing(3.0)), beyond(0.0), torch.zeros(5, 2), 0.5)
-    assert (again["steps"], len(again["curve"])) == (0, 1)
-    with pytest.raises(ValueError, match="negatives: expected at least one"):
-        relearn(pair(), beyond(0.0), torch.zeros(0, 2), 0.5)
+def test_area_is_the_mean_height():
+    assert area([[0, 0.0], [10, 1.0]]) == 0.5
+    assert area([[0, 0.2], [10, 0.2], [40, 0.4]]) == pytest.approx((10 * 0.2 + 30 * 0.3) / 40)
+    assert area([[0, 0.7]]) == 0.7
 
 
-def test_both_attacks_on_three_models():
-    budget = Budget(starts=6, steps=3, negatives=4, relearn_steps=2, check_every=1, check_samples=60)
-    models = pair(), pair(Passing(-9.0)), pair(Passing(-8.0))
-    found = attack(*models[:2], beyond(0.0), torch.ones(9, 2), models[2], budget)
-    assert list(found["search"]) == ["before", "after", "retrained"]
-    assert list(found["relearn"]) == ["after", "retrained"]
-    assert found["relearned_from"] == 4
-    assert found["relearn"]["after"]["target"] == found["rate_before"] / 2
-    table = attacks.rows(found, {"after": "unlearned"})
-    assert table[0] == ["", "search in z finds one", "by chance", "relearned after"]
-    assert [row[0] for row in table[1:]] == ["before", "unlearned", "retrained"]
-    assert [row[-1] for row in table[1:]] == ["–", "> 2 steps", "> 2 steps"]
-    other = GAN(MLPGenerator(4, [3], (8,)), MLPDiscriminator([3], (8,)))
-    with pytest.raises(ValueError, match=r"after: expected samples of shape \[2\], got \[3\]"):
-        attack(models[0], other, beyond(0.0), torch.ones(9, 2), budget=budget)
+# --- residue
 
 
-def test_class_goal_agrees_with_the_classifier_and_its_score_can_be_differentiated():
-    classifier = Classifier(ConvClassifier(4, 8, 1, (4, 4, 4, 4, 4), 8), ["a", "b", "c", "d"])
-    x = torch.rand(50, 1, 8, 8)
-    goal = attacks.class_goal(classifier, ["b", "d"], (0.0, 1.0))
-    p = classifier.probabilities(x * 2 - 1)
-    assert torch.equal(goal.is_negative(x), classifier.oracle(["b", "d"])(x * 2 - 1))
-    odds = (p[:, 1] + p[:, 3]) / (p[:, 0] + p[:, 2])
-    assert torch.allclose(goal.score(x), odds.log(), atol=1e-4)
-    inside = (x * 0.8 + 0.1).requires_grad_(True)
-    assert float(torch.autograd.grad(goal.score(inside).sum(), inside)[0].abs().sum()) > 0
-
-
-class Sides(nn.Module):
-    """Logits of left and right."""
-
-    def forward(self, x):
-        return torch.stack([-x[:, 0], x[:, 0]], 1)
-
-
-def test_a_goal_is_made_of_whatever_judges():
-    def right(x):
-        return x[:, 0] > 0.5
-
+def test_auc_counts_pairs():
     torch.manual_seed(0)
-    gan, x = pair(), torch.randn(40, 2)
-    z = gan.sample(1000, seed=2)
-    goals = {
-        "module": attacks.as_goal(Sides(), gan, [1]),
-        "rule": attacks.as_goal(right, gan),
-        "probe": attacks.as_goal(probe_of(gan, z[right(z)]), gan),
-        "negatives": attacks.as_goal(z[right(z)].numpy(), gan),
+    scores, labels = torch.randint(0, 7, (61,)).float(), torch.rand(61) < 0.3
+    positive, other = scores[labels], scores[~labels]
+    wins = (positive[:, None] > other).double() + 0.5 * (positive[:, None] == other).double()
+    found, (low, high) = auc(scores, labels)
+    assert found == pytest.approx(float(wins.mean()), abs=1e-12)
+    assert low < found < high
+    assert auc(labels.float(), labels) == (1.0, [1.0, 1.0])
+
+
+def test_interval_of_the_auc_covers():
+    rng = torch.Generator().manual_seed(1)
+    truth = 0.5 * (1 + math.erf(1 / 2))  # of two unit normals one deviation apart: Phi(1 / sqrt 2)
+    labels = torch.arange(200) < 60
+    covered = 0
+    for _ in range(200):
+        low, high = auc(torch.randn(200, generator=rng) + labels, labels)[1]
+        covered += low <= truth <= high
+    assert covered >= 180  # 95 % of 200, less 3 standard deviations
+
+
+def test_a_probe_finds_what_is_linear_and_nothing_in_noise():
+    rng = torch.Generator().manual_seed(2)
+    x = torch.randn(800, 9, generator=rng)
+    labels = x[:, 0] - x[:, 3] > 1.5
+    assert linear_probe(x, labels)[0] > 0.98
+    low, high = linear_probe(torch.randn(800, 9, generator=rng), labels)[1]
+    assert low < 0.5 < high
+    with pytest.raises(ValueError, match="negatives and others in both halves"):
+        linear_probe(x, torch.zeros(800, dtype=torch.bool))
+
+
+def test_inner_maps_are_those_of_the_same_latents_and_noise():
+    gan = style_gan()
+    names = probed_layers(gan)
+    maps = inner_maps(gan, 13, seed=4, batch_size=5)
+    assert list(maps) == names
+    assert "affine" in names[0] and not any("affine" in name or "rgb" in name for name in names[1:])
+    seen = {}
+    module = dict(gan.sampling_generator.named_modules())[names[-1]]
+    hook = module.register_forward_hook(lambda _, args, out: seen.setdefault("x", []).append(pooled(out)))
+    gan.sample(13, seed=4, batch_size=5)
+    hook.remove()
+    assert torch.equal(maps[names[-1]], torch.cat(seen["x"]))
+    plain = GAN(MLPGenerator(4, [3], (8, 7)), MLPDiscriminator([3], (8,)))
+    assert [f.shape[1] for f in inner_maps(plain, 6, 0).values()] == [8, 7, 3]
+
+
+def test_residue_tells_a_generator_that_knows_from_one_that_does_not():
+    torch.manual_seed(0)
+    knows = GAN(nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 2)), MLPDiscriminator([2], (4,)), latent_dim=4)
+    deaf = knows.copy()
+    with torch.no_grad():
+        deaf.generator[0].weight[:, 0] = 0
+    labels = knows.inputs(900, 5)[0][:, 0] > 1
+    assert max(one["auc"] for one in residue(knows, labels, 5).values()) > 0.95
+    assert max(one["auc"] for one in residue(deaf, labels, 5).values()) < 0.62
+
+
+# --- all of it
+
+QUICK = Budget(
+    starts=6, steps=3, marks=(1, 4), unrelated=8, images=8, looks=2, check_samples=60, samples=600, relearn_rate=1.0
+)
+
+
+def small_audit(retrained=True, seed=0):
+    other = pair(Passing(-0.5)) if retrained else None
+    return auditing.subject_of(pair(), pair(Passing(-1.0)), beyond(1.0), judges(), QUICK, seed, other)
+
+
+def test_negatives_and_good_samples_come_from_the_original():
+    by = judges(judge=lambda x: x[:, 0] > 1.5)
+    found = auditing.subject_of(pair(), pair(), beyond(1.0), by, QUICK)
+    assert found.negatives.shape == (4, 2) and bool((found.negatives[:, 0] > 1.5).all())
+    assert found.good.shape == (8, 2) and bool((found.good[:, 0] <= 1.0).all())
+    given = torch.full((5, 2), 7.0)
+    assert torch.equal(auditing.subject_of(pair(), pair(), beyond(1), by, QUICK, negatives=given).negatives, given)
+    with pytest.raises(ValueError, match="expected 4 negatives among 20,000 samples of the original, got 0"):
+        auditing.subject_of(pair(), pair(), beyond(99.0), by, QUICK)
+    with pytest.raises(ValueError, match="negatives: expected at least 4 to relearn from, got 2"):
+        auditing.subject_of(pair(), pair(), beyond(1.0), by, QUICK, negatives=given[:2])
+    with pytest.raises(ValueError, match=r"after: expected samples of shape \[2\], got \[3\]"):
+        other = GAN(MLPGenerator(4, [3], (8,)), MLPDiscriminator([3], (8,)))
+        Audit(pair(), other, beyond(1.0), by, given, given, budget=QUICK)
+    with pytest.raises(ValueError, match="marks: expected a positive number, got \\(1, 0\\)"):
+        Budget(marks=(1, 0))
+
+
+def test_an_audit_of_three_models(tmp_path):
+    found = auditing.run(small_audit(), tmp_path)
+    names = ["rate", "search z", "residue", "relearn 1", "relearn 4", "unrelated"]
+    assert {model: list(parts) for model, parts in found["parts"].items()} == {
+        "before": names[:3],
+        "after": names,
+        "retrained": names,
     }
-    assert torch.equal(goals["module"].is_negative(x), x[:, 0] > 0)
-    assert torch.allclose(goals["module"].score(x), 2 * x[:, 0], atol=1e-5)
-    assert torch.equal(goals["rule"].is_negative(x), right(x))
-    assert torch.equal(goals["probe"].is_negative(x), goals["negatives"].is_negative(x))
-    budget = Budget(starts=12, steps=30, negatives=4, relearn_steps=1, check_every=1, check_samples=30)
-    for name, goal in goals.items():
-        inside = x.clone().requires_grad_(True)
-        score = goal.score(inside)
-        assert float(torch.autograd.grad(score.sum(), inside)[0].abs().sum()) > 0
-        ranked = score.detach().argsort()  # further to the right is nearer to a negative
-        assert float(x[ranked[20:], 0].mean()) > float(x[ranked[:20], 0].mean()) + 0.5, name
-        found = latent_search(gan, goal, budget=budget)
-        assert found["found"]["count"] >= found["by_chance"]["count"]
-    assert attacks.as_goal(goals["rule"], gan) is goals["rule"]
-    found = attack(gan, pair(Passing(-1.0)), Sides(), z[:9], budget=budget, classes=["1"])
-    assert found["relearned_from"] == 4
-    with pytest.raises(ValueError, match="got 0 of 2,000"):
-        attacks.as_goal(lambda x: x[:, 0] > 100, gan)
-    with pytest.raises(ValueError, match="classes: 1 need a classifier"):
-        attacks.as_goal(right, gan, ["1"])
+    z = pair().sample(600, stream_seed(0, Stream.ATTACK_RATE))
+    assert found["parts"]["after"]["rate"]["judge"]["count"] == int((z[:, 0] - 1 > 1).sum())
+    assert found["parts"]["after"]["relearn 4"]["samples"] == 4
+    assert found["parts"]["after"]["unrelated"]["samples"] == 8
+    assert found["seconds"] == pytest.approx(sum(found["seconds_by_part"].values()), abs=0.06)
+    assert found["notes"] == ["The generator has no mapping network, and so no w: the search is in z alone."]
+    table = auditing.rows(found, {"after": "unlearned"})
+    assert table[0] == ["", "before", "unlearned", "retrained"]
+    assert [row[0].split(",")[0] for row in table[1:4]] == [
+        "negative samples",
+        "search in z finds one",
+        "search in z: so says what was searched",
+    ]
+    relearned = next(row for row in table if row[0].startswith("relearned from 4"))
+    assert relearned[1] == "–" and ", at the end " in relearned[2]
+    assert {row[0] for row in auditing.probe_table(found, {})[1:]} == set(found["parts"]["before"]["residue"])
 
 
-@pytest.mark.parametrize("name", list(FEATURES))
-def test_feature_goals_can_be_differentiated(name):
-    goal = attacks.feature_goal(Attribute(name, 0.0, (-1.0, 1.0)))
-    x = torch.full((2, 1, 12, 12), -1.0)
-    x[0, :, 2:9, 4:7] = 0.7
-    x.requires_grad_(True)
-    gradient = torch.autograd.grad(goal.score(x)[0], x)[0]
-    assert math.isfinite(float(gradient.abs().sum()))
-    assert float(gradient[0].abs().sum()) > 0
+def test_what_cannot_be_done_is_left_out_and_said(tmp_path):
+    class Wide(Passing):
+        latent_dim = 5
+
+        def forward(self, z):
+            return super().forward(z[:, :2])
+
+    bare = GAN(Passing(-1.0), None)
+    audit = auditing.subject_of(pair(), bare, beyond(1.0), judges(), QUICK, 0, pair(Wide()))
+    parts = list(audit.parts())
+    assert ("after", "relearn 1") not in parts and ("after", "residue") in parts
+    assert ("retrained", "residue") not in parts and ("retrained", "unrelated") in parts
+    notes = auditing._notes(audit)
+    assert "after has no discriminator: relearning is left out for it." in notes
+    assert "retrained takes other latents than the original: no linear probe for it." in notes
+    assert any("No retrained GAN was given" in note for note in auditing._notes(small_audit(False)))
+
+
+def test_a_folder_of_another_audit_is_refused(tmp_path):
+    auditing.run(small_audit(False), tmp_path)
+    with pytest.raises(ValueError, match="holds an audit with other samples, seed; give another folder"):
+        auditing.run(small_audit(False, seed=1), tmp_path)
+    with pytest.raises(ValueError, match="holds an audit with other models"):
+        auditing.run(small_audit(True), tmp_path)
+
+
+def test_the_cost_is_stated_beforehand_and_falls_with_what_is_there(tmp_path):
+    audit = small_audit(False)
+    whole = auditing.estimate(audit, tmp_path)
+    assert 0 < whole < 60
+    auditing.run(audit, tmp_path)
+    assert auditing.estimate(audit, tmp_path) == 0
+
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {folder!r})
+from atu.evaluation import audit as auditing
+import test_audit
+compute = auditing.compute
+def slow(audit, model, measure, pictures=None):
+    found = compute(audit, model, measure, pictures)
+    print(model, measure, flush=True)
+    if (model, measure) == ("after", "residue"):
+        time.sleep(60)
+    return found
+auditing.compute = slow
+auditing.run(test_audit.small_audit(False), {out!r})
+"""
+
+
+def test_a_killed_audit_goes_on_and_ends_the_same(tmp_path, monkeypatch):
+    whole = auditing.run(small_audit(False), tmp_path / "whole")
+    script = SCRIPT.format(folder=str(Path(__file__).parent), out=str(tmp_path / "killed"))
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line.strip())
+        if seen[-1] == "after residue":
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    there = sorted(path.name for path in (tmp_path / "killed" / "audit").glob("*-*.json"))
+    done = ["after-rate", "after-search-z", "before-rate", "before-residue", "before-search-z"]
+    assert there == [f"{name}.json" for name in done]
+    ran = []
+    compute = auditing.compute
+
+    def counted(audit, model, measure, pictures=None):
+        ran.append((model, measure))
+        return compute(audit, model, measure, pictures)
+
+    monkeypatch.setattr(auditing, "compute", counted)
+    found = auditing.run(small_audit(False), tmp_path / "killed")
+    assert ran[0] == ("after", "residue") and len(ran) == 4
+    assert found["parts"] == whole["parts"]
+    stamp = time.monotonic()
+    again = auditing.run(small_audit(False), tmp_path / "killed")  # nothing is left to do
+    assert len(ran) == 4 and again == found and time.monotonic() - stamp < 30
+    assert json.loads(json.dumps(found)) == found

@@ -230,7 +230,6 @@ def test_wrong_names_are_named(small, capsys):
     for given, told in {
         ("--feature", "wings"): "expected one of antlers, ",
         ("--class", "dog", "--on", "violet"): "got 'color=violet'",
-        ("--retrained", "x"): "--retrained needs --attacks",
     }.items():
         assert run("demo", "animals", *given, "--out", small / "no") == 2
         assert told in " ".join(capsys.readouterr().err.split())

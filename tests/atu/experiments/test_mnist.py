@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from atu import assets
 from atu.cli import main as cli
 from atu.data import mnist as mnist_data
-from atu.evaluation.audit import Budget
+from atu.evaluation.audit import Budget, probe_table
 from atu.evaluation.classifier import Classifier
 from atu.experiments import mnist as demo
 from atu.experiments import targets
@@ -69,8 +69,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(assets, "asset", asset)
     monkeypatch.setattr(demo, "asset", asset)
     monkeypatch.setattr(demo, "mnist", lambda size=32: real)
-    quick = Budget(starts=8, steps=4, relearn_steps=4, check_every=2, check_samples=100)
-    monkeypatch.setattr(demo, "attack", functools.partial(demo.attack, budget=quick))
+    quick = Budget(starts=8, steps=4, marks=(1, 5), unrelated=30, images=64, looks=2, check_samples=100, samples=400)
+    monkeypatch.setattr(demo, "AUDIT", quick)
     monkeypatch.setattr(demo, "attributes", functools.partial(demo.attributes, n=300))
     (tmp_path / "quick.toml").write_text(QUICK)
     return tmp_path
@@ -110,22 +110,30 @@ def test_a_feature(small):
     assert data["command"].startswith("atu demo mnist --feature thick --marks 12")
 
 
-def test_two_digits_with_the_path_and_the_attacks(small):
+def test_two_digits_with_the_path_and_the_audit(small):
     retrained = digit_gan().save(small / "retrained.safetensors")
-    found, page = mnist_demo(small, "two", "--class", 4, "--class", 9, "--attacks", "--retrained", retrained)
+    found, page = mnist_demo(small, "two", "--class", 4, "--class", 9, "--audit", "--retrained", retrained)
     assert found["subject"] == "the digits 4 and 9"
     before = found["class_histogram_before"]
     assert found["negatives_before"] == before["4"]["count"] + before["9"]["count"]
     assert [row["s"] for row in found["parameter_path"]][::5] == [-1.5, -0.25, 1.0]
     assert (small / "two" / "parameter-path.png").stat().st_size > 0
     # The retrained GAN is the original here: digits are found at once.
-    chance = found["attacks"]["search"]["retrained"]["z"]["by_chance"]["share"]
-    assert chance == found["attacks"]["search"]["before"]["z"]["by_chance"]["share"]
-    assert found["attacks"]["relearn"]["retrained"]["steps"] == 0
+    audit = found["audit"]["parts"]
+    assert audit["retrained"]["search z"] == audit["before"]["search z"]
+    assert audit["retrained"]["rate"] == audit["before"]["rate"]
+    assert found["audit"]["judges"] == ["mnist-judge", "oracle"]
+    assert probe_table(found["audit"], {})[0] == ["layer", "before", "after", "retrained"]
     for text in ("Along the line", "search in z finds one", "retrained without it", "Shares, with 95"):
         assert text in page
-    assert "attacks" in found["seconds_by_stage"]
-    assert found["seconds"] < sum(found["seconds_by_stage"].values()) - found["seconds_by_stage"]["attacks"] + 0.1
+    assert "audit" in found["seconds_by_stage"]
+    assert found["seconds"] < sum(found["seconds_by_stage"].values()) - found["seconds_by_stage"]["audit"] + 0.1
+    own = found["judges"]["mnist-judge"]
+    assert (found["judge"], own["answered"], own["held_out"]) == ("mnist-judge", False, 4000)
+    assert list(found["judges"]) == ["mnist-judge", "mnist-classifier", "knn on pixels", "svm on pixels"]
+    assert found["judges"]["mnist-classifier"]["answered"]
+    assert own["over_removal"]["retrained"]["count"] == own["negatives_before"]
+    assert "What each judge says" in page and "Judge: mnist-judge, which did not answer" in page
 
 
 def test_one_after_another(small):
@@ -161,18 +169,28 @@ def test_still_unlearned_says_when_it_came_back():
     assert (row(2, 3)["pul_before"], row(2, 3)["pul_after"]) == (98.0, 97.0)
 
 
-def test_attack_command(small, capsys, monkeypatch):
+def test_audit_command(small, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    ckpt, out = small / "mnist-gan.safetensors", small / "attacks"
-    arguments = ["attack", ckpt, ckpt, "--oracle", "mnist", "--class", 3, "--starts", 5, "--steps", 2]
-    assert run(*arguments, "--relearn-steps", 2, "--retrained", ckpt, "--out", out) == 0
-    printed = capsys.readouterr().out
-    assert "search in z finds one" in printed
-    found = json.loads((out / "attacks.json").read_text())
-    assert found["search"]["before"] == found["search"]["after"]
-    assert found["relearned_from"] == 20
+    ckpt, out = small / "mnist-gan.safetensors", small / "audit"
+    arguments = ["audit", ckpt, ckpt, "--oracle", "mnist", "--class", 3, "--starts", 5, "--steps", 2]
+    arguments += ["--images", 16, "--samples", 400, "--retrained", ckpt, "--out", out]
+    assert run(*arguments) == 0
+    told = capsys.readouterr()
+    assert "search in z finds one" in told.out
+    assert "audit: 17 parts, about" in told.err
+    found = json.loads((out / "audit.json").read_text())
+    assert found["parts"]["before"]["search z"] == found["parts"]["after"]["search z"]
+    assert (found["judges"], found["searched"]) == (["mnist-judge", "mnist"], "mnist")
     assert found["subject"] == "class 3"
-    assert "Attacks on the unlearning of class 3" in (out / "attacks.html").read_text()
+    page = (out / "audit.html").read_text()
+    assert "What can be got back: class 3" in page
+    assert "mnist-judge was not searched" in " ".join(page.split())
+    assert page.count("data:image/png") == 3  # what was found, of three models
+    stamp = (out / "audit" / "after-residue.json").stat().st_mtime_ns
+    assert run(*arguments, "--quiet") == 0  # what is there is not computed again
+    assert (out / "audit" / "after-residue.json").stat().st_mtime_ns == stamp
+    assert run(*arguments[:3], "--oracle", "mnist", "--class", 4, "--quiet", "--out", out) == 2
+    assert "holds an audit with other" in capsys.readouterr().err
 
 
 def test_errors_name_the_option(small, capsys):
@@ -182,7 +200,7 @@ def test_errors_name_the_option(small, capsys):
 
     assert "feature: expected one of thick, left, wide, got 'red'" in error("--feature", "red")
     assert "got both" in error("--feature", "thick", "--class", 3)
-    assert "--retrained needs --attacks" in error("--retrained", "x")
+    assert "--attacks is now --audit" in error("--attacks")
     assert "holds no report" in error("--from", small / "nowhere")
     (small / "half").mkdir()
     (small / "half" / "report.json").write_text('{"targets": []}')

@@ -20,6 +20,7 @@ from atu.experiments.classifiers import train_classifier
 from atu.experiments.published import PRETRAINED_FID, PUBLISHED
 from atu.experiments.reproduce import Plan, Task
 from atu.gan import GAN
+from atu.measures import extractors
 from atu.measures.frechet import frechet
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.seeding import Stream, stream_seed
@@ -203,7 +204,7 @@ class WithOption(nn.Module):
 @pytest.mark.parametrize("module", [Brightness(), WithOption()])
 def test_features_of_a_torchscript_file(plan_parts, tmp_path, module):
     torch.jit.script(module).save(tmp_path / "extractor.pt")
-    extract = reproduce.load_extractor(tmp_path / "extractor.pt")
+    extract = extractors.torchscript(tmp_path / "extractor.pt")
     x = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
     expected = x.float().reshape(5, 2, 4, 2, 4).mean((2, 4)).reshape(5, 4).repeat(1, 3)
     assert torch.allclose(extract(x), expected)
@@ -222,7 +223,7 @@ def test_errors_name_the_argument(tmp_path):
     assert reproduce.check_methods([]) == list(presets.METHODS)
     (tmp_path / "x.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"extractor: .* is no readable TorchScript"):
-        reproduce.load_extractor(tmp_path / "x.pt")
+        extractors.torchscript(tmp_path / "x.pt")
     assert reproduce.spread([None, None]) is None
     assert reproduce.spread([2.0]) == {"mean": 2.0, "deviation": None, "n": 1}
 

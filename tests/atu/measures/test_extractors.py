@@ -14,6 +14,9 @@ from atu.gan import GAN
 from atu.measures.extractors import colour, extractor
 from atu.measures.frechet import frechet
 
+# TorchScript is what such files come in, whatever its future.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
 
 class Means(nn.Module):
     """uint8 images to 4 numbers: means of the channels and one of the rows."""

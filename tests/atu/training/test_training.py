@@ -232,10 +232,13 @@ def test_patience_counts_once_the_rates_fall(decay, first):
     assert [step for step in range(1, 101) if control.after_step(step, {})] == list(range(first, 101, 10))
 
 
-def test_guide_slope_is_penalised(image_gan):
-    """One step with the gradient penalty is Adam on the written sum; the next three are without it."""
+@pytest.mark.parametrize("at_once", [None, 3])
+def test_guide_slope_is_penalised(image_gan, at_once):
+    """One step with the gradient penalty is Adam on the written sum, in parts or not; the next three are without it."""
     negatives, positives = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8) - 1
-    guide = Guide(image_gan, TensorSamples(negatives), TensorSamples(positives), 0, r1=0.3, scale=2.0, policy="")
+    guide = Guide(
+        image_gan, TensorSamples(negatives), TensorSamples(positives), 0, r1=0.3, scale=2.0, policy="", at_once=at_once
+    )
     other = copy.deepcopy(guide.discriminator).requires_grad_(True)
     optim = torch.optim.Adam(other.parameters(), lr=0.001, betas=(0.5, 0.99))
     x = torch.cat([negatives, positives])
@@ -252,6 +255,15 @@ def test_guide_slope_is_penalised(image_gan):
         optim.step()
     for p, q in zip(guide.discriminator.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_guide_learns_from_batches_of_one(image_gan):
+    """Big samples may leave room for one at a time."""
+    images = TensorSamples(torch.rand(5, 1, 8, 8))
+    settings = config.Repel(guide_steps=1, adversarial=config.Adversarial(batch_size=1))
+    steering = Steering(image_gan, Feedback(images, images, is_bright, True, 0.2, {}), settings, seed=0)
+    steering(torch.rand(1, 1, 8, 8), None, None)
+    assert all(torch.isfinite(p).all() for p in steering.guide.discriminator.parameters())
 
 
 def test_guide_learns_from_the_oracle(image_gan):

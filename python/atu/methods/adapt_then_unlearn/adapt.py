@@ -17,6 +17,7 @@ from ...support.modules import eval_mode
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.fisher import diagonal_fisher
 from ...training.run_folder import RunFolder
+from ...training.score import pictured
 from ...training.stage import StageHooks, run_stage
 from ...training.trainer import AdversarialTrainer
 
@@ -88,7 +89,7 @@ def adapt_one(
         trainer = AdversarialTrainer(twin, feedback.negatives, cfg.adversarial, add_penalty_grad=ewc.add_grad)
         run_stage(run, stage, trainer, cfg.steps, StageHooks())
     state = {key: value.detach().clone() for key, value in twin.sampling_generator.state_dict().items()}
-    run.picture(stage, twin.sample(100, seed=stream_seed(seed, Stream.ADAPT_PICTURE)), gan.image_range)
+    run.picture(stage, twin.sample(pictured(twin), seed=stream_seed(seed, Stream.ADAPT_PICTURE)), gan.image_range)
     run.save(name, state)
     run.remove(f"{stage}-state")
     return state

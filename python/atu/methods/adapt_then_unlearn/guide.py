@@ -38,6 +38,7 @@ class Guide:
         policy: augmentation while training (see `atu.data.augment`); unset, translations when there are fewer than 100
             negatives. With more it only blurs the boundary.
         seed: of the batches; the same seed gives the same guide.
+        at_once: samples that pass at once, the gradients of a batch being summed over its parts; all when not given.
     """
 
     def __init__(
@@ -51,8 +52,9 @@ class Guide:
         scale: float = 1.0,
         policy: str | None = None,
         seed: int = 0,
+        at_once: int | None = None,
     ):
-        self.gan, self.slope_weight, self.step_count = gan, r1 * scale, 0
+        self.gan, self.slope_weight, self.step_count, self.at_once = gan, r1 * scale, 0, at_once
         self.discriminator = copy.deepcopy(gan.discriminator).train().requires_grad_(True)  # type: ignore[union-attr]
         lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
         self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
@@ -71,18 +73,24 @@ class Guide:
         order = torch.randperm(len(labels))  # shuffled, so that minibatch statistics give nothing away
         x = torch.cat([negatives.to(self.gan.device), positives.to(self.gan.device)])[order]
         self.discriminator.train().requires_grad_(True)
-        x = augment(x, self.policy)
-        lazy = self.slope_weight > 0 and self.step_count % INTERVAL == 0
-        logits = self.log_odds(x.requires_grad_(lazy))
-        loss = F.binary_cross_entropy_with_logits(logits, labels[order].to(logits))
-        if lazy:
-            (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-            loss = loss + INTERVAL * self.slope_weight * slope.square().flatten(1).sum(1).mean()
+        x, labels = augment(x, self.policy), labels[order]
+        at_once = self.at_once or len(x)
         self.optim.zero_grad(set_to_none=True)
-        loss.backward()
+        for part, wanted in zip(x.split(at_once), labels.split(at_once), strict=True):
+            (self._loss(part, wanted) * (len(part) / len(x))).backward()
         self.optim.step()
         self.step_count += 1
         self.discriminator.eval().requires_grad_(False)
+
+    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Logistic loss, with the gradient penalty in the steps that have one."""
+        lazy = self.slope_weight > 0 and self.step_count % INTERVAL == 0
+        logits = self.log_odds(x.requires_grad_(lazy))
+        loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
+        if lazy:
+            (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+            loss = loss + INTERVAL * self.slope_weight * slope.square().flatten(1).sum(1).mean()
+        return loss
 
     def log_odds(self, x: Tensor, c: Tensor | None = None) -> Tensor:
         """Log-odds of being negative [N] of samples, were half of them so; differentiable in x."""

@@ -17,8 +17,9 @@ from ... import config
 from ...data.samples import Samples
 from ...feedback.feedback import Feedback, pool_size
 from ...gan import BIG, GAN
+from ...support import world
 from ...support.seeding import Stream, stream_seed
-from ...training.trainer import draw
+from ...training.trainer import draw, together
 from .guide import Guide
 from .guide_weight import GuideWeightController
 
@@ -64,16 +65,18 @@ class Steering:
         self.preserve_weight = cfg.preserve_weight * max(1 - 3 * share, 0.0)
         some = torch.arange(min(len(positives), 500))
         self.variance = float(positives.batch(some).var(0).mean())
+        # Of big samples no more at once than the training takes, whose batch the user has fitted to the memory.
+        at_once = None if math.prod(gan.sample_shape) < BIG else cfg.adversarial.batch_size
         self.guide = Guide(
             gan,
             feedback.negatives,
             positives,
             cfg.guide_steps,
-            # Of big samples no more at once than the training takes, whose batch the user has fitted to the memory.
-            64 if math.prod(gan.sample_shape) < BIG else min(64, cfg.adversarial.batch_size),
+            64 if at_once is None else min(64, at_once),
             r1=cfg.guide_r1,
             scale=self.variance,
             seed=stream_seed(seed, Stream.GUIDE),
+            at_once=at_once,
         )
         size = pool_size(gan, cfg.guide_control.recent_samples)
         self.recent_negatives, self.recent_others = Recent(size), Recent(size)
@@ -97,6 +100,7 @@ class Steering:
 
     def _observe(self, fake: Tensor) -> None:
         """Ask about the samples just made: for the guide's weight, and, with an oracle, for the guide to learn from."""
+        fake = world.gather(fake, together(self.gan))
         flags = self.feedback.is_negative(fake).to(fake.device)
         self.control.observe(float(flags.float().mean()) / self.share)
         if self.feedback.is_oracle:
@@ -106,7 +110,7 @@ class Steering:
         """A step of the guide on samples that the oracle answered for, now and lately, and on those it began with."""
         self.recent_negatives.add(fake[flags])
         self.recent_others.add(fake[~flags])
-        n = self.cfg.adversarial.batch_size // 2
+        n = max(self.cfg.adversarial.batch_size // 2, 1)
 
         def batch(recent: Recent, first: Samples) -> Tensor:
             return torch.cat([*recent.draw(n), draw(self.gan, first, n)[0]])

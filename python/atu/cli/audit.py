@@ -1,0 +1,152 @@
+"""`atu audit`: what someone who has the weights gets back out of an unlearned GAN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .evaluate import bundled, load_pair
+from .models import Model, model_options
+from .options import (
+    MARKED,
+    RETRAINED,
+    SUBJECT,
+    Common,
+    check_replaceable,
+    command_line,
+    common,
+    load_gan,
+)
+from .oracles import JUDGE, Asked, check_judge, oracle_options, subject_of
+
+if TYPE_CHECKING:
+    from ..evaluation.audit import Rule
+    from ..evaluation.goals import Goal
+    from ..feedback.answers import Answers
+    from ..gan import GAN
+
+
+@click.command("audit")
+@click.argument("before")
+@click.argument("after")
+@model_options
+@JUDGE
+@oracle_options
+@RETRAINED
+@click.option(
+    "--negatives",
+    type=MARKED,
+    help="Images to relearn from, BEFORE's own if not given; without --oracle a probe learns from them.",
+)
+@click.option("--starts", default=128, show_default=True, type=click.IntRange(1), help="Random starts of each search.")
+@click.option("--steps", default=100, show_default=True, type=click.IntRange(1), help="Gradient steps of each search.")
+@click.option(
+    "--images", default=6400, show_default=True, type=click.IntRange(1), help="Images of each relearning curve."
+)
+@click.option(
+    "--samples", default=4000, show_default=True, type=click.IntRange(100), help="Samples for rates and the probe."
+)
+@SUBJECT
+@common("Folder for audit.json and audit.html; the same command goes on from an audit that was stopped.")
+def audit(
+    run: Common,
+    before: str,
+    after: str,
+    model: Model,
+    asked: Asked,
+    retrained: str | None,
+    negatives: Path | None,
+    starts: int,
+    steps: int,
+    images: int,
+    samples: int,
+    subject: str | None,
+) -> None:
+    """See what can be got back.
+
+    Latent search in every space, relearning from few negatives and from good samples, and a linear probe on the inner
+    maps: of BEFORE and AFTER unlearning, and of a GAN retrained without the negatives.
+
+    BEFORE and AFTER: checkpoints or run folders; mnist is the bundled GAN.
+    """
+    from ..evaluation import audit as auditing
+    from ..report import report
+    from ..report.words import duration
+    from ..support import environment, progress
+
+    check_replaceable(run.out, "audit", "seconds_by_part")
+    check_judge(asked, negatives)
+    first, last = load_pair(before, after, run.device, model)
+    other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
+    budget = auditing.Budget(starts=starts, steps=steps, images=images, samples=samples)
+    oracle, judge = asked.find_both(first)
+    goal, judges, searched = _who_says(asked, oracle, judge, negatives, first, run.seed)
+    known = None if negatives is None else _marked(negatives, first, budget.marks)
+    wanted = auditing.subject_of(first, last, goal, judges, budget, run.seed, other, known)
+    thought = auditing.estimate(wanted, run.out)
+    progress.say(f"audit: {len(list(wanted.parts()))} parts, about {duration(thought)} on this machine")
+    found = auditing.run(wanted, run.out)
+    found.update(
+        subject=subject_of(negatives, subject, oracle, judge),
+        command=command_line(),
+        searched=searched,
+    )
+    found.update(estimated_seconds=thought, machine=environment.machine(first.device))
+    table = report.write_audit(run.out, found)
+    if not run.quiet:
+        _print(table)
+        progress.say(f"judge: {found['judges'][0]}; searched: {searched}; took {duration(found['seconds'])}")
+    for name in ("audit.html", "audit.json"):
+        click.echo(str(run.out / name))
+
+
+def _who_says(
+    asked: Asked, oracle: Answers | None, judge: Answers | None, negatives: Path | None, gan: GAN, seed: int
+) -> tuple[Goal, dict[str, Rule], str]:
+    """(what is searched, the judges, the name of what is searched): the oracle, or a probe fitted on the negatives, is
+    searched; the judge that was given, or the bundled one in the bundled classifier's place, was not."""
+    from ..evaluation.goals import as_goal, class_goal
+    from ..evaluation.judges import probe_of
+    from ..experiments.judge import mnist_judge
+
+    if oracle is None:
+        goal, searched = as_goal(probe_of(gan, negatives, seed=seed), gan, seed=seed), "probe"
+    else:
+        value, classes = oracle.goal_arguments()
+        goal, searched = as_goal(value, gan, classes, seed), oracle.spec
+    judges: dict[str, Rule] = {}
+    if judge is not None:
+        judges[judge.spec] = judge
+    elif oracle is not None and bundled(asked) == "mnist":
+        own = mnist_judge().to(gan.device)
+        judges[own.name] = class_goal(own, oracle.chosen, gan.image_range).is_negative
+    return goal, {**judges, searched: goal.is_negative}, searched
+
+
+def _marked(negatives: Path, gan: GAN, marks: tuple[int, ...]) -> Any:
+    import torch
+
+    from ..feedback.places import marked_samples
+
+    given, _ = marked_samples(gan, negatives, "negatives")
+    return given.batch(torch.arange(min(len(given), max(marks)))).cpu()
+
+
+def _print(table: list[list[str]]) -> None:
+    """Rows under a header, as wide as the terminal allows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*table[0], box=None)
+    for row in table[1:]:
+        shown.add_row(*row)
+    Console().print(shown)
+
+
+@click.command("attack", hidden=True, context_settings=dict(ignore_unknown_options=True))
+@click.argument("words", nargs=-1)
+def attack(words: tuple[str, ...]) -> None:
+    """The former name of `atu audit`."""
+    raise click.UsageError("atu attack is now atu audit, which searches, relearns and probes")
