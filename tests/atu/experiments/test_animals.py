@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,7 @@ def test_small_gan_shows_the_faces_to_both_classifiers():
         assert float(share) == pytest.approx(float(true), abs=0.12)
 
 
+@pytest.mark.slow
 def test_a_feature_is_judged_by_the_judge_alone(small, monkeypatch):
     used = []
     evaluate = demo.evaluate
@@ -150,6 +152,7 @@ def test_a_feature_is_judged_by_the_judge_alone(small, monkeypatch):
     assert not torch.equal(measured.logits_and_features(x)[1], asked.logits_and_features(x)[1])
 
 
+@pytest.mark.slow
 def test_without_oracle_it_marks_and_answers_no_more(small, monkeypatch):
     seen = []
 
@@ -166,6 +169,7 @@ def test_without_oracle_it_marks_and_answers_no_more(small, monkeypatch):
     assert "--no-oracle" in data["command"]
 
 
+@pytest.mark.slow
 def test_a_species_on_one_color_and_one_after_another(small):
     first, page = animals_demo(small, "pink", "--feature", "antlers", "--on", "pink")
     assert first["subject"] == "antlers with color pink"
@@ -237,6 +241,19 @@ def test_a_missing_file_says_which_command_makes_it(monkeypatch):
     monkeypatch.setitem(assets.MADE_BY, "none.safetensors", "atu make none")
     with pytest.raises(FileNotFoundError, match=r"none.safetensors: .* is missing; .*or make it with `atu make none`"):
         assets.asset("none.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (Path(assets.__file__).parent / "animals-gan.safetensors").exists(),
+    reason="the bundled GAN of drawn animals is not in this tree; `atu pretrain animals` makes it",
+)
+def test_the_bundled_gan_is_like_the_drawings():
+    path = assets.asset("animals-gan.safetensors")
+    assert path.stat().st_size <= 8_000_000
+    found = demo.LikeDrawings(2000)(GAN.load(path))
+    assert found["share_error"] < 0.05  # 0.03 and what 2,000 samples leave to chance
+    assert found["precision"] >= 0.8 and found["recall"] >= 0.8
 
 
 def test_drawings_are_like_drawings(monkeypatch):
