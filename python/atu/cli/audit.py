@@ -148,5 +148,8 @@ def _print(table: list[list[str]]) -> None:
 @click.command("attack", hidden=True, context_settings=dict(ignore_unknown_options=True))
 @click.argument("words", nargs=-1)
 def attack(words: tuple[str, ...]) -> None:
-    """The former name of `atu audit`."""
+    """The former name of `atu audit`.
+
+    WORDS: what it was called with.
+    """
     raise click.UsageError("atu attack is now atu audit, which searches, relearns and probes")

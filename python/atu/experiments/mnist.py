@@ -114,7 +114,10 @@ def demo_mnist(settings: MnistDemo) -> dict[str, Any]:
         precision=settings.precision,
     )
     start = time.monotonic()
-    kept: dict[str, Callable[[Tensor], Tensor]] = {**known, **{one.subject: one.is_negative for one in before}}
+    # Of digits, what was unlearned before is counted by the judge, as it was then.
+    counting = classifier if settings.judge is not None else measures["classifier"]
+    again = [targets.from_plain(plain, counting, gan.image_range) for plain in earlier]
+    kept: dict[str, Callable[[Tensor], Tensor]] = {**known, **{one.subject: one.is_negative for one in again}}
     evaluation = evaluate(
         gan,
         result.gan,

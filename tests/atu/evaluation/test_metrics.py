@@ -1,5 +1,7 @@
 """Metrics of other packages: what they are given, and where their numbers go."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -73,7 +75,7 @@ def test_the_reproduced_table_has_a_column_a_metric():
     cells.append(dict(numbers=numbers, seconds=1.0))  # computed before there was this metric
     row = reproduce.summarise(cells)
     assert row["metrics"] == {"fewer": dict(mean=0.5, deviation=pytest.approx(0.5 / 2**0.5), n=2)}
-    task = reproduce.Task("8", None, ("8",), None)
+    task = reproduce.Task("8", SimpleNamespace(name="a judge"), ("8",), None)
     plan = reproduce.Plan("mnist", None, [task], ["cdc", "ewc"], seeds=3)
     table = {"cdc": {"8": row}, "ewc": {"8": reproduce.summarise(cells[2:])}}
     lines = [line for line in reproduce.markdown(plan, table).splitlines() if line.startswith("| ")]

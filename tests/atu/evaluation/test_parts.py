@@ -11,7 +11,7 @@ import torch
 from atu.assets import asset
 from atu.data import animals
 from atu.data.images import to_range
-from atu.evaluation.audit import class_goal
+from atu.evaluation.goals import class_goal
 from atu.evaluation.judges import AnyClassifier, as_judge
 from atu.evaluation.parts import PartsClassifier
 from atu.experiments.classifiers import parts_accuracy, parts_loss, smeared, train_parts, turned

@@ -180,7 +180,7 @@ def test_audit_command(small, capsys, monkeypatch):
     assert "audit: 17 parts, about" in told.err
     found = json.loads((out / "audit.json").read_text())
     assert found["parts"]["before"]["search z"] == found["parts"]["after"]["search z"]
-    assert (found["judges"], found["searched"]) == (["mnist-judge", "mnist"], "mnist")
+    assert (found["judges"], found["searched"]) == (["mnist-judge", "mnist?class=3"], "mnist?class=3")
     assert found["subject"] == "class 3"
     page = (out / "audit.html").read_text()
     assert "What can be got back: class 3" in page
@@ -213,7 +213,7 @@ def test_another_judge(small, capsys):
     module = Classifier.load(assets.asset("mnist-classifier.safetensors")).module
     torch.jit.trace(module, torch.rand(2, 1, 32, 32)).save(str(small / "other.pt"))
     data, page = mnist_demo(small, "judged", "--class", 4, "--no-oracle", "--judge", small / "other.pt")
-    assert "judged by other.pt, which has never answered" in page and "not asked again during the run." in page
+    assert "other.pt, which never answered, judges the outcome" in page and "not asked again in the run." in page
     shares = data["class_histogram_before"]
     assert data["negatives_before"] == shares["4"]["count"] > 0 and data["features"] == "discriminator"
     assert data["fid_cls_after"] > 0 and f"--judge {small / 'other.pt'}" in data["command"]
