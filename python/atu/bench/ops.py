@@ -26,13 +26,18 @@ def _tensors(result: Any) -> list[Tensor]:
 
 def disagreement(case: Case) -> float:
     """Largest difference between ours and reference, over the largest value of each result."""
-    worst = 0.0
+    errors = []
     for mine, theirs in zip(_tensors(case.ours()), _tensors(case.reference()), strict=True):
         if mine.numel() or theirs.numel():
             scale = float(theirs.abs().max())
             error = float((mine.double() - theirs.double()).abs().max())
-            worst = max(worst, error / scale if scale > 0 else error)
-    return worst
+            errors.append(error / scale if scale > 0 else error)
+    return _worst(errors)
+
+
+def _worst(errors: list[float]) -> float:
+    """The largest; nan where one is (which Python's max passes over)."""
+    return float(torch.tensor([0.0, *errors], dtype=torch.float64).max())
 
 
 def _distance(found: Any, exact: Any) -> float:
@@ -40,12 +45,12 @@ def _distance(found: Any, exact: Any) -> float:
 
     A norm, since single values of 16-bit gradients mean little: rounding moves an input over an activation's kink.
     """
-    worst = 0.0
+    errors = []
     for mine, wanted in zip(_tensors(found), _tensors(exact), strict=True):
         scale = float(wanted.double().norm())
         error = float((mine.double() - wanted.double()).norm())
-        worst = max(worst, error / scale if scale > 0 else error)
-    return worst
+        errors.append(error / scale if scale > 0 else error)
+    return _worst(errors)
 
 
 def _checked(case: Case, dtype: torch.dtype) -> float:
