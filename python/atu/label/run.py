@@ -99,9 +99,10 @@ class Runs:
             lock.write(str(self.process.pid))
 
     def stop(self) -> None:
-        """Stop the run that is going on, as Ctrl-C does: its state is saved."""
+        """Stop the run that is going on: its state is saved. Not by SIGINT, which it ignores where the page was started in
+        the background of a script."""
         if self.busy:
-            self._send(signal.SIGINT)
+            self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
         pid = self.orphan if self.process is None or self.process.poll() is not None else self.process.pid
@@ -147,7 +148,7 @@ class Runs:
         if self.finished(number):
             return "finished"
         ended = None if self.process is None else self.process.returncode
-        if ended not in (None, 0, 130, -signal.SIGINT) or _last_line(self._log(number)).startswith("Error"):
+        if ended not in (None, 0, 130, 143, -signal.SIGTERM) or _last_line(self._log(number)).startswith("Error"):
             return "failed"
         return "stopped" if self.folder(number).exists() else "none"
 

@@ -12,15 +12,12 @@ from atu.label.session import Session
 
 # A run: tells that it has begun, then works until it is stopped.
 WORK = """
-import pathlib, signal, sys, time
+import pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 out.mkdir(exist_ok=True)
 print("at work", flush=True)
 (out / "metrics.jsonl").write_text('{"stage": "adapt-0", "step": 7}\\n')
-try:
-    time.sleep(120)
-except KeyboardInterrupt:
-    sys.exit(130)
+time.sleep(120)
 """
 # A server that begins a run and is killed.
 SERVER = """
@@ -53,7 +50,12 @@ def wait(condition, seconds=30.0):
 @pytest.fixture
 def orphaned(marks):
     """The session of a page whose process was killed while a run was going on."""
-    server = subprocess.Popen([sys.executable, "-c", SERVER, str(marks), WORK], stdout=subprocess.PIPE, text=True)
+    # As a script starts it in the background: Ctrl-C is ignored, by what it starts too.
+    server = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", sys.executable, "-c", SERVER, str(marks), WORK],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert server.stdout.readline() == "begun\n"
     wait(lambda: (marks.with_name("marks-run-1") / "metrics.jsonl").exists())
     server.send_signal(signal.SIGKILL)
