@@ -99,8 +99,8 @@ class Runs:
             lock.write(str(self.process.pid))
 
     def stop(self) -> None:
-        """Stop the run that is going on: its state is saved. Not by SIGINT, which it ignores where the page was started in
-        the background of a script."""
+        """Stop the run that is going on: its state is saved. Not by SIGINT, which it ignores where the page was started
+        in the background of a script."""
         if self.busy:
             self._send(signal.SIGTERM)
 
