@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..formats.tensors import CheckpointError, fill, load_tensors, module_tensors, save_tensors
+from ..formats.tensors import CheckpointError, fill, load_format, module_tensors, save_tensors
 from ..measures.features import flat_features, last_input
 from ..measures.shares import share_of
 from ..networks.classifier import ConvClassifier, ResidualClassifier
@@ -170,11 +170,7 @@ class Classifier:
         Raises:
             CheckpointError: the file is missing, corrupt, or no classifier of this format.
         """
-        tensors, metadata = load_tensors(path)
-        if metadata.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path}: expected a file of format {FORMAT}, got {metadata.get('format', 'another')}"
-            )
+        tensors, metadata = load_format(path, FORMAT)
         try:
             config = json.loads(metadata["config"])
             module = NETWORKS[config.get("network", "conv")](**config["kwargs"])

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..formats.tensors import CheckpointError, fill, load_tensors, module_tensors, save_tensors
+from ..formats.tensors import CheckpointError, fill, load_format, module_tensors, save_tensors
 from ..networks.classifier import ConvClassifier, StridedClassifier
 from .classifier import ModuleClassifier
 
@@ -149,11 +149,7 @@ class PartsClassifier:
         Raises:
             CheckpointError: the file is missing, corrupt, or no classifier of this format.
         """
-        tensors, metadata = load_tensors(path)
-        if metadata.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path}: expected a file of format {FORMAT}, got {metadata.get('format', 'another')}"
-            )
+        tensors, metadata = load_format(path, FORMAT)
         try:
             config = json.loads(metadata["config"])
             module = NETWORKS[config["network"]](**config["kwargs"])

@@ -48,6 +48,18 @@ def load_tensors(path: str | Path, prefix: str = "") -> tuple[dict[str, Tensor],
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
+def load_format(path: str | Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `load_tensors` gives, of a file whose metadata name the format `expected`.
+
+    Raises:
+        CheckpointError: as of `load_tensors`; the file is of another format.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("format") != expected:
+        raise CheckpointError(f"{path}: expected a file of format {expected}, got {metadata.get('format', 'another')}")
+    return tensors, metadata
+
+
 def misfits(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
     """What does not fit in filling a module with `state`: keys missing and unexpected, other shapes, values that are
     not finite. Batch norm's count of batches may be missing: files of older versions of torch lack it."""
