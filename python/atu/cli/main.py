@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ..bench.cli import bench
+from ..support import torchrun
 from .audit import attack, audit
 from .config import config
 from .demo import demo
@@ -65,7 +66,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort) as error:
         if debug:
             raise
-        click.echo(f"\n{_stopped(arguments)}", err=True)
+        if torchrun.is_first():
+            click.echo(f"\n{_stopped(arguments)}", err=True)
         sys.exit(getattr(error.__cause__ or error, "exit_code", 130))  # the cause: what click.Abort stands for
     except Exception as error:
         if debug:
@@ -77,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _stopped(arguments: list[str]) -> str:
     if not arguments or arguments[0] not in RESUMABLE:
         return "Stopped."
-    return f"Stopped; the same command goes on from here:\n  atu {shlex.join(arguments)}"
+    return f"Stopped; the same command goes on from here:\n  {shlex.join(torchrun.command(*arguments))}"
 
 
 def message(error: Exception, arguments: list[str]) -> str:
@@ -85,7 +87,8 @@ def message(error: Exception, arguments: list[str]) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if _is_expected(error):
         return text
-    return f"{type(error).__name__}: {text} (atu --debug {shlex.join(arguments)} shows the traceback)"
+    again = shlex.join(torchrun.command("--debug", *arguments))
+    return f"{type(error).__name__}: {text} ({again} shows the traceback)"
 
 
 def _is_expected(error: Exception) -> bool:

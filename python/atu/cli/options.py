@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import click
 
 from .. import presets
 from ..assets import DOMAINS, asset
+from ..support import torchrun
 from .models import Model
 
 if TYPE_CHECKING:
@@ -38,10 +40,13 @@ class Common:
     quiet: bool
 
 
-def common(out_help: str, *, seed: bool = True, device: bool = True, threads: bool = False) -> Callable:
+def common(
+    out_help: str, *, seed: bool = True, device: bool = True, threads: bool = False, several: bool = False
+) -> Callable:
     """Add --out, --quiet and, unless left out, --device and --seed; the command gets them as one `Common`, first.
 
-    Before the command runs, the folder and the device are checked. threads: add --threads too.
+    Before the command runs, the folder and the device are checked. threads: add --threads too. several: the command
+    knows what to do as one of several processes of torchrun; others refuse.
     """
     options = [
         click.option("--out", required=True, type=FOLDER, help=out_help),
@@ -63,6 +68,9 @@ def common(out_help: str, *, seed: bool = True, device: bool = True, threads: bo
     def add(function: Callable) -> Callable:
         @functools.wraps(function)
         def command(out: Path, quiet: bool, device: str | None = None, seed: int = 0, **rest: Any) -> Any:
+            if not several and torchrun.is_one_of_several():
+                path = click.get_current_context().command_path.removeprefix("atu ")
+                raise click.UsageError(f"{path} runs in one process: start it without torchrun")
             check_writable(out)
             if threads:
                 use_threads(rest.pop("threads"))
@@ -114,10 +122,13 @@ def begin(quiet: bool = False, device: str | None = None) -> None:
 def join_world(run: Common) -> Common:
     """`run` in the process that this is of those that torchrun started: its own device, and the first alone speaks."""
     from ..support import progress, world
+    from ..support.remarks import InputWarning
 
     device = world.join(run.device)
     quiet = run.quiet or not world.is_first()
     progress.set_quiet(quiet)
+    if not world.is_first():  # the first says the same
+        warnings.simplefilter("ignore", InputWarning)
     return replace(run, device=device, quiet=quiet)
 
 
@@ -155,7 +166,7 @@ def check_no_run(out: Path) -> None:
 
 def command_line() -> str:
     """This process's command, for reports."""
-    return shlex.join(["atu", *sys.argv[1:]])
+    return shlex.join(torchrun.command(*sys.argv[1:]))
 
 
 # --- options

@@ -80,7 +80,7 @@ ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome
 @BATCH
 @SUBJECT
 @REQUIRE
-@common("Run folder; the same command goes on from a run that was stopped.", threads=True)
+@common("Run folder; the same command goes on from a run that was stopped.", threads=True, several=True)
 def unlearn(
     run: Common,
     ckpt: str,
@@ -137,7 +137,7 @@ def unlearn(
         precision=precision,
         from_run=from_run,
     )
-    if not world.is_first():
+    if not world.leave():
         return
     start = time.monotonic()
     evaluation = _evaluate(gan, result, judge or oracle, samples, run.seed)

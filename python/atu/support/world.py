@@ -1,13 +1,15 @@
 """Several processes that train one GAN together (torchrun, torch.distributed); one process is a world of its own.
 
 All processes run the same program from the same seeds, so that all they draw and decide is the same. Of each batch
-every one computes its part; gradients, buffers and metrics are averaged, and only the first writes files.
+every one computes its part; gradients, buffers and metrics are averaged, and only the first writes files. One process
+that torchrun started calls all that several would, and gets the same bits as without.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,10 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from . import torchrun
 from .seeding import fork_rng, mix_seed
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=30)  # for the slowest process: the first one evaluates and writes alone
+PATIENCE = timedelta(minutes=30)  # for the slowest process: the first one writes alone
+_joined = False  # by `join`, and not yet left
 
 
 class WorldError(RuntimeError):
@@ -29,6 +33,11 @@ class WorldError(RuntimeError):
 
 def size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_joined() -> bool:
+    """Whether there is a world: of several processes, or of the one that torchrun started."""
+    return _joined or size() > 1
 
 
 def rank() -> int:
@@ -41,16 +50,41 @@ def is_first() -> bool:
 
 
 def join(device: str | None) -> str | None:
-    """Join the processes that torchrun started, if it did: by NCCL on CUDA, else by gloo. Returns this one's device."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or size() > 1:
+    """Join the processes that torchrun started, if it did: by NCCL on CUDA, else by gloo. Returns this one's device.
+
+    Raises:
+        ValueError: fewer CUDA devices than processes.
+    """
+    global _joined
+    if is_joined() or not (torchrun.is_launched() or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         return device
     cuda = device is not None and torch.device(device).type == "cuda"
     if cuda:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        here, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if here >= count:
+            raise ValueError(f"device: expected a CUDA device for each process, got {count} for {here + 1} or more")
+        device = f"cuda:{here}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
+    _joined = True
     return device
+
+
+def leave() -> bool:
+    """Go on alone, once all have come here; whether this process is the one that writes.
+
+    What is computed by one process must come after this: torchmetrics, for one, gathers from all there are.
+    """
+    global _joined
+    first = is_first()
+    if is_joined():
+        with _told():
+            dist.barrier()
+        atexit.unregister(dist.destroy_process_group)
+        dist.destroy_process_group()
+        _joined = False
+    return first
 
 
 @contextmanager
@@ -59,15 +93,16 @@ def _told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        why = re.sub(r"^\[\S+\] *", "", str(error).splitlines()[0])[:120]  # without the line of gloo's source
         raise WorldError(
             f"another process of this run has stopped, so that process {rank()} of {size()} stops too; the same "
-            f"command goes on from the last saved state ({str(error).splitlines()[0][:120]})"
+            f"command goes on from the last saved state ({why})"
         ) from error
 
 
 def mean_(tensors: Sequence[Tensor]) -> None:
     """Replace each by its mean over all processes, in place."""
-    if size() == 1 or not tensors:
+    if not is_joined() or not tensors:
         return
     for dtype in {t.dtype for t in tensors}:
         same = [t for t in tensors if t.dtype == dtype]
@@ -81,7 +116,7 @@ def mean_(tensors: Sequence[Tensor]) -> None:
 
 def mean_of(values: dict[str, float], device: torch.device) -> dict[str, float]:
     """Each number's mean over all processes, which give the same names."""
-    if size() == 1:
+    if not is_joined():
         return values
     together = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     mean_([together])
@@ -90,12 +125,12 @@ def mean_of(values: dict[str, float], device: torch.device) -> dict[str, float]:
 
 def any_of(flag: bool, device: torch.device) -> bool:
     """Whether it is true in any process."""
-    return flag if size() == 1 else mean_of({"": float(flag)}, device)[""] > 0
+    return flag if not is_joined() else mean_of({"": float(flag)}, device)[""] > 0
 
 
 def gather(own: Tensor, group: int | None = 1) -> Tensor:
     """The whole batch [n, ...] of which each process has what `part(n, group)` says; without gradients."""
-    if size() == 1:
+    if not is_joined():
         return own
     parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(size())]
     with _told():
@@ -109,7 +144,7 @@ def gather(own: Tensor, group: int | None = 1) -> Tensor:
 
 def from_first(make: Callable[[], T]) -> T:
     """What `make` gives in the first process, in all of them."""
-    if size() == 1:
+    if not is_joined():
         return make()
     box: list[Any] = [make() if is_first() else None]
     with _told():
