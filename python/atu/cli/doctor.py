@@ -6,6 +6,7 @@ import importlib.util
 import json
 import platform
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -118,6 +119,29 @@ def _cuda_device() -> Part:
     return Part("CUDA device", False, why=problem or "torch finds no device", remedy="check the driver with nvidia-smi")
 
 
+def _several_processes() -> Part:
+    """What several processes would train one GAN by, and the command that starts them."""
+    import torch
+    import torch.distributed as dist
+
+    from ..support.environment import usable_cores
+
+    name = "several processes"
+    if not dist.is_available() or not dist.is_gloo_available():
+        why = f"torch {torch.__version__} is a build without {'gloo' if dist.is_available() else 'torch.distributed'}"
+        return Part(name, False, why=why, remedy="install a build of torch with it: https://pytorch.org/get-started")
+    nccl = f"NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}" if dist.is_nccl_available() else ""
+    gpus = torch.cuda.device_count() if nccl and torch.cuda.is_available() else 0
+    cores = usable_cores()
+    each = f" --threads {cores // 2}" if cores >= 4 else ""  # torchrun's own choice is one
+    count, options = (gpus, " --device cuda") if gpus > 1 else (2, each)
+    launcher = "torchrun" if shutil.which("torchrun") else "python -m torch.distributed.run"
+    command = f"{launcher} --nproc-per-node {count} -m atu unlearn CKPT --negatives FOLDER --out DIR{options}"
+    there = f"gloo on the CPU ({cores} {'core' if cores == 1 else 'cores'}), "
+    there += f"{nccl} on CUDA ({gpus} {'device' if gpus == 1 else 'devices'})" if nccl else "no NCCL in this torch"
+    return Part(name, True, f"{there}\n{command}")
+
+
 def _openmp() -> Part:
     import torch
 
@@ -163,6 +187,7 @@ def diagnose() -> Diagnosis:
         "torch's choice": torch.backends.cpu.get_cpu_capability(),
     }
     parts = [_cpu_kernels(), _openmp(), _bfloat16(), _cuda_build(), _cuda_torch(), _cuda_device()]
+    parts.append(_several_processes())
     parts += [_extra(name, modules) for name, modules in EXTRAS.items()]
     return Diagnosis(versions, cpu, parts)
 

@@ -65,11 +65,15 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+def usable_cores() -> int:
+    """How many this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Processor, cores usable and threads used, load at this moment, and the GPU where one was used."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found: dict[str, Any] = dict(
-        system=platform.platform(), cpu=cpu_name(), cores=cores, threads=torch.get_num_threads()
+        system=platform.platform(), cpu=cpu_name(), cores=usable_cores(), threads=torch.get_num_threads()
     )
     if hasattr(os, "getloadavg"):
         found["load_average"] = round(os.getloadavg()[0], 2)

@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from atu.cli import doctor
+from atu.support import environment
 from atu_ext import _native
 
 
@@ -54,3 +56,40 @@ def test_table_keeps_what_stands_in_brackets(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     run()
     assert "pip install 'atu-ext[onnx]'" in capsys.readouterr().out
+
+
+def several(monkeypatch, gpus=0, nccl=False, cores=8, gloo=True):
+    monkeypatch.setattr(torch.distributed, "is_gloo_available", lambda: gloo)
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: nccl)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 5))
+    monkeypatch.setattr(environment, "usable_cores", lambda: cores)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: f"/bin/{name}")
+    return doctor._several_processes()
+
+
+def test_what_several_processes_would_run_on_is_told(monkeypatch):
+    start = "torchrun --nproc-per-node {} -m atu unlearn CKPT --negatives FOLDER --out DIR{}"
+    cases = [
+        (dict(), "gloo on the CPU (8 cores), no NCCL in this torch", start.format(2, " --threads 4")),
+        (dict(cores=2), "gloo on the CPU (2 cores), no NCCL in this torch", start.format(2, "")),
+        (
+            dict(nccl=True, gpus=1, cores=1),
+            "gloo on the CPU (1 core), NCCL 2.27.5 on CUDA (1 device)",
+            start.format(2, ""),
+        ),
+        (
+            dict(nccl=True, gpus=4),
+            "gloo on the CPU (8 cores), NCCL 2.27.5 on CUDA (4 devices)",
+            start.format(4, " --device cuda"),
+        ),
+    ]
+    for case, there, command in cases:
+        with monkeypatch.context() as patch:
+            assert several(patch, **case).detail == f"{there}\n{command}"
+
+
+def test_without_gloo_several_processes_are_off(monkeypatch):
+    part = several(monkeypatch, gloo=False)
+    assert not part.on and "a build without gloo" in part.why
