@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .support import memory
-from .support.modules import eval_mode, parameter_dtype, required_arguments, takes_two
+from .support.image_range import checked_range, inferred_range
+from .support.modules import eval_mode, parameter_dtype, plain, required_arguments, takes_two, uncompiled
 from .support.remarks import InputWarning
 from .support.seeding import fork_rng, mix_seed
 
@@ -46,6 +47,9 @@ class GAN:
             unconditional.
         label_format: how the modules take labels: "one-hot" float [N, c_dim], "index" int64 [N], or "auto" (index for a
             module with an nn.Embedding of c_dim rows).
+
+    Modules may be what `torch.compile` returns: they are kept as what it wrapped, so that a checkpoint knows nothing of
+    it, and passes through them run as compiled, where neither hooks nor gradients of gradients are needed.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -80,14 +84,18 @@ class GAN:
             raise ValueError(f"discriminator_output: expected auto, logit or probability, got {discriminator_output!r}")
         if label_format not in ("auto", "one-hot", "index"):
             raise ValueError(f"label_format: expected auto, one-hot or index, got {label_format!r}")
-        self.generator, self.discriminator, self.generator_ema = generator, discriminator, generator_ema
+        given = (generator, discriminator, generator_ema)
+        self.generator: nn.Module = plain(generator)
+        self.discriminator = None if discriminator is None else plain(discriminator)
+        self.generator_ema = None if generator_ema is None else plain(generator_ema)
+        self._compiled = [module for module in given if module is not None and plain(module) is not module]
         if latent_dim is None:
             latent_dim = getattr(generator, "z_dim", getattr(generator, "latent_dim", None))
         if latent_dim is None and latent_sampler is None:
             raise ValueError("latent_dim: expected an int, as the generator has no z_dim or latent_dim attribute")
         self.latent_dim = None if latent_dim is None else _checked_sizes(latent_dim)
         self.latent_sampler, self.label_sampler = latent_sampler, label_sampler
-        self._image_range = None if image_range is None else _checked_range(image_range)
+        self._image_range = None if image_range is None else checked_range(image_range)
         self.range_remark: str | None = None  # what the user was told of an inferred range
         self.discriminator_output = discriminator_output
         self.label_format = label_format
@@ -180,9 +188,14 @@ class GAN:
     def copy(self) -> GAN:
         """Deep copy; training it leaves this one as it is."""
         twin = copy.copy(self)
-        twin.generator = copy.deepcopy(self.generator)
-        twin.discriminator = copy.deepcopy(self.discriminator)
-        twin.generator_ema = copy.deepcopy(self.generator_ema)
+        twin._compiled = []
+        for name, module in self.modules().items():
+            memo: dict[int, Any] = {}
+            setattr(twin, name, copy.deepcopy(module, memo))
+            for each in self._compiled:
+                if plain(each) is module:
+                    backend = getattr(each, "dynamo_ctx", None)  # the same for both
+                    twin._compiled.append(copy.deepcopy(each, {**memo, id(backend): backend}))
         return twin
 
     def to(self, device: torch.device | str) -> GAN:
@@ -196,6 +209,10 @@ class GAN:
         """The modules that are there, by name."""
         found = dict(generator=self.generator, discriminator=self.discriminator, generator_ema=self.generator_ema)
         return {name: module for name, module in found.items() if module is not None}
+
+    def _compiled_of(self, module: nn.Module) -> nn.Module:
+        """What torch.compile made of a module, where it was given so; else the module."""
+        return next((each for each in self._compiled if plain(each) is module), module)
 
     @property
     def device(self) -> torch.device:
@@ -323,7 +340,7 @@ class GAN:
             args = self.arguments(module, z[part], None if c is None else c[part])
             # Nothing of this may be in force at the yield, where the caller's code runs.
             with eval_mode(module), fork_rng(self.device, mix_seed(seed, start)):
-                x = module(*args, **kwargs)
+                x = self._compiled_of(module)(*args, **kwargs)
             if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != len(args[0]):
                 got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise ValueError(f"generator: expected a tensor of {len(args[0])} samples, got {got}")
@@ -370,7 +387,8 @@ class GAN:
             options = {"update_emas": True} if module.training and _takes(module.synthesis, "update_emas") else {}
             x: Tensor = module.synthesis(self.mixed_ws(z, c, mixing_probability, module), **options)
         else:
-            x = module(*self.arguments(module, z, c))
+            run = self._compiled_of(module) if generator is None else module  # who gives one may listen within
+            x = run(*self.arguments(module, z, c))
         return _unless_16_bit(x)
 
     def mixed_ws(
@@ -403,8 +421,10 @@ class GAN:
         hooks = []
         if self.discriminator_output == "auto":
             hooks = [m.register_forward_hook(lambda _, args, y: seen.append((args[0], y))) for m in _sigmoids(module)]
+        slopes = x.requires_grad and x.is_leaf  # of the logits are asked for, and may be differentiated again
         try:
-            y = module(*self.arguments(module, x, c))
+            with uncompiled() if hooks or slopes else nullcontext():
+                y = self._compiled_of(module)(*self.arguments(module, x, c))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -434,38 +454,6 @@ def _checked_sizes(latent_dim: Any) -> int | tuple[int, ...]:
     if not sizes or any(not isinstance(k, Integral) or isinstance(k, bool) or k < 1 for k in sizes):
         raise ValueError(f"latent_dim: expected a positive int, got {latent_dim!r} (or several: (64, 1, 1))")
     return tuple(int(k) for k in sizes) if several else int(latent_dim)
-
-
-def _checked_range(image_range: Any) -> tuple[float, float]:
-    try:
-        low, high = (float(value) for value in image_range)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"image_range: expected (low, high), got {image_range!r}") from error
-    if not low < high:
-        raise ValueError(f"image_range: expected (low, high) with low < high, got {image_range!r}")
-    return low, high
-
-
-def inferred_range(x: Tensor) -> tuple[tuple[float, float], str | None]:
-    """The range that samples x [N, ...] are in, and what to tell the user where that is not plainly (-1, 1).
-
-    Samples that are no images [N, C, H, W] have no range: (-1, 1) stands for it.
-    """
-    usual = (-1.0, 1.0)
-    if x.ndim != 4 or not torch.isfinite(x).all():
-        return usual, None
-    low, high = float(x.min()), float(x.max())
-    seen = f"image_range: not given, and some samples lie in [{low:.3g}, {high:.3g}]"
-    if low < -0.02:
-        if low > -20 and high < 20:  # untrained ones, and those without a squashing output, overshoot
-            return usual, None
-    elif high <= 0.02:  # nothing but black: no evidence
-        return usual, None
-    elif high <= 1.02:
-        return (0.0, 1.0), f"{seen}: taken for (0, 1). Confirm it with GAN(..., image_range=(0, 1)), or say otherwise"
-    elif 20 < high < 300:
-        return (0.0, 255.0), f"{seen}: taken for (0, 255). Confirm it with GAN(..., image_range=(0, 255))"
-    return usual, f"{seen}: neither (-1, 1) nor (0, 1) nor (0, 255). (-1, 1) is assumed: say GAN(..., image_range=...)"
 
 
 def label_choice(c_dim: int, weights: Mapping[int, float]) -> LatentSampler:

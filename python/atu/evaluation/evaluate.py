@@ -27,6 +27,7 @@ from ..measures.prevalence import corrected_unlearning
 from ..measures.shares import histogram, share_of, total_variation, unlearning
 from ..support import progress
 from ..support.digest import sha256
+from ..support.modules import state_of
 from ..support.seeding import Stream, stream_seed
 from .collateral import good_changed, kept_numbers, landing, tv_redistribution
 from .judges import Judge, Judged, as_classifier, as_judge, judge_samples
@@ -173,7 +174,7 @@ def _of_range(network: Extractor, gan: GAN) -> Extractor:
 
 def _weights(model: GAN | nn.Module) -> str:
     modules = model.modules() if isinstance(model, GAN) else {"generator": model}
-    return sha256({f"{name}.{key}": v for name, module in modules.items() for key, v in module.state_dict().items()})
+    return sha256({f"{name}.{key}": v for name, module in modules.items() for key, v in state_of(module).items()})
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..gan import GAN
 from ..measures.features import Whitening
 from ..support import progress
-from ..support.modules import eval_mode
+from ..support.modules import eval_mode, uncompiled
 from ..support.seeding import fork_rng, mix_seed
 
 LAYERS = 8  # probed at most, evenly spread
@@ -80,7 +80,8 @@ def _watched(generator: nn.Module, names: list[str], see: Callable[[str, Tensor]
     modules = dict(generator.named_modules())
     hooks = [modules[name].register_forward_hook(hook_of(name)) for name in names]
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         for hook in hooks:
             hook.remove()
@@ -95,10 +96,11 @@ def pooled(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def inner_maps(gan: GAN, n: int, seed: int, batch_size: int = 250) -> dict[str, Tensor]:
+def inner_maps(gan: GAN, n: int, seed: int, batch_size: int | None = None) -> dict[str, Tensor]:
     """Features [n, F] of each probed layer of the EMA generator, for the latents and noise of `gan.sample(n, seed)`."""
     generator = gan.sampling_generator
     names = probed_layers(gan)
+    batch_size = batch_size or gan.fitting(250)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     z, c = gan.inputs(n, seed)
     watched = _watched(generator, names, lambda name, x: parts[name].append(pooled(x)))

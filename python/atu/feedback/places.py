@@ -15,11 +15,12 @@ from ..data.samples import Samples, TensorSamples, as_samples
 from ..formats.own_model import load_like
 from ..gan import GAN
 from ..support.digest import digest
+from ..support.modules import state_of
 
 
 def generator_digest(gan: GAN) -> str:
     """Of the weights that samples are made with."""
-    return digest(gan.sampling_generator.state_dict())
+    return digest(state_of(gan.sampling_generator))
 
 
 def marked_samples(gan: GAN, value: Any, name: str, resize: bool = False) -> tuple[Samples, Any]:

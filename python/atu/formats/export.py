@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..gan import GAN
+from ..support.modules import state_of
 from . import nvidia
 from .recognise import recognise
 from .registry import FORMATS, NVIDIA
@@ -69,7 +70,7 @@ def export(
 
 def write_nvidia(gan: GAN, path: Path, template: str | Path | None = None) -> Path:
     """Write an NVIDIA pickle: the template, or the file that the GAN was loaded from, with the GAN's tensors."""
-    states = {name: module.state_dict() for name, module in gan.modules().items()}
+    states = {name: state_of(module) for name, module in gan.modules().items()}
     return nvidia.replace_tensors(_template(gan, template), path, states)
 
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..gan import GAN
-from ..support.modules import eval_mode
+from ..support.modules import eval_mode, plain_name
 from ..support.user_code import load_object
 from .native import FORMAT, load_native
 from .recognise import is_safetensors, is_torch
@@ -31,7 +31,7 @@ from .torch_file import load_values, read_structure
 log = logging.getLogger("atu")
 State = dict[str, Tensor]
 ROLES = ("generator", "discriminator", "generator_ema")
-_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_PARALLEL = "module."  # of DistributedDataParallel
 _AVERAGED = ("ema", "avg", "average", "averaged", "swa")
 _DEPTH = 4
 
@@ -311,9 +311,7 @@ def _groups(value: Any, name: str = "", depth: int = 0) -> dict[str, State]:
 
 
 def _bare(key: str) -> str:
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return key
+    return plain_name(key).removeprefix(_PARALLEL)
 
 
 def _names(names: Sequence[str] | Mapping[str, State]) -> str:

@@ -8,9 +8,10 @@ import torch
 
 from ..gan import GAN
 from ..support.files import write_atomic
+from ..support.modules import state_of
 
 
 def write_state_dict(gan: GAN, path: Path) -> Path:
     """Write the averaged generator's tensors where there is one, else the generator's, on the CPU; returns the path."""
-    state = {name: value.detach().cpu().clone() for name, value in gan.sampling_generator.state_dict().items()}
+    state = {name: value.detach().cpu().clone() for name, value in state_of(gan.sampling_generator).items()}
     return write_atomic(path, lambda temporary: torch.save(state, temporary))

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..support.files import write_atomic
+from ..support.modules import plain_name, state_of
 
 COUNT = "num_batches_tracked"
 
@@ -20,7 +21,7 @@ class CheckpointError(ValueError):
 
 def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
     """A module's state dict as contiguous CPU tensors that share no storage, under `prefix.`."""
-    state = module.state_dict()
+    state = state_of(module)
     return {f"{prefix}.{name}": value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
@@ -63,7 +64,7 @@ def load_format(path: str | Path, expected: str) -> tuple[dict[str, Tensor], dic
 def misfits(module: nn.Module, state: dict[str, Tensor]) -> list[str]:
     """What does not fit in filling a module with `state`: keys missing and unexpected, other shapes, values that are
     not finite. Batch norm's count of batches may be missing: files of older versions of torch lack it."""
-    own = module.state_dict()
+    own = state_of(module)
     missing = [name for name in own.keys() - state.keys() if not name.endswith(COUNT)]
     problems = [f"missing {name}" for name in missing]
     problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
@@ -82,5 +83,6 @@ def fill(module: nn.Module, state: dict[str, Tensor], what: str) -> None:
         shown = "; ".join(problems[:8])
         more = f" (and {len(problems) - 8} more)" if len(problems) > 8 else ""
         raise CheckpointError(f"{what}: the weights do not fit the network: {shown}{more}")
-    counts = {name: value for name, value in module.state_dict().items() if name.endswith(COUNT)}
-    module.load_state_dict({**counts, **state})
+    counts = {name: value for name, value in state_of(module).items() if name.endswith(COUNT)}
+    filled = {**counts, **state}
+    module.load_state_dict({name: filled[plain_name(name)] for name in module.state_dict()})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..gan import GAN
-from ..support.modules import eval_mode
+from ..support.modules import eval_mode, uncompiled
 from .frechet import moments
 
 
@@ -54,7 +54,8 @@ def last_input(discriminator: nn.Module) -> Iterator[list[Tensor]]:
     ]
     hooks = [m.register_forward_pre_hook(remember) for m in layers]
     try:
-        yield last
+        with uncompiled():
+            yield last
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,10 +1,12 @@
-"""Modes, parameters, arguments and moving averages of modules."""
+"""Modes, parameters, names, arguments and moving averages of modules; and what torch.compile makes of them."""
 
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,32 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
     finally:
         for m, training in before:
             m.training = training
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """What `torch.compile` wrapped; the module itself where it wrapped nothing."""
+    wrapped = getattr(module, "_orig_mod", None)
+    return wrapped if isinstance(wrapped, nn.Module) else module
+
+
+def plain_name(name: str) -> str:
+    """A parameter's or buffer's name as it is without torch.compile."""
+    return name.replace("_orig_mod.", "")
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The module's state dict, under the names that it has without torch.compile."""
+    return {plain_name(name): value for name, value in module.state_dict().items()}
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Within it compiled modules run as they were written.
+
+    For hooks, which compiled code may pass over, and for gradients of gradients, which it has none of.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes a second
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def ema_beta(batch_size: int, half_life_images: float) -> float:

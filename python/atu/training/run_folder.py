@@ -32,6 +32,7 @@ from ..support import progress, world
 from ..support.digest import digest
 from ..support.files import check_writable, remove_partial, write_atomic, write_json, write_text
 from ..support.lock import FolderLock
+from ..support.modules import state_of
 from .state import FORMAT, load_state, save_state, written_by
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Settings(Protocol):
 
 
 def gan_digest(gan: GAN) -> str:
-    return digest({f"{n}.{k}": v for n, m in gan.modules().items() for k, v in m.state_dict().items()})
+    return digest({f"{n}.{k}": v for n, m in gan.modules().items() for k, v in state_of(m).items()})
 
 
 def samples_digest(samples: Samples) -> str:
