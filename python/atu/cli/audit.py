@@ -10,6 +10,7 @@ import click
 from .evaluate import bundled, load_pair
 from .models import Model, model_options
 from .options import (
+    BATCH,
     MARKED,
     RETRAINED,
     SUBJECT,
@@ -48,8 +49,9 @@ if TYPE_CHECKING:
 @click.option(
     "--samples", default=4000, show_default=True, type=click.IntRange(100), help="Samples for rates and the probe."
 )
+@BATCH
 @SUBJECT
-@common("Folder for audit.json and audit.html; the same command goes on from an audit that was stopped.")
+@common("Folder for audit.json and audit.html; the same command goes on from an audit that was stopped.", threads=True)
 def audit(
     run: Common,
     before: str,
@@ -62,6 +64,7 @@ def audit(
     steps: int,
     images: int,
     samples: int,
+    batch: int | None,
     subject: str | None,
 ) -> None:
     """See what can be got back.
@@ -80,6 +83,8 @@ def audit(
     check_judge(asked, negatives)
     first, last = load_pair(before, after, run.device, model)
     other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
+    for gan in (first, last, *([] if other is None else [other])):
+        gan.batch = batch
     budget = auditing.Budget(starts=starts, steps=steps, images=images, samples=samples)
     oracle, judge = asked.find_both(first)
     goal, judges, searched = _who_says(asked, oracle, judge, negatives, first, run.seed)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from .options import (
+    BATCH,
     COMPAT,
     CONFIG,
     FOLDER,
@@ -32,62 +35,46 @@ def demo() -> None:
     """See it work: on MNIST, on drawn animals, on eight Gaussians."""
 
 
+def on_bundled(function: Callable) -> Callable:
+    """The options of a demonstration on a bundled GAN; the command gets them as arguments of `experiments.demo.Demo`,
+    under `shared`."""
+
+    @functools.wraps(function)
+    @common("Run folder.", threads=True)
+    def command(
+        run: Common, marks: int, no_oracle: bool, retrained: str | None, method: str | None, **rest: Any
+    ) -> None:
+        check_replaceable(run.out, "report", "negatives_before")
+        names = ("source", "audited", "judge", "compat", "config", "precision", "samples", "batch")
+        shared = dict(out=run.out, seed=run.seed, device=run.device, **{name: rest.pop(name) for name in names})
+        shared.update(negatives=marks, oracle=not no_oracle, method=method)
+        shared.update(retrained=None if retrained is None else checkpoint_of(retrained, "retrained"))
+        function(run, shared, **rest)
+
+    options = [
+        click.option("--from", "source", type=FOLDER, metavar="RUN", help="Go on from the result of an earlier demo."),
+        MARKS,
+        click.option("--no-oracle", is_flag=True, help="Give the negatives only; what marks them answers no more."),
+        click.option("--audit", "audited", is_flag=True, help="Audit it: what someone with its weights gets back."),
+        *(RETRAINED, JUDGE, METHOD, COMPAT, CONFIG, PRECISION, SAMPLES, BATCH),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @demo.command("mnist")
 @class_option("Digit to unlearn (8 unless --feature)")
 @click.option("--feature", metavar="NAME", help="Unlearn a measured feature instead: thick, left (leaning) or wide.")
-@click.option("--from", "source", type=FOLDER, metavar="RUN", help="Go on from the result of an earlier demo.")
-@MARKS
 @renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu audit)")
-@click.option("--no-oracle", is_flag=True, help="Give the negatives only; the classifier answers nothing else.")
-@click.option("--audit", "audited", is_flag=True, help="Audit the result: what someone with its weights gets back.")
 @renamed("--attacks", "--audit")
-@RETRAINED
-@JUDGE
-@METHOD
-@COMPAT
-@CONFIG
-@PRECISION
-@SAMPLES
-@common("Run folder.", threads=True)
-def mnist(
-    run: Common,
-    classes: tuple[str, ...],
-    feature: str | None,
-    source: Path | None,
-    marks: int,
-    no_oracle: bool,
-    audited: bool,
-    retrained: str | None,
-    judge: str | None,
-    method: str | None,
-    compat: str | None,
-    config: Path | None,
-    precision: str | None,
-    samples: int,
-) -> None:
+@on_bundled
+def mnist(run: Common, shared: dict[str, Any], classes: tuple[str, ...], feature: str | None) -> None:
     """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
     from ..experiments.mnist import MnistDemo, demo_mnist
 
-    check_replaceable(run.out, "report", "negatives_before")
-    settings = MnistDemo(
-        digits=classes or (("8",) if feature is None else ()),
-        out=run.out,
-        negatives=marks,
-        samples=samples,
-        seed=run.seed,
-        device=run.device,
-        config=config,
-        oracle=not no_oracle,
-        method=method,
-        compat=compat,
-        precision=precision,
-        feature=feature,
-        source=source,
-        audited=audited,
-        retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
-        judge=judge,
-    )
-    show(demo_mnist(settings), run)
+    digits = classes or (("8",) if feature is None else ())
+    show(demo_mnist(MnistDemo(**shared, digits=digits, feature=feature)), run)
 
 
 @demo.command("animals")
@@ -103,33 +90,14 @@ def mnist(
     "--on", metavar="COLOR", help="Only on faces of this colour: sand, brown, pink, olive, sage or turquoise."
 )
 @click.option("--ckpt", metavar="CKPT", help="A GAN of such faces, in place of the bundled one.")
-@click.option("--from", "source", type=FOLDER, metavar="RUN", help="Go on from the result of an earlier demo.")
-@MARKS
-@click.option("--no-oracle", is_flag=True, help="Give the negatives only; the oracle answers nothing else.")
-@click.option("--audit", "audited", is_flag=True, help="Audit the result: what someone with its weights gets back.")
-@RETRAINED
-@METHOD
-@COMPAT
-@CONFIG
-@PRECISION
-@SAMPLES
-@common("Run folder.")
+@on_bundled
 def animals(
     run: Common,
+    shared: dict[str, Any],
     features: tuple[str, ...],
     classes: tuple[str, ...],
     on: str | None,
     ckpt: str | None,
-    source: Path | None,
-    marks: int,
-    no_oracle: bool,
-    audited: bool,
-    retrained: str | None,
-    method: str | None,
-    compat: str | None,
-    config: Path | None,
-    precision: str | None,
-    samples: int,
 ) -> None:
     """Unlearn features or species from the bundled StyleGAN2 of drawn animals.
 
@@ -137,26 +105,9 @@ def animals(
     """
     from ..experiments.animals import AnimalsDemo, demo_animals
 
-    check_replaceable(run.out, "report", "negatives_before")
     names = (*features, *classes) or ("antlers",)
-    settings = AnimalsDemo(
-        names=names if on is None else tuple(f"{name}+color={on}" for name in names),
-        out=run.out,
-        ckpt=None if ckpt is None else checkpoint_of(ckpt, "ckpt"),
-        negatives=marks,
-        samples=samples,
-        seed=run.seed,
-        device=run.device,
-        config=config,
-        answers=not no_oracle,
-        method=method,
-        compat=compat,
-        precision=precision,
-        source=source,
-        audited=audited,
-        retrained=None if retrained is None else checkpoint_of(retrained, "retrained"),
-    )
-    show(demo_animals(settings), run)
+    wanted = names if on is None else tuple(f"{name}+color={on}" for name in names)
+    show(demo_animals(AnimalsDemo(**shared, names=wanted, ckpt=ckpt and checkpoint_of(ckpt, "ckpt"))), run)
 
 
 @demo.command("mog")

@@ -9,7 +9,7 @@ import click
 
 from .. import presets
 from ..assets import DOMAINS
-from .options import CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_option, common, load_gan, renamed
+from .options import BATCH, CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_option, common, load_gan, renamed
 
 
 @click.command("reproduce")
@@ -35,7 +35,8 @@ from .options import CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_option,
 @renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu audit)")
 @CONFIG
 @SAMPLES
-@common("Folder; goes on from it.", seed=False)
+@BATCH
+@common("Folder; goes on from it.", seed=False, threads=True)
 def reproduce(
     run: Common,
     dataset: str,
@@ -50,6 +51,7 @@ def reproduce(
     marks: int,
     config: Path | None,
     samples: int,
+    batch: int | None,
 ) -> None:
     """Compute the published table.
 
@@ -79,6 +81,7 @@ def reproduce(
         plan = recipes.PLANS[dataset](
             data, load_gan(ckpt, run.device, "ckpt"), run.out, classes, classifiers, **options
         )
+    plan.gan.batch = batch
     for task in plan.tasks:
         task.judge.to(plan.gan.device)
         task.asked.to(plan.gan.device)

@@ -6,9 +6,8 @@ drawings, only measures afterwards.
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import adapted_generators, stage_seconds, unlearn
 from ..assets import asset
-from ..config import Config
 from ..data import animals
-from ..data.images import map_range, save_folder, to_range
-from ..evaluation.audit import audited
+from ..data.images import map_range, to_range
+from ..evaluation.audit import Rule
 from ..evaluation.classifier import confusion
-from ..evaluation.evaluate import evaluate
-from ..evaluation.goals import class_goal
-from ..evaluation.judges import as_judge
+from ..evaluation.goals import Goal, class_goal
+from ..evaluation.judges import Judge
 from ..evaluation.parts import PartsClassifier, PartsView
 from ..gan import GAN
 from ..measures.frechet import frechet
 from ..measures.manifold import manifold
-from ..report import plots, report
 from ..support import progress
-from ..support.seeding import Stream, stream_seed
-from .marking import mark_negatives
-from .mnist import parameter_path_of, still_unlearned
-from .targets import any_of, earlier_targets
+from .demo import Demo, Marked, Told, asked_again, finish, gans_of, given_judge, judged_by, mark, unlearned
+from .targets import earlier_targets
 
 HELD_OUT = 4000  # drawings that no network learned from
 PLURALS = {"dog": "dogs", "cat": "cats", "deer": "deer", "goat": "goats", "boar": "boars"}
@@ -52,121 +45,68 @@ def judge() -> PartsClassifier:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnimalsDemo:
-    """Settings of `demo_animals`.
+class AnimalsDemo(Demo):
+    """Settings of `demo_animals`: those of `Demo`, and these.
 
     names: what to unlearn, see `PartsClassifier.rule`: features, species, PART=VALUE, or several of these joined by
-    "+", which must all hold. out: run folder. ckpt: a GAN of such faces in place of the bundled one. negatives: marked
-    of each name. samples: fixed latents of the evaluation. answers: whether the oracle answers during the run too.
-    source: folder of an earlier run to go on from; what it had unlearned stays negative, and is counted before and
-    after. audited: audit the result (audit.py), beside the GAN in `retrained` if given. seed, device, config,
-    method, compat, precision: of `unlearn`.
+    "+", which must all hold. ckpt: a GAN of such faces in place of the bundled one.
     """
 
     names: tuple[str, ...]
-    out: str | Path
     ckpt: str | Path | None = None
-    negatives: int = 200
-    samples: int = 10_000
-    seed: int = 0
-    device: str | None = None
-    config: Config | Mapping[str, Any] | str | Path | None = None
-    answers: bool = True
-    method: str | None = None
-    compat: str | None = None
-    precision: str | None = None
-    source: str | Path | None = None
-    audited: bool = False
-    retrained: str | Path | None = None
 
 
 def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
     """Unlearn features or species from the bundled GAN of drawn animals; writes the run folder and its report.
 
+    The bundled oracle marks the negatives and answers; the bundled judge, or `settings.judge`, measures the outcome.
+
     Returns:
         The content of OUT/report.json.
     """
-    seed, out, device, names = settings.seed, Path(settings.out), settings.device, settings.names
+    names = settings.names
     asked, measuring = oracle(), judge()
     asked.view(names)  # what is wrong with the names is told now
-    first = GAN.load(settings.ckpt or asset("animals-gan.safetensors"))
+    if settings.device is not None:
+        asked, measuring = asked.to(settings.device), measuring.to(settings.device)
     earlier = [] if settings.source is None else earlier_targets(Path(settings.source), ["names"])
-    gan = first if settings.source is None else GAN.load(Path(settings.source) / "result.safetensors")
-    other = None if settings.retrained is None else GAN.load(settings.retrained)
-    if device is not None:
-        first, gan, other = first.to(device), gan.to(device), None if other is None else other.to(device)
-        asked, measuring = asked.to(device), measuring.to(device)
-    start = time.monotonic()
-    view = asked.view(names)
-    is_negative = called(view, names, gan.image_range)
-    marked, looked = [], 0
-    for name in names:
-        part = called(asked.view([name]), (name,), gan.image_range)
-        chosen, seen = mark_negatives(gan, part, settings.negatives, stream_seed(seed, Stream.MARKS))
-        save_folder(chosen, gan.image_range, out / "negatives" / name.replace("=", "-"), seed)
-        marked.append(chosen)
-        looked = max(looked, seen)
-    marking = time.monotonic() - start
+    gans = gans_of(settings, settings.ckpt or asset("animals-gan.safetensors"))
+    gan = gans.start
+    given = None if settings.judge is None else given_judge(settings.judge, gan, "animals", names)
+
+    def finds(one: tuple[str, ...], classifier: PartsClassifier = asked) -> Callable[[Tensor], Tensor]:
+        return called(classifier.view(one), one, gan.image_range)
+
+    marked = mark(gan, {name: finds((name,)) for name in names}, settings)
     before = [tuple(plain["names"]) for plain in earlier]
-    rules = [is_negative, *(called(asked.view(one), one, gan.image_range) for one in before)]
-    result = unlearn(
-        gan,
-        torch.cat(marked),
-        is_negative=any_of(rules) if settings.answers else None,
-        config=settings.config,
-        out=out,
-        seed=seed,
-        device=device,
-        method=settings.method,
-        compat=settings.compat,
-        precision=settings.precision,
-    )
-    start = time.monotonic()
-    measures = judges_of(names, gan.device)
-    images, labels = held_out(measures["classifier"])
+    result = unlearned(gan, marked, [finds(names), *map(finds, before)], settings)
+    began = time.monotonic()
+    own = judges_of(names, gan.device)
+    images, labels = held_out(own["classifier"])
+    images = map_range(images, measuring.image_range, gan.image_range)
+    measures = {**own, "real": (images, labels)} if given is None else {**given, "real": images}
+    measures["answered"] = own["answered"] if settings.oracle else []
     has = _Answers(measuring, gan.image_range)
     kept: dict[str, Callable[[Tensor], Tensor]] = {name: has.rule(name) for name in animals.FEATURES}
-    kept |= {subject_of(one): called(measuring.view(one), one, gan.image_range) for one in before}
-    evaluation = evaluate(
-        gan,
-        result.gan,
-        **{**measures, "answered": measures["answered"] if settings.answers else []},
-        real=(map_range(images, measuring.image_range, gan.image_range), labels),
-        retrained=other,
-        others={**adapted_generators(gan, result), **({"first": first.sampling_generator} if before else {})},
-        attributes=kept,
-        n=settings.samples,
-        seed=stream_seed(seed, Stream.EVALUATION),
-    )
-    path = parameter_path_of(gan, result, evaluation, as_judge(measures["classifier"], gan, names).score, seed)
-    if path is not None:
-        plots.save_path(out / "parameter-path.png", path)
-    seconds = {"mark negatives": marking, **stage_seconds(result), "evaluate": time.monotonic() - start}
-    found = None
-    if settings.audited:
-        start = time.monotonic()
-        goal = class_goal(view, names, gan.image_range)
-        judges = {"judge": called(measuring.view(names), names, gan.image_range), "oracle": goal.is_negative}
-        given = (gan, result.gan, goal, judges, None, stream_seed(seed, Stream.ATTACKS), other, torch.cat(marked).cpu())
-        found = audited(out, "oracle", *given)
-        seconds["audit"] = time.monotonic() - start
-    context = report.Context(
+    kept |= {subject_of(one): finds(one, measuring) for one in before}
+
+    def searched(judge: Judge) -> tuple[str, Goal, dict[str, Rule], None]:
+        goal = class_goal(asked.view(names), names, gan.image_range)
+        own = {"judge": finds(names, measuring)} if given is None else {judge.name: lambda x: judge.score(x)[0]}
+        return "oracle", goal, {**own, "oracle": goal.is_negative}, None
+
+    told = Told(
         subject=subject_of(names),
-        seconds=seconds,
-        command=_command(settings),
-        config=result.config.to_dict(),
-        seed=seed,
-        device=str(gan.device),
-        history=result.history,
-        decisions=result.decisions,
-        notes=_notes(sum(map(len, marked)), looked, settings.answers),
-        targets=[*earlier, {"names": list(names)}],
-        audit=found,
-        path=path,
-        earlier=[still_unlearned(subject_of(one), evaluation) for one in before],
-        negatives=out / "negatives",
+        plain={"names": list(names)},
+        earlier=earlier,
+        before=[subject_of(one) for one in before],
+        measures=measures,
+        attributes=kept,
+        searched=searched,
+        notes=_notes(marked, settings),
+        command=settings.command("animals", *_words(settings)),
     )
-    return report.write(out, evaluation, context)
+    return finish(settings, gans, marked, result, told, began)
 
 
 def called(view: PartsView, names: tuple[str, ...], image_range: tuple[float, float]) -> Callable[[Tensor], Tensor]:
@@ -224,28 +164,18 @@ def subject_of(names: tuple[str, ...]) -> str:
     return " and ".join(map(words, names))
 
 
-def _notes(marked: int, looked: int, answers: bool) -> list[str]:
-    again = (
-        "It also answered for generated samples during the run." if answers else "It was not asked again in the run."
-    )
-    return [
-        f"{marked} negatives, marked by the bundled oracle among {looked:,} samples. {again} Another network, which "
-        "learned from other drawings and never answered, judges the outcome on other latents."
-    ]
+def _notes(marked: Marked, settings: AnimalsDemo) -> list[str]:
+    own = "Another network, which learned from other drawings and never answered, judges the outcome"
+    measured = own if settings.judge is None else judged_by(settings.judge)
+    found = f"{len(marked.samples)} negatives, marked by the bundled oracle among {marked.looked:,} samples."
+    return [f"{found} {asked_again(settings)} {measured} on other latents."]
 
 
-def _command(settings: AnimalsDemo) -> str:
-    """The command line of this run."""
-    words = ["atu", "demo", "animals"]
+def _words(settings: AnimalsDemo) -> list[str]:
+    words = []
     for name in settings.names:
         words += ["--class" if name.split("+")[0] in animals.SPECIES else "--feature", name]
-    given = {"from": settings.source}
-    given |= {name: getattr(settings, name) for name in ("ckpt", "method", "compat", "precision", "retrained")}
-    for option, value in given.items():
-        words += [] if value is None else [f"--{option}", str(value)]
-    words += ["--marks", str(settings.negatives), "--seed", str(settings.seed)]
-    words += ["--no-oracle"] * (not settings.answers) + ["--audit"] * settings.audited
-    return shlex.join([*words, "--out", "DIR"])
+    return words if settings.ckpt is None else [*words, "--ckpt", str(settings.ckpt)]
 
 
 class LikeDrawings:

@@ -166,7 +166,7 @@ def _extracted(
     extract, n = plan.extractor, min(plan.samples, SAMPLES_FOR_EXTRACTOR)
 
     def of(gan: GAN) -> Tensor:
-        x = gan.sample(n, stream_seed(seed, Stream.EVALUATION)).cpu()
+        x = gan.sample(n, stream_seed(seed, Stream.EVALUATION), plan.gan.fitting()).cpu()
         return extract(to_uint8(x, gan.image_range))
 
     own, reference = of(after), extract(to_uint8(real[:n], plan.gan.image_range))

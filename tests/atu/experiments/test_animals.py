@@ -19,6 +19,7 @@ from atu.data import animals as drawn
 from atu.data.images import to_range
 from atu.evaluation.parts import PartsClassifier
 from atu.experiments import animals as demo
+from atu.experiments import demo as both
 from atu.experiments import recipes
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
@@ -119,13 +120,13 @@ def test_small_gan_shows_the_faces_to_both_classifiers():
 @pytest.mark.slow
 def test_a_feature_is_judged_by_the_judge_alone(small, monkeypatch):
     used = []
-    evaluate = demo.evaluate
+    evaluate = both.evaluate
 
     def spy(*args, **more):
         used.append(more["classifier"])
         return evaluate(*args, **more)
 
-    monkeypatch.setattr(demo, "evaluate", spy)
+    monkeypatch.setattr(both, "evaluate", spy)
     data, page = animals_demo(small, "antlers", "--feature", "antlers")
     assert data["subject"] == "antlers" and data["targets"] == [{"names": ["antlers"]}]
     assert data["command"].startswith("atu demo animals --feature antlers --marks 6")
@@ -160,8 +161,8 @@ def test_without_oracle_it_marks_and_answers_no_more(small, monkeypatch):
         seen.append((len(negatives), is_negative))
         return original(gan, negatives, is_negative=is_negative, **options)
 
-    original = demo.unlearn
-    monkeypatch.setattr(demo, "unlearn", unlearn)
+    original = both.unlearn
+    monkeypatch.setattr(both, "unlearn", unlearn)
     data, _ = animals_demo(small, "two", "--feature", "antlers", "--feature", "whiskers", "--no-oracle")
     assert seen == [(12, None)]
     assert data["subject"] == "antlers and whiskers"
@@ -182,6 +183,30 @@ def test_a_species_on_one_color_and_one_after_another(small):
     assert second["subject"] == "dogs" and second["earlier"][0]["subject"] == "antlers with color pink"
     assert second["targets"] == [{"names": ["antlers+color=pink"]}, {"names": ["dog"]}]
     assert second["earlier"][0]["original"] == first["negatives_before"]
+
+
+@pytest.mark.slow
+def test_another_judge_measures(small, capsys, monkeypatch):
+    """The bundled judge by its spec gives the figures that it gives unasked; the samples are made 7 at once."""
+    audits = []
+    monkeypatch.setattr(both, "audited", lambda out, searched, *given: audits.append((searched, given[3])))
+    options = ["--judge", "animals-judge", "--batch", 7, "--threads", 1, "--audit"]
+    data, page = animals_demo(small, "judged", "--no-oracle", *options)
+    assert "animals-judge, which never answered, judges the outcome" in page
+    assert "--judge animals-judge --batch 7" in data["command"]
+    gan = GAN.load(small / "animals-gan.safetensors")
+    found = demo.judge().labels(gan.sample(200, data["seed"], 7).clamp(-1, 1))
+    assert data["negatives_before"] == int(drawn.holds(found, ANTLERS).sum()) > 0
+    assert data["attributes_before"]["antlers"]["count"] == data["negatives_before"]
+    assert data["fid_cls_after"] > 0
+    ((searched, rules),) = audits
+    assert searched == "oracle" and [name.partition("?")[0] for name in rules] == ["animals-judge", "oracle"]
+    assert torch.equal(
+        next(iter(rules.values()))(gan.sample(40)).cpu(), drawn.holds(demo.judge().labels(gan.sample(40)), ANTLERS)
+    )
+    assert run("demo", "animals", "--judge", "animals", "--marks", 6, "--out", small / "same") == 2
+    assert "is the network that answers during the run" in " ".join(capsys.readouterr().err.split())
+    assert not (small / "same").exists()
 
 
 def test_animals_is_a_name_where_a_checkpoint_or_a_classifier_is_taken(small, capsys):

@@ -16,6 +16,7 @@ from atu.evaluation.audit import Budget, probe_table
 from atu.evaluation.classifier import Classifier
 from atu.experiments import mnist as demo
 from atu.experiments import targets
+from atu.experiments.demo import still_unlearned
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.seeding import fork_rng
@@ -162,7 +163,7 @@ def test_still_unlearned_says_when_it_came_back():
 
     def row(before, after):
         models = {"first": model(100), "before": model(before), "after": model(after)}
-        return demo.still_unlearned("x", SimpleNamespace(models=models))
+        return still_unlearned("x", SimpleNamespace(models=models))
 
     assert row(2, 3)["stays_unlearned"] is True
     assert row(2, 4)["stays_unlearned"] is False
