@@ -23,11 +23,18 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+if __package__:
+    from . import gpu_render
+else:  # run as a script
+    import gpu_render
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -37,10 +44,20 @@ NETWORKS = {256: 8, 512: 4, 1024: 2}
 SMOKE = {8: 2}
 DTYPES = ("float32", "float16", "bfloat16")
 CHANNEL_BASE, CHANNEL_MAX = 32768, 512
+SHORT = """
+log_every = 1
+[feedback]
+pool = 300
+[adapt]
+steps = 4
+fisher.n = 8
+[repel]
+steps = 6
+check_every = 3
+check_samples = 100
+guide_steps = 4
+"""
 SANITIZED = "tests/ops/test_backends.py"
-# Share of the limit (or factor against the best other) that is aimed at on an H100.
-COPY_AIM, NETWORK_AIM, CONV_AIM = 0.85, 1.5, 1.10
-L2_BYTES = 50 << 20
 
 
 def channels(resolution: int) -> int:
@@ -50,9 +67,9 @@ def channels(resolution: int) -> int:
 # ---- parts that run as commands -------------------------------------------------------------------------------------
 
 
-def command(*arguments: str, timeout: float = 1800) -> dict[str, Any]:
-    """Run it at the repository's root; exit code, and the end of what it printed."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+def command(*arguments: str, timeout: float = 1800, as_here: bool = False) -> dict[str, Any]:
+    """Run it at the repository's root; exit code, and the end of what it printed. as_here: with this PYTHONPATH."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" or as_here}
     done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=timeout, env=environment)
     return dict(command=" ".join(arguments), code=done.returncode, output=(done.stdout + done.stderr)[-4000:])
 
@@ -73,6 +90,37 @@ def tests() -> dict[str, Any]:
     result = command(sys.executable, "-m", "pytest", "-q", "tests/ops", "-k", "[cuda", "-p", "no:cacheprovider")
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|error)", result["output"])}
     return {**result, "counts": counts}
+
+
+def one_rank(device: str, smoke: bool, as_here: bool) -> dict[str, Any]:
+    """A short unlearning by torchrun with one process, which calls all that several would, beside the same without."""
+    from safetensors.torch import load_file
+
+    from atu.bench.step import bundled_gan, tiny_gan
+    from atu.data.images import save_folder
+
+    gan = tiny_gan() if smoke else bundled_gan()[0]
+    by_torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
+    starts = {"alone": (), "torchrun": by_torchrun}
+    found: dict[str, Any] = dict(seconds={})
+    weights = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        x = gan.sample(200)
+        save_folder(x[x.flatten(1).mean(1).topk(50).indices], gan.image_range, folder / "negatives", 0)
+        gan.save(folder / "gan.safetensors")
+        (folder / "short.toml").write_text(SHORT, encoding="utf-8")
+        words = ["unlearn", f"{folder}/gan.safetensors", "--negatives", f"{folder}/negatives"]
+        words += ["--config", f"{folder}/short.toml", "--samples", "200", "--device", device, "--quiet", "--out"]
+        for kind, start in starts.items():
+            begin = time.monotonic()
+            result = command(sys.executable, *start, "-m", "atu", *words, f"{folder}/{kind}", as_here=as_here)
+            if result["code"] != 0:
+                raise RuntimeError(f"{kind}: {result['output']}")
+            found["seconds"][kind] = round(time.monotonic() - begin, 1)
+            weights[kind] = load_file(folder / kind / "result.safetensors")
+    pairs = [(value.double(), weights["torchrun"][name].double()) for name, value in weights["alone"].items()]
+    return {**found, "largest_difference": max(float((a - b).abs().max()) for a, b in pairs if a.numel())}
 
 
 def sanitizer() -> dict[str, Any]:
@@ -296,6 +344,21 @@ def network(networks: dict[int, int], device: str, smoke: bool) -> list[dict[str
     return rows
 
 
+def steps(networks: dict[int, int], device: str, smoke: bool) -> list[dict[str, Any]]:
+    """What `atu bench step` measures, in each precision: of the bundled GAN, and of the smallest of the networks."""
+    from atu.bench.step import run_step
+    from atu.gan import GAN
+    from atu.networks.stylegan2 import Discriminator, Generator
+
+    plan, given = make_plan(device, smoke), [(32, None)]
+    if not smoke:
+        resolution = min(networks)
+        width = dict(channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX)
+        pair = Generator(512, 0, 512, resolution, 3, None, dict(width)), Discriminator(0, resolution, 3, **width)
+        given.append((networks[resolution], (GAN(*pair), f"StyleGAN2 of {resolution} pixels, untrained")))
+    return [run_step(plan, batch, not smoke and gan is None, smoke, say, DTYPES, gan) for batch, gan in given]
+
+
 def adam(networks: dict[int, int], device: str, smoke: bool) -> list[dict[str, Any]]:
     """The penalty's gradient and Adam in one pass, beside two."""
     import torch
@@ -353,115 +416,6 @@ def environment(device: str) -> dict[str, Any]:
     return found
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows), ""]
-
-
-def us(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f}"
-
-
-def ops_section(rows: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        "## Ops",
-        "",
-        "Times in microseconds, median ± interquartile range. `copy / ours`: the share of the rate of",
-    ]
-    lines += ["of a copy of the same bytes, or where flops bind, of the matrix product.", ""]
-    cells = []
-    for row in rows:
-        if "rates" in row:
-            continue
-        name = [f"{row['name']} {row['direction']}", row["dtype"]]
-        if "error" in row:
-            cells.append([*name, f"failed: {row['error']}", "", "", ""])
-            continue
-        ours = row["times"]["ours"]
-        share = f"{100 / row['of_limit']:.0f} % ({row['bound']})"
-        gains = [row["speedup"].get(kind) for kind in ("reference", "compiled")]
-        others = ["-" if gain is None else f"{gain:.2f}" for gain in gains]
-        cells.append([*name, f"{us(ours['median'])} ± {us(ours['iqr'])}", share, *others])
-    return lines + table(["case", "dtype", "ours", "copy / ours", "torch / ours", "compile / ours"], cells)
-
-
-def engines_section(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["## Engines of the modulated convolution", ""]
-    lines += ["Microseconds; `conv` is the plain convolution of that shape.", ""]
-    cells = []
-    for row in rows:
-        if "not_measured" in row:
-            lines += [f"Not measured: {row['not_measured']}.", ""]
-            continue
-        size = f"{row['batch']}x{row['channels_in']}x{row['height']}x{row['width']}"
-        measured = [str(row.get(f"{kind}_us", "-")) for kind in ("library", "gemm", "conv")]
-        cells.append([size, row["dtype"], row["layout"], row["direction"], *measured])
-    return lines + (table(["shape", "dtype", "layout", "direction", "library", "gemm", "conv"], cells) if cells else [])
-
-
-def times_section(title: str, rows: list[dict[str, Any]], label: Callable[[dict[str, Any]], str]) -> list[str]:
-    cells = []
-    for row in rows:
-        for kind, entry in row["times"].items():
-            cells.append([label(row), kind, f"{us(entry['median'])} ± {us(entry['iqr'])}"])
-    return [f"## {title}", "", "Microseconds.", "", *table(["case", "implementation", "time"], cells)]
-
-
-def network_label(row: dict[str, Any]) -> str:
-    return f"{row['resolution']} pixels, batch {row['batch']}, {row['fp16_blocks']} blocks in float16"
-
-
-def aims(found: dict[str, Any]) -> list[list[str]]:
-    """What was aimed at, the worst that was measured, and whether that is enough."""
-    measured: list[tuple[str, str, bool]] = []
-    bound = [r for r in found.get("ops", []) if r.get("bound") == "bytes" and r["bytes"] > L2_BYTES]
-    for op in ("upfirdn2d", "bias_act", "epilogue", "param_penalty"):
-        share = min((1 / r["of_limit"] for r in bound if r["op"] == op), default=None)
-        if share is not None:
-            measured.append((f"{op} >= {COPY_AIM:.0%} of the copy", f"{share:.0%}", share >= COPY_AIM))
-    gains = []
-    for row in found.get("network", []):
-        others = [entry["median"] for kind, entry in row["times"].items() if kind != "ours"]
-        gains.append(min(others) / row["times"]["ours"]["median"])
-    if gains:
-        least = min(gains)
-        measured.append((f"synthesis >= {NETWORK_AIM} x the best other", f"{least:.2f}", least >= NETWORK_AIM))
-    forward = [r for r in found.get("engines", []) if r.get("direction") == "forward"]
-    over = max((min(r["library_us"], r["gemm_us"]) / r["conv_us"] for r in forward), default=None)
-    if over is not None:
-        measured.append((f"modulated layer <= {CONV_AIM} x the plain convolution", f"{over:.2f}", over <= CONV_AIM))
-    return [[aim, value, "met" if met else "not met"] for aim, value, met in measured]
-
-
-def render(found: dict[str, Any]) -> str:
-    machine = found.get("environment", {}).get("machine", {})
-    device = machine.get("gpu", machine.get("cpu", "unknown device"))
-    lines = [f"# GPU report: {device}", ""]
-    if found["smoke"]:
-        lines += ["**Smoke run with tiny shapes: the numbers mean nothing.**", ""]
-    lines += ["Written by `python benchmarks/gpu_report.py`.", ""]
-    lines += ["```", json.dumps(found.get("environment"), indent=1), "```", ""]
-    for name, error in found["failed"].items():
-        lines += [f"**{name} failed:** {error}", ""]
-    if found.get("aims"):
-        lines += ["## Aims (of an H100; the worst case of each)", "", *table(["aim", "measured", ""], found["aims"])]
-    if "tests" in found:
-        lines += ["## Tests", "", f"`{found['tests']['command']}`: {found['tests']['counts']}", ""]
-    if "sanitizer" in found:
-        lines += ["## compute-sanitizer", ""]
-        for kind, result in found["sanitizer"].items():
-            lines.append(f"- {kind}: {result if isinstance(result, str) else 'exit code ' + str(result['code'])}")
-        lines.append("")
-    if "ops" in found:
-        lines += ops_section(found["ops"])
-    if "engines" in found:
-        lines += engines_section(found["engines"])
-    if "network" in found:
-        lines += times_section("Synthesis network, forward and backward", found["network"], network_label)
-    if "adam" in found:
-        lines += times_section("Adam with the penalty", found["adam"], lambda r: f"{r['weights'] / 1e6:.1f} M weights")
-    return "\n".join(lines)
-
-
 def parts(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     smoke, device = options.smoke, options.device
     networks = SMOKE if smoke else {r: b for r, b in NETWORKS.items() if r in options.resolutions}
@@ -477,6 +431,8 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Any]]:
         engines=partial(engines, networks, dtypes, device, smoke),
         network=partial(network, networks, device, smoke),
         adam=partial(adam, networks, device, smoke),
+        steps=partial(steps, networks, device, smoke),
+        one_rank=partial(one_rank, device, smoke, options.no_install),
     )
     return chosen
 
@@ -503,13 +459,13 @@ def main(args: list[str] | None = None) -> int:
             traceback.print_exc()
             found["failed"][name] = f"{type(error).__name__}: {error}"
     if not options.smoke:
-        found["aims"] = aims(found)
+        found["aims"] = gpu_render.aims(found)
     if "engines" in found and "environment" in found:
         path = options.table or (options.out / TABLE.name if options.smoke else TABLE)
         name = found["environment"]["machine"].get("gpu", options.device)
         say(f"{write_table(path, name, found['engines'])} rows in {path}")
     (options.out / "gpu.json").write_text(json.dumps(found, indent=1, default=str) + "\n", encoding="utf-8")
-    (options.out / "gpu.md").write_text(render(found), encoding="utf-8")
+    (options.out / "gpu.md").write_text(gpu_render.render(found), encoding="utf-8")
     say(f"report in {options.out / 'gpu.md'}")
     bad = [r for r in found.get("ops", []) if "error" in r]
     return 1 if found["failed"] or bad or found.get("tests", {}).get("code") else 0

@@ -12,7 +12,7 @@ import pytest
 
 from atu_ext.ops import conv_engine
 from atu_ext.ops.conv_engine import Layer, choose
-from benchmarks import gpu_report
+from benchmarks import gpu_render, gpu_report
 
 
 @pytest.mark.slow
@@ -25,6 +25,8 @@ def test_smoke_run_on_the_cpu(tmp_path):
         "## Engines",
         "## Synthesis network",
         "## Adam",
+        "## Training steps",
+        "## torchrun with one process",
         "Not measured: the implicit GEMM",
     ):
         assert text in report, text
@@ -34,6 +36,9 @@ def test_smoke_run_on_the_cpu(tmp_path):
     assert {row["op"] for row in found["ops"] if "op" in row} == {
         "upfirdn2d", "bias_act", "epilogue", "modulated_conv2d", "param_penalty"
     }  # fmt: skip
+    for row in found["steps"][0]["rows"]:
+        assert {"ours", "float16", "bfloat16"} <= row["times"].keys(), row["name"]
+    assert found["one_rank"]["largest_difference"] == 0.0
     assert conv_engine.read_table(tmp_path / "conv_engines.json") == {}
 
 
@@ -79,7 +84,7 @@ def test_aims_take_the_worst_case():
         dict(direction="forward", library_us=13.0, gemm_us=12.0, conv_us=10.0),
         dict(direction="input_gradient", library_us=1.0, gemm_us=1.0),
     ]
-    assert gpu_report.aims(dict(ops=ops, network=[dict(times=times)], engines=engines)) == [
+    assert gpu_render.aims(dict(ops=ops, network=[dict(times=times)], engines=engines)) == [
         ["bias_act >= 85% of the copy", "80%", "not met"],
         ["epilogue >= 85% of the copy", "100%", "met"],
         ["synthesis >= 1.5 x the best other", "1.60", "met"],

@@ -26,6 +26,7 @@ from .measure import Plan, peak_memory, times
 
 KINDS = ("ours", "reference", "compiled")
 STAGES = ("stage 1", "stage 2")
+SCALE = 256.0  # of float16's losses
 
 
 def bundled_gan() -> tuple[GAN, str]:
@@ -70,6 +71,8 @@ def make_trainer(
         options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel, default_steps(gan)).add_grad
         options["extra_fakes"] = real
     trainer = AdversarialTrainer(twin.to(gan.device), real, adversarial, **options)
+    if precision == "float16":  # a scale that overflows has steps passed over, which take less time
+        trainer.scaler = torch.amp.GradScaler(gan.device.type, init_scale=SCALE)
     trainer.extra_weight = cfg.repel.negatives_weight
     trainer.set_lr_factor(0.0)
     return trainer
@@ -97,6 +100,7 @@ class Parts:
         """Generated, real and extra samples through D and back, with the optimiser."""
         self.trainer.step_count = 1
         self.trainer._discriminator_step()
+        self.trainer.scaler.update()  # as a whole step does at its end
 
     def generator(self) -> None:
         """Generated samples through G and D and back, with penalty and optimiser."""
@@ -161,14 +165,16 @@ def run_step(
     quick: bool,
     say: Callable[[str], None],
     dtypes: Sequence[str] = ("float32",),
+    given: tuple[GAN, str] | None = None,
 ) -> dict[str, Any]:
     """Rows of every part of both stages' steps, memory, and the overhead of a step that computes nothing.
 
-    dtypes: of these, the 16-bit ones are timed too, as precisions of the training.
+    dtypes: of these, the 16-bit ones are timed too, as precisions of the training. given: a GAN of StyleGAN2's kind and
+    what it is; the bundled one otherwise, or a tiny one if `quick`.
     """
     low = [name for name in dtypes if name in ("bfloat16", "float16")]
     with fork_rng(torch.device("cpu"), 0):
-        gan, what = (tiny_gan(), "tiny StyleGAN2, untrained") if quick else bundled_gan()
+        gan, what = given or ((tiny_gan(), "tiny StyleGAN2, untrained") if quick else bundled_gan())
         gan = gan.to(plan.device)
         batch = 2 if quick else batch
         # The two stages' steps are much alike, and compiling takes minutes: it is done for stage 2 alone.

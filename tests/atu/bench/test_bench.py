@@ -267,6 +267,16 @@ def test_a_training_step_changes_no_layout():
     assert copies.found == []
 
 
+@pytest.mark.parametrize("stage", step.STAGES)
+def test_parts_of_a_float16_step_are_called_again_and_again(stage):
+    """With scaled losses, as on a GPU: the scaler takes one step of an optimiser between its updates."""
+    parts = step.Parts(step.make_trainer(step.tiny_gan(), stage, step.settings(stage, 4), precision="float16"))
+    assert parts.trainer.scaler.is_enabled()
+    for _ in range(2):
+        for name in step.PARTS:
+            getattr(parts, name)()
+
+
 def test_stage_2_memory_is_that_of_fine_tuning_whatever_the_number_of_anchors():
     """At most 1.1 times a plain step and two copies of the generator."""
     memory = step._memory(mnist_stylegan2(), 4, "cpu")
