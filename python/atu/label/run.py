@@ -122,12 +122,15 @@ class Runs:
     def report(self, number: int) -> Path:
         return self.folder(number) / "report.html"
 
+    def result(self, number: int) -> Path:
+        return self.folder(number) / "result.safetensors"
+
     def finished(self, number: int) -> bool:
-        return self.report(number).exists() and (self.folder(number) / "result.safetensors").exists()
+        return self.report(number).exists() and self.result(number).exists()
 
     def status(self, number: int) -> dict[str, Any]:
         """What the page shows of a round's run: state (none, running, stopped, failed, finished), stage, step, done (a
-        share of the steps), seconds, line (the last of its output), command."""
+        share of the steps), seconds, line (the last of its output), summary, result, command."""
         found: dict[str, Any] = dict(command=shlex.join(["atu", *self.command(number)]))
         found["state"] = state = self._state(number)
         if state in ("running", "failed"):
@@ -140,6 +143,7 @@ class Runs:
             found["seconds"] = max(round(time.time() - self._lock(number).stat().st_mtime), 0)
         if state == "finished":
             found["summary"] = _summary(self.folder(number) / "report.json")
+            found["result"] = str(self.result(number))
         return found
 
     def _state(self, number: int) -> str:
@@ -217,9 +221,10 @@ def _last_line(path: Path) -> str:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """What the page shows of a report: how many of the n samples are negative before and after."""
+    """What the page shows of a report: how many of the n samples are negative before and after, and who says so."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return dict(before=data["negatives_before"], after=data["negatives_after"], n=data["n"])
+        counts = dict(before=data["negatives_before"], after=data["negatives_after"], n=data["n"])
+        return dict(counts, judge=data.get("judge", "probe"))
     except (OSError, ValueError, KeyError, TypeError):
         return {}

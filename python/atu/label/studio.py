@@ -180,23 +180,19 @@ class Studio:
     def _begin_round(self) -> None:
         if self.runs.busy or not self.runs.finished(self.number):
             raise ValueError("the run of this round is not finished")
-        result = self._result()
-        like = self.space.gan
+        result, like = self.runs.result(self.number), self.space.gan
         gan = self.judged[self.number][1].gan if self.number in self.judged else load_like(result, like)
         pool = Pool(gan, self.space, self.session.seed, self.session.block, self.session.size)
         self.pools[self.number + 1] = pool
         self.session.begin_round(str(result), gan_digest(gan))
         self.views, self.history, self.cost = {}, [], None
 
-    def _result(self) -> Path:
-        return self.runs.folder(self.number) / "result.safetensors"
-
     def _open_judging(self) -> bool:
         """Load what this round's run gave, for the judge; False where there is nothing to do."""
         number, session = self.number, self.session
         if number in self.judged or self.runs.busy or not self.runs.finished(number):
             return False
-        gans = self.space.gan, load_like(self._result(), self.space.gan)
+        gans = self.space.gan, load_like(self.runs.result(number), self.space.gan)
         seeds = (mix_seed(session.seed, 900_000 + 2 * number + which) for which in (0, 1))
         before, after = (Pool(gan, self.space, seed, session.block, 0) for gan, seed in zip(gans, seeds, strict=True))
         self.judged[number] = before, after

@@ -1,5 +1,6 @@
 """Runs of the page as processes: begun, stopped, found again after the page's own process was killed."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -94,6 +95,21 @@ def test_a_run_that_failed_is_told_after_a_restart(marks):
     for found in (runs, Runs(session, [])):
         status = found.status(1)
         assert (status["state"], status["line"]) == ("failed", "Error: no such file")
+    session.close()
+
+
+def test_a_finished_run_tells_who_counted_and_where_the_gan_is(marks):
+    session, runs = opened(marks)
+    folder = marks.with_name("marks-run-1")
+    folder.mkdir()
+    for name in ("report.html", "result.safetensors"):
+        (folder / name).write_bytes(b"")
+    counted = dict(negatives_before=97, negatives_after=5, n=1009)
+    for more, who in (({}, "probe"), (dict(judge="net.onnx?class=3"), "net.onnx?class=3")):
+        (folder / "report.json").write_text(json.dumps({**counted, **more}))
+        status = runs.status(1)
+        assert status["summary"] == dict(before=97, after=5, n=1009, judge=who)
+        assert status["state"] == "finished" and status["result"] == str(folder / "result.safetensors")
     session.close()
 
 

@@ -96,9 +96,10 @@ function showRun({ run, cost, counts, round }) {
   set("command", run.command);
 }
 
-function outcome(round, { before, after, n }) {
+function outcome(round, { before, after, n, judge }) {
   if (n === undefined) return `Round ${round} is done.`;
-  return `Round ${round} is done: by the probe, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Judge the result to see for yourself.`;
+  const who = judge === "probe" ? "the probe" : judge;
+  return `Round ${round} is done: by ${who}, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Judge the result to see for yourself.`;
 }
 
 function runText(run) {
@@ -106,6 +107,7 @@ function runText(run) {
     const where = run.stage ? `${run.stage}, step ${run.step}` : "starting";
     return `${where}; ${duration(run.seconds)} so far. ${run.done === 1 ? "Evaluating." : ""}`;
   }
+  if (run.state === "finished") return `The GAN that it made: ${run.result}. atu export writes it in other formats.`;
   if (run.state === "failed") return `It failed: ${run.line}`;
   return run.state === "stopped" ? "It was stopped, and goes on from there." : "";
 }
