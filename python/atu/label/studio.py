@@ -153,19 +153,21 @@ class Studio:
                 del self._wanted[:-WAITING]
                 self._wake.notify()
 
-    def unlearn(self) -> None:
-        """Begin this round's run on the marks as they are now.
+    def unlearn(self, anew: bool = False) -> None:
+        """Begin this round's run on the marks as they are now, or go on with it. anew: set a stopped one aside.
 
         Raises:
-            ValueError: nothing is marked unwanted, or as of `Runs.start`.
+            ValueError: nothing is marked unwanted, or as of `Runs.start`, `Runs.set_aside`.
         """
         if self.session.counts()["unwanted"] == 0:
             raise ValueError("nothing is marked unwanted yet")
         if self.space.gan.discriminator is None:
             raise ValueError("this checkpoint holds no discriminator; run atu unlearn with --train-discriminator STEPS")
-        self._in_thread(self._begin_run)
+        self._in_thread(lambda: self._begin_run(anew))
 
-    def _begin_run(self) -> None:
+    def _begin_run(self, anew: bool) -> None:
+        if anew:
+            self.runs.set_aside(self.number)
         self.output.write(self.pools)
         self.runs.start(self.number)
 

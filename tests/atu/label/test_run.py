@@ -74,11 +74,13 @@ def test_a_run_whose_page_was_killed_is_found_again(orphaned):
     assert 0 <= status["seconds"] < 60 and 0 < status["done"] < 1
     with pytest.raises(ValueError, match="a run is going on already"):
         orphaned.start(1)
+    assert not status["stopping"]
     orphaned.stop()
+    assert orphaned.stopping
     wait(lambda: not orphaned.busy)
     assert orphaned.status(1)["state"] == "stopped"
     orphaned.start(1)  # it goes on
-    assert orphaned.busy and orphaned.orphan is None
+    assert orphaned.busy and orphaned.orphan is None and not orphaned.status(1)["stopping"]
     wait(lambda: "at work" in orphaned.status(1).get("line", ""))
 
 
@@ -95,6 +97,28 @@ def test_a_run_that_failed_is_told_after_a_restart(marks):
     for found in (runs, Runs(session, [])):
         status = found.status(1)
         assert (status["state"], status["line"]) == ("failed", "Error: no such file")
+    session.close()
+
+
+def test_a_stopped_run_is_set_aside_and_a_finished_one_is_not(marks):
+    session, runs = opened(marks)
+    folder = marks.with_name("marks-run-1")
+    for k in (1, 2):
+        runs.set_aside(1)  # where there is nothing yet, that is no error
+        folder.mkdir()
+        (folder / "run.json").write_text(str(k))
+        assert runs.status(1)["state"] == "stopped"
+        runs.set_aside(1)
+        assert (marks.with_name(f"marks-run-1-stopped-{k}") / "run.json").read_text() == str(k)
+        assert runs.status(1)["state"] == "none"
+    runs.start(1)
+    with pytest.raises(ValueError, match="only a run that was stopped, or failed"):
+        runs.set_aside(1)
+    runs.close()
+    for name in ("report.html", "result.safetensors"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="only a run that was stopped, or failed"):
+        runs.set_aside(1)
     session.close()
 
 

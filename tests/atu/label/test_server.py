@@ -149,7 +149,8 @@ def test_a_full_disk_is_told(page, studio, monkeypatch):
 
 
 def test_no_run_without_marks_and_no_report_without_a_run(page):
-    assert "nothing is marked unwanted" in post(page, "/api/run", {}).json()["error"]
+    for path in ("run", "anew"):
+        assert "nothing is marked unwanted" in post(page, f"/api/{path}", {}).json()["error"]
     assert "not finished" in post(page, "/api/round", {}).json()["error"]
     assert page.get("/report/1").status_code == 404
 
@@ -219,7 +220,7 @@ def test_another_host(guard, page, host):
 )
 def test_another_origin(page, studio, origin):
     headers = {} if origin is None else {"origin": origin}
-    for path in ("mark", "undo", "redo", "run", "stop", "round"):
+    for path in ("mark", "undo", "redo", "run", "anew", "stop", "round", "reveal"):
         body = dict(at=[1], label="good", round=1)
         assert page.post(f"/api/{path}", json=body, headers=headers).status_code == 403
     if origin is not None:
@@ -250,7 +251,7 @@ def test_path_traversal(page, path):
     assert page.get(path).status_code in (403, 404)
 
 
-@pytest.mark.parametrize("path", ["mark", "undo", "redo", "run", "stop", "round", "reveal"])
+@pytest.mark.parametrize("path", ["mark", "undo", "redo", "run", "anew", "stop", "round", "reveal"])
 def test_a_large_body_is_refused(page, path):
     assert page.post(f"/api/{path}", content=b"0" * (MOST_BYTES + 1), headers={"origin": HERE}).status_code == 413
 

@@ -265,7 +265,7 @@ for (const button of document.querySelectorAll("#brush button"))
   button.addEventListener("click", () => setBrush(button.dataset.label));
 for (const button of document.querySelectorAll("#zoom button"))
   button.addEventListener("click", () => setZoom(Number(button.dataset.zoom)));
-for (const name of ["undo", "redo", "run", "stop", "reveal"]) $(name).addEventListener("click", () => act(name));
+for (const name of ["undo", "redo", "run", "anew", "stop", "reveal"]) $(name).addEventListener("click", () => act(name));
 $("round-button").addEventListener("click", () => act("round"));
 $("judge").addEventListener("click", () => choose(VIEWS.find((v) => v.name === "judge")));
 $("next").addEventListener("click", nextPage);
