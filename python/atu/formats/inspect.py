@@ -179,8 +179,8 @@ def print_inspection(found: dict[str, Any], console: Console | None = None) -> N
     )
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)  # fits into 80 columns
     for column in ("", "kind", "pixels", "channels", "latent", "labels", "parameters", "dtype"):
-        side = "right" if column in ("pixels", "parameters") else "left"
-        table.add_column(column, justify=side, overflow="fold", no_wrap=column == "")
+        right = column in ("pixels", "parameters")
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=column == "")
     for name, net in found["networks"].items():
         cells = [net[key] for key in ("kind", "resolution", "channels", "latent", "labels")]
         cells[0] = str(cells[0]).removesuffix(" generator").removesuffix(" discriminator")  # the name says that

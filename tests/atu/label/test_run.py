@@ -115,6 +115,7 @@ def test_a_stopped_run_is_set_aside_and_a_finished_one_is_not(marks):
     with pytest.raises(ValueError, match="only a run that was stopped, or failed"):
         runs.set_aside(1)
     runs.close()
+    folder.mkdir(exist_ok=True)  # it may have been stopped before it made one
     for name in ("report.html", "result.safetensors"):
         (folder / name).write_bytes(b"")
     with pytest.raises(ValueError, match="only a run that was stopped, or failed"):
