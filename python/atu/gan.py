@@ -92,7 +92,10 @@ class GAN:
         if latent_dim is None:
             latent_dim = getattr(generator, "z_dim", getattr(generator, "latent_dim", None))
         if latent_dim is None and latent_sampler is None:
-            raise ValueError("latent_dim: expected an int, as the generator has no z_dim or latent_dim attribute")
+            raise ValueError(
+                "latent_dim: expected the latents' length or shape, as the generator has no z_dim or latent_dim "
+                "attribute; GAN(generator, discriminator, latent_dim=64) says it"
+            )
         self.latent_dim = None if latent_dim is None else _checked_sizes(latent_dim)
         self.latent_sampler, self.label_sampler = latent_sampler, label_sampler
         self._image_range = None if image_range is None else checked_range(image_range)

@@ -20,7 +20,7 @@ D = MLPDiscriminator([2], hidden=(8,))
         (dict(generator="x"), TypeError, "generator: expected a torch.nn.Module, got str"),
         (dict(generator=G, discriminator=3), TypeError, "discriminator: .* got int"),
         (dict(generator=G, generator_ema=3), TypeError, "generator_ema: .* got int"),
-        (dict(generator=nn.Linear(2, 2)), ValueError, "latent_dim: expected an int"),
+        (dict(generator=nn.Linear(2, 2)), ValueError, "latent_dim: expected the latents' length"),
         (dict(generator=G, latent_dim=0), ValueError, "latent_dim: expected a positive int, got 0"),
         (dict(generator=G, latent_dim=1.5), ValueError, "latent_dim: .* got 1.5"),
         (dict(generator=G, latent_sampler=3), TypeError, "latent_sampler: expected a callable"),

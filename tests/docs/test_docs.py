@@ -44,6 +44,8 @@ def blocks(path: Path) -> list[tuple[str, str]]:
 
 def shortened(arguments: list[str], quick: Path) -> list[str]:
     """The command with short training and few samples for its evaluation."""
+    if arguments[:2] == ["demo", "mnist"]:
+        arguments = [*arguments, "--marks", "40"]
     if arguments[0] in ("unlearn", "demo"):
         return [*arguments, "--config", str(quick), "--samples", "200"]
     return [*arguments, "--samples", "200"] if arguments[0] == "eval" else arguments

@@ -232,13 +232,15 @@ def _wait(studio: Studio, number: int, say: Callable[[str], None]) -> None:
         raise ValueError(f"out: the run of round {number} failed: {studio.runs.status(number).get('line', '')}")
 
 
-def judged(feature: Feature, original: GAN, result: Path, judge: Classifier, user: Classifier) -> dict[str, Any]:
-    """What is gone of a run's unwanted, by the judge and by the user's own classifier, on fixed latents."""
+def judged(
+    feature: Feature, original: GAN, result: Path, judge: Classifier, user: Classifier, n: int = JUDGED
+) -> dict[str, Any]:
+    """What is gone of a run's unwanted, by the judge and by the user's own classifier, on n fixed latents."""
     after = GAN.load(result)
     flags: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "user_before", "user_after")}
     rules = {"": feature.rule(judge, original), "user_": feature.rule(user, original)}
     for name, gan in (("before", original), ("after", after)):
-        for x in original.batches(JUDGED, 4_000_001, 250, gan.sampling_generator):
+        for x in original.batches(n, 4_000_001, 250, gan.sampling_generator):
             for who, rule in rules.items():
                 flags[f"{who}{name}"].append(rule(x))
     told = {name: torch.cat(parts) for name, parts in flags.items()}
@@ -321,7 +323,7 @@ def _chain(
         if not path.exists():
             knows = Classifier.load(judge or asset("mnist-judge.safetensors"))
             result = folder / f"marks-run-{upto}" / "result.safetensors"
-            write_json(path, judged(feature, gan, result, knows, user))
+            write_json(path, judged(feature, gan, result, knows, user, 500 if quick else JUDGED))
         row: dict[str, Any] = dict(feature=feature.share, subject=feature.subject, order=order, rounds=upto)
         row["clicks"] = sum(one["clicks"] for one in done)
         row["looked"] = sum(one["looked"] for one in done)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from .models import Model, model_options
 from .options import CONFIG, FILE, Common, checkpoint_of, common, is_bundled, load_gan
 from .oracles import JUDGE, Asked, oracle_options
+
+if TYPE_CHECKING:
+    from ..label.studio import Studio
 
 
 @click.command("label")
@@ -79,3 +84,17 @@ def label(
             click.launch(link)
 
     serve(studio, told)
+    if not run.quiet:
+        click.echo(_goodbye(studio), err=True)
+
+
+def _goodbye(studio: Studio) -> str:
+    """What is there, and how it goes on."""
+    session, runs = studio.session, studio.runs
+    marked = ", ".join(f"{count} {label}" for label, count in session.counts().items())
+    told = f"{marked}, in {session.folder}. The same command opens the page again."
+    if session.counts()["unwanted"] == 0:
+        return told
+    if runs.finished(studio.number):
+        return f"{told}\nThe last run: {runs.report(studio.number)}, {runs.result(studio.number)}"
+    return f"{told}\nTo unlearn without the page:\n  {shlex.join(['atu', *runs.command(studio.number)])}"

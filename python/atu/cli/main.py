@@ -39,8 +39,10 @@ RESUMABLE = ("unlearn", "demo", "audit", "pretrain", "reproduce")
 def cli(debug: bool) -> None:
     """Make a GAN forget what some of its samples show.
 
-    CKPT is a checkpoint file, a run folder (its result), or "mnist" or "animals" for a GAN that comes with the package;
-    a SPEC says who tells what is unwanted: a classifier's file, module:function, text:WORDS, "mnist" or "animals".
+    CKPT is a checkpoint file (a .pkl of NVIDIA's StyleGAN2 and 3, a .pt of rosinality's, atu's own), a run folder (its
+    result), or "mnist" or "animals" for a GAN that comes with the package; with --model it holds weights of a GAN of
+    your own class. A SPEC says who tells what is unwanted: a classifier's file, module:function, text:WORDS, "mnist" or
+    "animals".
     """
 
 

@@ -38,7 +38,15 @@ class Asked:
         if spec.startswith("text:"):
             return find(spec, gan, dict(self.text))
         named = "class=" in spec.partition("?")[2] or spec.partition(":")[0] in ORACLES
-        return find(spec, gan, {"class": ",".join(self.classes)} if self.classes and not named else {})
+        if not self.classes or named:
+            return find(spec, gan)
+        try:
+            return find(spec, gan, {"class": ",".join(self.classes)})
+        except ValueError as error:
+            if self.oracle is None or self.judge is None:
+                raise
+            told = f'--class is for the oracle and the judge; where they differ, say it in the SPEC: "{spec}?class=..."'
+            raise ValueError(f"{error} ({told})") from error
 
     def find_both(self, gan: GAN) -> tuple[Answers | None, Answers | None]:
         """(oracle, judge), which must be different networks."""
@@ -110,7 +118,7 @@ def _options(function: Callable, first: Callable) -> Callable:
 
     options = [
         first,
-        class_option("A class that the oracle knows"),
+        class_option("A class that the oracle, and the judge, knows"),
         click.option("--text", metavar="WORDS", help='What is unwanted, in words, judged by CLIP: "eyeglasses".'),
         click.option("--against", metavar="WORDS", help='With --text: what is not unwanted: "no eyeglasses".'),
         click.option("--clip-model", metavar="NAME", help="With --text: a model of open_clip (ViT-B-32)."),

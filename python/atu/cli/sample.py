@@ -103,9 +103,8 @@ def _record(run: Common, gan: GAN, settings: dict[str, Any], samples: int) -> di
             raise ValueError(f"out: {path} cannot be read ({error}); give another folder") from error
         differs = [name for name, value in {"gan": record["gan"], **settings}.items() if known.get(name) != value]
         if differs:
-            raise ValueError(
-                f"out: {run.out} holds samples with another {' and another '.join(differs)}; give another folder"
-            )
+            other = ", ".join(differs)
+            raise ValueError(f"out: {run.out} holds samples of another kind ({other}); give another folder")
         if there.get(seed, samples) != samples:
             raise ValueError(
                 f"out: {run.out} holds {there[seed]} samples of seed {seed} already; give another --seed or folder"

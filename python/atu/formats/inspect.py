@@ -166,19 +166,26 @@ class _Slice:
         self.nbytes = 0
 
 
+def _weights_dtypes(net: dict[str, Any]) -> str:
+    """Those of weights, not of counters beside them."""
+    return ", ".join([name for name in net["dtypes"] if "float" in name] or net["dtypes"])
+
+
 def print_inspection(found: dict[str, Any], console: Console | None = None) -> None:
     """Print the result of `inspect_checkpoint`."""
     console = Console() if console is None else console
     console.print(
         f"{found['path']}: {found['format']}, {found['bytes'] / 2**20:.1f} MiB", highlight=False, markup=False
     )
-    table = Table()
+    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)  # fits into 80 columns
     for column in ("", "kind", "pixels", "channels", "latent", "labels", "parameters", "dtype"):
-        table.add_column(column, justify="right" if column in ("pixels", "parameters") else "left", overflow="fold")
+        right = column in ("pixels", "parameters")
+        table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=column == "")
     for name, net in found["networks"].items():
         cells = [net[key] for key in ("kind", "resolution", "channels", "latent", "labels")]
+        cells[0] = str(cells[0]).removesuffix(" generator").removesuffix(" discriminator")  # the name says that
         table.add_row(
-            name, *("" if c is None else str(c) for c in cells), f"{net['parameters']:,}", *[", ".join(net["dtypes"])]
+            name, *("" if c is None else str(c) for c in cells), f"{net['parameters']:,}", _weights_dtypes(net)
         )
     if found["networks"]:
         console.print(table)

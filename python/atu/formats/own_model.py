@@ -238,7 +238,7 @@ def _choose(plan: Plan, gan: GAN, role: str, found: dict[str, State], path: str)
         plan.problems[role] = [f"{path} holds none for it"]
         return
     nearest = min(found, key=lambda name: len(misfits(module, found[name])))
-    plan.problems[role] = [f"nearest is {nearest or 'the file itself'}", *misfits(module, found[nearest])]
+    plan.problems[role] = [*[f"nearest is {nearest}"] * bool(nearest), *misfits(module, found[nearest])]
 
 
 def _module(gan: GAN, role: str) -> nn.Module | None:

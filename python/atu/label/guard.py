@@ -64,7 +64,7 @@ class Guard:
         if (writes or origins) and origins != [f"http://{hosts[0]}"]:
             return PlainTextResponse("wrong Origin\n", 403)
         length = headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > MOST_BYTES:
+        if not length.isdecimal() or int(length) > MOST_BYTES:
             return PlainTextResponse("too large\n", 413)
         return None
 

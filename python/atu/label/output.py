@@ -56,7 +56,7 @@ class Output:
         self._remove_others(set(wanted.values()))
         blocks: dict[tuple[int, int], list[int]] = defaultdict(list)
         for (number, index), path in wanted.items():
-            if not path.exists():
+            if path.is_symlink() or not path.exists():  # a link is replaced, what it leads to is left alone
                 blocks[number, index // self.session.block].append(index)
         for (number, block), indices in blocks.items():
             if stop():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shlex
@@ -40,6 +41,7 @@ class Runs:
         self.session, self.options = session, list(options)
         self.config = Config.of() if config is None else Config.load(config)
         self.process: subprocess.Popen | None = None
+        self.stopping = False
         self.program = [sys.executable, "-m", "atu.cli.main"]
         self.orphan = self._orphan(len(session.rounds))
 
@@ -86,6 +88,7 @@ class Runs:
             raise ValueError("a run is going on already")
         if self.finished(number):
             raise ValueError("this round's run is finished; begin the next round to unlearn more")
+        self.stopping = False
         with open(self._log(number), "wb") as log, open(self._lock(number), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the process inherits it, and holds it until it ends, however it does
             self.process = subprocess.Popen(
@@ -98,10 +101,25 @@ class Runs:
             )
             lock.write(str(self.process.pid))
 
+    def set_aside(self, number: int) -> None:
+        """Move what there is of a round's unfinished run to MARKS-run-N-stopped-K: it goes on with the same marks and
+        settings only.
+
+        Raises:
+            ValueError: it is going on, or finished.
+        """
+        if self.busy or self.finished(number):
+            raise ValueError("only a run that was stopped, or failed, can be started over")
+        folder = self.folder(number)
+        if folder.exists():
+            names = (folder.with_name(f"{folder.name}-stopped-{k}") for k in itertools.count(1))
+            folder.rename(next(name for name in names if not name.exists()))
+
     def stop(self) -> None:
         """Stop the run that is going on: its state is saved. Not by SIGINT, which it ignores where the page was started
         in the background of a script."""
         if self.busy:
+            self.stopping = True
             self._send(signal.SIGTERM)
 
     def _send(self, number: signal.Signals) -> None:
@@ -122,12 +140,15 @@ class Runs:
     def report(self, number: int) -> Path:
         return self.folder(number) / "report.html"
 
+    def result(self, number: int) -> Path:
+        return self.folder(number) / "result.safetensors"
+
     def finished(self, number: int) -> bool:
-        return self.report(number).exists() and (self.folder(number) / "result.safetensors").exists()
+        return self.report(number).exists() and self.result(number).exists()
 
     def status(self, number: int) -> dict[str, Any]:
         """What the page shows of a round's run: state (none, running, stopped, failed, finished), stage, step, done (a
-        share of the steps), seconds, line (the last of its output), command."""
+        share of the steps), seconds, stopping, line (the last of its output), summary, result, command."""
         found: dict[str, Any] = dict(command=shlex.join(["atu", *self.command(number)]))
         found["state"] = state = self._state(number)
         if state in ("running", "failed"):
@@ -137,9 +158,11 @@ class Runs:
             found["stage"], found["step"] = next(reversed(steps.items()))
             found["done"] = min(sum(steps.values()) / sum(self._planned()), 1.0)
         if state == "running":
+            found["stopping"] = self.stopping
             found["seconds"] = max(round(time.time() - self._lock(number).stat().st_mtime), 0)
         if state == "finished":
             found["summary"] = _summary(self.folder(number) / "report.json")
+            found["result"] = str(self.result(number))
         return found
 
     def _state(self, number: int) -> str:
@@ -217,9 +240,10 @@ def _last_line(path: Path) -> str:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """What the page shows of a report: how many of the n samples are negative before and after."""
+    """What the page shows of a report: how many of the n samples are negative before and after, and who says so."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return dict(before=data["negatives_before"], after=data["negatives_after"], n=data["n"])
+        counts = dict(before=data["negatives_before"], after=data["negatives_after"], n=data["n"])
+        return dict(counts, judge=data.get("judge", "probe"))
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -103,6 +103,9 @@ class _Page:
     async def run(self, request: Request) -> Response:
         return await self._change(await request.json(), self.studio.unlearn)
 
+    async def anew(self, request: Request) -> Response:
+        return await self._change(await request.json(), lambda: self.studio.unlearn(anew=True))
+
     async def stop(self, request: Request) -> Response:
         return await self._change(await request.json(), self.studio.runs.stop)
 
@@ -157,7 +160,8 @@ def make_app(studio: Studio, port: int) -> Guard:
         Route("/report/{round:int}", page.report),
         Route("/api/state", page.state),
         *(Route(f"/api/{f.__name__}", f, methods=["POST"]) for f in (page.mark, page.undo, page.redo)),
-        *(Route(f"/api/{f.__name__}", f, methods=["POST"]) for f in (page.run, page.stop, page.round, page.reveal)),
+        *(Route(f"/api/{f.__name__}", f, methods=["POST"]) for f in (page.run, page.anew, page.stop)),
+        *(Route(f"/api/{f.__name__}", f, methods=["POST"]) for f in (page.round, page.reveal)),
     ]
     errors: dict[Any, Any] = {
         ValueError: _bad_input,

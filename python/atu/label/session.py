@@ -72,11 +72,12 @@ class Session:
             samples. block: samples made at once, part of what a sample is keyed by. samples: how many are offered.
 
     Raises:
-        ValueError: the folder cannot be written, is in use, or holds marks of another GAN.
+        ValueError: the folder cannot be written, is in use, holds a symbolic link, or marks of another GAN.
     """
 
     def __init__(self, folder: Path, ckpt: str, gan: str, seed: int, block: int, samples: int):
         self.folder, self.size = check_writable(folder, "out"), RANDOM + samples
+        _refuse_links(folder)
         self._lock = FolderLock(folder, "out")
         self._mutex = threading.Lock()
         try:
@@ -87,7 +88,8 @@ class Session:
             entries = self.journal.entries or [dict(seed=seed, block=block, gan=gan, format=FORMAT, ckpt=ckpt)]
             self._check(entries[0], gan)
             self.seed, self.block = int(entries[0]["seed"]), int(entries[0]["block"])
-            self.rounds, self.stamp = [self._round(entries[0])], 0
+            # By the name of now: the file may have moved, and a name in a folder from elsewhere is not to be run.
+            self.rounds, self.stamp = [self._round({**entries[0], "ckpt": ckpt})], 0
             for entry in entries[1:]:
                 self._replay(entry)
             self.journal.entries = []
@@ -239,6 +241,13 @@ class Session:
         """Let go of the folder."""
         self.journal.close()
         self._lock.release()
+
+
+def _refuse_links(folder: Path) -> None:
+    """What is written into a folder must stay in it: one from elsewhere could lead to other files of the user's."""
+    for path in folder.iterdir():
+        if path.is_symlink():
+            raise ValueError(f"out: {path} is a symbolic link, and the page would write to what it leads to; remove it")
 
 
 def _answered(codes: bytearray) -> bytearray:

@@ -153,19 +153,21 @@ class Studio:
                 del self._wanted[:-WAITING]
                 self._wake.notify()
 
-    def unlearn(self) -> None:
-        """Begin this round's run on the marks as they are now.
+    def unlearn(self, anew: bool = False) -> None:
+        """Begin this round's run on the marks as they are now, or go on with it. anew: set a stopped one aside.
 
         Raises:
-            ValueError: nothing is marked unwanted, or as of `Runs.start`.
+            ValueError: nothing is marked unwanted, or as of `Runs.start`, `Runs.set_aside`.
         """
         if self.session.counts()["unwanted"] == 0:
             raise ValueError("nothing is marked unwanted yet")
         if self.space.gan.discriminator is None:
             raise ValueError("this checkpoint holds no discriminator; run atu unlearn with --train-discriminator STEPS")
-        self._in_thread(self._begin_run)
+        self._in_thread(lambda: self._begin_run(anew))
 
-    def _begin_run(self) -> None:
+    def _begin_run(self, anew: bool) -> None:
+        if anew:
+            self.runs.set_aside(self.number)
         self.output.write(self.pools)
         self.runs.start(self.number)
 
@@ -180,23 +182,19 @@ class Studio:
     def _begin_round(self) -> None:
         if self.runs.busy or not self.runs.finished(self.number):
             raise ValueError("the run of this round is not finished")
-        result = self._result()
-        like = self.space.gan
+        result, like = self.runs.result(self.number), self.space.gan
         gan = self.judged[self.number][1].gan if self.number in self.judged else load_like(result, like)
         pool = Pool(gan, self.space, self.session.seed, self.session.block, self.session.size)
         self.pools[self.number + 1] = pool
         self.session.begin_round(str(result), gan_digest(gan))
         self.views, self.history, self.cost = {}, [], None
 
-    def _result(self) -> Path:
-        return self.runs.folder(self.number) / "result.safetensors"
-
     def _open_judging(self) -> bool:
         """Load what this round's run gave, for the judge; False where there is nothing to do."""
         number, session = self.number, self.session
         if number in self.judged or self.runs.busy or not self.runs.finished(number):
             return False
-        gans = self.space.gan, load_like(self._result(), self.space.gan)
+        gans = self.space.gan, load_like(self.runs.result(number), self.space.gan)
         seeds = (mix_seed(session.seed, 900_000 + 2 * number + which) for which in (0, 1))
         before, after = (Pool(gan, self.space, seed, session.block, 0) for gan, seed in zip(gans, seeds, strict=True))
         self.judged[number] = before, after

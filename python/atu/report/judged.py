@@ -23,6 +23,11 @@ def _interval(bounds: Any) -> str:
     return f" ({low} to {bounds[1]:.1f})"
 
 
+def _floor(value: float) -> str:
+    """A percentage as in the headline, without its sign."""
+    return percent(value).removesuffix(" %")
+
+
 def who_judged(data: Mapping[str, Any]) -> str:
     """Whose figures these are, and its errors on real samples, in words; nothing for reports without judges."""
     found = _own(data)
@@ -53,7 +58,7 @@ def judges_table(data: Mapping[str, Any]) -> list[list[str]]:
         if with_retrained:
             made = one["over_removal"]
             cells.append("–" if made is None else f"{made['retrained']['count']:,}")
-        cells.append("–" if one["pul"] is None else f"{one['pul']:.1f}{_interval(one['pul_ci95'])}")
+        cells.append("–" if one["pul"] is None else f"{_floor(one['pul'])}{_interval(one['pul_ci95'])}")
         cells.append(_corrected(one["corrected"]))
         cells.append("–" if one["sensitivity"] is None else f"{100 * one['sensitivity']['share']:.1f}")
         cells.append("–" if one["specificity"] is None else f"{100 * (1 - one['specificity']['share']):.2f}")
@@ -64,7 +69,7 @@ def judges_table(data: Mapping[str, Any]) -> list[list[str]]:
 def _corrected(found: Mapping[str, Any] | None) -> str:
     if found is None or found["pul"] is None:
         return "–"
-    text = f"{found['pul']:.1f}{_interval(found['pul_ci95'])}"
+    text = f"{_floor(found['pul'])}{_interval(found['pul_ci95'])}"
     return text if found["unreliable"] is None else f"{text}, unreliable"
 
 

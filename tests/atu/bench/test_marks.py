@@ -136,7 +136,7 @@ def test_all_of_it_and_again(tmp_path):
     first = marks.run_marks(tmp_path, True, 1, 2, ["10 %"], said.append)
     assert len(first["finding"]) == 6 and [one["rounds"] for one in first["unlearning"]] == [1, 2, 1, 2]
     last = first["unlearning"][1]
-    assert last["order"] == "suggestions" and last["judge"]["negatives_before"] > 500
+    assert last["order"] == "suggestions" and 20 < last["judge"]["negatives_before"] < 100  # of 500
     run = json.loads((tmp_path / "unlearning/10-suggestions/marks-run-2/run.json").read_text())
     assert run["identity"]["round"] == 2
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json") if path.parent != tmp_path}

@@ -155,7 +155,7 @@ def test_samples_of_two_seeds_share_a_folder_and_others_are_refused(folder, tmp_
     assert run(*command, "--seed", 3) == 0
     both = pictures(tmp_path)
     assert first.items() < both.items() and sum(name.startswith("seed3-") for name in both) == 5
-    assert "holds samples with another oracle and another classes" in error(capsys, *command, *judge(folder))
+    assert "holds samples of another kind (oracle, classes)" in error(capsys, *command, *judge(folder))
     assert "holds 5 samples of seed 3 already" in error(capsys, *command, "--seed", 3, "--samples", 7)
     (tmp_path / "samples.json").unlink()
     assert "seed0-000000.png is there already" in error(capsys, *command)

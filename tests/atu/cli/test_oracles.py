@@ -148,6 +148,7 @@ def test_a_function_of_mine_answers(folder, tmp_path, capsys):
         ("--oracle {f}/oracle.pt?class=0 --judge {f}/oracle.pt?class=0&threshold=0.9", "is the network that answers"),
         ("--judge {f}/judge.pt?class=0&names=a,b,c", "gives 2 numbers a sample, and 3 names"),
         ("--class 3", "--class needs --oracle SPEC that knows classes"),
+        ("--oracle {f}/oracle.pt --judge {f}/judge.pt --class 2", "--class is for the oracle and the judge; "),
         ("--oracle no.such.module:rule", "no.such.module cannot be imported"),
         ("--oracle {f}/gan.safetensors --class 1", "expected a file of format atu-classifier"),
         ("--against hats", "--against needs --text"),

@@ -105,7 +105,7 @@ def test_what_a_function_may_return(name, source):
         ("value", {}, "is a int, which cannot be called"),
         ("missing", {}, "has no 'missing'"),
         ("broken", {}, r"own_of_test\.py:broken raised RuntimeError"),
-        ("blind", {}, "makes no GAN: latent_dim: expected an int"),
+        ("blind", {}, "makes no GAN: latent_dim: expected the latents' length"),
         ("pair", {"height": 3}, r"unexpected keyword argument 'height'; its arguments: width \(--arg"),
     ],
 )
@@ -282,8 +282,8 @@ def test_inspection_tells_what_is_missing_and_what_was_found(pair, tmp_path):
     state.pop("body.0.bias")
     torch.save(state, tmp_path / "G.pt")
     found = inspect_own(model, f"{tmp_path}/G.pt")
-    assert found["weights"]["generator"]["problems"] == ["nearest is the file itself", "missing body.0.bias"]
-    assert found["weights"]["discriminator"]["problems"][0].startswith("nearest is")
+    assert found["weights"]["generator"]["problems"] == ["missing body.0.bias"]
+    assert found["weights"]["discriminator"]["problems"][0].startswith("missing first.")
     assert any(note.startswith("discriminator: its weights are as built") for note in found["notes"])
     torch.save(gan.generator.state_dict(), tmp_path / "G.pt")
     found = inspect_own(model, f"{tmp_path}/G.pt")

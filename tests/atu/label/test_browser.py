@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -81,8 +82,9 @@ def server(tmp_path):
     found.process.wait(60)
 
 
-@pytest.fixture
-def page(browser):
+@contextmanager
+def new_page(browser):
+    """A page in a browser of its own, which keeps its faults."""
     context = browser.new_context(viewport=dict(width=1280, height=800))
     found = context.new_page()
     found.set_default_timeout(60_000)
@@ -91,6 +93,26 @@ def page(browser):
     found.on("console", lambda message: found.faults.append(message.text) if message.type == "error" else None)
     yield found
     context.close()
+
+
+@pytest.fixture
+def page(browser):
+    with new_page(browser) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def marked_page(browser, tmp_path_factory):
+    """Opened, with sixty marks: for tests that look at it only."""
+    server = Server(tmp_path_factory.mktemp("marked"))
+    try:
+        with new_page(browser) as found:
+            opened(found, server.link)
+            mark_sixty(found)
+            yield found
+    finally:
+        server.process.terminate()
+        server.process.wait(60)
 
 
 def opened(page, link: str) -> None:
@@ -257,9 +279,8 @@ def test_from_marks_to_a_report(page, server, tmp_path):
     assert len(list((tmp_path / "marks" / "unwanted").glob("r2-*.png"))) == 1
 
 
-def test_a_phone_and_a_dark_room(page, server):
-    opened(page, server.link)
-    mark_sixty(page)
+def test_a_phone_and_a_dark_room(marked_page):
+    page = marked_page
     for scheme in ("light", "dark"):
         for width, height in ((1280, 800), (390, 844)):
             page.emulate_media(color_scheme=scheme)
@@ -331,12 +352,12 @@ def test_the_whole_range_scrolls_with_few_elements(page, tmp_path):
         server.process.wait(60)
 
 
-def test_axe_finds_no_serious_fault(page, server):
+def test_axe_finds_no_serious_fault(marked_page):
+    page = marked_page
     source = next((path for path in AXE if path.is_file()), None)
     if source is None:
         pytest.skip("no axe-core: npm install axe-core in the checkout, or name axe.min.js in AXE_CORE")
-    opened(page, server.link)
-    mark_sixty(page)
+    page.set_viewport_size(dict(width=1280, height=800))
     page.wait_for_selector("#agreement:not([hidden])")
     page.evaluate(source.read_text(encoding="utf-8") + "; 0")
     for scheme in ("light", "dark"):

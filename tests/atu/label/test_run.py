@@ -1,5 +1,6 @@
 """Runs of the page as processes: begun, stopped, found again after the page's own process was killed."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -73,11 +74,13 @@ def test_a_run_whose_page_was_killed_is_found_again(orphaned):
     assert 0 <= status["seconds"] < 60 and 0 < status["done"] < 1
     with pytest.raises(ValueError, match="a run is going on already"):
         orphaned.start(1)
+    assert not status["stopping"]
     orphaned.stop()
+    assert orphaned.stopping
     wait(lambda: not orphaned.busy)
     assert orphaned.status(1)["state"] == "stopped"
     orphaned.start(1)  # it goes on
-    assert orphaned.busy and orphaned.orphan is None
+    assert orphaned.busy and orphaned.orphan is None and not orphaned.status(1)["stopping"]
     wait(lambda: "at work" in orphaned.status(1).get("line", ""))
 
 
@@ -94,6 +97,44 @@ def test_a_run_that_failed_is_told_after_a_restart(marks):
     for found in (runs, Runs(session, [])):
         status = found.status(1)
         assert (status["state"], status["line"]) == ("failed", "Error: no such file")
+    session.close()
+
+
+def test_a_stopped_run_is_set_aside_and_a_finished_one_is_not(marks):
+    session, runs = opened(marks)
+    folder = marks.with_name("marks-run-1")
+    for k in (1, 2):
+        runs.set_aside(1)  # where there is nothing yet, that is no error
+        folder.mkdir()
+        (folder / "run.json").write_text(str(k))
+        assert runs.status(1)["state"] == "stopped"
+        runs.set_aside(1)
+        assert (marks.with_name(f"marks-run-1-stopped-{k}") / "run.json").read_text() == str(k)
+        assert runs.status(1)["state"] == "none"
+    runs.start(1)
+    with pytest.raises(ValueError, match="only a run that was stopped, or failed"):
+        runs.set_aside(1)
+    runs.close()
+    folder.mkdir(exist_ok=True)  # it may have been stopped before it made one
+    for name in ("report.html", "result.safetensors"):
+        (folder / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="only a run that was stopped, or failed"):
+        runs.set_aside(1)
+    session.close()
+
+
+def test_a_finished_run_tells_who_counted_and_where_the_gan_is(marks):
+    session, runs = opened(marks)
+    folder = marks.with_name("marks-run-1")
+    folder.mkdir()
+    for name in ("report.html", "result.safetensors"):
+        (folder / name).write_bytes(b"")
+    counted = dict(negatives_before=97, negatives_after=5, n=1009)
+    for more, who in (({}, "probe"), (dict(judge="net.onnx?class=3"), "net.onnx?class=3")):
+        (folder / "report.json").write_text(json.dumps({**counted, **more}))
+        status = runs.status(1)
+        assert status["summary"] == dict(before=97, after=5, n=1009, judge=who)
+        assert status["state"] == "finished" and status["result"] == str(folder / "result.safetensors")
     session.close()
 
 

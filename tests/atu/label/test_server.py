@@ -1,6 +1,7 @@
 """The page's server: what it answers, and attacks on it."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -60,6 +61,8 @@ def test_the_page_and_its_files(page):
     for name in [*names, "grid.js", "panel.js", "server.js"]:
         assert page.get(f"/static/{name}").status_code == 200
     assert "http" not in answer.text.replace("http-equiv", "")  # nothing foreign
+    # Nothing that the policy would have to let in.
+    assert not re.search(r"<script(?![^>]*src=)|<style|\son\w+=|style=|javascript:", answer.text)
 
 
 def test_marks_and_undo(page, studio):
@@ -146,7 +149,8 @@ def test_a_full_disk_is_told(page, studio, monkeypatch):
 
 
 def test_no_run_without_marks_and_no_report_without_a_run(page):
-    assert "nothing is marked unwanted" in post(page, "/api/run", {}).json()["error"]
+    for path in ("run", "anew"):
+        assert "nothing is marked unwanted" in post(page, f"/api/{path}", {}).json()["error"]
     assert "not finished" in post(page, "/api/round", {}).json()["error"]
     assert page.get("/report/1").status_code == 404
 
@@ -177,9 +181,24 @@ def test_the_link_works_once(guard):
     token = guard.token
     first = client(guard).get(f"/?token={token}")
     cookie = first.headers["set-cookie"]
-    assert "HttpOnly" in cookie and "SameSite=strict" in cookie and token not in cookie
+    name, _, attributes = cookie.partition("; ")
+    assert {part.lower() for part in attributes.split("; ")} == {"httponly", "samesite=strict", "path=/"}
+    assert name.startswith(f"atu_label_{PORT}=") and token not in cookie and len(name.split("=")[1]) >= 43
     assert client(guard).get(f"/?token={token}").status_code == 403
     assert client(guard).get("/?token=None").status_code == 403
+
+
+def test_the_token_gets_into_no_referer_and_opens_nothing_from_one(guard):
+    token = guard.token
+    other = client(guard)
+    for path in ("/", "/static/page.js", "/api/state"):
+        assert other.get(path, headers={"referer": f"{HERE}/?token={token}"}).status_code == 403
+    answer = other.get(f"/?token={token}")  # it tells the page no address, and the next page has none in its own
+    assert answer.headers["referrer-policy"] == "no-referrer" and token not in answer.text
+    assert 'content="0;url=/"' in answer.text
+    for path in ("/", "/static/page.js", "/api/state", "/nothing"):
+        found = other.get(path)
+        assert found.headers["referrer-policy"] == "no-referrer" and token not in found.text
 
 
 def test_a_wrong_cookie(guard, page):
@@ -201,7 +220,7 @@ def test_another_host(guard, page, host):
 )
 def test_another_origin(page, studio, origin):
     headers = {} if origin is None else {"origin": origin}
-    for path in ("mark", "undo", "redo", "run", "stop", "round"):
+    for path in ("mark", "undo", "redo", "run", "anew", "stop", "round", "reveal"):
         body = dict(at=[1], label="good", round=1)
         assert page.post(f"/api/{path}", json=body, headers=headers).status_code == 403
     if origin is not None:
@@ -232,8 +251,15 @@ def test_path_traversal(page, path):
     assert page.get(path).status_code in (403, 404)
 
 
-def test_a_large_body_is_refused(page):
-    assert page.post("/api/mark", content=b"0" * (MOST_BYTES + 1), headers={"origin": HERE}).status_code == 413
+@pytest.mark.parametrize("path", ["mark", "undo", "redo", "run", "anew", "stop", "round", "reveal"])
+def test_a_large_body_is_refused(page, path):
+    assert page.post(f"/api/{path}", content=b"0" * (MOST_BYTES + 1), headers={"origin": HERE}).status_code == 413
+
+
+@pytest.mark.parametrize("length", [str(100 * 2**20), "-1", "1e3", "\xb2", "1, 1"])
+def test_lengths_that_are_told(page, length):
+    headers = {"origin": HERE, "content-length": length.encode("latin-1")}
+    assert page.post("/api/mark", content=b"{}", headers=headers).status_code == 413
 
 
 def test_a_large_body_of_untold_length_is_refused(page):
@@ -250,7 +276,10 @@ def test_every_answer_forbids_foreign_sources(guard, page):
     answers += [client(guard).get("/"), page.get("/", headers={"host": "evil.example"})]
     for answer in answers:
         policy = answer.headers["content-security-policy"]
-        assert policy.startswith("default-src 'none'") and "http" not in policy and "unsafe" not in policy
+        rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+        closed = ("default-src", "base-uri", "form-action", "frame-ancestors")
+        own = ("script-src", "style-src", "img-src", "connect-src")
+        assert rules == {**dict.fromkeys(closed, "'none'"), **dict.fromkeys(own, "'self'")}
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "access-control-allow-origin" not in answer.headers
 
@@ -301,6 +330,9 @@ def test_the_command_serves_this_machine_only_and_stops_with_the_terminal(proces
     assert answer.startswith(b"HTTP/1.1 200") and b"httponly" in answer.lower() and b"uvicorn" not in answer
     assert ask(port, b"GET / HTTP/1.1\r\n" + host + host + b"Connection: close\r\n\r\n").startswith(b"HTTP/1.1 4")
     assert ask(port, b"GET / HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 403")  # no Host at all
+    large = f"Origin: http://127.0.0.1:{port}\r\nContent-Length: {100 * 2**20}\r\n\r\n".encode()
+    answer = ask(port, b"POST /api/mark HTTP/1.1\r\nConnection: close\r\n" + host + large)
+    assert answer.startswith(b"HTTP/1.1 413")  # at once: none of the 100 MiB is waited for
     assert b" 4" in ask(port, b"GET ../../etc/passwd HTTP/1.1\r\n" + host + b"Connection: close\r\n\r\n")[:14]
     listening = subprocess.run(["cat", "/proc/net/tcp"], capture_output=True, text=True).stdout
     rows = [row.split() for row in listening.splitlines() if f":{port:04X} 00000000:0000 0A" in row]

@@ -175,6 +175,30 @@ def test_another_gan_is_refused(marks):
     opened(marks).close()  # the lock was let go
 
 
+def test_the_gan_goes_by_its_name_of_now(marks):
+    """A folder from elsewhere may name a FILE.py:FUNCTION, which must not reach the command of a run."""
+    opened(marks, ckpt="evil.py:build").close()
+    session = opened(marks, ckpt="moved/network.pkl")
+    assert session.rounds[0].ckpt == "moved/network.pkl"
+    session.close()
+
+
+LINKED = ["journal.jsonl", ".lock", "labels.json", "run-1.log", "run-1.lock", "unwanted", "good"]
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_a_folder_with_links_to_elsewhere_is_refused(marks, tmp_path, name):
+    target = tmp_path / "the user's own"
+    target.write_text("kept")
+    marks.mkdir()
+    (marks / name).symlink_to(target)
+    with pytest.raises(ValueError, match=f"out: .*{name} is a symbolic link"):
+        opened(marks)
+    assert target.read_text() == "kept"
+    (marks / name).unlink()
+    opened(marks).close()
+
+
 def test_seed_and_block_stay_those_of_the_marks(marks):
     opened(marks).close()
     again = opened(marks, seed=9, block=4)

@@ -182,6 +182,18 @@ def test_files_follow_the_marks(studio, marks):
     ]
 
 
+def test_a_link_in_place_of_a_picture_is_replaced(studio, marks, tmp_path):
+    target = tmp_path / "mine.png"
+    target.write_bytes(b"the user's")
+    link = marks / "unwanted" / f"r1-{RANDOM + 2:07d}.png"
+    link.symlink_to(target)
+    studio.session.mark([RANDOM + 2], "unwanted")
+    work(studio)
+    assert not link.is_symlink() and link.stat().st_size > 0 and target.read_bytes() == b"the user's"
+    data = json.loads((marks / "labels.json").read_text())
+    assert data["samples"][0]["sha256"] == sha256_of(link)
+
+
 def test_files_are_written_at_the_end(image_gan, marks):
     studio = open_studio(image_gan, "small", marks, 300, 5, [], None)
     studio.start()

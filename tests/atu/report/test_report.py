@@ -451,6 +451,12 @@ def test_every_figure_says_whose_it_is(judges, evaluation, context):
     assert "What each judge says" in page
 
 
+def test_the_table_rounds_as_the_headline_does(judges):
+    judges["blind"].update(pul=100 * 8 / 53, corrected=corrected(99.99))
+    table = judged_words.judges_table(dict(judge="blind", judges=judges))
+    assert table[1][4].startswith("15.0 (") and table[1][5].startswith("99.9 (")
+
+
 def test_over_removal_and_judges_that_disagree_are_said(judges, evaluation, context):
     warnings = report.report_data(evaluation, context)["warnings"]
     assert any(text.startswith("Over-removal: 0 of 200 samples are negative, and 9 of a GAN") for text in warnings)

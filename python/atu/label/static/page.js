@@ -9,7 +9,7 @@ const KEYS = { n: "unwanted", g: "good", u: "unsure" };
 const ROW = 24; // random samples, and samples to judge, shown at once
 
 const VIEWS = [
-  { name: "all", title: "All", hint: "Mark a few unwanted and a few good ones; then look at Likely and Unsure." },
+  { name: "all", title: "All", hint: "Mark a few unwanted (N) and a few good ones (G), then look at Likely and Unsure. Press ? for all keys." },
   { name: "like", title: "Like your picture", pictures: true, hint: "The samples most like your picture. Enter brings the next ones.",
     none: "Looking for samples like your picture." },
   { name: "ranked", title: "Ranked by the oracle", oracle: true,
@@ -265,7 +265,7 @@ for (const button of document.querySelectorAll("#brush button"))
   button.addEventListener("click", () => setBrush(button.dataset.label));
 for (const button of document.querySelectorAll("#zoom button"))
   button.addEventListener("click", () => setZoom(Number(button.dataset.zoom)));
-for (const name of ["undo", "redo", "run", "stop", "reveal"]) $(name).addEventListener("click", () => act(name));
+for (const name of ["undo", "redo", "run", "anew", "stop", "reveal"]) $(name).addEventListener("click", () => act(name));
 $("round-button").addEventListener("click", () => act("round"));
 $("judge").addEventListener("click", () => choose(VIEWS.find((v) => v.name === "judge")));
 $("next").addEventListener("click", nextPage);

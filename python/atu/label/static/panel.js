@@ -85,29 +85,36 @@ function showRun({ run, cost, counts, round }) {
   $("run").hidden = running || run.state === "finished";
   $("run").disabled = counts.unwanted === 0;
   set("run", run.state === "none" ? "Unlearn now" : "Go on");
+  $("anew").hidden = !["stopped", "failed"].includes(run.state);
   $("stop").hidden = !running;
+  $("stop").disabled = Boolean(run.stopping);
   $("run-progress").hidden = !running;
   if (running && run.done !== undefined) $("run-progress").value = run.done;
   else $("run-progress").removeAttribute("value");
   set("run-text", runText(run));
+  $("run-text").classList.toggle("quiet", run.state !== "failed");
   set("run-outcome", run.state === "finished" ? outcome(round, run.summary) : "");
   $("report").hidden = $("round-button").hidden = run.state !== "finished";
   $("report").href = `/report/${round}`;
   set("command", run.command);
 }
 
-function outcome(round, { before, after, n }) {
+function outcome(round, { before, after, n, judge }) {
   if (n === undefined) return `Round ${round} is done.`;
-  return `Round ${round} is done: by the probe, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Judge the result to see for yourself.`;
+  const who = judge === "probe" ? "the probe" : judge;
+  return `Round ${round} is done: by ${who}, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Judge the result to see for yourself.`;
 }
 
 function runText(run) {
   if (run.state === "running") {
-    const where = run.stage ? `${run.stage}, step ${run.step}` : "starting";
+    const begun = run.line ? `starting (${run.line})` : "starting"; // what it says of its preparations
+    const where = run.stage ? `${run.stage}, step ${run.step}` : begun;
+    if (run.stopping) return `${where}. It stops once this step is finished and saved.`;
     return `${where}; ${duration(run.seconds)} so far. ${run.done === 1 ? "Evaluating." : ""}`;
   }
+  if (run.state === "finished") return `The GAN that it made: ${run.result}. atu export writes it in other formats.`;
   if (run.state === "failed") return `It failed: ${run.line}`;
-  return run.state === "stopped" ? "It was stopped, and goes on from there." : "";
+  return run.state === "stopped" ? "It was stopped, and goes on with the same marks; with others, start over." : "";
 }
 
 function set(id, text) {
