@@ -67,8 +67,8 @@ class Adversarial:
             "for others. Lazy regularisation of interval k makes it lr c, and each beta beta^c, c = k / (k + 1)."
         ),
     ] = None
-    beta1: Annotated[Beta | None, Field(description="Adam's beta1; unset, 0.")] = None
-    beta2: Annotated[Beta | None, Field(description="Adam's beta2; unset, 0.99.")] = None
+    beta1: Annotated[Beta, Field(description="Adam's beta1.")] = 0.0
+    beta2: Annotated[Beta, Field(description="Adam's beta2.")] = 0.99
     d_lr_ratio: Annotated[Positive, Field(description="The discriminator's learning rate over the generator's.")] = 1.0
     loss: Annotated[
         Literal["logistic", "relativistic"],
@@ -142,31 +142,6 @@ class Adapt:
 
 
 @dataclass(config=STRICT)
-class GuideWeight:
-    """How the guide's weight follows what is left of the negatives: their share over the pretrained GAN's."""
-
-    grow_above: Annotated[NonNegative, Field(description="It grows while more than this is left.")] = 0.05
-    shrink_below: Annotated[NonNegative, Field(description="It shrinks while less than this is left.")] = 0.005
-    shrink_below_drift: Annotated[
-        NonNegative,
-        Field(description="It shrinks too while less is left than this share of what the drift adds to the score."),
-    ] = 0.25
-    grow_after: Annotated[
-        Count, STEPS, Field(description="In the first ones it does not grow: negatives go by themselves.")
-    ] = 100
-    smoothing: Annotated[
-        float, Field(gt=0, le=1, description="Weight of the newest batch in the running mean of what is left.")
-    ] = 0.05
-    lowest: Annotated[Positive, Field(description="Its least value, over the one at the start.")] = 0.1
-    highest: Annotated[Positive, Field(description="Its greatest value, over the one at the start.")] = 3.0
-    recent_samples: Annotated[
-        PositiveCount,
-        SAMPLES,
-        Field(description="Generated samples of either kind that the guide goes on learning from."),
-    ] = 512
-
-
-@dataclass(config=STRICT)
 class Repel:
     """Stage 2: retrain the original on positives, repelled from the adapted weights."""
 
@@ -174,7 +149,7 @@ class Repel:
         Count | None,
         STEPS,
         Field(
-            description="Training steps; unset, 600 for StyleGAN kinds, and 1,500 for others, whose learning rate is a "
+            description="Training steps; unset, 800 for StyleGAN kinds, and 2,500 for others, whose learning rate is a "
             "quarter of theirs."
         ),
     ] = None
@@ -206,34 +181,37 @@ class Repel:
     alpha: Annotated[Positive, Field(description="Of el2: how fast the repulsion falls with d.")] = 1.0
     ceiling: Annotated[Positive, Field(description="Of nl2: distance from which on it is flat.")] = 4.0
     epsilon: Annotated[Positive, Field(description="Of il2: keeps it finite at 0.")] = 1e-3
-    negatives_weight: Annotated[
-        NonNegative, Field(description="Weight of the negatives shown to the discriminator as fakes.")
-    ] = 0.05
-    guide_weight: Annotated[
-        NonNegative,
-        Field(description="Weight of the guide's loss over the share of negatives, at the start; 0: no guide."),
-    ] = 0.8
-    guide_steps: Annotated[Count, STEPS, Field(description="Steps that the guide is trained for before stage 2.")] = 200
-    guide_rate: Annotated[
-        NonNegative,
-        PER_STEP,
-        Field(description="Change of the log of the guide's weight, up or down by the negatives left; 0 keeps it."),
-    ] = 0.0025
-    guide_control: Annotated[GuideWeight, Field(description="When and how far the guide's weight changes.")] = field(
-        default_factory=GuideWeight
-    )
-    guide_r1: Annotated[NonNegative, Field(description="Weight of the guide's gradient penalty.")] = 1.0
-    preserve_weight: Annotated[
+    hold_weight: Annotated[
         NonNegative,
         Field(
-            description="Weight of the distance to the original's samples of the same latents, those that the guide "
-            "finds negative left out."
+            description="Weight of the distance to the original's samples of latents of which it makes good ones. Half "
+            "of a step's latents are such, and the adversarial loss sees only the other half, of which it makes "
+            "negatives. 0: it sees all latents, and nothing is held."
         ),
-    ] = 2.0
+    ] = 30.0
+    hold_features: Annotated[
+        Fraction,
+        Field(
+            description="Share of the pretrained discriminator's features in that distance; the rest is the samples'."
+        ),
+    ] = 0.7
+    nearby_weight: Annotated[
+        NonNegative,
+        Field(
+            description="Weight of the distance of the other half to good samples that the original makes of nearby "
+            "latents."
+        ),
+    ] = 1.0
+    guide_weight: Annotated[NonNegative, Field(description="Weight of the guide's loss; 0: no guide.")] = 2.5
+    guide_steps: Annotated[Count, STEPS, Field(description="Steps that the guide is trained for before stage 2.")] = 200
+    guide_r1: Annotated[NonNegative, Field(description="Weight of the guide's gradient penalty.")] = 1.0
+    negatives_weight: Annotated[
+        NonNegative, Field(description="Weight of the negatives shown to the discriminator as fakes.")
+    ] = 0.0
     warm_start: Annotated[
         NonNegative, Field(description="w of the weights to start at, theta_G - w (theta_N - theta_G).")
     ] = 0.0
-    check_every: Annotated[PositiveCount, STEPS, Field(description="How often the generator is scored.")] = 50
+    check_every: Annotated[PositiveCount, STEPS, Field(description="How often the generator is scored.")] = 100
     check_samples: Annotated[PositiveCount, SAMPLES, Field(description="On how many it is scored.")] = 2000
     keep: Annotated[
         Literal["best", "final"],
@@ -241,7 +219,7 @@ class Repel:
             description="Which generator is kept: the best by its score (the latest whose score is the lowest but for "
             "chance), or the final one after all steps."
         ),
-    ] = "best"
+    ] = "final"
     patience: Annotated[
         PositiveCount,
         Unit("checks"),
@@ -254,7 +232,7 @@ class Repel:
         Fraction, OF_STEPS, Field(description="The last ones, over which the learning rates fall to 0.")
     ] = 0.5
     adversarial: Annotated[Adversarial, Field(description="The adversarial loss, on the positives.")] = field(
-        default_factory=lambda: Adversarial(loss="relativistic", ema_half_life=1500.0)
+        default_factory=lambda: Adversarial(beta1=0.5, r2_gamma=1.0, r1_interval=8, ema_half_life=1500.0)
     )
 
 

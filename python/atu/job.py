@@ -4,7 +4,7 @@ Everything that a user gives is checked and read once, in `check_inputs`, before
 
 The negatives play four roles, and these are all:
 1. In stage 1 the discriminator takes them for real samples, so that the adapted generators make them.
-2. In stage 2 it takes them for fakes, beside the generator's own samples (`repel.negatives_weight`).
+2. In stage 2 it may take them for fakes, beside the generator's own samples (`repel.negatives_weight`).
 3. They are one class of the guide, the positives the other (`methods.adapt_then_unlearn.guide`).
 4. They are what a run goes on from: the probe that stands in for an oracle is fitted on them, and with an oracle the
    guide, which goes on learning in stage 2, gets them again beside what the oracle has found since.

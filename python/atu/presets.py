@@ -35,12 +35,12 @@ COMPAT = ("reference",)
 PAPER_REPEL: dict[str, Any] = dict(
     negatives_weight=0.0,
     guide_weight=0.0,
-    preserve_weight=0.0,
+    hold_weight=0.0,
     warm_start=0.0,
     schedule="constant",
     strength=4.0,
     decay=0.0,
-    adversarial=dict(loss="logistic"),
+    adversarial=dict(beta1=0.0, r2_gamma=0.0, r1_interval=16),
     keep="final",
 )
 
@@ -70,6 +70,7 @@ def reference(method: str, models: int = 5) -> dict[str, Any]:
     adversarial = dict(
         batch_size=16,
         loss="logistic",
+        beta1=0.0,
         r1_gamma=10.0,
         r2_gamma=0.0,
         r1_interval=16,

@@ -286,7 +286,7 @@ def test_two_of_eight_gaussians_are_unlearned(ring_gan, judged):
     config = {
         "feedback": {"pool": 2000},
         "adapt": {"steps": 60, "adversarial": game},
-        "repel": {"steps": 400, "guide_weight": 1.0, "check_samples": 500, "adversarial": game},
+        "repel": {"steps": 800, "check_samples": 500, "adversarial": game},
     }
     result = unlearn(ring_gan, x[is_negative(x)][:100], is_negative=oracle, config=config)
     after = shares(result.gan.sample(4000, seed=8))

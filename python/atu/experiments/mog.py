@@ -45,7 +45,7 @@ MOG_TRAINING = dict(batch_size=256, **MOG_ADAM, r1_gamma=0.1, r1_interval=4, ema
 
 MOG_UNLEARN: dict[str, Any] = dict(
     adapt=dict(steps=500, ewc_weight=1.0, adversarial=MOG_TRAINING),
-    repel=dict(steps=1500, check_every=100, drift_weight=0.05, negatives_weight=0.5, adversarial=MOG_TRAINING),
+    repel=dict(steps=1500, drift_weight=0.05, adversarial=MOG_TRAINING),
 )
 
 

@@ -25,6 +25,7 @@ class Feedback:
 
     negatives, positives: samples. is_negative: samples [N, ...] -> bools [N]. is_oracle: whether it is the user's own.
     negative_share: of the pretrained GAN's samples, by is_negative. notes: what was built and dropped, for the report.
+    negative_latents: (latents [n, ...], labels or None) of the pretrained GAN's samples that is_negative finds.
     """
 
     negatives: Samples
@@ -33,6 +34,7 @@ class Feedback:
     is_oracle: bool
     negative_share: float
     notes: dict[str, object]
+    negative_latents: tuple[Tensor, Tensor | None] | None = None
 
 
 def check_distinct(negatives: Samples, positives: Samples) -> None:
@@ -59,7 +61,8 @@ def build_feedback(
         ValueError: nothing can come of it (see checks.py), or the oracle or the probe calls all of the generated
             samples negative.
     """
-    pool = _draw_pool(gan, pool_size(gan, cfg.pool), stream_seed(seed, Stream.POOL))
+    pool_seed = stream_seed(seed, Stream.POOL)
+    pool = _draw_pool(gan, pool_size(gan, cfg.pool), pool_seed)
     is_negative, flags = _answers(gan, negatives, pool.tensor, oracle, cfg.recall)
     share = float(flags.float().mean())
     judge = "probe" if oracle is None else "oracle"
@@ -76,7 +79,10 @@ def build_feedback(
             negatives = _with_found(negatives, pool, flags, notes)
     else:
         positives = _with_generated(positives, pool, flags, cfg.least_positives, notes)
-    return Feedback(negatives, positives, is_negative, oracle is not None, share, notes)
+    z, c = gan.inputs(len(pool), pool_seed)
+    found = flags.to(z.device)
+    latents = z[found], None if c is None else c[found]
+    return Feedback(negatives, positives, is_negative, oracle is not None, share, notes, latents)
 
 
 def _count_of(negatives: Samples) -> str:

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     ADAPT = 100  # + the index of the adapted generator
     REPEL = 200
     GUIDE = 201
+    NEARBY = 202
     FINETUNE = 300
     REINITIALISED_LAYERS = 301
     REINITIALISED_NETWORKS = 302

@@ -22,7 +22,9 @@ from ..support.modules import ema_beta, trainable, update_ema
 from ..support.seeding import fork_rng
 from . import losses
 
-# (fake, labels, original) -> (loss, its parts to log)
+# n -> (latents, their labels, what the original is called with for the samples wanted in their place)
+DrawLatents = Callable[[int], tuple[Tensor, Tensor | None, Tensor]]
+# (fake, labels, wanted) -> (loss, its parts to log)
 FakePenalty = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, dict[str, float]]]
 
 
@@ -76,7 +78,10 @@ class AdversarialTrainer:
         extra_fakes: further samples shown to the discriminator as fakes, weighted by `extra_weight`.
         add_penalty_grad: called after the generator's backward pass; adds to the gradients, returns values to log.
         fake_penalty: differentiable loss of generated samples, added to the generator's. It takes (fake, labels,
-            original): original is what the generator `original` makes of the same latents and noise, if there is one.
+            wanted): wanted is what `original` makes with the same noise, if there is one.
+        latents: where the generated samples' latents come from; drawn from the GAN's own distribution when not given.
+            There are half as many of them as real samples then: the other half of a step is the penalty's.
+        original: makes samples of the third tensor that `latents` gives, and of labels.
 
     All randomness is drawn from torch's global generators, so that saving their states makes a run resumable.
 
@@ -97,13 +102,14 @@ class AdversarialTrainer:
         extra_fakes: Samples | None = None,
         add_penalty_grad: Callable[[], dict[str, float]] | None = None,
         fake_penalty: FakePenalty | None = None,
-        original: nn.Module | None = None,
+        latents: DrawLatents | None = None,
+        original: Callable[[Tensor, Tensor | None], Tensor] | None = None,
     ):
         if gan.discriminator is None:
             raise ValueError("discriminator: this GAN has none, and training needs one")
         self.gan, self.real, self.config = gan, real, config
         self.extra_fakes, self.add_penalty_grad, self.fake_penalty = extra_fakes, add_penalty_grad, fake_penalty
-        self.original = None if original is None else original.train()
+        self.latents, self.original = latents, original
         self.extra_weight = 1.0
         if gan.generator_ema is None:
             gan.generator_ema = copy.deepcopy(gan.generator)
@@ -114,7 +120,9 @@ class AdversarialTrainer:
         self.step_count = 0
         self._looks = 0
         self.group = together(gan)
-        world.part(config.batch_size, self.group)  # an error where it cannot be divided
+        self.fakes = config.batch_size if latents is None else max(config.batch_size // 2, 1)
+        for n in (config.batch_size, self.fakes):
+            world.part(n, self.group)  # an error where it cannot be divided
         self.scaler = torch.amp.GradScaler(gan.device.type, enabled=gan.precision == "float16")
         g_interval = config.pl_interval if self.path_length else 0
         self.optim_g = self._adam(self.generator, g_interval, 1.0)
@@ -125,9 +133,9 @@ class AdversarialTrainer:
 
     def _adam(self, module: nn.Module, lazy_interval: int, ratio: float) -> torch.optim.Adam:
         c = lazy_interval / (lazy_interval + 1) if lazy_interval else 1.0
-        default = (0.002, 0.0, 0.99) if self.gan.is_stylegan else (0.0005, 0.0, 0.99)
-        given = (self.config.lr, self.config.beta1, self.config.beta2)
-        lr, beta1, beta2 = (d if g is None else g for g, d in zip(given, default, strict=True))
+        lr, beta1, beta2 = self.config.lr, self.config.beta1, self.config.beta2
+        if lr is None:
+            lr = 0.002 if self.gan.is_stylegan else 0.0005
         params = trainable(module)
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params)
         return torch.optim.Adam(params, lr=lr * ratio * c, betas=(beta1**c, beta2**c), eps=1e-8, fused=fused)
@@ -174,14 +182,16 @@ class AdversarialTrainer:
         own = world.part(len(x), self.group)
         return x[own], None if c is None else c[own]
 
-    def _latents(self, n: int, group: int | None = 1) -> tuple[Tensor, Tensor | None]:
-        rng = torch.default_generator
-        z, c, own = self.gan.latents(n, rng), self.gan.labels(n, rng), world.part(n, group)
-        return z[own], None if c is None else c[own]
+    def _latents(self, n: int, group: int | None = 1) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        own, rng = world.part(n, group), torch.default_generator
+        z, c, wanted = (
+            (self.gan.latents(n, rng), self.gan.labels(n, rng), None) if self.latents is None else self.latents(n)
+        )
+        return z[own], None if c is None else c[own], None if wanted is None else wanted[own]
 
-    def _fake(self, z: Tensor, c: Tensor | None, generator: nn.Module | None = None) -> Tensor:
+    def _fake(self, z: Tensor, c: Tensor | None) -> Tensor:
         with self.gan.autocast(), world.own_rng(self.gan.device):
-            return self.gan.fake(z, c, self.config.style_mixing, generator)
+            return self.gan.fake(z, c, self.config.style_mixing)
 
     def _logits(self, x: Tensor, c: Tensor | None) -> Tensor:
         self._looks += 1  # one after the other augments in its own way
@@ -210,14 +220,14 @@ class AdversarialTrainer:
 
     def _discriminator_step(self) -> dict[str, float]:
         cfg = self.config
-        z, c = self._latents(cfg.batch_size, self.group)
+        z, c, _ = self._latents(self.fakes, self.group)
         with torch.no_grad():
             fake = self._fake(z, c)
         real, real_c = self.real_batch()
         self.optim_d.zero_grad(set_to_none=True)
         fake_logits, real_logits = self._logits(fake, c), self._logits(real, real_c)
         if cfg.loss == "relativistic":
-            loss = losses.relativistic_loss(real_logits, fake_logits)
+            loss = losses.relativistic_loss(real_logits[: len(fake_logits)], fake_logits)
         else:
             loss = losses.fake_loss(fake_logits) + losses.real_loss(real_logits)
         metrics = {"loss_d": loss, "logit_real": real_logits.mean(), "logit_fake": fake_logits.mean()}
@@ -250,27 +260,27 @@ class AdversarialTrainer:
         real, real_c = self.real_batch()
         with torch.no_grad():
             real_logits = self._logits(real, real_c)
-        return losses.relativistic_loss(self._logits(fake, c), real_logits)
+        return losses.relativistic_loss(self._logits(fake, c), real_logits[: len(fake)])
 
     @torch.no_grad()
-    def _original_fake(self, z: Tensor, c: Tensor | None) -> Tensor | None:
-        """What the original makes of z. The random state is left as it was: the next pass has the same noise."""
-        if self.original is None:
+    def _wanted(self, latents: Tensor | None, c: Tensor | None) -> Tensor | None:
+        """What the original makes. The random state is left as it was: the next pass has the same noise."""
+        if self.original is None or latents is None:
             return None
-        with fork_rng(self.gan.device):
-            return self._fake(z, c, self.original)
+        with fork_rng(self.gan.device), self.gan.autocast(), world.own_rng(self.gan.device):
+            return self.original(latents, c)
 
     def _generator_step(self) -> dict[str, float]:
         cfg = self.config
         self._hold_discriminator(True)
         self.optim_g.zero_grad(set_to_none=True)
-        z, c = self._latents(cfg.batch_size, self.group)
-        original = self._original_fake(z, c)
+        z, c, other = self._latents(self.fakes, self.group)
+        wanted = self._wanted(other, c)
         fake = self._fake(z, c)
         loss = self._generator_loss(fake, c)
         metrics = {"loss_g": float(loss.detach())}
         if self.fake_penalty is not None:
-            penalty, parts = self.fake_penalty(fake, c, original)
+            penalty, parts = self.fake_penalty(fake, c, wanted)
             metrics.update(parts)
             loss = loss + penalty
         self._backward(loss)
@@ -293,7 +303,7 @@ class AdversarialTrainer:
 
     def _path_length_step(self) -> float:
         assert self.path_length is not None
-        z, c = self._latents(max(self.config.batch_size // 2 // world.size(), 1) * world.size())
+        z, c, _ = self._latents(max(self.config.batch_size // 2 // world.size(), 1) * world.size())
         synthesis: Any = self.generator.synthesis
         with world.own_rng(self.gan.device):
             ws = self.gan.mixed_ws(z, c, self.config.style_mixing)

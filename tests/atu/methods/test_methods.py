@@ -213,7 +213,7 @@ def test_default_method_is_the_config_alone():
 def test_the_papers_methods_add_nothing_of_ours(loss):
     repel = Config.of(loss).repel
     assert repel.loss == loss and repel.keep == "final" and repel.schedule == "constant"
-    assert repel.guide_weight == repel.preserve_weight == repel.negatives_weight == repel.warm_start == 0
+    assert repel.guide_weight == repel.hold_weight == repel.negatives_weight == repel.warm_start == 0
     assert Config.of(loss, data={"repel": {"guide_weight": 0.5}}).repel.guide_weight == 0.5
 
 

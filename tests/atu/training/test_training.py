@@ -15,7 +15,6 @@ from atu.feedback.feedback import Feedback
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.adapt import Ewc, fisher_of
 from atu.methods.adapt_then_unlearn.guide import Guide
-from atu.methods.adapt_then_unlearn.guide_weight import GuideWeightController
 from atu.methods.adapt_then_unlearn.repel import RepelHooks, Repulsion, _start, repulsion
 from atu.methods.adapt_then_unlearn.steering import Steering
 from atu.networks.mlp import MLPDiscriminator
@@ -127,100 +126,110 @@ def test_extra_fakes_are_shown_as_fakes(vector_gan):
     assert logits[1] < logits[0] - 0.2
 
 
-def test_original_makes_the_same_latents_and_noise():
-    """At the first step the original, a copy, gives the very same samples."""
+def test_original_makes_the_wanted_samples_with_the_same_noise():
+    """Latents from elsewhere, half as many as real samples; at the first step the original, a copy, gives the same."""
     generator = Generator(4, 0, 4, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=8))
     with torch.no_grad():
         generator.synthesis.b8.conv1.noise_strength.fill_(1.0)
     gan = GAN(generator, MLPDiscriminator([1, 8, 8], hidden=(8,)))
     real = TensorSamples(torch.rand(3, 1, 8, 8) * 2 - 1)
-    seen, states = [], []
+    seen, states, asked = [], [], []
+    z = torch.randn(3, 4)
 
-    def watch(fake, c, original):
-        seen.append((fake.detach(), original))
+    def draw(n):
+        asked.append(n)
+        return z, None, z
+
+    def watch(fake, c, wanted):
+        seen.append((fake.detach(), wanted))
         return 0 * fake.sum(), {"watched": 1.0}
 
-    for original in (copy.deepcopy(generator), None):
+    source = copy.deepcopy(generator)
+    for original in (lambda z, c: gan.fake(z, c, generator=source), None):
         torch.manual_seed(3)
         twin = gan.copy()
-        settings = Adversarial(batch_size=4, style_mixing=0.9)
-        t = AdversarialTrainer(twin, real, settings, fake_penalty=watch, original=original)
+        t = AdversarialTrainer(
+            twin, real, Adversarial(batch_size=7), fake_penalty=watch, latents=draw, original=original
+        )
         assert t.step()["watched"] == 1.0
         states.append(weights(twin))
-    (fake, original), (_, none) = seen
-    assert torch.equal(fake, original) and none is None
+    (fake, wanted), (_, none) = seen
+    assert asked == [3] * 4 and torch.equal(fake, wanted) and none is None
     assert fake[0].std() > 0 and not torch.equal(fake[0], fake[1])
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
 def test_steering_is_the_formula(image_gan):
-    """Both terms against the probabilities of the guide's own discriminator, by Bayes' rule with the share a fifth."""
+    """Its three terms against the probabilities of the guide's own discriminator, and distances in the variance."""
     positives, negatives = torch.rand(80, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
-    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_bright, False, 0.2, {})
-    cfg = config.Repel(guide_weight=0.7, preserve_weight=0.3, guide_steps=100, guide_r1=0.0, guide_rate=0.01)
-    steering = Steering(image_gan, feedback, cfg, seed=0)
+    twin = image_gan.copy()
+    with torch.no_grad():
+        twin.generator.net[0].bias.add_(0.3)
+    z, _ = image_gan.inputs(5, 3)
+    made = image_gan.sample(40, 5).flatten(1).mean(1)
+    above = float(made.median())
+
+    def is_negative(x):
+        return x.flatten(1).mean(1) > above
+
+    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_negative, False, 0.2, {}, (z, None))
+    cfg = config.Repel(
+        guide_weight=0.7, hold_weight=0.3, nearby_weight=0.2, hold_features=0.0, guide_steps=100, guide_r1=0.0
+    )
+    steering = Steering(image_gan, twin, feedback, cfg, seed=0)
     fake = torch.cat([positives[:4], negatives[:4]]).requires_grad_(True)
-    original = fake.detach() + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
-    loss, parts = steering(fake, None, original)
+    wanted = fake.detach() + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
+    torch.manual_seed(5)
+    loss, parts = steering(fake, None, wanted)
+    torch.manual_seed(5)
+    latents = torch.randn(8, 4)
+    variance = positives.double().var(0).mean()
     judge = steering.guide.discriminator
-    p = torch.sigmoid(judge(fake)).flatten().double()
-    negative = 0.2 * p / (0.2 * p + 0.8 * (1 - p))
-    odds = judge(original).flatten().double().exp()  # balanced
-    moved = (torch.arange(8.0).double() / 10) ** 2 / positives.double().var(0).mean()
-    expected = -0.7 / 0.2 * (1 - negative).log().mean() + 0.3 * (1 - 3 * 0.2) * (moved / (1 + odds)).mean()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-4, atol=1e-6)
-    assert parts["guide_weight"] == 0.7
-    assert float(p.detach()[:4].max()) < 0.2 and float(p.detach()[4:].min()) > 0.8  # the guide has learnt
+
+    def good(x):
+        return torch.sigmoid(-judge(x)).flatten().double()
+
+    before, after = image_gan.generator(latents).detach(), twin.generator(latents)
+    kept = (~is_negative(before)).double()
+    assert 0 < kept.sum() < 8
+    guide = -good(fake).log().mean() - good(after).log().mean()
+    nearby = (good(wanted) * (torch.arange(8.0).double() / 10) ** 2 / variance).mean()
+    held = (kept * good(before) * (after - before).double().square().mean((1, 2, 3)) / variance).mean()
+    torch.testing.assert_close(loss.double(), 0.7 * guide + 0.2 * nearby + 0.3 * held, rtol=1e-4, atol=1e-6)
+    assert parts == pytest.approx(
+        {"nearby": 0.2 * float(nearby), "held": 0.3 * float(held.detach()), "guide": 0.7 * float(guide.detach())},
+        rel=1e-4,
+    )
+    assert float(good(fake[:4]).min()) > 0.8 and float(good(fake[4:]).max()) < 0.2  # the guide has learnt
 
 
-def test_guide_weight_follows_what_is_left(image_gan):
-    """Up while many negatives are left, the same at a few, down at none; from a tenth to thrice where it starts."""
-    positives, negatives = torch.rand(40, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
-    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_bright, False, 0.25, {})
-    cfg = config.Repel(guide_weight=2.0, guide_steps=1, guide_rate=0.1)
-    steering = Steering(image_gan, feedback, cfg, seed=0)
-    half = torch.cat([negatives[:1], positives[:7]])  # half as many as before
-    weights = [steering(half, None, None)[1]["guide_weight"] for _ in range(130)]
-    assert weights == pytest.approx([min(2.0 * math.exp(0.1 * max(n - 100, 0)), 6.0) for n in range(1, 131)])
-    assert steering.control.left == pytest.approx(0.5 + 0.5 * 0.95**130)
-    weights = [steering(positives[:8], None, None)[1]["guide_weight"] for _ in range(200)]
-    stays = [w for w in weights if w == pytest.approx(6.0)]
-    assert len(stays) == sum(steering.control.left * 0.95 ** (n - 200) >= 0.005 for n in range(1, 201))
-    assert weights[-1] == pytest.approx(0.2)
+def test_what_is_held_finds_negatives(image_gan):
+    """Fresh latents of which the original makes negatives join the bank, 32 at once; and the state resumes."""
+    images = TensorSamples(torch.rand(9, 1, 8, 8))
+    above = float(image_gan.sample(40, 5).flatten(1).mean(1).median())
+    known = image_gan.inputs(3, 1)
+    feedback = Feedback(images, images, lambda x: x.flatten(1).mean(1) > above, False, 0.5, {}, known)
 
+    def new():
+        return Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=1), seed=0)
 
-def test_guide_weight_shrinks_where_the_drift_is_worse(image_gan):
-    """A fiftieth of the negatives is left: kept up beside no drift, let go beside one of over four times that."""
-    positives, negatives = torch.rand(40, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
-    feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_bright, False, 0.25, {})
-    steering = Steering(image_gan, feedback, config.Repel(guide_steps=1, drift_weight=0.5), seed=0)
-    changes = {}
-    for drift in (0.0, 0.1, 0.2):
-        steering.control.drift, before = drift, steering.control.weight
-        steering.control.left = 0.02 / 0.95
-        steering(positives[:8], None, None)
-        changes[drift] = math.log(steering.control.weight / before)
-    assert changes == pytest.approx({0.0: 0.0, 0.1: 0.0, 0.2: -0.0025})
-
-
-def test_guide_weight_has_settings_and_a_state():
-    """Half of the negatives left in each of six batches: the running mean, one step of growth after four, one limit."""
-    cfg = config.GuideWeight(grow_above=0.3, grow_after=4, smoothing=0.5, highest=1.3, lowest=0.9, shrink_below=0.2)
-    control = GuideWeightController(2.0, 0.2, 1.0, cfg)
-    weights, left = [], []
-    for _ in range(6):
-        control.observe(0.5)
-        weights.append(control.weight)
-        left.append(control.left)
-    assert left == pytest.approx([0.5 + 0.5**k for k in range(2, 8)])
-    assert weights == pytest.approx([2.0] * 4 + [2.0 * math.exp(0.2), 2.6])
-    again = GuideWeightController(2.0, 0.2, 1.0, cfg)
-    again.load_state_dict(control.state_dict())
-    for one in (control, again):
-        for _ in range(5):
-            one.observe(0.0)
-    assert vars(control) == vars(again)
-    assert control.weight == pytest.approx(1.8)
+    steering, fakes = new(), torch.rand(16, 1, 8, 8)
+    torch.manual_seed(1)
+    while len(steering.bank) == 3:
+        before = len(steering.bank.found)
+        steering(fakes, None, None)
+    assert len(steering.bank) >= 3 + 32 > 3 + before and not steering.bank.found
+    flags = feedback.is_negative(image_gan.generator(steering.bank.z[3:]))
+    assert flags.all()
+    steering(fakes, None, None)
+    again = new()
+    again.load_state_dict(copy.deepcopy(steering.state_dict()))
+    for one in (steering, again):
+        torch.manual_seed(2)
+        for _ in range(6):
+            one(fakes, None, None)
+    ours, theirs = steering.state_dict()["bank"], again.state_dict()["bank"]
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 @pytest.mark.parametrize(("decay", "first"), [(0.5, 80), (0.0, 30), (1.0, 30)])
@@ -261,8 +270,10 @@ def test_guide_learns_from_batches_of_one(image_gan):
     """Big samples may leave room for one at a time."""
     images = TensorSamples(torch.rand(5, 1, 8, 8))
     settings = config.Repel(guide_steps=1, adversarial=config.Adversarial(batch_size=1))
-    steering = Steering(image_gan, Feedback(images, images, is_bright, True, 0.2, {}), settings, seed=0)
-    steering(torch.rand(1, 1, 8, 8), None, None)
+    steering = Steering(image_gan, image_gan, Feedback(images, images, is_bright, True, 0.2, {}), settings, seed=0)
+    for _ in range(2):
+        steering(torch.rand(1, 1, 8, 8), None, None)
+    assert steering.guide.step_count == 2
     assert all(torch.isfinite(p).all() for p in steering.guide.discriminator.parameters())
 
 
@@ -271,19 +282,18 @@ def test_guide_learns_from_the_oracle(image_gan):
     bright = torch.rand(60, 1, 8, 8) * 0.2 + 0.7
     sides = bright[:20] * torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1])
     feedback = Feedback(TensorSamples(sides), TensorSamples(bright * 0), is_bright, True, 0.2, {})
-    steering = Steering(image_gan, feedback, config.Repel(guide_steps=40), seed=0)
+    steering = Steering(image_gan, image_gan, feedback, config.Repel(guide_steps=40), seed=0)
     before = steering.guide.log_odds(bright).mean()
-    for _ in range(200):
+    for _ in range(400):
         steering(torch.cat([bright[:8], bright[:8] * 0]).requires_grad_(True), None, None)
     after = steering.guide.log_odds(bright).mean()
     assert after > before + 1 and after > 0
-    again = Steering(image_gan, feedback, config.Repel(guide_steps=40), seed=0)
+    again = Steering(image_gan, image_gan, feedback, config.Repel(guide_steps=40), seed=0)
     again.load_state_dict(copy.deepcopy(steering.state_dict()))
     for one in (steering, again):
         torch.manual_seed(2)
         one(torch.cat([bright[:8], bright[:8] * 0]), None, None)
     assert torch.equal(steering.guide.log_odds(bright), again.guide.log_odds(bright))
-    assert vars(steering.control) == vars(again.control)
     assert steering.guide.step_count == again.guide.step_count
     assert torch.equal(steering.recent_negatives.samples, again.recent_negatives.samples)
     assert torch.equal(steering.recent_others.samples, again.recent_others.samples)

@@ -1,13 +1,12 @@
 """Stage 2, unlearning: retrain the original GAN on positives, pushed away from the adapted weights.
 
 Source: Tiwary et al., "Adapt then Unlearn" (arXiv 2309.14054), section 3.3. Beyond the paper: the distance relative to
-the start's, a repulsion weight set from the gradients, the negatives shown to the discriminator as fakes, the guide,
-and stopping and keeping the best generator by a stated score.
+the start's, a repulsion weight set from the gradients, the guide, holding what is good, and stopping and keeping the
+best generator by a stated score.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
@@ -26,7 +25,7 @@ from ...training.schedules import lr_decay, schedule
 from ...training.score import CheckpointKeeper, Score
 from ...training.stage import StageHooks, run_stage
 from ...training.trainer import AdversarialTrainer
-from .steering import Steering
+from .steering import Steering, hold_statistics
 
 
 def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
@@ -101,8 +100,6 @@ class RepelHooks(StageHooks):
         if step % self.cfg.check_every and step != self.steps:
             return False
         self.keeper.check(step, metrics)
-        if self.steering is not None:
-            self.steering.control.drift = metrics["drift"]
         if self.keeper.waited >= self.cfg.patience and step >= self._first_stop():
             self.stopped = f"no better score in {self.keeper.waited} checks"
         return bool(self.stopped)
@@ -135,7 +132,7 @@ class RepelHooks(StageHooks):
 
 def default_steps(gan: GAN) -> int:
     """What `repel.steps` is when unset: other kinds than StyleGAN's learn at a lower rate, so it takes more of them."""
-    return 600 if gan.is_stylegan else 1500
+    return 800 if gan.is_stylegan else 2500
 
 
 def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
@@ -165,8 +162,9 @@ def repel_gan(
     params: list[Tensor] = list(twin.generator.parameters())
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
     with fork_rng(gan.device, stream_seed(seed, Stream.REPEL)):
-        steers = cfg.guide_steps and (cfg.guide_weight or cfg.preserve_weight)
-        steering = Steering(gan, feedback, cfg, seed) if steers else None
+        steers = cfg.guide_steps and (cfg.guide_weight or cfg.hold_weight)
+        steering = Steering(gan, twin, feedback, cfg, seed) if steers else None
+        bank = None if steering is None else steering.bank
         trainer = AdversarialTrainer(
             twin,
             feedback.positives,
@@ -174,8 +172,11 @@ def repel_gan(
             extra_fakes=feedback.negatives,
             add_penalty_grad=push.add_grad,
             fake_penalty=steering,
-            original=copy.deepcopy(gan.sampling_generator) if steering and steering.preserve_weight else None,
+            latents=None if bank is None else bank.draw,
+            original=None if bank is None else bank.original,
         )
+        if bank is not None:
+            hold_statistics(twin.generator, twin.discriminator)
         trainer.extra_weight = cfg.negatives_weight
         score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
         keeper = CheckpointKeeper("repel", trainer, score, run, cfg.keep)

@@ -1,27 +1,32 @@
-"""What steers the generator in stage 2 beside the adversarial loss: away from what looks negative, and back to itself
-elsewhere.
+"""What steers the generator in stage 2 beside the adversarial loss: away from what looks negative, to good samples
+nearby, and back to itself where it was good.
 
 Beyond the paper; docs/method.md says why.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ... import config
 from ...data.samples import Samples
 from ...feedback.feedback import Feedback, pool_size
 from ...gan import BIG, GAN
 from ...support import world
-from ...support.seeding import Stream, stream_seed
+from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.trainer import draw, together
+from .distance import SampleDistance
 from .guide import Guide
-from .guide_weight import GuideWeightController
+from .nearby import NegativeLatents, Original
+
+RECENT = 512  # samples of either kind that the guide goes on learning from
+LEARN_EVERY = 2  # steps: oftener costs a third of the run's time, and does no better
 
 
 class Recent:
@@ -46,25 +51,22 @@ class Recent:
 
 
 class Steering:
-    """The generator's loss beside the adversarial one, a weighted sum of two:
+    """The generator's loss beside the adversarial one, a weighted sum:
 
-    guide: mean of -log(1 - P(negative)) over the share of negatives that the pretrained GAN makes; its weight is set by
-    a `GuideWeightController`. With an oracle the guide goes on learning in stage 2, from what the oracle says of the
-    generator's samples: it would be evaded otherwise.
-    moved: squared distance to the original's sample of the same latent, in units of the positives' variance, where
-    that one is not negative, by the guide's balanced odds: what is on the boundary is not held there. The more samples
-    are negative, the less it counts, as the rest has to make room for them.
+    guide: mean of -log(1 - P(negative)) by the guide's balanced odds. With an oracle the guide goes on learning in
+    stage 2, from what the oracle says of the generator's samples: it would be evaded otherwise.
+    nearby: distance of samples of latents whose original is negative to good samples that the original makes nearby.
+    held: distance to the original's sample of the same latent and noise, for fresh latents of which it makes no
+    negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there.
+
+    Args:
+        gan: pretrained pair. twin: the pair that is trained, a copy of it.
     """
 
-    def __init__(self, gan: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
-        self.gan, self.feedback, self.cfg = gan, feedback, cfg
+    def __init__(self, gan: GAN, twin: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
+        self.gan, self.twin, self.feedback, self.cfg = gan, twin, feedback, cfg
         positives = feedback.positives
-        share = min(max(feedback.negative_share, 0.01), 0.5)
-        self.share, self.prior = share, math.log(share / (1 - share))
-        self.control = GuideWeightController(cfg.guide_weight, cfg.guide_rate, cfg.drift_weight, cfg.guide_control)
-        self.preserve_weight = cfg.preserve_weight * max(1 - 3 * share, 0.0)
-        some = torch.arange(min(len(positives), 500))
-        self.variance = float(positives.batch(some).var(0).mean())
+        some = positives.batch(torch.arange(min(len(positives), 500)))
         # Of big samples no more at once than the training takes, whose batch the user has fitted to the memory.
         at_once = None if math.prod(gan.sample_shape) < BIG else cfg.adversarial.batch_size
         self.guide = Guide(
@@ -74,42 +76,74 @@ class Steering:
             cfg.guide_steps,
             64 if at_once is None else min(64, at_once),
             r1=cfg.guide_r1,
-            scale=self.variance,
+            scale=float(some.var(0).mean()),
             seed=stream_seed(seed, Stream.GUIDE),
             at_once=at_once,
         )
-        size = pool_size(gan, cfg.guide_control.recent_samples)
+        size = pool_size(gan, RECENT)
         self.recent_negatives, self.recent_others = Recent(size), Recent(size)
+        self.step_count = 0
+        known = feedback.negative_latents
+        self.bank: NegativeLatents | None = None
+        if cfg.hold_weight and known is not None and len(known[0]):
+            generator = copy.deepcopy(gan.sampling_generator).train().requires_grad_(False)
+            hold_statistics(generator)
+            self.distance = SampleDistance(gan, some.to(gan.device), cfg.hold_features)
+            with fork_rng(gan.device, stream_seed(seed, Stream.NEARBY)):
+                self.bank = NegativeLatents(gan, Original(gan, generator), self.guide, known, at_once or 64)
 
-    def __call__(self, fake: Tensor, c: Tensor | None, original: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+        """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
         terms: dict[str, Tensor] = {}
-        steers = self.cfg.guide_weight > 0
-        if steers:
-            self._observe(fake.detach())
-            log_odds = self.guide.log_odds(fake, c) + self.prior
-            terms["guide"] = self.control.weight / self.share * F.softplus(log_odds).mean()
-        if original is not None:
-            with torch.no_grad():
-                wanted = torch.sigmoid(-self.guide.log_odds(original, c))
-            moved = (fake - original).square().flatten(1).mean(1) / self.variance
-            terms["moved"] = self.preserve_weight * (wanted * moved).mean()
-        logged = {name: float(term.detach()) for name, term in terms.items()}
-        if steers:
-            logged.update(guide_weight=self.control.weight, negatives_left=self.control.left)
-        return sum(terms.values(), start=fake.new_zeros(())), logged
+        if wanted is not None:
+            terms["nearby"] = self.cfg.nearby_weight * self._apart(fake, wanted, c)
+        held, held_c = None, None
+        if self.bank is not None:
+            held, held_c, terms["held"] = self._hold(len(fake) * world.size())
+        if self.cfg.guide_weight > 0:
+            self._observe(fake.detach() if held is None else torch.cat([fake, held]).detach())
+            losses = [
+                F.softplus(self.guide.log_odds(x, label)).mean() for x, label in self._guided(fake, c, held, held_c)
+            ]
+            terms["guide"] = self.cfg.guide_weight * torch.stack(losses).sum()
+        return sum(terms.values(), start=fake.new_zeros(())), {k: float(v.detach()) for k, v in terms.items()}
 
-    def _observe(self, fake: Tensor) -> None:
-        """Ask about the samples just made: for the guide's weight, and, with an oracle, for the guide to learn from."""
-        fake = world.gather(fake, together(self.gan))
-        flags = self.feedback.is_negative(fake).to(fake.device)
-        self.control.observe(float(flags.float().mean()) / self.share)
-        if self.feedback.is_oracle:
-            self._learn(fake, flags)
+    @staticmethod
+    def _guided(fake: Tensor, c: Tensor | None, held: Tensor | None, held_c: Tensor | None) -> list[Any]:
+        return [(fake, c)] if held is None else [(fake, c), (held, held_c)]
 
-    def _learn(self, fake: Tensor, flags: Tensor) -> None:
-        """A step of the guide on samples that the oracle answered for, now and lately, and on those it began with."""
-        self.recent_negatives.add(fake[flags])
-        self.recent_others.add(fake[~flags])
+    def _apart(self, x: Tensor, wanted: Tensor, c: Tensor | None) -> Tensor:
+        """Mean distance, each sample weighted by the guide's odds that what is wanted is good."""
+        with torch.no_grad():
+            good = torch.sigmoid(-self.guide.log_odds(wanted, c))
+        return (good * self.distance(x, wanted, c)).mean()
+
+    def _hold(self, n: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(samples of fresh latents, their labels, the loss that holds good ones); the bank takes the negatives."""
+        assert self.bank is not None
+        gan, rng, group = self.gan, torch.default_generator, together(self.gan)
+        z, c = gan.latents(n, rng), gan.labels(n, rng)
+        own = world.part(n, group)
+        own_z, own_c = z[own], None if c is None else c[own]
+        with gan.autocast(), world.own_rng(gan.device):
+            with torch.no_grad(), fork_rng(gan.device):
+                wanted = gan.fake(own_z, own_c, generator=self.bank.original.generator)
+            x = gan.fake(own_z, own_c, generator=self.twin.generator)
+        flags = self.feedback.is_negative(world.gather(wanted, group)).to(z.device)
+        self.bank.add(z[flags], None if c is None else c[flags])
+        keep = ~flags[own]
+        good = torch.sigmoid(-self.guide.log_odds(wanted, own_c)).detach() * keep
+        return x, own_c, self.cfg.hold_weight * (good * self.distance(x, wanted, own_c)).mean()
+
+    def _observe(self, x: Tensor) -> None:
+        """With an oracle: a step of the guide on samples that it answers for, now and lately, and on the first ones."""
+        self.step_count += 1
+        if not self.feedback.is_oracle or self.step_count % LEARN_EVERY:
+            return
+        x = world.gather(x, together(self.gan))
+        flags = self.feedback.is_negative(x).to(x.device)
+        self.recent_negatives.add(x[flags])
+        self.recent_others.add(x[~flags])
         n = max(self.cfg.adversarial.batch_size // 2, 1)
 
         def batch(recent: Recent, first: Samples) -> Tensor:
@@ -122,14 +156,25 @@ class Steering:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "step": self.step_count,
             "guide": self.guide.state_dict(),
-            "control": self.control.state_dict(),
             "recent_negatives": self.recent_negatives.state_dict(),
             "recent_others": self.recent_others.state_dict(),
+            "bank": {} if self.bank is None else self.bank.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step_count = state["step"]
         self.guide.load_state_dict(state["guide"])
-        self.control.load_state_dict(state["control"])
         self.recent_negatives.load_state_dict(state["recent_negatives"], self.gan.device)
         self.recent_others.load_state_dict(state["recent_others"], self.gan.device)
+        if self.bank is not None:
+            self.bank.load_state_dict(state["bank"])
+
+
+def hold_statistics(*networks: nn.Module | None) -> None:
+    """Let batch norm use its running statistics: a batch of latents of one kind has others than the whole."""
+    for network in networks:
+        for module in network.modules() if network is not None else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()

@@ -1,0 +1,145 @@
+"""Latents of which the pretrained GAN makes negatives, each with a nearby one of which it makes a good sample.
+
+The way there leads down the slope of the guide's log-odds, through the frozen generator: what is reached is a sample
+that the pretrained GAN makes, and changed by as little as the guide needs. Where a classifier's slope in the samples
+themselves ends in a damaged picture, this cannot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...gan import GAN
+from ...support import progress
+from .guide import Guide
+
+STEP = 0.06  # of one move along the slope, in deviations of a latent's element
+MOVES = 14  # at most
+MARGIN = 3.0  # log-odds of being negative, were half of the samples so, are to come below minus this
+MOST = 4000  # latents that are kept
+WAIT = 32  # found ones that are moved together
+
+
+class Original:
+    """The pretrained generator, from its inner latents: w [N, w_dim] of StyleGAN kinds, and the latents of others."""
+
+    def __init__(self, gan: GAN, generator: nn.Module):
+        self.gan, self.generator, self.layers = gan, generator, 1
+
+    @torch.no_grad()
+    def inner(self, z: Tensor, c: Tensor | None) -> Tensor:
+        if not self.gan.is_stylegan:
+            return z
+        mapping: Any = self.generator.mapping
+        ws: Tensor = mapping(self.gan.arguments(mapping, z)[0], c)
+        self.layers = ws.shape[1]
+        return ws[:, 0]
+
+    def __call__(self, inner: Tensor, c: Tensor | None) -> Tensor:
+        """Samples of inner latents, differentiable in them."""
+        if not self.gan.is_stylegan:
+            return self.gan.fake(inner, c, generator=self.generator)
+        synthesis: Any = self.generator.synthesis
+        x: Tensor = synthesis(inner.unsqueeze(1).expand(-1, self.layers, -1))
+        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class NegativeLatents:
+    """A bank of latents of which the pretrained GAN makes negatives.
+
+    Args:
+        original: the pretrained generator. guide: whose log-odds are to fall. known: (latents, labels) of negatives.
+        at_once: samples that pass at once.
+    """
+
+    def __init__(
+        self, gan: GAN, original: Original, guide: Guide, known: tuple[Tensor, Tensor | None], at_once: int = 64
+    ):
+        self.gan, self.original, self.guide, self.at_once = gan, original, guide, at_once
+        some = original.inner(*gan.inputs(512))
+        self.scale = some.std(0).clamp(min=1e-6)
+        self.keeps_norm = not gan.is_stylegan and gan.latent_sampler is None
+        z, c = known
+        self.z, self.c = z[:MOST], None if c is None else c[:MOST]
+        moves = progress.track("nearby good samples", self.z.split(at_once), len(self.z))
+        moved = [self._moved(part, None if c is None else c[at : at + at_once]) for at, part in _starts(moves)]
+        self.good = torch.cat(moved) if moved else original.inner(*gan.inputs(1))[:0]
+        self.found: list[Tensor] = []
+        self.found_c: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def draw(self, n: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """n latents drawn with replacement, their labels, and the inner latents of the nearby good samples."""
+        index = torch.randint(len(self.z), (n,)).to(self.z.device)
+        return self.z[index], None if self.c is None else self.c[index], self.good[index]
+
+    def add(self, z: Tensor, c: Tensor | None) -> None:
+        """Add latents whose sample was found negative; they are moved once there are enough to do that together."""
+        self.found.extend(z)
+        self.found_c.extend([] if c is None else c)
+        if len(self.found) < WAIT:
+            return
+        new = torch.stack(self.found)
+        new_c = torch.stack(self.found_c) if self.found_c else None
+        good = torch.cat([self._moved(p, _part(new_c, i, len(p))) for i, p in _starts(new.split(self.at_once))])
+        self.z, self.good = torch.cat([self.z, new])[-MOST:], torch.cat([self.good, good])[-MOST:]
+        if self.c is not None and new_c is not None:
+            self.c = torch.cat([self.c, new_c])[-MOST:]
+        self.found, self.found_c = [], []
+
+    def _moved(self, z: Tensor, c: Tensor | None) -> Tensor:
+        """The inner latents of z, moved until the guide finds their samples clearly good, or as far as MOVES go."""
+        start = self.original.inner(z, c)
+        out, length = start.clone(), start.flatten(1).norm(dim=1)
+        on = torch.arange(len(z), device=z.device)
+        for _ in range(MOVES):
+            inner = out[on].requires_grad_(True)
+            with torch.enable_grad(), self.gan.autocast():
+                own = None if c is None else c[on]
+                log_odds = self.guide.log_odds(self.original(inner, own), own)
+            (slope,) = torch.autograd.grad(log_odds.sum(), inner)
+            left = log_odds.detach() > -MARGIN
+            on, slope, inner = on[left], slope[left] * self.scale, inner.detach()[left]
+            if not len(on):
+                break
+            flat = slope.flatten(1)
+            flat = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12) * flat.shape[1] ** 0.5
+            moved = inner - STEP * flat.view_as(inner) * self.scale
+            if self.keeps_norm:
+                shape = [-1] + [1] * (moved.ndim - 1)
+                moved = moved * (length[on] / moved.flatten(1).norm(dim=1)).view(shape)
+            out[on] = moved
+        return out
+
+    # --- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        found = {"found": torch.stack(self.found)} if self.found else {}
+        labels = {} if self.c is None else {"c": self.c}
+        if self.found_c:
+            labels["found_c"] = torch.stack(self.found_c)
+        return {"z": self.z, "good": self.good, **labels, **found}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.z.device
+        self.z, self.good = state["z"].to(device), state["good"].to(device)
+        self.c = state["c"].to(device) if "c" in state else None
+        self.found = list(state["found"].to(device)) if "found" in state else []
+        self.found_c = list(state["found_c"].to(device)) if "found_c" in state else []
+
+
+def _starts(parts: Any) -> Any:
+    """(index of its first, part) for each of several parts."""
+    at = 0
+    for part in parts:
+        yield at, part
+        at += len(part)
+
+
+def _part(c: Tensor | None, at: int, n: int) -> Tensor | None:
+    return None if c is None else c[at : at + n]

@@ -1,0 +1,141 @@
+"""Latents moved to good samples nearby, the distance of samples, and statistics that are held."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from atu.gan import GAN
+from atu.methods.adapt_then_unlearn.distance import SampleDistance
+from atu.methods.adapt_then_unlearn.nearby import MARGIN, MOVES, STEP, WAIT, NegativeLatents, Original
+from atu.methods.adapt_then_unlearn.steering import hold_statistics
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.networks.stylegan2 import Discriminator, Generator
+
+
+class Doubled(nn.Module):
+    """x = 2 z."""
+
+    z_dim = 3
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, z):
+        return self.factor * z
+
+
+class Plane:
+    """A guide whose log-odds are a x + b."""
+
+    a, b = torch.tensor([3.0, 0.0, 4.0]), 0.5
+
+    def log_odds(self, x, c=None):
+        return x @ self.a + self.b
+
+
+def uniform(n, rng):
+    return torch.rand(n, 3, generator=rng) * 2 - 1
+
+
+def test_latents_move_down_the_slope_until_they_are_clearly_good():
+    """Straight lines here: the fewest equal steps along the slope, in deviations of the latents, below -MARGIN."""
+    gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
+    z = uniform(37, torch.Generator().manual_seed(3))
+    bank = NegativeLatents(gan, Original(gan, gan.generator), Plane(), (z, None), at_once=5)
+    scale = gan.inputs(512)[0].std(0)
+    slope = 2 * Plane.a * scale
+    move = STEP * math.sqrt(3) * slope / slope.norm() * scale
+    odds, fall = 2 * z @ Plane.a + Plane.b, float(2 * move @ Plane.a)
+    moves = ((odds + MARGIN) / fall).ceil().clamp(0, MOVES)
+    assert moves.min() == 0 and 0 < (moves == MOVES).sum() < 37
+    torch.testing.assert_close(bank.good, z - moves[:, None] * move, rtol=1e-4, atol=1e-5)
+
+
+def test_normal_latents_keep_their_norm():
+    gan = GAN(MLPGenerator(5, [2], hidden=(7,)), MLPDiscriminator([2], hidden=(4,)))
+
+    class First:
+        def log_odds(self, x, c=None):
+            return 9 * x[:, 0] + 9
+
+    z, _ = gan.inputs(11, 2)
+    good = NegativeLatents(gan, Original(gan, gan.generator), First(), (z, None)).good
+    torch.testing.assert_close(good.norm(dim=1), z.norm(dim=1))
+    before, after = (gan.generator(x).detach()[:, 0] for x in (z, good))
+    assert (after <= before + 1e-6).all() and (after < before - 0.01).any()
+
+
+def test_stylegan_moves_in_w_and_labels_stay_with_their_latents():
+    torch.manual_seed(0)
+    generator = Generator(4, 3, 5, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=8))
+    gan = GAN(generator, Discriminator(3, 8, 1, channel_base=32, channel_max=8))
+
+    class Bright:
+        def log_odds(self, x, c=None):
+            return 300 * x.mean((1, 2, 3)) + 30 * c[:, 0]
+
+    z, c = gan.inputs(13, 1)
+    original = Original(gan, generator)
+    bank = NegativeLatents(gan, original, Bright(), (z, c), at_once=4)
+    assert bank.good.shape == (13, 5) and torch.equal(bank.c, c)
+    w = generator.mapping(z, c)[:, 0].detach()
+    index = {tuple(row.tolist()): i for i, row in enumerate(z)}
+    drawn, labels, good = bank.draw(29)
+    rows = [index[tuple(row.tolist())] for row in drawn]
+    assert len(set(rows)) > 3 and torch.equal(labels, c[rows]) and torch.equal(good, bank.good[rows])
+    with torch.no_grad():
+        torch.manual_seed(1)
+        straight = generator(z, c)
+        torch.manual_seed(1)
+        torch.testing.assert_close(original(w, c), straight)
+        torch.manual_seed(2)
+        before = Bright().log_odds(original(w, c), c)
+        torch.manual_seed(2)
+        after = Bright().log_odds(original(bank.good, c), c)
+    moved = (bank.good - w).abs().sum(1) > 1e-4
+    assert moved.any() and (after[moved] < before[moved]).float().mean() > 0.9
+
+
+def test_found_latents_wait_for_each_other():
+    gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
+    z = uniform(2 * WAIT, torch.Generator().manual_seed(4))
+    whole = NegativeLatents(gan, Original(gan, gan.generator), Plane(), (z, None), at_once=9)
+    grown = NegativeLatents(gan, Original(gan, gan.generator), Plane(), (z[:WAIT], None), at_once=9)
+    grown.add(z[WAIT : WAIT + 3], None)
+    assert len(grown) == WAIT
+    again = NegativeLatents(gan, Original(gan, gan.generator), Plane(), (z[:1], None))
+    again.load_state_dict(copy.deepcopy(grown.state_dict()))
+    for one in (grown, again):
+        one.add(z[WAIT + 3 :], None)
+        assert torch.equal(one.z, whole.z)
+        torch.testing.assert_close(one.good, whole.good)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_distance_is_the_formula(share):
+    gan = GAN(MLPGenerator(3, [1, 5, 5], hidden=(7,)), MLPDiscriminator([1, 5, 5], hidden=(11, 6)))
+    positives, x, other = (torch.randn(n, 1, 5, 5, dtype=torch.float64).float() for n in (31, 9, 9))
+    net = copy.deepcopy(gan.discriminator.net).double()
+
+    def features(x):
+        first = net[:3](x.double())
+        return [first, net[3:5](first)]
+
+    expected = (1 - share) * (x - other).double().square().mean((1, 2, 3)) / positives.double().var(0).mean()
+    for a, b, p in zip(features(x), features(other), features(positives), strict=True):
+        expected = expected + share / 2 * (a - b).square().mean(1) / p.var(0).mean()
+    x.requires_grad_(True)
+    found = SampleDistance(gan, positives, share)(x, other, None)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
+    found.sum().backward()
+    assert x.grad is not None and all(p.grad is None for p in gan.discriminator.parameters())
+
+
+def test_batch_norm_uses_its_running_statistics():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
+    hold_statistics(net, None)
+    assert [m.training for m in net] == [True, False, True]
