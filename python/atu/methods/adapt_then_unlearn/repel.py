@@ -74,8 +74,9 @@ class Repulsion:
         norm. Later it fades or grows with the distance as the loss says."""
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads))
-        decay = 0.9 if self.adversarial_norm else 0.0
-        self.adversarial_norm = decay * self.adversarial_norm + (1 - decay) * norm
+        if math.isfinite(norm):  # scaled float16 gradients overflow now and then, and the step is left out
+            decay = 0.9 if self.adversarial_norm else 0.0
+            self.adversarial_norm = decay * self.adversarial_norm + (1 - decay) * norm
         return self.cfg.strength * self.adversarial_norm / self.start_norm if self.start_norm > 0 else 0.0
 
     def state_dict(self) -> dict[str, float]:
