@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..gan import GAN
 
 LONG = 600.0  # seconds from which on the user is told
-USUAL_STEPS = 600  # of stage 2 for StyleGAN kinds, where the settings leave it open
+USUAL_STEPS = 800  # of stage 2 for StyleGAN kinds, where the settings leave it open
 PASSES = 2.5  # of a training step, in passes of one sample forth and back through both networks
 GIB = 2**30
 

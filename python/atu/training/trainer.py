@@ -23,7 +23,7 @@ from ..support.seeding import fork_rng
 from . import losses
 
 # n -> (latents, their labels, what the original is called with for the samples wanted in their place)
-DrawLatents = Callable[[int], tuple[Tensor, Tensor | None, Tensor]]
+DrawLatents = Callable[[int], tuple[Tensor, Tensor | None, Tensor | None]]
 # (fake, labels, wanted) -> (loss, its parts to log)
 FakePenalty = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, dict[str, float]]]
 
@@ -79,8 +79,10 @@ class AdversarialTrainer:
         add_penalty_grad: called after the generator's backward pass; adds to the gradients, returns values to log.
         fake_penalty: differentiable loss of generated samples, added to the generator's. It takes (fake, labels,
             wanted): wanted is what `original` makes with the same noise, if there is one.
+        other_loss: gives another loss of the generator and its parts to log. It has a backward pass of its own, before
+            the adversarial one, so that its memory is free again.
         latents: where the generated samples' latents come from; drawn from the GAN's own distribution when not given.
-            There are half as many of them as real samples then: the other half of a step is the penalty's.
+            There are half as many of them as real samples then: the other half of a step is that of `other_loss`.
         original: makes samples of the third tensor that `latents` gives, and of labels.
 
     All randomness is drawn from torch's global generators, so that saving their states makes a run resumable.
@@ -102,6 +104,7 @@ class AdversarialTrainer:
         extra_fakes: Samples | None = None,
         add_penalty_grad: Callable[[], dict[str, float]] | None = None,
         fake_penalty: FakePenalty | None = None,
+        other_loss: Callable[[], tuple[Tensor, dict[str, float]]] | None = None,
         latents: DrawLatents | None = None,
         original: Callable[[Tensor, Tensor | None], Tensor] | None = None,
     ):
@@ -109,7 +112,7 @@ class AdversarialTrainer:
             raise ValueError("discriminator: this GAN has none, and training needs one")
         self.gan, self.real, self.config = gan, real, config
         self.extra_fakes, self.add_penalty_grad, self.fake_penalty = extra_fakes, add_penalty_grad, fake_penalty
-        self.latents, self.original = latents, original
+        self.other_loss, self.latents, self.original = other_loss, latents, original
         self.extra_weight = 1.0
         if gan.generator_ema is None:
             gan.generator_ema = copy.deepcopy(gan.generator)
@@ -270,15 +273,23 @@ class AdversarialTrainer:
         with fork_rng(self.gan.device), self.gan.autocast(), world.own_rng(self.gan.device):
             return self.original(latents, c)
 
+    def _other_backward(self) -> dict[str, float]:
+        if self.other_loss is None:
+            return {}
+        loss, parts = self.other_loss()
+        self._backward(loss)
+        return parts
+
     def _generator_step(self) -> dict[str, float]:
         cfg = self.config
         self._hold_discriminator(True)
         self.optim_g.zero_grad(set_to_none=True)
+        metrics = self._other_backward()
         z, c, other = self._latents(self.fakes, self.group)
         wanted = self._wanted(other, c)
         fake = self._fake(z, c)
         loss = self._generator_loss(fake, c)
-        metrics = {"loss_g": float(loss.detach())}
+        metrics["loss_g"] = float(loss.detach())
         if self.fake_penalty is not None:
             penalty, parts = self.fake_penalty(fake, c, wanted)
             metrics.update(parts)

@@ -159,6 +159,26 @@ def test_original_makes_the_wanted_samples_with_the_same_noise():
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
 
 
+def test_other_loss_is_added(vector_gan):
+    """A loss with a backward pass of its own gives the gradient of the sum; before the step and after it."""
+    seen = []
+    for weight in (0.0, 3.0):
+        twin = vector_gan.copy()
+        first = twin.generator.net[0].weight
+
+        def other(first=first, weight=weight):
+            return weight * first.square().sum(), {"other": weight}
+
+        torch.manual_seed(6)
+        t = AdversarialTrainer(
+            twin, REAL, Adversarial(batch_size=8), other_loss=other, latents=lambda n: (torch.ones(n, 4), None, None)
+        )
+        before = first.detach().clone()
+        assert t.step()["other"] == weight
+        seen.append(first.grad.clone())
+    torch.testing.assert_close(seen[1] - seen[0], 6 * before)
+
+
 def test_steering_is_the_formula(image_gan):
     """Its three terms against the probabilities of the guide's own discriminator, and distances in the variance."""
     positives, negatives = torch.rand(80, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
@@ -166,6 +186,7 @@ def test_steering_is_the_formula(image_gan):
     with torch.no_grad():
         twin.generator.net[0].bias.add_(0.3)
     z, _ = image_gan.inputs(5, 3)
+    half = config.Adversarial(batch_size=16)
     made = image_gan.sample(40, 5).flatten(1).mean(1)
     above = float(made.median())
 
@@ -174,13 +195,20 @@ def test_steering_is_the_formula(image_gan):
 
     feedback = Feedback(TensorSamples(negatives), TensorSamples(positives), is_negative, False, 0.2, {}, (z, None))
     cfg = config.Repel(
-        guide_weight=0.7, hold_weight=0.3, nearby_weight=0.2, hold_features=0.0, guide_steps=100, guide_r1=0.0
+        guide_weight=0.7,
+        hold_weight=0.3,
+        nearby_weight=0.2,
+        hold_features=0.0,
+        guide_steps=100,
+        guide_r1=0.0,
+        adversarial=half,
     )
     steering = Steering(image_gan, twin, feedback, cfg, seed=0)
     fake = torch.cat([positives[:4], negatives[:4]]).requires_grad_(True)
     wanted = fake.detach() + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
     torch.manual_seed(5)
-    loss, parts = steering(fake, None, wanted)
+    other, parts = steering.hold()
+    loss, more = steering(fake, None, wanted)
     torch.manual_seed(5)
     latents = torch.randn(8, 4)
     variance = positives.double().var(0).mean()
@@ -192,15 +220,16 @@ def test_steering_is_the_formula(image_gan):
     before, after = image_gan.generator(latents).detach(), twin.generator(latents)
     kept = (~is_negative(before)).double()
     assert 0 < kept.sum() < 8
-    guide = -good(fake).log().mean() - good(after).log().mean()
+    guide, guide_held = -good(fake).log().mean(), -good(after).log().mean()
     nearby = (good(wanted) * (torch.arange(8.0).double() / 10) ** 2 / variance).mean()
     held = (kept * good(before) * (after - before).double().square().mean((1, 2, 3)) / variance).mean()
-    torch.testing.assert_close(loss.double(), 0.7 * guide + 0.2 * nearby + 0.3 * held, rtol=1e-4, atol=1e-6)
-    assert parts == pytest.approx(
-        {"nearby": 0.2 * float(nearby), "held": 0.3 * float(held.detach()), "guide": 0.7 * float(guide.detach())},
-        rel=1e-4,
-    )
-    assert float(good(fake[:4]).min()) > 0.8 and float(good(fake[4:]).max()) < 0.2  # the guide has learnt
+    torch.testing.assert_close(loss.double(), 0.7 * guide + 0.2 * nearby, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(other.double(), 0.7 * guide_held + 0.3 * held, rtol=1e-4, atol=1e-6)
+    expected = {"nearby": 0.2 * nearby, "guide": 0.7 * guide, "held": 0.3 * held, "guide of held": 0.7 * guide_held}
+    assert parts | more == pytest.approx({k: float(v.detach()) for k, v in expected.items()}, rel=1e-4)
+    assert (
+        float(good(fake[:4]).detach().min()) > 0.8 and float(good(fake[4:]).detach().max()) < 0.2
+    )  # the guide has learnt
 
 
 def test_what_is_held_finds_negatives(image_gan):
@@ -213,21 +242,21 @@ def test_what_is_held_finds_negatives(image_gan):
     def new():
         return Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=1), seed=0)
 
-    steering, fakes = new(), torch.rand(16, 1, 8, 8)
+    steering = new()
     torch.manual_seed(1)
     while len(steering.bank) == 3:
         before = len(steering.bank.found)
-        steering(fakes, None, None)
+        steering.hold()
     assert len(steering.bank) >= 3 + 32 > 3 + before and not steering.bank.found
     flags = feedback.is_negative(image_gan.generator(steering.bank.z[3:]))
     assert flags.all()
-    steering(fakes, None, None)
+    steering.hold()
     again = new()
     again.load_state_dict(copy.deepcopy(steering.state_dict()))
     for one in (steering, again):
         torch.manual_seed(2)
         for _ in range(6):
-            one(fakes, None, None)
+            one.hold()
     ours, theirs = steering.state_dict()["bank"], again.state_dict()["bank"]
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 

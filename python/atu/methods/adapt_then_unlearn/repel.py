@@ -173,6 +173,7 @@ def repel_gan(
             extra_fakes=feedback.negatives,
             add_penalty_grad=push.add_grad,
             fake_penalty=steering,
+            other_loss=None if steering is None or bank is None else steering.hold,
             latents=None if bank is None else bank.draw,
             original=None if bank is None else bank.original,
         )

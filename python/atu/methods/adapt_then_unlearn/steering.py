@@ -83,6 +83,7 @@ class Steering:
         size = pool_size(gan, RECENT)
         self.recent_negatives, self.recent_others = Recent(size), Recent(size)
         self.step_count = 0
+        self.held: list[Tensor] = []  # the samples of the last step's other half
         known = feedback.negative_latents
         self.bank: NegativeLatents | None = None
         if cfg.hold_weight and known is not None and len(known[0]):
@@ -97,33 +98,17 @@ class Steering:
         terms: dict[str, Tensor] = {}
         if wanted is not None:
             terms["nearby"] = self.cfg.nearby_weight * self._apart(fake, wanted, c)
-        held, held_c = None, None
-        if self.bank is not None:
-            held, held_c, terms["held"] = self._hold(len(fake) * world.size())
         if self.cfg.guide_weight > 0:
-            self._observe(fake.detach() if held is None else torch.cat([fake, held]).detach())
-            losses = [
-                F.softplus(self.guide.log_odds(x, label)).mean() for x, label in self._guided(fake, c, held, held_c)
-            ]
-            terms["guide"] = self.cfg.guide_weight * torch.stack(losses).sum()
+            self._observe(torch.cat([fake.detach(), *self.held]))
+            terms["guide"] = self._guided(fake, c)
         return sum(terms.values(), start=fake.new_zeros(())), {k: float(v.detach()) for k, v in terms.items()}
 
-    @staticmethod
-    def _guided(fake: Tensor, c: Tensor | None, held: Tensor | None, held_c: Tensor | None) -> list[Any]:
-        return [(fake, c)] if held is None else [(fake, c), (held, held_c)]
-
-    def _apart(self, x: Tensor, wanted: Tensor, c: Tensor | None) -> Tensor:
-        """Mean distance, each sample weighted by the guide's odds that what is wanted is good."""
-        with torch.no_grad():
-            good = torch.sigmoid(-self.guide.log_odds(wanted, c))
-        return (good * self.distance(x, wanted, c)).mean()
-
-    def _hold(self, n: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(samples of fresh latents, their labels, the loss that holds good ones); the bank takes the negatives."""
+    def hold(self) -> tuple[Tensor, dict[str, float]]:
+        """The loss of fresh latents, half a batch of them, and its parts; those of negatives join the bank."""
         assert self.bank is not None
         gan, rng, group = self.gan, torch.default_generator, together(self.gan)
-        z, c = gan.latents(n, rng), gan.labels(n, rng)
-        own = world.part(n, group)
+        n = max(self.cfg.adversarial.batch_size // 2, 1)
+        z, c, own = gan.latents(n, rng), gan.labels(n, rng), world.part(n, group)
         own_z, own_c = z[own], None if c is None else c[own]
         with gan.autocast(), world.own_rng(gan.device):
             with torch.no_grad(), fork_rng(gan.device):
@@ -131,9 +116,19 @@ class Steering:
             x = gan.fake(own_z, own_c, generator=self.twin.generator)
         flags = self.feedback.is_negative(world.gather(wanted, group)).to(z.device)
         self.bank.add(z[flags], None if c is None else c[flags])
-        keep = ~flags[own]
-        good = torch.sigmoid(-self.guide.log_odds(wanted, own_c)).detach() * keep
-        return x, own_c, self.cfg.hold_weight * (good * self.distance(x, wanted, own_c)).mean()
+        held = self.cfg.hold_weight * self._apart(x, wanted, own_c, ~flags[own])
+        self.held = [x.detach()]
+        guide = self._guided(x, own_c) if self.cfg.guide_weight > 0 else held * 0
+        return held + guide, {"held": float(held.detach()), "guide of held": float(guide.detach())}
+
+    def _guided(self, x: Tensor, c: Tensor | None) -> Tensor:
+        return self.cfg.guide_weight * F.softplus(self.guide.log_odds(x, c)).mean()
+
+    def _apart(self, x: Tensor, wanted: Tensor, c: Tensor | None, where: Tensor | float = 1.0) -> Tensor:
+        """Mean distance, each sample weighted by the guide's odds that what is wanted is good, and by `where`."""
+        with torch.no_grad():
+            good = torch.sigmoid(-self.guide.log_odds(wanted, c)) * where
+        return (good * self.distance(x, wanted, c)).mean()
 
     def _observe(self, x: Tensor) -> None:
         """With an oracle: a step of the guide on samples that it answers for, now and lately, and on the first ones."""
