@@ -51,10 +51,10 @@ ANIMALS_CHANNELS = dict(channel_base=1024, channel_max=96)
 ANIMALS_CONFIG = Adversarial(batch_size=16, loss="relativistic", ema_half_life=10_000, ema_ramp=0.05)
 
 
-ANIMALS_STEPS = 100_000
+ANIMALS_STEPS = 48_000
 
 
-ANIMALS_PHASES = ((0.4, 0.5), (0.8, 0.1), (1, 0.05))  # as MNIST_PHASES
+ANIMALS_PHASES = ((0.25, 0.5), (0.75, 0.1), (1, 0.05))  # as MNIST_PHASES
 
 
 DCGAN_WIDTH = 16
