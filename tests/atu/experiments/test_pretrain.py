@@ -219,7 +219,7 @@ def test_the_animals_gan_is_trained_watched_and_described(tmp_path, monkeypatch)
     assert about["command"] == "atu pretrain animals"
     assert about["samples"] == {"fid": pytest.approx(float(gan.sample(2).mean()), abs=1e-6)}
     assert [row["step"] for row in about["log"] if "fid" in row] == [2, 4]
-    assert [(phase["until_step"], phase["r1_gamma"]) for phase in about["phases"]] == [(2, 0.5), (4, 0.1), (5, 0.05)]
+    assert [(phase["until_step"], phase["r1_gamma"]) for phase in about["phases"]] == [(1, 0.5), (4, 0.1), (5, 0.05)]
     assert {p.name for p in (tmp_path / "samples").iterdir()} == {"step-000002.png", "step-000004.png"}
     assert path.stat().st_size <= 8_000_000
 
