@@ -26,7 +26,7 @@ from .guide import Guide
 from .nearby import NegativeLatents, Original
 
 RECENT = 512  # samples of either kind that the guide goes on learning from
-LEARN_EVERY = 2  # steps: oftener costs a third of the run's time, and does no better
+LEARN_EVERY = 2  # steps: every step costs up to a third of the run's time
 
 
 class Recent:
