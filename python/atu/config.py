@@ -52,7 +52,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Expression = Annotated[str, AfterValidator(_check_expression)]
 STEPS, IMAGES, SAMPLES = Unit("steps"), Unit("images"), Unit("samples")
-PER_STEP, OF_STEPS = Unit("per step"), Unit("share of the steps")
+OF_STEPS = Unit("share of the steps")
 
 
 @dataclass(config=STRICT)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .support import memory
 from .support.image_range import checked_range, inferred_range
-from .support.modules import eval_mode, parameter_dtype, plain, required_arguments, takes_two, uncompiled
+from .support.modules import eval_mode, parameter_dtype, plain, required_arguments, takes_two, uncompiled, unless_16_bit
 from .support.remarks import InputWarning
 from .support.seeding import fork_rng, mix_seed
 
@@ -347,7 +347,7 @@ class GAN:
             if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != len(args[0]):
                 got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise ValueError(f"generator: expected a tensor of {len(args[0])} samples, got {got}")
-            yield _unless_16_bit(x)
+            yield unless_16_bit(x)
 
     def sample(
         self, n: int, seed: int = 0, batch_size: int | None = None, generator: nn.Module | None = None, **kwargs: Any
@@ -392,7 +392,7 @@ class GAN:
         else:
             run = self._compiled_of(module) if generator is None else module  # who gives one may listen within
             x = run(*self.arguments(module, z, c))
-        return _unless_16_bit(x)
+        return unless_16_bit(x)
 
     def mixed_ws(
         self, z: Tensor, c: Tensor | None, mixing_probability: float, generator: nn.Module | None = None
@@ -434,7 +434,7 @@ class GAN:
         if not isinstance(y, Tensor):
             raise ValueError(f"discriminator: expected a tensor of logits, got {type(y).__name__}")
         if self.discriminator_output == "probability":
-            p = _unless_16_bit(y).clamp(1e-6, 1 - 1e-6)
+            p = unless_16_bit(y).clamp(1e-6, 1 - 1e-6)
             y = p.log() - (-p).log1p()
         elif seen and seen[-1][1].numel() == y.numel() and seen[-1][1].data_ptr() == y.data_ptr():
             y = seen[-1][0]  # the logit itself: exact where the sigmoid has saturated
@@ -442,12 +442,7 @@ class GAN:
             raise ValueError(
                 f"discriminator: expected one logit a sample, [{x.shape[0]}] or [{x.shape[0]}, 1], got {list(y.shape)}"
             )
-        return _unless_16_bit(y).reshape(-1)
-
-
-def _unless_16_bit(x: Tensor) -> Tensor:
-    """x, in float32 where it has 16 bits."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return unless_16_bit(y).reshape(-1)
 
 
 def _checked_sizes(latent_dim: Any) -> int | tuple[int, ...]:

@@ -61,8 +61,7 @@ def build_feedback(
         ValueError: nothing can come of it (see checks.py), or the oracle or the probe calls all of the generated
             samples negative.
     """
-    pool_seed = stream_seed(seed, Stream.POOL)
-    pool = _draw_pool(gan, pool_size(gan, cfg.pool), pool_seed)
+    pool, z = _draw_pool(gan, pool_size(gan, cfg.pool), stream_seed(seed, Stream.POOL))
     is_negative, flags = _answers(gan, negatives, pool.tensor, oracle, cfg.recall)
     share = float(flags.float().mean())
     judge = "probe" if oracle is None else "oracle"
@@ -79,9 +78,7 @@ def build_feedback(
             negatives = _with_found(negatives, pool, flags, notes)
     else:
         positives = _with_generated(positives, pool, flags, cfg.least_positives, notes)
-    z, c = gan.inputs(len(pool), pool_seed)
-    found = flags.to(z.device)
-    latents = z[found], None if c is None else c[found]
+    latents = z[flags.to(z.device)], None if pool.labels is None else pool.labels[flags].to(z.device)
     return Feedback(negatives, positives, is_negative, oracle is not None, share, notes, latents)
 
 
@@ -90,11 +87,11 @@ def _count_of(negatives: Samples) -> str:
     return f"{len(negatives)} negatives{enough}"
 
 
-def _draw_pool(gan: GAN, size: int, seed: int) -> TensorSamples:
-    """Samples of the pretrained GAN on the CPU, with their labels where it has any."""
+def _draw_pool(gan: GAN, size: int, seed: int) -> tuple[TensorSamples, Tensor]:
+    """Samples of the pretrained GAN on the CPU, with their labels where it has any; and their latents."""
     pool = torch.cat([part.cpu() for part in progress.track("pool", gan.batches(size, seed=seed), size)])
-    _, labels = gan.inputs(size, seed)
-    return TensorSamples(pool, None if labels is None else labels.cpu())
+    z, labels = gan.inputs(size, seed)
+    return TensorSamples(pool, None if labels is None else labels.cpu()), z
 
 
 def _answers(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gan import GAN
-from ..support.modules import eval_mode
+from ..support.modules import eval_mode, unless_16_bit
 from ..support.seeding import fork_rng
 from .layers import layers_in_order
 
@@ -91,8 +91,4 @@ class Taps:
         with torch.no_grad(), fork_rng(self.gan.device):
             before = _pass(self.gan, self.source, z, c, self.names)
         after = _pass(self.gan, self.gan.generator, z, c, self.names)
-        return [_at_least_float(before[n]) for n in self.names], [_at_least_float(after[n]) for n in self.names]
-
-
-def _at_least_float(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return [unless_16_bit(before[n]) for n in self.names], [unless_16_bit(after[n]) for n in self.names]

@@ -97,3 +97,8 @@ def parameter_dtype(module: nn.Module) -> torch.dtype | None:
     """The dtype of all floating-point parameters; None where there are none, or of several dtypes."""
     dtypes = {p.dtype for p in module.parameters() if p.dtype.is_floating_point}
     return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def unless_16_bit(x: Tensor) -> Tensor:
+    """x, in float32 where it has 16 bits."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...gan import GAN
-from ...support.modules import eval_mode
+from ...support.modules import eval_mode, unless_16_bit
 
 
 class SampleDistance:
@@ -64,4 +64,4 @@ class SampleDistance:
         finally:
             for hook in hooks:
                 hook.remove()
-        return [f.float() if f.dtype in (torch.float16, torch.bfloat16) else f for f in seen[1:]]
+        return [unless_16_bit(f) for f in seen[1:]]

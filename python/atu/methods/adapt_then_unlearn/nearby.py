@@ -7,6 +7,7 @@ themselves ends in a damaged picture, this cannot.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ...gan import GAN
 from ...support import progress
+from ...support.modules import unless_16_bit
 from .guide import Guide
 
 STEP = 0.06  # of one move along the slope, in deviations of a latent's element
@@ -44,7 +46,7 @@ class Original:
             return self.gan.fake(inner, c, generator=self.generator)
         synthesis: Any = self.generator.synthesis
         x: Tensor = synthesis(inner.unsqueeze(1).expand(-1, self.layers, -1))
-        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return unless_16_bit(x)
 
 
 class NegativeLatents:
@@ -64,9 +66,8 @@ class NegativeLatents:
         self.keeps_norm = not gan.is_stylegan and gan.latent_sampler is None
         z, c = known
         self.z, self.c = z[:MOST], None if c is None else c[:MOST]
-        moves = progress.track("nearby good samples", self.z.split(at_once), len(self.z))
-        moved = [self._moved(part, None if c is None else c[at : at + at_once]) for at, part in _starts(moves)]
-        self.good = torch.cat(moved) if moved else original.inner(*gan.inputs(1))[:0]
+        parts = torch.arange(len(self.z)).split(at_once)
+        self.good = self._nearby(self.z, self.c, progress.track("nearby good samples", parts, len(self.z)))
         self.found: list[Tensor] = []
         self.found_c: list[Tensor] = []
 
@@ -86,11 +87,15 @@ class NegativeLatents:
             return
         new = torch.stack(self.found)
         new_c = torch.stack(self.found_c) if self.found_c else None
-        good = torch.cat([self._moved(p, _part(new_c, i, len(p))) for i, p in _starts(new.split(self.at_once))])
-        self.z, self.good = torch.cat([self.z, new])[-MOST:], torch.cat([self.good, good])[-MOST:]
+        self.z = torch.cat([self.z, new])[-MOST:]
+        self.good = torch.cat([self.good, self._nearby(new, new_c, torch.arange(len(new)).split(self.at_once))])[-MOST:]
         if self.c is not None and new_c is not None:
             self.c = torch.cat([self.c, new_c])[-MOST:]
         self.found, self.found_c = [], []
+
+    def _nearby(self, z: Tensor, c: Tensor | None, parts: Iterable[Tensor]) -> Tensor:
+        """The inner latents of good samples near those of z; parts: which of them pass together."""
+        return torch.cat([self._moved(z[part], None if c is None else c[part]) for part in parts])
 
     def _moved(self, z: Tensor, c: Tensor | None) -> Tensor:
         """The inner latents of z, moved until the guide finds their samples clearly good, or as far as MOVES go."""
@@ -131,15 +136,3 @@ class NegativeLatents:
         self.c = state["c"].to(device) if "c" in state else None
         self.found = list(state["found"].to(device)) if "found" in state else []
         self.found_c = list(state["found_c"].to(device)) if "found_c" in state else []
-
-
-def _starts(parts: Any) -> Any:
-    """(index of its first, part) for each of several parts."""
-    at = 0
-    for part in parts:
-        yield at, part
-        at += len(part)
-
-
-def _part(c: Tensor | None, at: int, n: int) -> Tensor | None:
-    return None if c is None else c[at : at + n]
