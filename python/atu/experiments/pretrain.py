@@ -27,8 +27,9 @@ from ..support.environment import machine, versions
 from ..support.files import write_json
 from ..support.seeding import fork_rng
 from ..training.run_folder import RunFolder, recorded
-from ..training.scratch import Look, centre_logits, train
+from ..training.scratch import Lessons, Look, centre_logits, train
 from .animals import LikeDrawings
+from .supervision import Supervision
 
 MNIST_CHANNELS = dict(channel_base=768, channel_max=64)
 
@@ -48,13 +49,16 @@ MNIST_PHASES = ((10 / 18, 0.5), (14 / 18, 0.1), (1, 0.05))
 ANIMALS_CHANNELS = dict(channel_base=1024, channel_max=96)
 
 
-ANIMALS_CONFIG = Adversarial(batch_size=16, loss="relativistic", ema_half_life=10_000, ema_ramp=0.05)
+ANIMALS_CONFIG = Adversarial(batch_size=16, loss="relativistic", ema_half_life=10_000)
 
 
-ANIMALS_STEPS = 48_000
+ANIMALS_STEPS = 20_000
 
 
-ANIMALS_PHASES = ((0.25, 0.5), (0.75, 0.1), (1, 0.05))  # as MNIST_PHASES
+ANIMALS_PHASES = ((0.7, 0.1), (1, 0.05))  # as MNIST_PHASES
+
+
+ANIMALS_LESSONS = (30_000, 30_000)  # steps of the two of `Supervision`
 
 
 DCGAN_WIDTH = 16
@@ -109,7 +113,10 @@ def pretrain_animals(out: str | Path, steps: int = ANIMALS_STEPS, seed: int = 0,
     is by then, a grid of samples, and how like the drawings they are (`LikeDrawings`) into the log.
     """
     phases = _falling_penalty(ANIMALS_CONFIG, ANIMALS_PHASES, steps)
-    samples = PixelSamples(drawings().images)
+    data = drawings()
+    samples = PixelSamples(data.images)
+    share = steps / ANIMALS_STEPS
+    lessons = Supervision(samples, data.labels, *(max(round(n * share), 1) for n in ANIMALS_LESSONS))
     measure = LikeDrawings()
     path = Path(out) / "animals-gan.safetensors"
 
@@ -120,7 +127,9 @@ def pretrain_animals(out: str | Path, steps: int = ANIMALS_STEPS, seed: int = 0,
         so_far.save(path)
         return measure(gan)
 
-    options: dict[str, Any] = dict(finish=centre_logits, precision=precision, look=look, describe=measure)
+    options: dict[str, Any] = dict(
+        finish=centre_logits, precision=precision, look=look, describe=measure, lessons=lessons
+    )
     return _pretrain("animals", "animals-gan", animals_stylegan2, samples, phases, out, seed, **options)
 
 
@@ -183,6 +192,7 @@ def _pretrain(
     precision: str = "float32",
     look: Look | None = None,
     describe: Callable[[GAN], dict[str, Any]] | None = None,
+    lessons: Lessons | None = None,
 ) -> Path:
     """Build, train, finish and save OUT/NAME.safetensors, with OUT/NAME.json beside it; returns its path.
 
@@ -191,11 +201,11 @@ def _pretrain(
     """
     with fork_rng(torch.device("cpu"), seed):
         gan = build()
-    history = train(gan, samples, phases, out, seed, precision=precision, look=look)
+    history = train(gan, samples, phases, out, seed, precision=precision, look=look, lessons=lessons)
     if finish is not None:
         finish(gan, samples)
     path = gan.save(Path(out) / f"{name}.safetensors")
-    log = [{key: value for key, value in row.items() if key != "stage"} for row in history]
+    log = [{key: value for key, value in row.items() if (key, value) != ("stage", "pretrain")} for row in history]
     settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
     about: dict[str, Any] = dict(command=f"atu pretrain {command}", seed=seed, phases=settings)
     about["precision"] = recorded(out)["precision"]

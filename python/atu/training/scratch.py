@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tomli_w
 import torch
+from torch import Tensor
 
 from ..config import Adversarial
 from ..data.samples import Samples
@@ -28,6 +30,18 @@ from .trainer import AdversarialTrainer
 
 DECAY = 0.25  # last share of the steps, over which the learning rates decay to 0
 Phases = Sequence[tuple[int, Adversarial]]  # (step at which it ends, settings), one after the other
+
+
+class Lessons(Protocol):
+    """What a generator learns beside the game with its discriminator."""
+
+    def teach(self, run: RunFolder, gan: GAN) -> None:
+        """Before it: stages of the run."""
+
+    def loss(self, gan: GAN) -> tuple[Tensor, dict[str, float]]:
+        """During it: a term of the generator's loss, and its parts to log."""
+
+
 Look = Callable[[RunFolder, GAN, int], dict[str, float]]  # (run, gan, step) -> what to log of the samples so far
 
 
@@ -83,6 +97,7 @@ def train(
     precision: str = "float32",
     look: Look | None = None,
     look_every: int = 1000,
+    lessons: Lessons | None = None,
 ) -> list[dict[str, Any]]:
     """Train `gan` in place, phase after phase, the learning rates decaying to 0 over the last DECAY of each.
 
@@ -90,6 +105,7 @@ def train(
         out: a run folder (`RunFolder`); a killed or interrupted training goes on from there.
         log_every, save_every: steps between two rows of the history, and between two states that are saved.
         precision: what the passes run in, as of `Config`.
+        lessons: what it learns before, and beside that.
         look, look_every: called every so many steps (a multiple of log_every); it leaves the random state as it was.
 
     Returns:
@@ -113,9 +129,13 @@ def train(
         twin.precision = world.from_first(lambda: precisions.resolve(precision, gan, batch, before.get("precision")))
         run = RunFolder(own, Pretraining(phases, log_every, save_every, twin.precision, count), identity)
         try:
+            if lessons is not None:
+                with fork_rng(gan.device, seed):
+                    lessons.teach(run, twin)
+            other_loss = None if lessons is None else functools.partial(lessons.loss, twin)
             for last, settings in phases:
                 with fork_rng(gan.device, seed):
-                    trainer = AdversarialTrainer(twin, real, settings)
+                    trainer = AdversarialTrainer(twin, real, settings, other_loss=other_loss)
                     run_stage(run, "pretrain", trainer, last, _Phase(trainer, last, looked))
         finally:
             gan.generator_ema = twin.generator_ema

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import Any
+from typing import Any, Protocol
 
+from ..gan import GAN
 from ..support import progress, world
 from ..support.signals import held_back, interruption
 from .run_folder import RunFolder
-from .trainer import AdversarialTrainer, NonFiniteError
+from .trainer import NonFiniteError
+
+
+class Trainer(Protocol):
+    """What is trained one step at a time: `AdversarialTrainer`, for one."""
+
+    gan: GAN
+    step_count: int
+
+    def step(self) -> dict[str, float]:
+        """One step; returns what to log."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
 
 
 class StageHooks:
@@ -27,7 +44,7 @@ class StageHooks:
         """Go on from what `state_dict` gave; the trainer has its state by then."""
 
 
-def run_stage(run: RunFolder, stage: str, trainer: AdversarialTrainer, steps: int, hooks: StageHooks) -> None:
+def run_stage(run: RunFolder, stage: str, trainer: Trainer, steps: int, hooks: StageHooks) -> None:
     """Train up to step `steps` (fewer if the hooks say so), logging, saving and resuming a killed run.
 
     Raises:

@@ -207,7 +207,7 @@ def test_a_look_every_so_often_is_logged_and_changes_nothing(tmp_path):
 
 
 def test_the_animals_gan_is_trained_watched_and_described(tmp_path, monkeypatch):
-    faces = Drawings(torch.randint(256, (40, 3, 64, 64), dtype=torch.uint8), torch.zeros(40, 8, dtype=torch.int64))
+    faces = Drawings(torch.randint(256, (40, 3, 64, 64), dtype=torch.uint8), torch.randint(3, (40, 8)))
     monkeypatch.setattr(pretrain, "drawings", lambda: faces)
     monkeypatch.setattr(pretrain, "LikeDrawings", lambda: lambda gan: {"fid": float(gan.sample(2).mean())})
     monkeypatch.setattr(pretrain, "ANIMALS_CONFIG", Adversarial(batch_size=2))
@@ -219,7 +219,9 @@ def test_the_animals_gan_is_trained_watched_and_described(tmp_path, monkeypatch)
     assert about["command"] == "atu pretrain animals"
     assert about["samples"] == {"fid": pytest.approx(float(gan.sample(2).mean()), abs=1e-6)}
     assert [row["step"] for row in about["log"] if "fid" in row] == [2, 4]
-    assert [(phase["until_step"], phase["r1_gamma"]) for phase in about["phases"]] == [(1, 0.5), (4, 0.1), (5, 0.05)]
+    assert [(phase["until_step"], phase["r1_gamma"]) for phase in about["phases"]] == [(4, 0.1), (5, 0.05)]
+    lessons = {row["stage"]: row["step"] for row in about["log"] if "stage" in row}
+    assert lessons == {"labels": 8, "draw": 8}
     assert {p.name for p in (tmp_path / "samples").iterdir()} == {"step-000002.png", "step-000004.png"}
     assert path.stat().st_size <= 8_000_000
 
