@@ -28,7 +28,8 @@ def marked_samples(gan: GAN, value: Any, name: str, resize: bool = False) -> tup
     `as_samples` takes it.
 
     A folder that `atu label` wrote gives its unwanted/, and its good/ as positives. Its labels.json, alone or in a
-    folder without pictures, gives the samples that it names, made again by `gan`.
+    folder without pictures, gives the samples that it names, made again by `gan`. So does the whole folder for a
+    conditional GAN: a picture does not say what label it was made with.
 
     Args:
         value: as of `as_samples`, a folder of marks, or a labels.json. name: of the argument, for errors.
@@ -41,8 +42,10 @@ def marked_samples(gan: GAN, value: Any, name: str, resize: bool = False) -> tup
         marks, beside = marked_samples(gan, value[0], name, resize)
         assert isinstance(marks, TensorSamples)  # what files are read as
         value = (marks.tensor, value[1])  # with the label that was given
-    elif labels_file(value) is not None:
+    elif (labels := labels_file(value)) is not None:
         value, beside = marks_folder(value)
+        if gan.c_dim:
+            value, beside = labels, None
         if labels_file(value) is not None:
             read = _Labels(Path(value), gan, name)
             unwanted = read.samples("unwanted")
@@ -98,7 +101,7 @@ class _Labels:
         if wanted is not None and int(c.argmax()) != wanted:
             raise ValueError(
                 f"{self.name}: the samples in {self.path} were drawn with other labels than this GAN draws now "
-                "(--label, label_sampler); give the folder with the pictures instead"
+                "(--label, label_sampler); give its folder unwanted/ instead"
             )
         return c
 
@@ -115,8 +118,8 @@ class _Labels:
         path = Path(ckpt)
         if not path.is_file():
             raise ValueError(
-                f"{self.name}: samples of round {number} in {self.path} are of {ckpt}, which is not there; give the "
-                "folder with the pictures instead"
+                f"{self.name}: samples of round {number} in {self.path} are of {ckpt}, which is not there; give "
+                "its folder unwanted/ instead"
             )
         gan = load_like(path, self.gan)
         if generator_digest(gan) != wanted:

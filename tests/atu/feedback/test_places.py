@@ -65,6 +65,19 @@ def test_pictures_go_before_places(image_gan, tmp_path):
     assert positives == tmp_path / "good"
 
 
+@pytest.mark.parametrize("conv_gan", [3], indirect=True)
+def test_the_labels_of_a_conditional_gans_marks_are_kept(conv_gan, tmp_path):
+    labels_of(conv_gan, MARKS, path=tmp_path / "labels.json")
+    alone = marked_samples(conv_gan, tmp_path / "labels.json", "negatives")
+    for name in ("unwanted", "good"):
+        save_folder(conv_gan.sample(3, seed=9), conv_gan.image_range, tmp_path / name)
+    beside = marked_samples(conv_gan, tmp_path, "negatives")
+    for wanted, found in zip(alone, beside, strict=True):
+        assert torch.equal(found.tensor, wanted.tensor) and torch.equal(found.labels, wanted.labels)
+    pictures, none = marked_samples(conv_gan, tmp_path / "unwanted", "negatives")
+    assert len(pictures) == 3 and pictures.labels is None and none is None
+
+
 def test_a_later_round_is_made_by_its_own_gan(image_gan, tmp_path):
     later = image_gan.copy()
     with torch.no_grad():
