@@ -15,7 +15,7 @@ from ..data.samples import TensorSamples
 from ..feedback.oracles import IsNegative, Oracle
 from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
-from ..measures.features import flat_features, last_input
+from ..measures.features import layer_inputs
 from ..support.modules import eval_mode
 from ..support.seeding import Stream, stream_seed
 from .attributes import Attribute
@@ -79,11 +79,7 @@ def rule_goal(rule: IsNegative, gan: GAN, seed: int = 0, samples: int = 2000) ->
 
 def _probe_score(probe: Probe, x: Tensor) -> Tensor:
     """Log odds [N] by a probe, differentiable with respect to x."""
-    gan, discriminator = probe.gan, probe.gan.discriminator
-    assert discriminator is not None
-    with eval_mode(discriminator), last_input(discriminator) as last:
-        gan.logits(x.to(gan.device), gan.labels(len(x), torch.Generator().manual_seed(0)))
-    whitened = probe.whiten(flat_features(last[0]).float().cpu()).float()
+    whitened = probe.whiten(torch.cat(layer_inputs(probe.gan, x), 1).cpu()).float()
     return whitened @ probe.weight[:-1] + probe.weight[-1]
 
 

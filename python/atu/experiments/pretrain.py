@@ -52,13 +52,13 @@ ANIMALS_CHANNELS = dict(channel_base=1024, channel_max=96)
 ANIMALS_CONFIG = Adversarial(batch_size=16, loss="relativistic", ema_half_life=10_000)
 
 
-ANIMALS_STEPS = 18_000
+ANIMALS_STEPS = 6_000
 
 
 ANIMALS_PHASES = ((0.7, 0.1), (1, 0.05))  # as MNIST_PHASES
 
 
-ANIMALS_LESSONS = (30_000, 40_000)  # steps of the two of `Supervision`
+ANIMALS_LESSONS = (30_000, 90_000)  # steps of the two of `Supervision`
 
 
 DCGAN_WIDTH = 16

@@ -10,22 +10,25 @@ from torch import Tensor
 
 from ..data.samples import Samples
 from ..gan import GAN
-from ..measures.features import Whitening, discriminator_features
+from ..measures.features import Whitening, layer_features
+
+REFERENCE = 2000  # unlabelled samples that whitening is fitted on
 
 
 class Probe:
-    """Light logistic probe on the pretrained discriminator's penultimate features, in place of an oracle.
+    """Light logistic probe on what the pretrained discriminator's layers take in, in place of an oracle.
 
     Positive-unlabelled learning: the negatives against generated samples of unknown kind. Those that look negative are
     left out, and the probe is fitted again (two-step method of Liu et al., ICDM 2003).
 
     Args:
-        negatives, unlabelled: features [N, F], [M, F]. recall: share of the held-out negatives to be recognised.
+        negatives, unlabelled: features (`layer_features`) [N, F], [M, F]. recall: share of the held-out negatives to be
+            recognised.
     """
 
     def __init__(self, gan: GAN, negatives: Tensor, unlabelled: Tensor, recall: float, rounds: int = 3):
         self.gan = gan
-        self.whiten = Whitening(torch.cat([unlabelled, negatives]), components=64)
+        self.whiten = Whitening(torch.cat([unlabelled[:REFERENCE], negatives]), components=64)
         marked, unknown = self.whiten(negatives).float(), self.whiten(unlabelled).float()
         keep = torch.ones(len(unknown), dtype=torch.bool)
         for _ in range(rounds):
@@ -54,11 +57,11 @@ class Probe:
         return logit(whitened, self.weight)
 
     def judge(self, features: Tensor) -> Tensor:
-        """Bools [N] for discriminator features [N, F]."""
+        """Bools [N] for features (`layer_features`) [N, F]."""
         return self._score(self.whiten(features).float()) >= self.threshold
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.judge(discriminator_features(self.gan, x.split(self.gan.fitting(100))))
+        return self.judge(layer_features(self.gan, x.split(self.gan.fitting(100))))
 
 
 def logit(x: Tensor, weight: Tensor) -> Tensor:
@@ -89,6 +92,6 @@ def fit_probe(gan: GAN, negatives: Samples, pool: Tensor | Iterable[Tensor], rec
         for index in torch.arange(len(samples)).split(gan.fitting(100)):
             yield samples.batch(index)
 
-    marked = discriminator_features(gan, batches(negatives))
+    marked = layer_features(gan, batches(negatives))
     parts = pool.split(gan.fitting(100)) if isinstance(pool, Tensor) else pool
-    return Probe(gan, marked, discriminator_features(gan, parts), recall)
+    return Probe(gan, marked, layer_features(gan, parts), recall)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -38,6 +39,53 @@ def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: in
     return torch.cat(features) if features else torch.empty(0, 0)
 
 
+@torch.no_grad()
+def layer_features(gan: GAN, batches: Iterable[Tensor]) -> Tensor:
+    """What the discriminator's layers take in, coarsely: finer than its penultimate features at telling samples apart.
+
+    Args:
+        batches: as of `discriminator_features`.
+
+    Returns:
+        float32 [N, F] on the CPU, see `layer_inputs`.
+    """
+    features = [torch.cat(inputs, 1).cpu() for inputs in (layer_inputs(gan, x) for x in batches)]
+    return torch.cat(features) if features else torch.empty(0, 0)
+
+
+def layer_inputs(gan: GAN, x: Tensor) -> list[Tensor]:
+    """float32 [N, F] of each layer with weights but the first, differentiable in the samples x [N, ...]: maps averaged
+    over 4 x 4 cells, 2 x 2 or all of space, whatever leaves at most 256 values, or one a channel. Of a discriminator of
+    maps those, and what its last layer takes in."""
+    discriminator = gan.discriminator
+    if discriminator is None:
+        raise ValueError("discriminator: this GAN has none, and features are taken from it")
+    taken: list[Tensor] = []
+    before: list[Tensor] = []  # two layers side by side take in the same
+
+    def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        f = args[0] if args else None
+        if isinstance(f, Tensor) and f.ndim > 1 and len(f) == len(x) and not (before and f is before[0]):
+            taken.append(_coarse(f))
+            before[:] = [f]
+
+    with eval_mode(discriminator), _listening(discriminator, remember):
+        x = x.to(gan.device)
+        gan.logits(x, gan.labels(len(x), torch.Generator().manual_seed(0)))
+    last = taken[-1]
+    if x.ndim == 4:  # no network of labels
+        taken = [f for f in taken if f.ndim > 2] + ([last] if last.ndim == 2 else [])
+    inputs = [f.flatten(1).float() for f in taken]
+    return inputs[1:] or inputs
+
+
+def _coarse(f: Tensor, most: int = 256) -> Tensor:
+    if f.ndim != 4:
+        return f
+    sides = [side for side in (4, 2) if side <= min(f.shape[2:]) and f.shape[1] * side * side <= most]
+    return F.adaptive_avg_pool2d(f, sides[0] if sides else 1)
+
+
 @contextmanager
 def last_input(discriminator: nn.Module) -> Iterator[list[Tensor]]:
     """A list that holds, after each pass, what the discriminator's last layer with weights took in."""
@@ -46,19 +94,26 @@ def last_input(discriminator: nn.Module) -> Iterator[list[Tensor]]:
     def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         last[:] = args[:1]
 
+    with _listening(discriminator, remember):
+        yield last
+
+
+@contextmanager
+def _listening(discriminator: nn.Module, hook: Callable[[nn.Module, tuple[Tensor, ...]], None]) -> Iterator[None]:
+    """Have a hook called before each layer with weights."""
     # A parametrized layer (spectral norm, say) keeps its weights in a submodule, which takes in weights, not samples.
     layers = [
         m
         for name, m in discriminator.named_modules()
         if "parametrizations" not in name.split(".") and (list(m.parameters(recurse=False)) or is_parametrized(m))
     ]
-    hooks = [m.register_forward_pre_hook(remember) for m in layers]
+    hooks = [m.register_forward_pre_hook(hook) for m in layers]
     try:
         with uncompiled():
-            yield last
+            yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for one in hooks:
+            one.remove()
 
 
 def flat_features(f: Tensor, max_features: int = 1024) -> Tensor:
@@ -72,8 +127,11 @@ class Whitening:
     """Principal components of a reference set, scaled to unit variance there: makes distances free of units."""
 
     def __init__(self, reference: Tensor, components: int = 32):
-        self.mean, cov = moments(reference)
-        values, vectors = torch.linalg.eigh(cov)
+        if len(reference) < reference.shape[1]:
+            self.mean, values, vectors = _few(reference)
+        else:
+            self.mean, cov = moments(reference)
+            values, vectors = torch.linalg.eigh(cov)
         keep = values > values[-1].clamp(min=1e-30) * 1e-6
         values, vectors = values[keep][-components:], vectors[:, keep][:, -components:]
         self.matrix = vectors / values.sqrt()
@@ -87,3 +145,12 @@ class Whitening:
     def __call__(self, features: Tensor) -> Tensor:
         """float64 [N, components] of features [N, F]."""
         return (features.double() - self.mean) @ self.matrix
+
+
+def _few(reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [F], and variances [N] with axes [F, N], of fewer samples N than features F: by their N x N products."""
+    x = reference.double()
+    mean = x.mean(0)
+    x = (x - mean) / max(len(x) - 1, 1) ** 0.5
+    values, vectors = torch.linalg.eigh(x @ x.t())
+    return mean, values, x.t() @ vectors / values.clamp(min=1e-30).sqrt()

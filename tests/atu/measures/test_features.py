@@ -1,5 +1,6 @@
 """Features, moments, Frechet distance and whitening against closed forms in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from atu.gan import GAN
-from atu.measures.features import Whitening, discriminator_features
+from atu.measures.features import Whitening, discriminator_features, layer_features, layer_inputs
 from atu.measures.frechet import frechet_distance, moments
 from atu.networks.mlp import MLPGenerator
 
@@ -79,6 +80,56 @@ def test_whitening_keeps_the_leading_components_and_drops_the_empty_ones():
     correlation = torch.corrcoef(torch.cat([two, x[:, :2]], 1).t())[:2, 2:].abs()
     assert torch.allclose(correlation.max(0).values, torch.ones(2, dtype=torch.float64), atol=0.05)
     assert Whitening(torch.ones(9, 4))(torch.ones(2, 4)).shape == (2, 0)
+
+
+@pytest.mark.parametrize("components", [3, 50])
+def test_whitening_on_fewer_samples_than_features_is_the_same(components):
+    few = torch.randn(13, 37, dtype=torch.float64) @ torch.randn(37, 37, dtype=torch.float64) + 2
+    white = Whitening(few, components)
+    assert white.components == min(components, 12)
+    values, vectors = torch.linalg.eigh(moments(few)[1])
+    fresh = torch.randn(5, 37, dtype=torch.float64)
+    axes = vectors[:, -white.components :] / values[-white.components :].sqrt()
+    torch.testing.assert_close(white(fresh).abs(), ((fresh - few.mean(0)) @ axes).abs(), rtol=1e-6, atol=1e-8)
+    assert Whitening(torch.ones(4, 9))(torch.ones(2, 9)).shape == (2, 0)
+
+
+def test_layer_features_are_coarse_maps_and_what_the_last_layer_takes_in():
+    first, second, third = nn.Conv2d(2, 16, 3, padding=1), nn.Conv2d(16, 40, 3, stride=2), nn.Conv2d(40, 300, 2)
+    last = nn.Linear(300, 1)
+    d = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third, nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
+    gan = GAN(MLPGenerator(4, [2, 11, 11], hidden=(8,)), d)
+    x = torch.randn(7, 2, 11, 11)
+    with torch.no_grad():
+        a = first(x).relu()
+        b = second(a).relu()
+        c = third(b).mean((2, 3))
+    pool = nn.functional.adaptive_avg_pool2d
+    expected = torch.cat([pool(a, 4).flatten(1), pool(b, 2).flatten(1), c], 1)
+    torch.testing.assert_close(layer_features(gan, x.split(3)), expected)
+    assert layer_features(gan, []).shape[0] == 0
+    with pytest.raises(ValueError, match="discriminator: this GAN has none"):
+        layer_inputs(GAN(MLPGenerator(4, [2])), torch.zeros(1, 2))
+
+
+def test_layer_features_know_no_labels_and_count_nothing_twice(conv_gan, snapshot, unchanged):
+    before = snapshot(conv_gan)
+    x = conv_gan.sample(6)
+    features = layer_features(conv_gan, [x])
+    unchanged(before, snapshot(conv_gan))
+    inputs = layer_inputs(conv_gan, x)
+    assert sum(f.shape[1] for f in inputs) == features.shape[1]
+    assert all(not torch.equal(f, g) for f, g in itertools.pairwise(inputs))
+    torch.testing.assert_close(inputs[-1][:, :128], discriminator_features(conv_gan, [x])[:, :128])
+
+
+def test_layer_features_of_vectors_are_every_hidden_layers(vector_gan):
+    x = torch.randn(7, 2, requires_grad=True)
+    layers = [m for m in vector_gan.discriminator.net if isinstance(m, nn.Linear)]
+    inputs = layer_inputs(vector_gan, x)
+    assert [f.shape[1] for f in inputs] == [layer.in_features for layer in layers[1:]]
+    (slope,) = torch.autograd.grad(inputs[0].sum(), x)
+    assert slope.shape == x.shape and (slope != 0).any()
 
 
 def test_features_are_what_the_last_layer_takes_in(vector_gan):
