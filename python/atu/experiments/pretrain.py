@@ -52,7 +52,7 @@ ANIMALS_CHANNELS = dict(channel_base=1024, channel_max=96)
 ANIMALS_CONFIG = Adversarial(batch_size=16, loss="relativistic", ema_half_life=10_000)
 
 
-ANIMALS_STEPS = 6_000
+ANIMALS_STEPS = 5_000
 
 
 ANIMALS_PHASES = ((0.7, 0.1), (1, 0.05))  # as MNIST_PHASES
@@ -205,7 +205,8 @@ def _pretrain(
     if finish is not None:
         finish(gan, samples)
     path = gan.save(Path(out) / f"{name}.safetensors")
-    log = [{key: value for key, value in row.items() if (key, value) != ("stage", "pretrain")} for row in history]
+    shown = [row for row in history if row["stage"] == "pretrain" or row["step"] % 1000 == 0]
+    log = [{key: value for key, value in row.items() if (key, value) != ("stage", "pretrain")} for row in shown]
     settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
     about: dict[str, Any] = dict(command=f"atu pretrain {command}", seed=seed, phases=settings)
     about["precision"] = recorded(out)["precision"]

@@ -149,7 +149,7 @@ class Supervision:
     labels: Tensor
     label_steps: int
     draw_steps: int
-    weight: float = 10.0
+    weight: float = 30.0
 
     def __post_init__(self) -> None:
         self.code = LatentCode(self.labels)
