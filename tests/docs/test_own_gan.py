@@ -11,6 +11,7 @@ import torch
 
 from atu.cli import main as cli
 from atu.data.images import save_folder
+from atu.feedback.places import generator_digest
 from atu.formats.own_model import OwnModel
 from atu.gan import GAN
 
@@ -51,11 +52,14 @@ def model(name):
 
 def marks(folder, gan):
     """What `atu label` would write: the brighter half of some samples is unwanted."""
-    x = gan.sample(24, seed=3)
+    x = gan.sample(24, seed=3, batch_size=24)
     order = x.mean((1, 2, 3)).argsort()
     save_folder(x[order[12:]], gan.image_range, folder / "unwanted")
     save_folder(x[order[:12]], gan.image_range, folder / "good", seed=1)
-    (folder / "labels.json").write_text("{}")
+    names = ["good"] * 12 + ["unwanted"] * 12
+    samples = [dict(label=name, round=1, seed=3, row=row) for name, row in zip(names, order.tolist(), strict=True)]
+    rounds = [dict(ckpt="gan", generator=generator_digest(gan))]
+    (folder / "labels.json").write_text(json.dumps(dict(format=1, block=24, rounds=rounds, samples=samples)))
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,7 @@ def folder(tmp_path_factory):
     (folder / "quick.toml").write_text(QUICK)
     torch.manual_seed(11)
     gans = {name: model(name).build() for name in SIZES}
+    gans["biggan"].generator_ema = model("biggan").build().generator
     for name, gan in gans.items():
         for module in gan.modules().values():
             for p in module.parameters():
@@ -76,7 +81,7 @@ def folder(tmp_path_factory):
         for state, file in zip(states[name], files, strict=True):
             torch.save(state, folder / file)
     torch.save(dict(zip(("generator", "critic"), states["wgan_gp"], strict=True)), folder / "wgan.pt")
-    average = model("biggan").build().generator.state_dict()
+    average = gans["biggan"].generator_ema.state_dict()
     torch.save(dict(zip(("G", "D"), states["biggan"], strict=True)) | {"G_ema": average}, folder / "biggan.pt")
     return folder
 

@@ -23,28 +23,31 @@ def generator_digest(gan: GAN) -> str:
     return digest(state_of(gan.sampling_generator))
 
 
-def marked_samples(gan: GAN, value: Any, name: str, resize: bool = False) -> tuple[Samples, Any]:
+def marked_samples(
+    gan: GAN, value: Any, name: str, resize: bool = False, label_given: bool = False
+) -> tuple[Samples, Any]:
     """Samples from what a user gives as negatives, and what stands for the positives beside them: None, or as
     `as_samples` takes it.
 
     A folder that `atu label` wrote gives its unwanted/, and its good/ as positives. Its labels.json, alone or in a
     folder without pictures, gives the samples that it names, made again by `gan`. So does the whole folder for a
-    conditional GAN: a picture does not say what label it was made with.
+    conditional GAN, unless a label is given: a picture does not say what label it was made with.
 
     Args:
-        value: as of `as_samples`, a folder of marks, or a labels.json. name: of the argument, for errors.
+        value: as of `as_samples`, a folder of marks, or a labels.json. name: of the argument, for errors. label_given:
+            one label stands for all of them.
 
     Raises:
         TypeError, ValueError: as of `as_samples`; or the labels.json is of another GAN.
     """
     beside = None
     if isinstance(value, tuple) and len(value) == 2 and labels_file(value[0]) is not None:
-        marks, beside = marked_samples(gan, value[0], name, resize)
+        marks, beside = marked_samples(gan, value[0], name, resize, label_given=True)
         assert isinstance(marks, TensorSamples)  # what files are read as
         value = (marks.tensor, value[1])  # with the label that was given
     elif (labels := labels_file(value)) is not None:
         value, beside = marks_folder(value)
-        if gan.c_dim:
+        if gan.c_dim and not label_given:
             value, beside = labels, None
         if labels_file(value) is not None:
             read = _Labels(Path(value), gan, name)

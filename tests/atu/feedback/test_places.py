@@ -74,6 +74,9 @@ def test_the_labels_of_a_conditional_gans_marks_are_kept(conv_gan, tmp_path):
     beside = marked_samples(conv_gan, tmp_path, "negatives")
     for wanted, found in zip(alone, beside, strict=True):
         assert torch.equal(found.tensor, wanted.tensor) and torch.equal(found.labels, wanted.labels)
+    labelled, _ = marked_samples(conv_gan, (tmp_path, 1), "negatives")  # with a label the pictures will do
+    assert torch.equal(labelled.labels, torch.eye(3)[[1, 1, 1]])
+    assert not torch.equal(labelled.tensor, alone[0].tensor)
     pictures, none = marked_samples(conv_gan, tmp_path / "unwanted", "negatives")
     assert len(pictures) == 3 and pictures.labels is None and none is None
 
