@@ -10,6 +10,7 @@ arXiv 1611.07004).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,7 +22,7 @@ from ..data.samples import Samples
 from ..gan import GAN
 from ..networks.stylegan2 import FullyConnectedLayer, MappingNetwork
 from ..training.run_folder import RunFolder
-from ..training.schedules import lr_decay
+from ..training.schedules import lr_decay, set_lr
 from ..training.stage import StageHooks, run_stage
 from ..training.trainer import load_optimizer_state, optimizer_state
 
@@ -65,19 +66,18 @@ class LatentCode:
         return z
 
 
-class _Lesson:
+class _Lesson(ABC):
     """A training of some of a GAN's modules by one loss, with what `run_stage` asks of a trainer."""
 
     def __init__(self, gan: GAN, modules: list[nn.Module], lr: float, steps: int):
         self.gan, self.module, self.lr, self.steps, self.step_count = gan, nn.ModuleList(modules), lr, steps, 0
         self.optim = torch.optim.Adam(self.module.parameters(), lr=lr, betas=BETAS, fused=True)
 
-    def loss(self) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def loss(self) -> Tensor: ...
 
     def step(self) -> dict[str, float]:
-        for group in self.optim.param_groups:
-            group["lr"] = self.lr * lr_decay(self.step_count / self.steps, DECAY)
+        set_lr(self.optim, self.lr * lr_decay(self.step_count / self.steps, DECAY))
         loss = self.loss()
         self.optim.zero_grad(set_to_none=True)
         loss.backward()

@@ -14,6 +14,8 @@ from ..gan import GAN
 from ..support.modules import eval_mode, uncompiled
 from .frechet import moments
 
+CELLS = 256  # values of one layer that `layer_inputs` keeps, unless it has more channels
+
 
 @torch.no_grad()
 def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: int = 1024) -> Tensor:
@@ -26,9 +28,7 @@ def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: in
     Returns:
         float32 [N, F] on the CPU.
     """
-    discriminator = gan.discriminator
-    if discriminator is None:
-        raise ValueError("discriminator: this GAN has none, and features are taken from it")
+    discriminator = _discriminator(gan)
     features = []
     with eval_mode(discriminator), last_input(discriminator) as last:
         for x in batches:
@@ -53,13 +53,17 @@ def layer_features(gan: GAN, batches: Iterable[Tensor]) -> Tensor:
     return torch.cat(features) if features else torch.empty(0, 0)
 
 
+def _discriminator(gan: GAN) -> nn.Module:
+    if gan.discriminator is None:
+        raise ValueError("discriminator: this GAN has none, and features are taken from it")
+    return gan.discriminator
+
+
 def layer_inputs(gan: GAN, x: Tensor) -> list[Tensor]:
     """float32 [N, F] of each layer with weights but the first, differentiable in the samples x [N, ...]: maps averaged
     over 4 x 4 cells, 2 x 2 or all of space, whatever leaves at most 256 values, or one a channel. Of a discriminator of
     maps those, and what its last layer takes in."""
-    discriminator = gan.discriminator
-    if discriminator is None:
-        raise ValueError("discriminator: this GAN has none, and features are taken from it")
+    discriminator = _discriminator(gan)
     taken: list[Tensor] = []
     before: list[Tensor] = []  # two layers side by side take in the same
 
@@ -79,10 +83,10 @@ def layer_inputs(gan: GAN, x: Tensor) -> list[Tensor]:
     return inputs[1:] or inputs
 
 
-def _coarse(f: Tensor, most: int = 256) -> Tensor:
+def _coarse(f: Tensor) -> Tensor:
     if f.ndim != 4:
         return f
-    sides = [side for side in (4, 2) if side <= min(f.shape[2:]) and f.shape[1] * side * side <= most]
+    sides = [side for side in (4, 2) if side <= min(f.shape[2:]) and f.shape[1] * side * side <= CELLS]
     return F.adaptive_avg_pool2d(f, sides[0] if sides else 1)
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 
+from torch.optim import Optimizer
+
 
 def lr_decay(share: float, decay: float) -> float:
     """Factor of the learning rates at a share of the steps: 1, and down to 0 over the last share `decay` of them."""
     return min((1 - share) / decay, 1.0) if decay else 1.0
+
+
+def set_lr(optim: Optimizer, lr: float) -> None:
+    """One learning rate for all of an optimiser's parameters."""
+    for group in optim.param_groups:
+        group["lr"] = lr
 
 
 def schedule(name: str, step: int, steps: int) -> float:

@@ -19,7 +19,7 @@ from ...data.samples import Samples
 from ...gan import GAN
 from ...support import progress
 from ...support.seeding import fork_rng
-from ...training.schedules import lr_decay
+from ...training.schedules import lr_decay, set_lr
 from ...training.trainer import load_optimizer_state, optimizer_state
 
 # Of the first steps, over which the learning rate falls to 0: what it says of samples on the boundary is chance else.
@@ -59,23 +59,18 @@ class Guide:
     ):
         self.gan, self.slope_weight, self.step_count, self.at_once = gan, r1 * scale, 0, at_once
         self.discriminator = copy.deepcopy(gan.discriminator).train().requires_grad_(True)  # type: ignore[union-attr]
-        self.lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
-        self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=betas)
+        lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
+        self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
         if policy is None:
             policy = "translation" if len(negatives) < 100 else ""
         self.policy, half = policy, max(batch_size // 2, 1)
         with fork_rng(gan.device, seed):
             for step in progress.track("guide", range(steps), steps):
-                self.set_lr_factor(lr_decay(step / steps, DECAY))
+                set_lr(self.optim, lr * lr_decay(step / steps, DECAY))
                 pair = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
                 self.learn(*pair)
-        self.set_lr_factor(1.0)
+        set_lr(self.optim, lr)
         self.discriminator.eval().requires_grad_(False)
-
-    def set_lr_factor(self, factor: float) -> None:
-        """Scale the learning rate."""
-        for group in self.optim.param_groups:
-            group["lr"] = self.lr * factor
 
     def learn(self, negatives: Tensor, positives: Tensor) -> None:
         """One step of Adam on samples of either class."""
