@@ -73,7 +73,7 @@ def layer_inputs(gan: GAN, x: Tensor) -> list[Tensor]:
             taken.append(_coarse(f))
             before[:] = [f]
 
-    with eval_mode(discriminator), _listening(discriminator, remember):
+    with eval_mode(discriminator), listening(discriminator, remember):
         x = x.to(gan.device)
         gan.logits(x, gan.labels(len(x), torch.Generator().manual_seed(0)))
     last = taken[-1]
@@ -98,12 +98,12 @@ def last_input(discriminator: nn.Module) -> Iterator[list[Tensor]]:
     def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
         last[:] = args[:1]
 
-    with _listening(discriminator, remember):
+    with listening(discriminator, remember):
         yield last
 
 
 @contextmanager
-def _listening(discriminator: nn.Module, hook: Callable[[nn.Module, tuple[Tensor, ...]], None]) -> Iterator[None]:
+def listening(discriminator: nn.Module, hook: Callable[[nn.Module, tuple[Tensor, ...]], None]) -> Iterator[None]:
     """Have a hook called before each layer with weights."""
     # A parametrized layer (spectral norm, say) keeps its weights in a submodule, which takes in weights, not samples.
     layers = [

@@ -9,7 +9,7 @@ from torch import nn
 
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.distance import SampleDistance
-from atu.methods.adapt_then_unlearn.nearby import MARGIN, MOVES, STEP, WAIT, NegativeLatents, Original
+from atu.methods.adapt_then_unlearn.nearby import MARGIN, MOVES, STEP, WAIT, NegativeLatents
 from atu.methods.adapt_then_unlearn.steering import hold_statistics
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
@@ -45,7 +45,7 @@ def test_latents_move_down_the_slope_until_they_are_clearly_good():
     """Straight lines here: the fewest equal steps along the slope, in deviations of the latents, below -MARGIN."""
     gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
     z = uniform(37, torch.Generator().manual_seed(3))
-    bank = NegativeLatents(gan, Original(gan, gan.generator), Plane(), (z, None), at_once=5)
+    bank = NegativeLatents(gan, gan.fake, Plane(), (z, None), at_once=5)
     scale = gan.inputs(512)[0].std(0)
     slope = 2 * Plane.a * scale
     move = STEP * math.sqrt(3) * slope / slope.norm() * scale
@@ -63,13 +63,13 @@ def test_normal_latents_keep_their_norm():
             return 9 * x[:, 0] + 9
 
     z, _ = gan.inputs(11, 2)
-    good = NegativeLatents(gan, Original(gan, gan.generator), First(), (z, None)).good
+    good = NegativeLatents(gan, gan.fake, First(), (z, None)).good
     torch.testing.assert_close(good.norm(dim=1), z.norm(dim=1))
     before, after = (gan.generator(x).detach()[:, 0] for x in (z, good))
     assert (after <= before + 1e-6).all() and (after < before - 0.01).any()
 
 
-def test_stylegan_moves_in_w_and_labels_stay_with_their_latents():
+def test_labels_stay_with_their_latents():
     torch.manual_seed(0)
     generator = Generator(4, 3, 5, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=8))
     gan = GAN(generator, Discriminator(3, 8, 1, channel_base=32, channel_max=8))
@@ -79,35 +79,29 @@ def test_stylegan_moves_in_w_and_labels_stay_with_their_latents():
             return 300 * x.mean((1, 2, 3)) + 30 * c[:, 0]
 
     z, c = gan.inputs(13, 1)
-    original = Original(gan, generator)
-    bank = NegativeLatents(gan, original, Bright(), (z, c), at_once=4)
-    assert bank.good.shape == (13, 5) and torch.equal(bank.c, c)
-    w = generator.mapping(z, c)[:, 0].detach()
+    bank = NegativeLatents(gan, gan.fake, Bright(), (z, c), at_once=4)
+    assert bank.good.shape == z.shape and torch.equal(bank.c, c)
     index = {tuple(row.tolist()): i for i, row in enumerate(z)}
     drawn, labels, good = bank.draw(29)
     rows = [index[tuple(row.tolist())] for row in drawn]
     assert len(set(rows)) > 3 and torch.equal(labels, c[rows]) and torch.equal(good, bank.good[rows])
     with torch.no_grad():
-        torch.manual_seed(1)
-        straight = generator(z, c)
-        torch.manual_seed(1)
-        torch.testing.assert_close(original(w, c), straight)
         torch.manual_seed(2)
-        before = Bright().log_odds(original(w, c), c)
+        before = Bright().log_odds(generator(z, c), c)
         torch.manual_seed(2)
-        after = Bright().log_odds(original(bank.good, c), c)
-    moved = (bank.good - w).abs().sum(1) > 1e-4
+        after = Bright().log_odds(generator(bank.good, c), c)
+    moved = (bank.good - z).abs().sum(1) > 1e-4
     assert moved.any() and (after[moved] < before[moved]).float().mean() > 0.9
 
 
 def test_found_latents_wait_for_each_other():
     gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
     z = uniform(2 * WAIT, torch.Generator().manual_seed(4))
-    whole = NegativeLatents(gan, Original(gan, gan.generator), Plane(), (z, None), at_once=9)
-    grown = NegativeLatents(gan, Original(gan, gan.generator), Plane(), (z[:WAIT], None), at_once=9)
+    whole = NegativeLatents(gan, gan.fake, Plane(), (z, None), at_once=9)
+    grown = NegativeLatents(gan, gan.fake, Plane(), (z[:WAIT], None), at_once=9)
     grown.add(z[WAIT : WAIT + 3], None)
     assert len(grown) == WAIT
-    again = NegativeLatents(gan, Original(gan, gan.generator), Plane(), (z[:1], None))
+    again = NegativeLatents(gan, gan.fake, Plane(), (z[:1], None))
     again.load_state_dict(copy.deepcopy(grown.state_dict()))
     for one in (grown, again):
         one.add(z[WAIT + 3 :], None)
@@ -133,6 +127,26 @@ def test_distance_is_the_formula(share):
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
     found.sum().backward()
     assert x.grad is not None and all(p.grad is None for p in gan.discriminator.parameters())
+
+
+def test_layers_of_spectral_norm_count_as_those_without():
+    def linears():
+        return nn.Linear(5, 7), nn.Linear(7, 6, bias=False), nn.Linear(6, 1, bias=False)
+
+    def network(layers):
+        return nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2]).eval()
+
+    normed, plain = [nn.utils.parametrizations.spectral_norm(one) for one in linears()], linears()
+    found = GAN(MLPGenerator(3, [5], hidden=(7,)), network(normed))
+    with torch.no_grad():
+        for layer, one in zip(plain, normed, strict=True):
+            layer.weight.copy_(one.weight)
+        plain[0].bias.copy_(normed[0].bias)
+    expected = GAN(found.generator, network(plain))
+    positives, x, other = (torch.randn(n, 5) for n in (31, 9, 9))
+    found, expected = (SampleDistance(gan, positives, 1.0)(x, other, None) for gan in (found, expected))
+    torch.testing.assert_close(found, expected)
+    assert found.min() > 0
 
 
 def test_batch_norm_uses_its_running_statistics():

@@ -220,7 +220,9 @@ def test_steering_is_the_formula(image_gan):
     before, after = image_gan.generator(latents).detach(), twin.generator(latents)
     kept = (~is_negative(before)).double()
     assert 0 < kept.sum() < 8
-    guide, guide_held = -good(fake).log().mean(), -good(after).log().mean()
+    unwanted = ~kept.bool() | is_negative(after)
+    assert 0 < unwanted.sum() < 8
+    guide, guide_held = -good(fake).log().mean(), -(unwanted * good(after).log()).mean()
     nearby = (good(wanted) * (torch.arange(8.0).double() / 10) ** 2 / variance).mean()
     held = (kept * good(before) * (after - before).double().square().mean((1, 2, 3)) / variance).mean()
     torch.testing.assert_close(loss.double(), 0.7 * guide + 0.2 * nearby, rtol=1e-4, atol=1e-6)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...gan import GAN
+from ...measures.features import listening
 from ...support.modules import eval_mode, unless_16_bit
 
 
@@ -26,7 +27,6 @@ class SampleDistance:
         assert gan.discriminator is not None
         self.discriminator = copy.deepcopy(gan.discriminator).eval().requires_grad_(False)
         self.variance = float(positives.var(0).mean().clamp(min=1e-12))
-        self.layers = [m for m in self.discriminator.modules() if list(m.parameters(recurse=False))]
         self.units: list[Tensor] = []
         if share > 0:
             some = positives[: gan.fitting(256)]
@@ -57,11 +57,6 @@ class SampleDistance:
             if not any(first is other for other in seen):
                 seen.append(first)
 
-        hooks = [layer.register_forward_pre_hook(remember) for layer in self.layers]
-        try:
-            with eval_mode(self.discriminator), self.gan.autocast():
-                self.gan.logits(x, c, self.discriminator)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with listening(self.discriminator, remember), eval_mode(self.discriminator), self.gan.autocast():
+            self.gan.logits(x, c, self.discriminator)
         return [unless_16_bit(f) for f in seen[1:]]

@@ -2,68 +2,47 @@
 
 The way there leads down the slope of the guide's log-odds, through the frozen generator: what is reached is a sample
 that the pretrained GAN makes, and changed by as little as the guide needs. Where a classifier's slope in the samples
-themselves ends in a damaged picture, this cannot.
+themselves ends in a damaged picture, this cannot; nor the slope in a StyleGAN's w, which leads to w of no latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...gan import GAN
 from ...support import progress
-from ...support.modules import unless_16_bit
 from .guide import Guide
 
-STEP = 0.06  # of one move along the slope, in deviations of a latent's element
-MOVES = 14  # at most
+STEP = 0.03  # of one move along the slope, in deviations of a latent's element
+MOVES = 28  # at most
 MARGIN = 3.0  # log-odds of being negative, were half of the samples so, are to come below minus this
 MOST = 4000  # latents that are kept
 WAIT = 32  # found ones that are moved together
-
-
-class Original:
-    """The pretrained generator, from its inner latents: w [N, w_dim] of StyleGAN kinds, and the latents of others."""
-
-    def __init__(self, gan: GAN, generator: nn.Module):
-        self.gan, self.generator, self.layers = gan, generator, 1
-
-    @torch.no_grad()
-    def inner(self, z: Tensor, c: Tensor | None) -> Tensor:
-        if not self.gan.is_stylegan:
-            return z
-        mapping: Any = self.generator.mapping
-        ws: Tensor = mapping(self.gan.arguments(mapping, z)[0], c)
-        self.layers = ws.shape[1]
-        return ws[:, 0]
-
-    def __call__(self, inner: Tensor, c: Tensor | None) -> Tensor:
-        """Samples of inner latents, differentiable in them."""
-        if not self.gan.is_stylegan:
-            return self.gan.fake(inner, c, generator=self.generator)
-        synthesis: Any = self.generator.synthesis
-        x: Tensor = synthesis(inner.unsqueeze(1).expand(-1, self.layers, -1))
-        return unless_16_bit(x)
 
 
 class NegativeLatents:
     """A bank of latents of which the pretrained GAN makes negatives.
 
     Args:
-        original: the pretrained generator. guide: whose log-odds are to fall. known: (latents, labels) of negatives.
-        at_once: samples that pass at once.
+        original: the pretrained generator's samples of latents and labels, differentiable in the latents.
+        guide: whose log-odds are to fall. known: (latents, labels) of negatives. at_once: samples that pass at once.
     """
 
     def __init__(
-        self, gan: GAN, original: Original, guide: Guide, known: tuple[Tensor, Tensor | None], at_once: int = 64
+        self,
+        gan: GAN,
+        original: Callable[[Tensor, Tensor | None], Tensor],
+        guide: Guide,
+        known: tuple[Tensor, Tensor | None],
+        at_once: int = 64,
     ):
         self.gan, self.original, self.guide, self.at_once = gan, original, guide, at_once
-        some = original.inner(*gan.inputs(512))
-        self.scale = some.std(0).clamp(min=1e-6)
-        self.keeps_norm = not gan.is_stylegan and gan.latent_sampler is None
+        self.scale = gan.inputs(512)[0].std(0).clamp(min=1e-6)
+        self.keeps_norm = gan.latent_sampler is None
         z, c = known
         self.z, self.c = z[:MOST], None if c is None else c[:MOST]
         parts = torch.arange(len(self.z)).split(at_once)
@@ -75,7 +54,7 @@ class NegativeLatents:
         return len(self.z)
 
     def draw(self, n: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """n latents drawn with replacement, their labels, and the inner latents of the nearby good samples."""
+        """n latents drawn with replacement, their labels, and the latents of the nearby good samples."""
         index = torch.randint(len(self.z), (n,)).to(self.z.device)
         return self.z[index], None if self.c is None else self.c[index], self.good[index]
 
@@ -94,27 +73,26 @@ class NegativeLatents:
         self.found, self.found_c = [], []
 
     def _nearby(self, z: Tensor, c: Tensor | None, parts: Iterable[Tensor]) -> Tensor:
-        """The inner latents of good samples near those of z; parts: which of them pass together."""
+        """Latents of good samples near z; parts: which of them pass together."""
         return torch.cat([self._moved(z[part], None if c is None else c[part]) for part in parts])
 
     def _moved(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """The inner latents of z, moved until the guide finds their samples clearly good, or as far as MOVES go."""
-        start = self.original.inner(z, c)
-        out, length = start.clone(), start.flatten(1).norm(dim=1)
+        """z, moved until the guide finds its samples clearly good, or as far as MOVES go."""
+        out, length = z.clone(), z.flatten(1).norm(dim=1)
         on = torch.arange(len(z), device=z.device)
         for _ in range(MOVES):
-            inner = out[on].requires_grad_(True)
+            at = out[on].requires_grad_(True)
             with torch.enable_grad(), self.gan.autocast():
                 own = None if c is None else c[on]
-                log_odds = self.guide.log_odds(self.original(inner, own), own)
-            (slope,) = torch.autograd.grad(log_odds.sum(), inner)
+                log_odds = self.guide.log_odds(self.original(at, own), own)
+            (slope,) = torch.autograd.grad(log_odds.sum(), at)
             left = log_odds.detach() > -MARGIN
-            on, slope, inner = on[left], slope[left] * self.scale, inner.detach()[left]
+            on, slope, at = on[left], slope[left] * self.scale, at.detach()[left]
             if not len(on):
                 break
             flat = slope.flatten(1)
             flat = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12) * flat.shape[1] ** 0.5
-            moved = inner - STEP * flat.view_as(inner) * self.scale
+            moved = at - STEP * flat.view_as(at) * self.scale
             if self.keeps_norm:
                 shape = [-1] + [1] * (moved.ndim - 1)
                 moved = moved * (length[on] / moved.flatten(1).norm(dim=1)).view(shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.trainer import draw, together
 from .distance import SampleDistance
 from .guide import Guide
-from .nearby import NegativeLatents, Original
+from .nearby import NegativeLatents
 
 RECENT = 512  # samples of either kind that the guide goes on learning from
 LEARN_EVERY = 2  # steps: every step costs up to a third of the run's time
@@ -53,8 +54,9 @@ class Recent:
 class Steering:
     """The generator's loss beside the adversarial one, a weighted sum:
 
-    guide: mean of -log(1 - P(negative)) by the guide's balanced odds. With an oracle the guide goes on learning in
-    stage 2, from what the oracle says of the generator's samples: it would be evaded otherwise.
+    guide: mean of -log(1 - P(negative)) by the guide's balanced odds; of fresh latents where the sample is negative, or
+    the original's was. With an oracle the guide goes on learning in stage 2, from what the oracle says of the
+    generator's samples: it would be evaded otherwise.
     nearby: distance of samples of latents whose original is negative to good samples that the original makes nearby.
     held: distance to the original's sample of the same latent and noise, for fresh latents of which it makes no
     negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there.
@@ -91,7 +93,8 @@ class Steering:
             hold_statistics(generator)
             self.distance = SampleDistance(gan, some.to(gan.device), cfg.hold_features)
             with fork_rng(gan.device, stream_seed(seed, Stream.NEARBY)):
-                self.bank = NegativeLatents(gan, Original(gan, generator), self.guide, known, at_once or 64)
+                original = partial(gan.fake, generator=generator)
+                self.bank = NegativeLatents(gan, original, self.guide, known, at_once or 64)
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
@@ -112,17 +115,18 @@ class Steering:
         own_z, own_c = z[own], None if c is None else c[own]
         with gan.autocast(), world.own_rng(gan.device):
             with torch.no_grad(), fork_rng(gan.device):
-                wanted = gan.fake(own_z, own_c, generator=self.bank.original.generator)
+                wanted = self.bank.original(own_z, own_c)
             x = gan.fake(own_z, own_c, generator=self.twin.generator)
         flags = self.feedback.is_negative(world.gather(wanted, group)).to(z.device)
         self.bank.add(z[flags], None if c is None else c[flags])
         held = self.cfg.hold_weight * self._apart(x, wanted, own_c, ~flags[own])
         self.held = [x.detach()]
-        guide = self._guided(x, own_c) if self.cfg.guide_weight > 0 else held * 0
+        unwanted = flags[own] | self.feedback.is_negative(x.detach()).to(x.device)
+        guide = self._guided(x, own_c, unwanted) if self.cfg.guide_weight > 0 else held * 0
         return held + guide, {"held": float(held.detach()), "guide of held": float(guide.detach())}
 
-    def _guided(self, x: Tensor, c: Tensor | None) -> Tensor:
-        return self.cfg.guide_weight * F.softplus(self.guide.log_odds(x, c)).mean()
+    def _guided(self, x: Tensor, c: Tensor | None, where: Tensor | float = 1.0) -> Tensor:
+        return self.cfg.guide_weight * (where * F.softplus(self.guide.log_odds(x, c))).mean()
 
     def _apart(self, x: Tensor, wanted: Tensor, c: Tensor | None, where: Tensor | float = 1.0) -> Tensor:
         """Mean distance, each sample weighted by the guide's odds that what is wanted is good, and by `where`."""
