@@ -58,7 +58,7 @@ ANIMALS_STEPS = 5_000
 ANIMALS_PHASES = ((0.7, 0.1), (1, 0.05))  # as MNIST_PHASES
 
 
-ANIMALS_LESSONS = (30_000, 90_000)  # steps of the two of `Supervision`
+ANIMALS_LESSONS = (100_000, 90_000)  # steps of the two of `Supervision`
 
 
 DCGAN_WIDTH = 16

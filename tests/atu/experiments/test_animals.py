@@ -272,9 +272,9 @@ def test_the_bundled_gan_is_like_the_drawings():
     path = assets.asset("animals-gan.safetensors")
     assert path.stat().st_size <= 8_000_000
     found = demo.LikeDrawings(2000)(GAN.load(path))
-    assert found["share_error"] < 0.06  # 0.047 of 4,000 samples
-    assert found["precision"] >= 0.9 and found["recall"] >= 0.7  # 0.963, 0.765
-    assert found["sure"] >= 0.4
+    assert found["share_error"] < 0.06  # 0.045 of 4,000 samples
+    assert found["precision"] >= 0.9 and found["recall"] >= 0.75  # 0.958, 0.790
+    assert found["sure"] >= 0.42  # 0.473
 
 
 def test_drawings_are_like_drawings(monkeypatch):
