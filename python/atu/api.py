@@ -106,8 +106,9 @@ class Result:
         folder = self.out if out is None else Path(out)
         if folder is None:
             raise ValueError("out: expected a folder for the report, as this run had none")
-        notes = []
+        notes, answered = [], False
         if classifier is None and is_negative is None:
+            answered = True
             is_negative, judge = self.is_negative, self.decisions.get("judge")
             notes = [f"The {judge} that answered during the run also judges the outcome, on other latents."]
         start = time.monotonic()
@@ -119,6 +120,7 @@ class Result:
             real,
             is_negative=is_negative,
             others=other_generators(self.original, self),
+            answered=answered,
             n=n,
             seed=stream_seed(self.seed, Stream.EVALUATION),
         )

@@ -41,7 +41,6 @@ SAMPLES = 10_000  # that the page offers
 FOUND = (10, 30, 100)  # unwanted samples to find
 CLICKS = 100  # a round
 ROUNDS = 3
-LEVELS = (95, 97, 99)
 ORDERS = ("suggestions", "random")
 JUDGED = 10_000  # fixed latents of the judge
 Rule = Callable[[Tensor], Tensor]

@@ -96,9 +96,10 @@ def evaluate(
     judge = asked.find(asked.oracle, first)
     start = time.monotonic()
     if judge is None:
-        judged: dict[str, Any] = dict(is_negative=probe_of(first, negatives, seed=run.seed))
+        probe = probe_of(first, negatives, seed=run.seed)
+        judged: dict[str, Any] = dict(is_negative=probe, answered=answered_in(after, None))
     else:
-        judged = _judged(asked, judge, first)
+        judged = _judged(asked, judge, first, answered_in(after, judge))
     found = compare(
         first,
         last,
@@ -139,23 +140,24 @@ def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
     return [f"Measured by {described(judge)}.", *own]
 
 
-def _judged(asked: Asked, judge: Answers, gan: GAN) -> dict[str, Any]:
-    """Of `evaluate`: who judges, and what stands beside it."""
+def _judged(asked: Asked, judge: Answers, gan: GAN, answered: bool | None) -> dict[str, Any]:
+    """Of `evaluate`: who judges, what stands beside it, and whether `judge` answered during the run."""
     from ..experiments.animals import judges_of
     from ..experiments.judge import beside_the_judge, mnist_judge
     from ..feedback.spec import parse
 
     domain = bundled(asked)
     if domain is None:
-        return judge.judge_arguments()
+        return dict(judge.judge_arguments(), answered=answered)
     if domain == "animals":
-        return judges_of(tuple(parse(judge.spec).options["class"].split(",")), gan.device)
-    return dict(
-        classifier=mnist_judge().to(gan.device),
-        negative_classes=judge.chosen,
-        judges=beside_the_judge(gan.device),
-        answered=[judge.classifier.name],
-    )
+        found = judges_of(tuple(parse(judge.spec).options["class"].split(",")), gan.device)
+    else:
+        own = mnist_judge().to(gan.device)
+        if gan.sample_shape != own.sample_shape:  # the judges take digits of their own size, the spec's network any
+            return dict(judge.judge_arguments(), answered=answered)
+        found = dict(classifier=own, negative_classes=judge.chosen, judges=beside_the_judge(gan.device))
+    oracles = list(found["judges"])[:1]
+    return {**found, "answered": oracles if answered else answered if answered is None else ()}
 
 
 def load_pair(first: str, second: str, device: str | None, model: Model) -> tuple[GAN, GAN]:

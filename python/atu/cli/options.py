@@ -259,6 +259,12 @@ def checkpoint_of(name: str | Path, argument: str = "CKPT") -> Path:
     if is_bundled(name):
         return asset(f"{name}-gan.safetensors")
     if not path.exists():
+        parts = str(name).split(",")
+        if len(parts) > 1 and all(Path(part).exists() for part in parts):
+            raise ValueError(
+                f"{argument}: {name}: several files are the weights of a GAN of your own class; say which by "
+                "--model FILE.py:FUNCTION"
+            )
         raise ValueError(f"{argument}: {name}: no such file")
     if not path.is_dir():
         return path

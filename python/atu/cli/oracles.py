@@ -159,10 +159,13 @@ def described(answers: Answers) -> str:
     return answers.spec + ("" if answers.sha256 is None else f" (SHA-256 {answers.sha256[:16]}...)")
 
 
-def answered_in(run: str, judge: Answers | None) -> bool:
-    """Whether `judge` is recorded as the oracle of the run folder that a CKPT names."""
+def answered_in(run: str, judge: Answers | None) -> bool | None:
+    """Whether `judge` (None: a probe) is recorded as what answered in the run folder that a CKPT names; None where
+    that is not known."""
     try:
         found = json.loads((Path(run) / "run.json").read_text(encoding="utf-8"))["identity"]["oracle"]
-        return judge is not None and judge.sha256 is not None and found["sha256"] == judge.sha256
+        if judge is None or not found:
+            return judge is None and not found
+        return None if judge.sha256 is None else bool(found["sha256"] == judge.sha256)
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None

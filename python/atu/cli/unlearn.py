@@ -140,7 +140,7 @@ def unlearn(
     if not world.leave():
         return
     start = time.monotonic()
-    evaluation = _evaluate(gan, result, judge or oracle, samples, run.seed)
+    evaluation = _evaluate(gan, result, judge or oracle, judge is None, samples, run.seed)
     context = _context(run, gan, result, _notes(oracle, judge), time.monotonic() - start)
     context.subject, context.negatives = subject_of(negatives, subject, oracle, judge), negatives
     data = report.write(run.out, evaluation, context)
@@ -152,10 +152,11 @@ def _evaluate(
     gan: GAN,
     result: Result,
     judge: Answers | None,
+    answered: bool,
     samples: int,
     seed: int,
 ) -> Evaluation:
-    """By the judge, or without one by a probe fitted on the negatives."""
+    """By the judge, or without one by a probe fitted on the negatives, as the run's; answered: whether it did there."""
     from ..api import other_generators
     from ..data.samples import TensorSamples
     from ..evaluation.evaluate import evaluate
@@ -163,7 +164,7 @@ def _evaluate(
     from ..support.seeding import Stream, stream_seed
 
     latents = stream_seed(seed, Stream.EVALUATION)
-    options: dict[str, Any] = dict(others=other_generators(gan, result), n=samples, seed=latents)
+    options: dict[str, Any] = dict(others=other_generators(gan, result), answered=answered, n=samples, seed=latents)
     if judge is not None:
         return evaluate(gan, result.gan, **judge.judge_arguments(), **options)
     # A small evaluation is asked for where samples are dear.

@@ -9,7 +9,7 @@ One judge gives every figure (`judge` says which); further ones count negatives 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +61,7 @@ def evaluate(
     others: Mapping[str, nn.Module] | None = None,
     attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     judges: Mapping[str, Any] | None = None,
-    answered: Iterable[str] = (),
+    answered: Iterable[str] | bool | None = (),
     retrained: GAN | nn.Module | None = None,
     extractors: Mapping[str, Extractor] | None = None,
     n: int = 10_000,
@@ -80,7 +80,8 @@ def evaluate(
         others: further generators to judge, by name (the adapted one).
         attributes: further yes/no questions, samples -> bool [N], whose shares are reported (attributes.py).
         judges: further judges by name, each as `as_judge` takes it (of a classifier, negative_classes are negative).
-        answered: names of the judges, the first among them, that answered during the run: oracles.
+        answered: names of the judges, the first among them, that answered during the run: oracles. True: the first did.
+            None: it is not known.
         retrained: a GAN, or its generator, trained without the negatives: fewer negatives than it makes is
             over-removal. Judged like `others`, as "retrained".
         extractors: further feature networks by name (measures/extractors.py), for distances of their own.
@@ -107,9 +108,7 @@ def evaluate(
     judge = as_judge(classifier, before, wanted, is_negative, seed)
     further = _further(judges or {}, judge, before, wanted, seed)
     known = [judge.name, *further]
-    unknown = [name for name in answered if name not in known]
-    if unknown:
-        raise ValueError(f"answered: expected names of judges ({', '.join(known)}), got {unknown[0]!r}")
+    spoke = _spoke(answered, known)
     if isinstance(retrained, GAN) and retrained.sample_shape != before.sample_shape:
         raise ValueError(
             f"retrained: expected samples of shape {list(before.sample_shape)}, got {list(retrained.sample_shape)}"
@@ -133,7 +132,7 @@ def evaluate(
     numbers.update(judge=judge.name, judges={})
     for name, one in {judge.name: judge, **further}.items():
         numbers["judges"][name] = judge_numbers(
-            {key: model.verdicts.get(name, model.negative) for key, model in models.items()}, one, name in set(answered)
+            {key: model.verdicts.get(name, model.negative) for key, model in models.items()}, one, spoke[name]
         )
     numbers.update(_real_numbers(None if reference is None else reference.features, models))
     others_latents = before.batches(n, stream_seed(seed, Stream.KEPT_REFERENCE), batch_size)
@@ -208,14 +207,26 @@ def _real_numbers(reference: Tensor | None, models: Mapping[str, Judged]) -> dic
     return {**numbers, "real_images": len(reference)}
 
 
-def judge_numbers(verdicts: Mapping[str, Tensor], judge: Judge, answered: bool) -> dict[str, Any]:
+def _spoke(answered: Iterable[str] | bool | None, known: Sequence[str]) -> dict[str, bool | None]:
+    """Of each judge whether it answered during the run; None where that is not known."""
+    if answered is None:
+        return dict.fromkeys(known)
+    names = known[:1] if answered is True else list(answered or ())
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"answered: expected names of judges ({', '.join(known)}), got {unknown[0]!r}")
+    return {name: name in names for name in known}
+
+
+def judge_numbers(verdicts: Mapping[str, Tensor], judge: Judge, answered: bool | None) -> dict[str, Any]:
     """What one judge says.
 
     Args:
         verdicts: bool [n] of the same latents under `before`, `after` and, where there is one, `retrained`.
 
     Returns:
-        negatives_before, negatives_after, pul, pul_ci95; answered: whether it was an oracle of the run; sensitivity,
+        negatives_before, negatives_after, pul, pul_ci95; answered: whether it was an oracle of the run, None where
+        that is not known; sensitivity,
         specificity: count, share and interval on held_out real samples, and corrected: PUL and shares corrected by
         them (measures/prevalence.py), None where they are not known; over_removal, None without a retrained GAN: the
         share of negatives that it makes (retrained), the difference of the unlearned GAN's with its interval, and

@@ -33,8 +33,8 @@ def who_judged(data: Mapping[str, Any]) -> str:
     found = _own(data)
     if not found:
         return ""
-    text = f"Judge: {data['judge']}, "
-    text += "which answered during the run too" if found["answered"] else "which did not answer during the run"
+    known = {True: ", which answered during the run too", False: ", which did not answer during the run", None: ""}
+    text = f"Judge: {data['judge']}{known[found['answered']]}"
     if found["sensitivity"] is None:
         return f"{text}; its errors on real samples are not known."
     hits, passed = (100 * found[key]["share"] for key in ("sensitivity", "specificity"))

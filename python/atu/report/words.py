@@ -114,11 +114,13 @@ def verdict(data: Mapping[str, Any]) -> Verdict:
         gone = "Part of it is gone." if pul >= 50 else "Most of it is still there."
     if apart is None:
         return Verdict("good" if pul >= 99 else "fair" if pul >= 90 else "poor", gone)
-    if apart <= 2:
+    changed = data.get("good_changed")
+    same = apart <= 2 and (changed is None or changed["share"] <= 0.02)
+    if same:
         rest = "The rest is as it was."
     else:
         rest = "The rest has changed a little." if apart <= 5 else "The rest has changed: look at the pictures."
-    return Verdict("good" if pul >= 99 and apart <= 2 else "fair" if pul >= 90 else "poor", f"{gone} {rest}")
+    return Verdict("good" if pul >= 99 and same else "fair" if pul >= 90 else "poor", f"{gone} {rest}")
 
 
 def no_proof(data: Mapping[str, Any]) -> str:
@@ -187,7 +189,9 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
         found.append(dict(name="Negatives", value=str(data["negatives_after"]), note=note))
     changed = data.get("good_changed")
     if changed is not None:
-        note = f"{changed['count']:,} samples that were good already are of another class now"
+        one = changed["count"] == 1
+        note = f"{changed['count']:,} sample{'' if one else 's'} that {'was' if one else 'were'} good already "
+        note += f"{'is' if one else 'are'} of another class now"
         found.append(dict(name="Good samples changed", value=f"{100 * changed['share']:.1f} %", note=note))
     apart = ratio(data.get("frechet_kept"), data.get("frechet_kept_chance"))
     if apart is not None:

@@ -331,6 +331,7 @@ def test_errors_are_one_clear_line(folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     unlearn = ["unlearn", gan, "--negatives"]
     assert "nowhere.pt: no such file" in error(capsys, "sample", "nowhere.pt", *out)
+    assert "by --model FILE.py:FUNCTION" in error(capsys, "sample", f"{gan},{gan}", *out)
     assert "not a folder" in error(capsys, *unlearn, tmp_path / "none", *out)
     assert "holds no image" in error(capsys, *unlearn, tmp_path / "empty", *out)
     assert "expected one of right, left, got 'up'" in error(capsys, "sample", gan, *judge(folder, "up"), *out)

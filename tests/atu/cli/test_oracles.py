@@ -106,10 +106,21 @@ def test_one_answers_and_another_measures(folder, tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+def test_eval_by_the_bundled_classifier_of_samples_of_another_size(tmp_path):
+    gan = GAN(MLPGenerator(3, [1, 20, 20], hidden=(7,)), MLPDiscriminator([1, 20, 20], hidden=(5,)))
+    gan.save(tmp_path / "gan.safetensors")
+    names = [tmp_path / "gan.safetensors"] * 2
+    assert run("eval", *names, "--judge", "mnist?class=7", "--samples", 20, "--quiet", "--out", tmp_path / "out") == 0
+    data = json.loads((tmp_path / "out/report.json").read_text())
+    assert data["n"] == 20 and len(data["judges"]) == 1
+
+
 def test_eval_says_where_the_judge_had_answered(folder, tmp_path):
     gan, oracle = folder / "gan.safetensors", folder / "oracle.pt"
     assert run(*unlearn(folder, tmp_path / "run", "--oracle", f"{oracle}?class=0")) == 0
-    assert "The oracle that answered during the run also judges" in (tmp_path / "run/report.html").read_text()
+    page = (tmp_path / "run/report.html").read_text()
+    assert "The oracle that answered during the run also judges" in page
+    assert "which answered during the run too" in page and "did not answer" not in page
     for word, spec, again in (("--oracle", oracle, True), ("--judge", folder / "judge.pt", False)):
         out = tmp_path / spec.stem
         command = ["eval", gan, tmp_path / "run", word, spec, "--class", 0, "--samples", 60, "--quiet", "--out", out]
@@ -117,6 +128,12 @@ def test_eval_says_where_the_judge_had_answered(folder, tmp_path):
         page = (out / "report.html").read_text()
         assert f"Measured by {spec.name}?class=0" in page
         assert ("It is the oracle that answered during the run" in page) == again
+        assert ("which answered during the run too" in page) == again
+        assert ("which did not answer during the run" in page) != again
+    # Of a file it is not known what answered.
+    command = ["eval", gan, tmp_path / "run/result.safetensors", "--judge", oracle, "--class", 0, "--samples", 60]
+    assert run(*command, "--quiet", "--out", tmp_path / "file") == 0
+    assert "during the run" not in (tmp_path / "file/report.html").read_text()
     audit = ["audit", gan, tmp_path / "run", "--oracle", f"{oracle}?class=0", "--starts", 2, "--steps", 1]
     assert run(*audit, "--images", 4, "--samples", 200, "--quiet", "--out", tmp_path / "audit") == 0
     data = json.loads((tmp_path / "audit/audit.json").read_text())

@@ -105,6 +105,12 @@ def test_a_retrained_gan_may_take_other_latents():
     assert numbers["negatives"]["retrained"] == int((other.sample(307, 2, batch_size=250)[:, 0] < 0).sum())
 
 
+@pytest.mark.parametrize(("answered", "spoke"), [(True, (True, False)), (None, (None, None)), ((), (False, False))])
+def test_who_answered_may_be_the_first_or_unknown(answered, spoke):
+    judges = evaluate(gan(), gan(), judge(), ["left"], judges={"b": judge()}, answered=answered, n=9).numbers["judges"]
+    assert tuple(one["answered"] for one in judges.values()) == spoke
+
+
 def test_names_that_clash_or_are_not_there():
     with pytest.raises(ValueError, match="sides gives the figures already"):
         evaluate(gan(), gan(), judge(), ["left"], judges={"sides": judge()}, n=9)

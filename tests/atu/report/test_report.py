@@ -212,6 +212,9 @@ def test_cards_without_negatives_real_data_or_classes(evaluation, context):
     assert tables.kept_table(data) == []
 
 
+CHANGED = {"good_changed": {"share": 0.021}}
+
+
 def figures(before, after, **more):
     pul = 100 * (before - after) / before if before else None
     return dict(subject="hats", n=10_000, negatives_before=before, negatives_after=after, pul=pul, decisions={}, **more)
@@ -230,6 +233,7 @@ def figures(before, after, **more):
         (figures(0, 0), "Hats: none to begin with", "poor", "nothing can be said"),
         (figures(777, 0, frechet_kept=1.9, frechet_kept_chance=1.0), None, "good", "The rest is as it was."),
         (figures(777, 0, frechet_kept=4.0, frechet_kept_chance=1.0), None, "fair", "has changed a little"),
+        (figures(777, 0, frechet_kept=1.9, frechet_kept_chance=1.0, **CHANGED), None, "fair", "has changed a little"),
         (figures(777, 0, frechet_kept=9.0, frechet_kept_chance=1.0), None, "fair", "look at the pictures"),
         (figures(777, 0, frechet_kept=9.0, frechet_kept_chance=0.0), None, "good", "None of it was found."),
     ],
@@ -274,7 +278,7 @@ def test_warnings_and_decisions_in_words(evaluation, context):
     page = report.render(data, evaluation, context)
     assert "<li>Only &lt;12&gt; samples were marked.</li>" in page
     assert data["warnings"] == ["Only <12> samples were marked."]
-    assert data["verdict"] == "None of it was found. The rest is as it was."
+    assert data["verdict"] == "None of it was found. The rest has changed a little."
     why = dict(words.explain(data["decisions"]))
     assert why["Which generator was kept"].startswith("Step 300 of 600: the latest")
     assert "0.3 % of the samples" in why["Which generator was kept"]
@@ -483,6 +487,10 @@ def test_an_oracle_that_judges_and_a_correction_that_says_little_are_said(judges
         "Judge: asked, which answered during the run too; its errors on real samples are not known."
     )
     assert judged_words.corrected_card(data) == []
+    evaluation.numbers["judges"]["asked"]["answered"] = None
+    data = report.report_data(evaluation, context)
+    assert judged_words.who_judged(data) == "Judge: asked; its errors on real samples are not known."
+    assert not any("answered during the run" in text for text in data["warnings"])
     evaluation.numbers["judge"] = "poor"
     data = report.report_data(evaluation, context)
     assert "The corrected percentage is unreliable: it tells too little." in data["warnings"]
