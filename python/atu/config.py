@@ -196,12 +196,12 @@ class Repel:
         ),
     ] = 0.7
     nearby_weight: Annotated[
-        NonNegative,
+        NonNegative | None,
         Field(
             description="Weight of the distance of the other half to good samples that the original makes of nearby "
-            "latents."
+            "latents; unset, 10 for StyleGAN kinds and 1 for others."
         ),
-    ] = 10.0
+    ] = None
     guide_weight: Annotated[NonNegative, Field(description="Weight of the guide's loss; 0: no guide.")] = 4.0
     guide_steps: Annotated[Count, STEPS, Field(description="Steps that the guide is trained for before stage 2.")] = 200
     guide_r1: Annotated[NonNegative, Field(description="Weight of the guide's gradient penalty.")] = 1.0

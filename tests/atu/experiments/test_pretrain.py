@@ -221,7 +221,7 @@ def test_the_animals_gan_is_trained_watched_and_described(tmp_path, monkeypatch)
     assert [row["step"] for row in about["log"] if "fid" in row] == [2, 4]
     assert [(phase["until_step"], phase["r1_gamma"]) for phase in about["phases"]] == [(4, 0.1), (5, 0.05)]
     rows = [json.loads(row) for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert {row["stage"]: row["step"] for row in rows} == {"labels": 30, "draw": 90, "pretrain": 5}
+    assert {row["stage"]: row["step"] for row in rows} == {"labels": 100, "draw": 90, "pretrain": 5}
     assert {p.name for p in (tmp_path / "samples").iterdir()} == {"step-000002.png", "step-000004.png"}
     assert path.stat().st_size <= 8_000_000
 

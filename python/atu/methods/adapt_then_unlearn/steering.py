@@ -54,8 +54,8 @@ class Recent:
 class Steering:
     """The generator's loss beside the adversarial one, a weighted sum:
 
-    guide: mean of -log(1 - P(negative)) by the guide's balanced odds; of fresh latents where the sample is negative, or
-    the original's was. With an oracle the guide goes on learning in stage 2, from what the oracle says of the
+    guide: mean of -log(1 - P(negative)) by the guide's balanced odds; of fresh latents where the sample looks negative,
+    or the original's did. With an oracle the guide goes on learning in stage 2, from what the oracle says of the
     generator's samples: it would be evaded otherwise.
     nearby: distance of samples of latents whose original is negative to good samples that the original makes nearby.
     held: distance to the original's sample of the same latent and noise, for fresh latents of which it makes no
@@ -67,6 +67,8 @@ class Steering:
 
     def __init__(self, gan: GAN, twin: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
         self.gan, self.twin, self.feedback, self.cfg = gan, twin, feedback, cfg
+        unset = 10.0 if gan.is_stylegan else 1.0
+        self.nearby_weight = unset if cfg.nearby_weight is None else cfg.nearby_weight
         positives = feedback.positives
         some = positives.batch(torch.arange(min(len(positives), 500)))
         # Of big samples no more at once than the training takes, whose batch the user has fitted to the memory.
@@ -100,7 +102,7 @@ class Steering:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
         terms: dict[str, Tensor] = {}
         if wanted is not None:
-            terms["nearby"] = self.cfg.nearby_weight * self._apart(fake, wanted, c)
+            terms["nearby"] = self.nearby_weight * self._apart(fake, wanted, c)
         if self.cfg.guide_weight > 0:
             self._observe(torch.cat([fake.detach(), *self.held]))
             terms["guide"] = self._guided(fake, c)
@@ -121,9 +123,15 @@ class Steering:
         self.bank.add(z[flags], None if c is None else c[flags])
         held = self.cfg.hold_weight * self._apart(x, wanted, own_c, ~flags[own])
         self.held = [x.detach()]
-        unwanted = flags[own] | self.feedback.is_negative(x.detach()).to(x.device)
+        unwanted = flags[own] | self._looks_negative(x.detach(), own_c)
         guide = self._guided(x, own_c, unwanted) if self.cfg.guide_weight > 0 else held * 0
         return held + guide, {"held": float(held.detach()), "guide of held": float(guide.detach())}
+
+    @torch.no_grad()
+    def _looks_negative(self, x: Tensor, c: Tensor | None) -> Tensor:
+        """By the oracle; without one by the probe or the guide, which pass over different ones."""
+        flags = self.feedback.is_negative(x).to(x.device)
+        return flags if self.feedback.is_oracle else flags | (self.guide.log_odds(x, c) > 0)
 
     def _guided(self, x: Tensor, c: Tensor | None, where: Tensor | float = 1.0) -> Tensor:
         return self.cfg.guide_weight * (where * F.softplus(self.guide.log_odds(x, c))).mean()
