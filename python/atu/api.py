@@ -106,9 +106,8 @@ class Result:
         folder = self.out if out is None else Path(out)
         if folder is None:
             raise ValueError("out: expected a folder for the report, as this run had none")
-        notes, answered = [], False
-        if classifier is None and is_negative is None:
-            answered = True
+        notes, answered = [], classifier is None and is_negative is None
+        if answered:
             is_negative, judge = self.is_negative, self.decisions.get("judge")
             notes = [f"The {judge} that answered during the run also judges the outcome, on other latents."]
         start = time.monotonic()

@@ -156,8 +156,7 @@ def _judged(asked: Asked, judge: Answers, gan: GAN, answered: bool | None) -> di
         if gan.sample_shape != own.sample_shape:  # the judges take digits of their own size, the spec's network any
             return dict(judge.judge_arguments(), answered=answered)
         found = dict(classifier=own, negative_classes=judge.chosen, judges=beside_the_judge(gan.device))
-    oracles = list(found["judges"])[:1]
-    return {**found, "answered": oracles if answered else answered if answered is None else ()}
+    return {**found, "answered": answered and list(found["judges"])[:1]}  # beside the judge the oracle comes first
 
 
 def load_pair(first: str, second: str, device: str | None, model: Model) -> tuple[GAN, GAN]:

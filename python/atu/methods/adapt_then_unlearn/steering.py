@@ -123,8 +123,9 @@ class Steering:
         self.bank.add(z[flags], None if c is None else c[flags])
         held = self.cfg.hold_weight * self._apart(x, wanted, own_c, ~flags[own])
         self.held = [x.detach()]
-        unwanted = flags[own] | self._looks_negative(x.detach(), own_c)
-        guide = self._guided(x, own_c, unwanted) if self.cfg.guide_weight > 0 else held * 0
+        guide = held * 0
+        if self.cfg.guide_weight > 0:
+            guide = self._guided(x, own_c, flags[own] | self._looks_negative(x.detach(), own_c))
         return held + guide, {"held": float(held.detach()), "guide of held": float(guide.detach())}
 
     @torch.no_grad()
