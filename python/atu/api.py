@@ -37,8 +37,8 @@ class Result:
     history: one dict a logged step (stage, step, seconds, losses, distance, negative_rate ...). decisions: what the run
     chose and why. seconds: of training. out: the run folder, if there is one. seed: of the run. original: the GAN that
     was given. is_negative: what answered during the run, the oracle or the probe. negatives: what the run was made
-    with, those of earlier rounds among them. previous: the GAN that the run went on from, where that is not the
-    original.
+    with, those of earlier rounds among them. positives: likewise, where some were given. previous: the GAN that the run
+    went on from, where that is not the original.
     """
 
     gan: GAN
@@ -52,6 +52,7 @@ class Result:
     original: GAN
     is_negative: IsNegative
     negatives: Samples
+    positives: Samples | None = None
     previous: GAN | None = None
 
     def __repr__(self) -> str:
@@ -255,6 +256,7 @@ def _finish(job: Job, outcome: Outcome) -> Result:
         original=job.inputs.original,
         is_negative=job.feedback.is_negative,
         negatives=job.inputs.negatives,
+        positives=job.inputs.positives,
         previous=None if earlier is None else job.inputs.gan,
     )
     if out is not None:

@@ -199,7 +199,7 @@ class Repel:
         NonNegative | None,
         Field(
             description="Weight of the distance of the other half to good samples that the original makes of nearby "
-            "latents; unset, 10 for StyleGAN kinds and 1 for others."
+            "latents; unset, 4 for StyleGAN kinds and 1 for others."
         ),
     ] = None
     guide_weight: Annotated[NonNegative, Field(description="Weight of the guide's loss; 0: no guide.")] = 4.0
@@ -246,8 +246,8 @@ class Feedback:
     recall: Annotated[
         Fraction,
         Field(
-            description="Share of the negatives that the probe must recognise when there is no oracle; more drops more "
-            "of what is merely similar."
+            description="Share of the negatives that the probe must recognise at least when there is no oracle; more "
+            "drops more of what is merely similar."
         ),
     ] = 0.95
     least_positives: Annotated[

@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from .micro import Custom
 
+ORDERS = ("suggestions", "random")
 WHAT = ("ops", "step", "job", "marks")
 OPS = ("upfirdn2d", "bias_act", "modulated_conv2d", "param_penalty")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -54,6 +55,8 @@ def _shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--out", type=FOLDER, help="Of marks: folder for its parts; the same command goes on from there.")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Of marks: how often it looks.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(0), help="Of marks: rounds of unlearning.")
+@click.option("--share", "shares", multiple=True, metavar="SHARE", help="Of marks: 3, 10 or 30 (%); all if not given.")
+@click.option("--order", "orders", multiple=True, type=click.Choice(ORDERS), help="Of marks: both if not given.")
 @click.option("--quick", is_flag=True, help="Tiny shapes, to see that it runs; the numbers mean nothing.")
 @click.option("--save", "save_path", type=FILE, help="Write all numbers (JSON), over those of an earlier bench.")
 @click.option("--json", "json_path", type=FILE, hidden=True)  # the former spelling of --save
@@ -78,6 +81,8 @@ def bench(
     out,
     seeds,
     rounds,
+    shares,
+    orders,
     quick,
     save_path,
     json_path,
@@ -102,7 +107,7 @@ def bench(
     from . import output
 
     if what == "marks":
-        _marks(out, seeds, rounds, threads, quick)
+        _marks(out, seeds, rounds, shares, orders, threads, quick)
         return
     keep_freed_memory()  # as the other commands do; for every implementation alike
     dtypes = dtypes or BOTH
@@ -128,19 +133,32 @@ def bench(
         raise click.exceptions.Exit(1)
 
 
-def _marks(out: Path | None, seeds: int, rounds: int, threads: int | None, quick: bool) -> None:
+def _marks(
+    out: Path | None,
+    seeds: int,
+    rounds: int,
+    shares: tuple[str, ...],
+    orders: tuple[str, ...],
+    threads: int | None,
+    quick: bool,
+) -> None:
     import os
 
     import torch
 
-    from .marks import run_marks
+    from .marks import FEATURES, run_marks
 
     if out is None:
         raise click.UsageError("atu bench marks needs --out DIR")
+    known = {feature.share.split()[0]: feature.share for feature in FEATURES}
+    unknown = [share for share in shares if share not in known]
+    if unknown:
+        raise click.UsageError(f"--share: expected one of {', '.join(known)}, got {unknown[0]}")
     if threads is not None:
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the runs, which are processes of their own
-    run_marks(out, quick, seeds, rounds, (), lambda text: click.echo(text, err=True))
+    only = [known[share] for share in shares]
+    run_marks(out, quick, seeds, rounds, only, lambda text: click.echo(text, err=True), orders=orders)
     click.echo((out / "marks.md").read_text(encoding="utf-8"))
 
 

@@ -2,8 +2,9 @@
 
 The user is the bundled classifier (and a measure of the stroke): it looks at the page's thumbnails, 24 at a time, marks
 what is unwanted with one key each and the rest as good with one more, and slips at 2 % of the samples. With suggestions
-it goes through the page's rows; in random order through the grid. Marks, suggestions, runs and rounds are the page's
-own (`atu.label.studio`). The judge is a classifier that never answered.
+it goes through the page's rows, in a later round through Survived as long as its pages show some; in random order
+through the grid. A round ends after so many clicks, or when nothing more turns up. Marks, suggestions, runs and rounds
+are the page's own (`atu.label.studio`). The judge is a classifier that never answered.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ SLIP = 0.02
 SAMPLES = 10_000  # that the page offers
 FOUND = (10, 30, 100)  # unwanted samples to find
 CLICKS = 100  # a round
+BARE = 10  # pages in a row without anything unwanted, after which the user has enough of a round
 ROUNDS = 3
 ORDERS = ("suggestions", "random")
 JUDGED = 10_000  # fixed latents of the judge
@@ -79,13 +81,14 @@ FEATURES = (
 
 class User:
     """Looks at pages and marks. looked, clicks, marked, found: samples seen, keys pressed, samples called unwanted, and
-    how many of those are. file: where the count is kept, so that a killed session goes on."""
+    how many of those are. bare: pages in a row with nothing unwanted. left: whether Survived is done with. file: where
+    the count is kept, so that a killed session goes on."""
 
     def __init__(self, studio: Studio, is_unwanted: Rule, suggestions: bool, seed: int, file: Path | None = None):
         self.studio, self.is_unwanted, self.suggestions, self.seed, self.file = (
             studio, is_unwanted, suggestions, seed, file,
         )  # fmt: skip
-        self.count = dict(pages=0, looked=0, clicks=0, marked=0, found=0)
+        self.count = dict(pages=0, looked=0, clicks=0, marked=0, found=0, bare=0, left=0)
         if file is not None and file.exists():
             self.count = json.loads(file.read_text(encoding="utf-8"))
 
@@ -106,6 +109,8 @@ class User:
         count["clicks"] += int(said.sum()) + 1  # one key each, and one for the rest and the next page
         count["marked"] += int(said.sum())
         count["found"] += int((said & truth).sum())
+        count["bare"] = 0 if said.any() else count["bare"] + 1
+        count["left"] |= int(view == "survived" and not said.any())
         if self.file is not None:
             write_json(self.file, count)
         return True
@@ -118,7 +123,7 @@ class User:
             views = self.studio.state(-1, 0)["views"]
             # What survived is shown first in a later round; then the likely ones, every third time the unsure ones.
             turn = ("unsure", "likely") if self.count["pages"] % 3 == 2 else ("likely", "unsure")
-            for view in ("survived", *turn):
+            for view in turn if self.count["left"] else ("survived", *turn):
                 shown = [i for i in views.get(view, []) if codes[i] == NONE][:PAGE]
                 if shown:
                     return view, shown
@@ -202,7 +207,7 @@ def unlearn_in_rounds(
             path = folder / f"round-{number}.json"
             if not path.exists():
                 person = User(studio, rule, order == "suggestions", mix_seed(1, number), folder / f"user-{number}.json")
-                while person.count["clicks"] < clicks and person.page():
+                while person.count["clicks"] < clicks and person.count["bare"] < BARE and person.page():
                     pass
                 started = time.monotonic()
                 if not studio.runs.finished(number):
@@ -253,14 +258,15 @@ def judged(
 
 def run_marks(
     out: Path, quick: bool, seeds: int, rounds: int, only: Sequence[str], say: Callable[[str], None],
-    judge: Path | None = None,
+    judge: Path | None = None, orders: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Both parts, cell by cell; OUT/marks.json and OUT/marks.md are written anew after each. Cells that are there are
     not computed again.
 
     Args:
-        seeds: of finding. rounds: of unlearning; 0 leaves it out. only: shares ("3 %") to unlearn; all when empty.
-        judge: a classifier's file; the bundled judge's when not given.
+        seeds: of finding. rounds: of unlearning; 0 leaves it out. only: shares ("3 %") to unlearn; all when empty; what
+        an earlier call unlearned stays in the table. judge: a classifier's file; the bundled judge's when not given.
+        orders: to unlearn in; both when empty.
     """
     gan = GAN.load(asset("mnist-gan.safetensors"))
     user = Classifier.load(asset("mnist-classifier.safetensors"))
@@ -268,12 +274,16 @@ def run_marks(
     about = dict(what="marks", machine=machine("cpu"), versions=versions(), quick=quick, slip=SLIP, page=PAGE)
     data = {**about, "finding": found, "unlearning": []}
     _write(out, data)
-    chosen = [feature for feature in FEATURES if not only or feature.share in only]
     for order in ORDERS:
-        for feature in sorted(chosen, key=lambda one: one.share != "10 %"):
-            if rounds:
-                _chain(out, quick, feature, order, rounds, gan, user, judge, say, data)
+        for feature in sorted(FEATURES, key=lambda one: one.share != "10 %"):
+            wanted = (not only or feature.share in only) and (not orders or order in orders)
+            there = len(list(_folder(out, feature, order).glob("judged-*.json")))
+            _chain(out, quick, feature, order, max(rounds * wanted, there), gan, user, judge, say, data)
     return data
+
+
+def _folder(out: Path, feature: Feature, order: str) -> Path:
+    return out / "unlearning" / f"{feature.share.split()[0]}-{order}"
 
 
 def _finding(out: Path, quick: bool, seeds: int, gan: GAN, user: Classifier, say: Callable) -> list[dict[str, Any]]:
@@ -308,7 +318,9 @@ def _chain(
     out: Path, quick: bool, feature: Feature, order: str, rounds: int, gan: GAN, user: Classifier, judge: Path | None,
     say: Callable, data: dict[str, Any],
 ) -> None:  # fmt: skip
-    folder = out / "unlearning" / f"{feature.share.split()[0]}-{order}"
+    if not rounds:
+        return
+    folder = _folder(out, feature, order)
     folder.mkdir(parents=True, exist_ok=True)
     options, config = ["--samples", "1000"], None
     if quick:
@@ -322,7 +334,9 @@ def _chain(
         if not path.exists():
             knows = Classifier.load(judge or asset("mnist-judge.safetensors"))
             result = folder / f"marks-run-{upto}" / "result.safetensors"
-            write_json(path, judged(feature, gan, result, knows, user, 500 if quick else JUDGED))
+            report = json.loads((result.parent / "report.json").read_text(encoding="utf-8"))
+            own = {key: report[key] for key in ("pul", "pul_ci95", "negatives_before", "negatives_after", "verdict")}
+            write_json(path, {**judged(feature, gan, result, knows, user, 500 if quick else JUDGED), "report": own})
         row: dict[str, Any] = dict(feature=feature.share, subject=feature.subject, order=order, rounds=upto)
         row["clicks"] = sum(one["clicks"] for one in done)
         row["looked"] = sum(one["looked"] for one in done)
@@ -339,7 +353,7 @@ def _write(out: Path, data: Mapping[str, Any]) -> None:
 FINDING = ("share", "unwanted", "found", *(f"{what}, {order}" for what in ("looked at", "clicks") for order in ORDERS))
 UNLEARNING = (
     *("share", "unwanted", "order", "rounds", "clicks", "looked at", "marked unwanted", "marked good"),
-    *("% gone, by the judge", "before and after", "% gone, by the user's own"),
+    *("% gone, by the judge", "before and after", "% gone, by the user's own", "by the run's report (a probe)"),
 )
 
 
@@ -363,6 +377,7 @@ def table(data: Mapping[str, Any]) -> str:
                 _gone(one["judge"]),
                 negatives,
                 _gone(one["user"]),
+                _gone(one["report"]),
             ]
         )
     return text + "\n" + _markdown(UNLEARNING, rows) if rows else text

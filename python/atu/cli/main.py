@@ -26,6 +26,8 @@ from .unlearn import unlearn
 
 # Former spellings of options that mean the same.
 SPELLINGS = {"digit": "class", "n": "samples"}
+# Arguments of the Python functions, which their errors name, and the options that stand for them here.
+OPTIONS = {"from_run": "from", "is_negative": "oracle"}
 RESUMABLE = ("unlearn", "demo", "audit", "pretrain", "reproduce")
 
 
@@ -88,7 +90,8 @@ def message(error: Exception, arguments: list[str]) -> str:
     """One line for an error. What is no fault of the input is named as such, with the way to its traceback."""
     text = " ".join(str(error).split()) or type(error).__name__
     if _is_expected(error):
-        return text
+        name, colon, rest = text.partition(":")
+        return f"{OPTIONS.get(name, name)}{colon}{rest}"
     again = shlex.join(torchrun.command("--debug", *arguments))
     return f"{type(error).__name__}: {text} ({again} shows the traceback)"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,7 @@ def unlearn(
 
     run = join_world(run)
     check_replaceable(run.out, "report", "negatives_before")
+    _check_judged(run.out, asked)
     gan = load_gan(ckpt, run.device, model=model)
     choose_labels(gan, labels)
     oracle, judge = asked.find_both(gan)
@@ -148,6 +150,17 @@ def unlearn(
     require_gone(data, require)
 
 
+def _check_judged(out: Path, asked: Asked) -> None:
+    """Raise ValueError where OUT's report holds the verdict of a judge, and none is asked for now."""
+    if asked.judge is not None or not (out / "report.json").exists():
+        return
+    found = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    name = str(found.get("judge"))
+    one = (found.get("judges") or {}).get(name) or {}
+    if one.get("answered") is False and not found.get("probe"):
+        raise ValueError(f"out: its report holds the verdict of {name}, which would be lost; give --judge again")
+
+
 def _evaluate(
     gan: GAN,
     result: Result,
@@ -170,7 +183,8 @@ def _evaluate(
     # A small evaluation is asked for where samples are dear.
     few = max(min(samples, 2000), 64)
     assert isinstance(result.negatives, TensorSamples)  # what files are read as
-    probe = probe_of(gan, result.negatives.tensor, result.config.feedback.recall, seed, samples=few)
+    recall, good = result.config.feedback.recall, result.positives
+    probe = probe_of(gan, result.negatives.tensor, recall, seed, samples=few, good=good)
     return evaluate(gan, result.gan, is_negative=probe, **options)
 
 

@@ -95,7 +95,8 @@ def evaluate(
         `kept_numbers`), landing, good_changed, tv_kept (of the class shares among non-negative samples),
         tv_redistribution (see collateral.py), class_histogram_before, class_histogram_after, confident_before,
         confident_after (share judged with a confidence of 0.9 or more), attributes_before, attributes_after, metrics,
-        n, seed, features, judge (the name of the judge whose figures these are), judges (by name, the first too: see
+        n, seed, features, judge (the name of the judge whose figures these are), probe (a probe's counts on
+        held-out marks, `Probe.marks`, where it is the judge), judges (by name, the first too: see
         `judge_numbers`), distances (by extractor: see `_distances`).
 
     Raises:
@@ -129,7 +130,7 @@ def evaluate(
     first, last = models["before"], models["after"]
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
-    numbers.update(judge=judge.name, judges={})
+    numbers.update(judge=judge.name, probe=judge.marks, judges={})
     for name, one in {judge.name: judge, **further}.items():
         numbers["judges"][name] = judge_numbers(
             {key: model.verdicts.get(name, model.negative) for key, model in models.items()}, one, spoke[name]

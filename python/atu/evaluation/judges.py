@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import Feedback
 from ..data.images import map_range, thumbnails
+from ..data.samples import Samples, as_samples
 from ..feedback.oracles import IsNegative, Oracle
 from ..feedback.places import marked_samples
 from ..feedback.probe import Probe, fit_probe
@@ -50,7 +51,8 @@ class Judge:
     """score: samples in the GAN's range -> (negative bool [N], features [N, F], labels int64 [N] or None, confidence
     [N] or None), on the CPU. classes: their names; none where it says only yes or no. negative: the classes that are
     negative; none where a rule of its own says so. features: where they come from, for the report. name: what figures
-    that it gave are said to come from. errors: its counts on held-out real samples, where they are known."""
+    that it gave are said to come from. errors: its counts on held-out real samples, where they are known. marks: a
+    probe's, on held-out marks (`Probe.marks`)."""
 
     score: Callable[[Tensor], Scores]
     classes: Sequence[str] = ()
@@ -58,6 +60,7 @@ class Judge:
     features: str = "classifier"
     name: str = "judge"
     errors: Errors | None = None
+    marks: Mapping[str, int] | None = None
 
 
 def as_judge(
@@ -123,16 +126,25 @@ def as_rule(value: Any, gan: GAN, seed: int = 0) -> IsNegative:
 
 
 def probe_of(
-    gan: GAN, negatives: Any, recall: float | None = None, seed: int = 0, resize: bool = False, samples: int = 2000
+    gan: GAN,
+    negatives: Any,
+    recall: float | None = None,
+    seed: int = 0,
+    resize: bool = False,
+    samples: int = 2000,
+    good: Samples | None = None,
 ) -> Probe:
     """A probe that tells negatives (as `atu.unlearn` takes them) from the GAN's samples, of latents of its own.
 
     recall: share of the held-out negatives to be recognised; that of the settings when not given. resize: as of
-    `atu.unlearn`. samples: how many it is fitted on.
+    `atu.unlearn`. samples: how many it is fitted on. good: samples that are none; those of the folder of marks, where
+    the negatives are one.
     """
-    marked, _ = marked_samples(gan, negatives, "negatives", resize)
+    marked, beside = marked_samples(gan, negatives, "negatives", resize)
+    if beside is not None and good is None:
+        good = as_samples(beside, gan.sample_shape, gan.image_range, "good", gan.c_dim, resize=resize)
     pool = progress.track("probe", gan.batches(samples, stream_seed(seed, Stream.EVALUATION_PROBE)), samples)
-    return fit_probe(gan, marked, pool, Feedback().recall if recall is None else recall)
+    return fit_probe(gan, marked, pool, Feedback().recall if recall is None else recall, good)
 
 
 def classifier_judge(
@@ -175,7 +187,8 @@ def yes_no_judge(is_negative: IsNegative, gan: GAN) -> Judge:
     def score(x: Tensor) -> Scores:
         return rule(x), discriminator_features(gan, [x]), None, None
 
-    return Judge(score, features="discriminator", name=name_of(is_negative))
+    marks = is_negative.marks if isinstance(is_negative, Probe) else None
+    return Judge(score, features="discriminator", name=name_of(is_negative), marks=marks)
 
 
 def name_of(value: Any) -> str:

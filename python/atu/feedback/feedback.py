@@ -16,7 +16,7 @@ from ..support import progress
 from ..support.seeding import Stream, stream_seed
 from . import checks
 from .oracles import IsNegative, Oracle
-from .probe import fit_probe
+from .probe import Probe, fit_probe
 
 
 @dataclass
@@ -62,7 +62,7 @@ def build_feedback(
             samples negative.
     """
     pool, z = _draw_pool(gan, pool_size(gan, cfg.pool), stream_seed(seed, Stream.POOL))
-    is_negative, flags = _answers(gan, negatives, pool.tensor, oracle, cfg.recall)
+    is_negative, flags = _answers(gan, negatives, positives, pool.tensor, oracle, cfg.recall)
     share = float(flags.float().mean())
     judge = "probe" if oracle is None else "oracle"
     told = checks.tell(checks.remarks(gan, negatives, pool.tensor, flags, oracle))
@@ -70,6 +70,8 @@ def build_feedback(
         told = [gan.range_remark, *told]
     notes: dict[str, object] = {"pool": len(pool), "judge": judge, "negative_share": share, "warnings": told}
     notes["marks"] = _count_of(negatives)
+    if isinstance(is_negative, Probe):
+        notes["probe"] = is_negative.marks
     progress.log.info("%s", notes["marks"])
     progress.log.info("The %s calls %.1f %% of %d generated samples negative", judge, 100 * share, len(pool))
     if positives is None:
@@ -95,11 +97,11 @@ def _draw_pool(gan: GAN, size: int, seed: int) -> tuple[TensorSamples, Tensor]:
 
 
 def _answers(
-    gan: GAN, negatives: Samples, pool: Tensor, oracle: Oracle | None, recall: float
+    gan: GAN, negatives: Samples, positives: Samples | None, pool: Tensor, oracle: Oracle | None, recall: float
 ) -> tuple[IsNegative, Tensor]:
     """Who says what is negative (a probe, where there is no oracle), and what it says of the pool: bools [N]."""
     if oracle is None:
-        probe = fit_probe(gan, negatives, pool, recall)
+        probe = fit_probe(gan, negatives, pool, recall, positives)
         return probe, probe(pool)
     return oracle, torch.cat([oracle(part.to(gan.device)) for part in pool.split(gan.fitting(100))])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -13,45 +13,62 @@ from ..gan import GAN
 from ..measures.features import Whitening, layer_features
 
 REFERENCE = 2000  # unlabelled samples that whitening is fitted on
+MOST = 2000  # negatives, and good samples, that it is fitted on, evenly spread
+SURE = 2.0  # log-odds of a held-out answer from which on it contradicts a mark
+ENOUGH = 50  # negatives from which on those that the others contradict are left out: slips, most of them
+FOLDS = 5
 
 
 class Probe:
     """Light logistic probe on what the pretrained discriminator's layers take in, in place of an oracle.
 
-    Positive-unlabelled learning: the negatives against generated samples of unknown kind. Those that look negative are
-    left out, and the probe is fitted again (two-step method of Liu et al., ICDM 2003).
+    Positive-unlabelled learning: the negatives against good samples, where some are known, and generated samples of
+    unknown kind. Of those the ones that look negative are left out, and the probe is fitted again (two-step method of
+    Liu et al., ICDM 2003). Negatives that the others contradict are left out likewise.
 
     Args:
-        negatives, unlabelled: features (`layer_features`) [N, F], [M, F]. recall: share of the held-out negatives to be
-            recognised.
+        negatives, unlabelled, good: features (`layer_features`) [N, F], [M, F], [K, F]. recall: share of the held-out
+            negatives to be recognised, at least; more are where that takes no more than even odds, as marks that were
+            chosen by what they look like are easier than others.
+
+    Attributes:
+        marks: of the held-out marks, how many negatives it recognised (recognised, of) and how many good ones it took
+            for negative (alarms, of_good); contradicted: negatives that were left out.
     """
 
-    def __init__(self, gan: GAN, negatives: Tensor, unlabelled: Tensor, recall: float, rounds: int = 3):
+    def __init__(
+        self,
+        gan: GAN,
+        negatives: Tensor,
+        unlabelled: Tensor,
+        recall: float,
+        good: Tensor | None = None,
+        rounds: int = 3,
+    ):
         self.gan = gan
         self.whiten = Whitening(torch.cat([unlabelled[:REFERENCE], negatives]), components=64)
         marked, unknown = self.whiten(negatives).float(), self.whiten(unlabelled).float()
+        fine = marked[:0] if good is None else self.whiten(good).float()
         keep = torch.ones(len(unknown), dtype=torch.bool)
+        agreed = torch.ones(len(marked), dtype=torch.bool)
         for _ in range(rounds):
-            self.threshold = self._cross_threshold(marked, unknown[keep], recall)
-            self.weight = fit_logistic(marked, unknown[keep])
+            zeros = torch.cat([unknown[keep], fine])
+            scores = _held_out_negatives(marked, agreed, zeros)
+            agreed = _agreed(scores)
+            self.threshold = min(float(torch.quantile(scores[agreed], 1 - recall)), 0.0)
+            self.weight = fit_logistic(marked[agreed], zeros)
             keep = self._score(unknown) < self.threshold
             if keep.sum() < max(len(unknown) // 4, 2):  # nearly everything looks negative: the probe cannot tell
                 keep = torch.ones(len(unknown), dtype=torch.bool)
                 break
-
-    @staticmethod
-    def _cross_threshold(marked: Tensor, unknown: Tensor, recall: float, folds: int = 5) -> float:
-        """Score below which 1 - recall of the negatives fall, when the probe has not seen them."""
-        folds = min(folds, len(marked))
-        if folds < 2:
-            return 0.0
-        scores = torch.empty(len(marked))
-        for fold in range(folds):
-            held = torch.arange(len(marked)) % folds == fold
-            scores[held] = logit(marked[held], fit_logistic(marked[~held], unknown))
-        threshold = float(torch.quantile(scores, 1 - recall))
-        # Too few for a quantile: unseen negatives often score below all of them. At 0 both classes are equally likely.
-        return min(threshold, 0.0) if len(marked) < 20 else threshold
+        others = _held_out(fine, lambda seen: fit_logistic(marked[agreed], torch.cat([unknown[keep], fine[seen]])))
+        self.marks = dict(
+            recognised=int((scores >= self.threshold).sum()),
+            of=len(marked),
+            alarms=int((others >= self.threshold).sum()),
+            of_good=len(fine),
+            contradicted=int((~agreed).sum()),
+        )
 
     def _score(self, whitened: Tensor) -> Tensor:
         return logit(whitened, self.weight)
@@ -62,6 +79,27 @@ class Probe:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.judge(layer_features(self.gan, x.split(self.gan.fitting(100))))
+
+
+def _held_out(x: Tensor, fit: Callable[[Tensor], Tensor]) -> Tensor:
+    """Log-odds [N] of x [N, F] by weights that `fit` gave for the others of them, bools [N]; 0 where there are none."""
+    scores, folds = torch.zeros(len(x)), min(FOLDS, len(x))
+    for fold in range(folds if folds > 1 else 0):
+        held = torch.arange(len(x)) % folds == fold
+        scores[held] = logit(x[held], fit(~held))
+    return scores
+
+
+def _held_out_negatives(marked: Tensor, agreed: Tensor, zeros: Tensor) -> Tensor:
+    """Log-odds [N] of negatives by the others that are `agreed`, bools [N], against `zeros`."""
+    return _held_out(marked, lambda seen: fit_logistic(marked[seen & agreed], zeros))
+
+
+def _agreed(scores: Tensor) -> Tensor:
+    """Which negatives the others do not contradict, by their held-out scores; all where that would say little."""
+    agreed = scores > -SURE
+    usable = len(scores) >= ENOUGH and int(agreed.sum()) > len(scores) // 2
+    return agreed if usable else torch.ones_like(agreed)
 
 
 def logit(x: Tensor, weight: Tensor) -> Tensor:
@@ -85,13 +123,30 @@ def fit_logistic(ones: Tensor, zeros: Tensor, decay: float = 1e-2) -> Tensor:
     return weight.detach()
 
 
-def fit_probe(gan: GAN, negatives: Samples, pool: Tensor | Iterable[Tensor], recall: float) -> Probe:
-    """Probe that tells `negatives` from the generated samples `pool`, [N, ...] or batches of them."""
+def fit_probe(
+    gan: GAN, negatives: Samples, pool: Tensor | Iterable[Tensor], recall: float, good: Samples | None = None
+) -> Probe:
+    """Probe that tells `negatives` from generated samples `pool`, [N, ...] or batches of them, and from `good` ones."""
+    features, company = [], torch.empty(0)
+    for part in pool.split(gan.fitting(100)) if isinstance(pool, Tensor) else pool:
+        company = company if len(company) else part
+        features.append(layer_features(gan, [part]))
+    known = None if good is None or not len(good) else amid(gan, good, company)
+    return Probe(gan, amid(gan, negatives, company), torch.cat(features), recall, known)
 
-    def batches(samples: Samples) -> Iterable[Tensor]:
-        for index in torch.arange(len(samples)).split(gan.fitting(100)):
-            yield samples.batch(index)
 
-    marked = layer_features(gan, batches(negatives))
-    parts = pool.split(gan.fitting(100)) if isinstance(pool, Tensor) else pool
-    return Probe(gan, marked, layer_features(gan, parts), recall)
+def amid(gan: GAN, samples: Samples, company: Tensor) -> Tensor:
+    """Features [N, F] of samples, evenly spread ones where there are more than `MOST`, each amid three generated ones.
+
+    A discriminator that looks at the spread of a batch (minibatch standard deviation) tells a batch of negatives by
+    their being alike, which single ones among other samples are not.
+    """
+    rng = torch.Generator().manual_seed(0)
+    index = torch.linspace(0, len(samples) - 1, min(len(samples), MOST)).long()
+    features = []
+    for part in index.split(max(gan.fitting(100) // 4, 1)):
+        x = samples.batch(part).to(company.device)
+        order = torch.randperm(4 * len(x), generator=rng)
+        others = company[torch.randint(len(company), (3 * len(x),), generator=rng)]
+        features.append(layer_features(gan, [torch.cat([x, others])[order]])[order.argsort()[: len(x)]])
+    return torch.cat(features)

@@ -178,15 +178,16 @@ def print_inspection(found: dict[str, Any], console: Console | None = None) -> N
         f"{found['path']}: {found['format']}, {found['bytes'] / 2**20:.1f} MiB", highlight=False, markup=False
     )
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)  # fits into 80 columns
-    for column in ("", "kind", "pixels", "channels", "latent", "labels", "parameters", "dtype"):
+    networks = found["networks"].values()
+    shown = [key for key in ("kind", "resolution", "channels", "latent", "labels") if any(net[key] for net in networks)]
+    titles = ["pixels" if key == "resolution" else key for key in shown]
+    for column in ("", *titles, "parameters", "dtype"):
         right = column in ("pixels", "parameters")
         table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=column == "")
     for name, net in found["networks"].items():
-        cells = [net[key] for key in ("kind", "resolution", "channels", "latent", "labels")]
-        cells[0] = str(cells[0]).removesuffix(" generator").removesuffix(" discriminator")  # the name says that
-        table.add_row(
-            name, *("" if c is None else str(c) for c in cells), f"{net['parameters']:,}", _weights_dtypes(net)
-        )
+        cells = ["" if net[key] is None else str(net[key]) for key in shown]
+        cells[0] = cells[0].removesuffix(" generator").removesuffix(" discriminator")  # the name says that
+        table.add_row(name, *cells, f"{net['parameters']:,}", _weights_dtypes(net))
     if found["networks"]:
         console.print(table)
     for name, net in found["networks"].items():

@@ -7,6 +7,8 @@ import fcntl
 import itertools
 import json
 import os
+import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -27,6 +29,7 @@ from .session import Session
 USUAL_STEPS = 600  # of the last stage, where the settings leave it open
 PASSES = 2.5  # of a training step, in passes of one sample forth and back through both networks
 COPIES = 8  # of the weights: gradients, Adam's moments, averages, anchors
+BAR = re.compile(r"([^:]+): ([0-9]+)/([0-9]+)")  # a progress line
 
 
 class Runs:
@@ -43,6 +46,7 @@ class Runs:
         self.process: subprocess.Popen | None = None
         self.stopping = False
         self.program = [sys.executable, "-m", "atu.cli.main"]
+        self.own_bytes = _most_bytes()
         self.orphan = self._orphan(len(session.rounds))
 
     def folder(self, number: int) -> Path:
@@ -147,15 +151,17 @@ class Runs:
         return self.report(number).exists() and self.result(number).exists()
 
     def status(self, number: int) -> dict[str, Any]:
-        """What the page shows of a round's run: state (none, running, stopped, failed, finished), stage, step, done (a
-        share of the steps), seconds, stopping, line (the last of its output), summary, result, command."""
+        """What the page shows of a round's run: state (none, running, stopped, failed, finished), stage, step and of
+        (how many steps, both by the last of its output), done (a share of all steps), seconds, stopping, line, summary,
+        result, command."""
         found: dict[str, Any] = dict(command=shlex.join(["atu", *self.command(number)]))
         found["state"] = state = self._state(number)
         if state in ("running", "failed"):
             found["line"] = _last_line(self._log(number))
+        if state == "running" and (bar := BAR.match(found["line"])):
+            found["stage"], found["step"], found["of"] = bar[1], int(bar[2]), int(bar[3])
         steps = _steps(self.folder(number) / "metrics.jsonl")
         if steps:
-            found["stage"], found["step"] = next(reversed(steps.items()))
             found["done"] = min(sum(steps.values()) / sum(self._planned()), 1.0)
         if state == "running":
             found["stopping"] = self.stopping
@@ -181,7 +187,8 @@ class Runs:
         return adapt.models * adapt.steps, (repel.steps or USUAL_STEPS) + repel.guide_steps
 
     def cost(self, gan: GAN) -> dict[str, float]:
-        """seconds and bytes that training will take, about: those of one batch, for all steps."""
+        """seconds and bytes that training will take, about: those of one batch, for all steps, and what this process
+        took when it had loaded the GAN."""
         sizes = self.config.adapt.adversarial.batch_size, self.config.repel.adversarial.batch_size
         n = min(*sizes, self.session.block)
         _one_sample(gan, n)  # the first pass of all takes longer
@@ -190,8 +197,14 @@ class Runs:
         weights = sum(p.numel() * p.element_size() for module in gan.modules().values() for p in module.parameters())
         return dict(
             seconds=PASSES * seconds * (adapt * sizes[0] + repel * sizes[1]),
-            bytes=COPIES * weights + saved * max(sizes),
+            bytes=self.own_bytes + COPIES * weights + saved * max(sizes),
         )
+
+
+def _most_bytes() -> int:
+    """The most memory that this process has taken so far."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def _one_sample(gan: GAN, n: int) -> tuple[float, int]:
@@ -240,10 +253,11 @@ def _last_line(path: Path) -> str:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """What the page shows of a report: how many of the n samples are negative before and after, and who says so."""
+    """What the page shows of a report: how many of the n samples are negative before and after, who says so, and the
+    verdict."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         counts = dict(before=data["negatives_before"], after=data["negatives_after"], n=data["n"])
-        return dict(counts, judge=data.get("judge", "probe"))
+        return dict(counts, judge=data.get("judge", "probe"), verdict=data.get("verdict", ""))
     except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -53,6 +53,7 @@ class Studio:
         self.probe: suggest.Probe | None = None
         self.views: dict[str, list[int]] = {}
         self.history: list[tuple[int, float]] = []
+        self.steady = False  # whether the held-out agreement has settled in this round
         self.cost: dict[str, float] | None = None
         self.error = ""
         self.fit_seconds = 0.0
@@ -157,10 +158,13 @@ class Studio:
         """Begin this round's run on the marks as they are now, or go on with it. anew: set a stopped one aside.
 
         Raises:
-            ValueError: nothing is marked unwanted, or as of `Runs.start`, `Runs.set_aside`.
+            ValueError: nothing is marked unwanted, or in a later round nothing at all, or as of `Runs.start`,
+                `Runs.set_aside`.
         """
         if self.session.counts()["unwanted"] == 0:
             raise ValueError("nothing is marked unwanted yet")
+        if self.number > 1 and not len(self._marked(self.number)):
+            raise ValueError("nothing of this round is marked yet: mark what survived, or was damaged, first")
         if self.space.gan.discriminator is None:
             raise ValueError("this checkpoint holds no discriminator; run atu unlearn with --train-discriminator STEPS")
         self._in_thread(lambda: self._begin_run(anew))
@@ -187,7 +191,7 @@ class Studio:
         pool = Pool(gan, self.space, self.session.seed, self.session.block, self.session.size)
         self.pools[self.number + 1] = pool
         self.session.begin_round(str(result), gan_digest(gan))
-        self.views, self.history, self.cost = {}, [], None
+        self.views, self.history, self.steady, self.cost = {}, [], False, None
 
     def _open_judging(self) -> bool:
         """Load what this round's run gave, for the judge; False where there is nothing to do."""
@@ -221,6 +225,7 @@ class Studio:
             random=RANDOM,
             version=version,
             counts=session.counts(),
+            marked=len(self._marked(self.number)),
             undo=len(now.done),
             redo=len(now.undone),
             views=self.views,
@@ -237,8 +242,7 @@ class Studio:
             run=self.runs.status(self.number),
             error=self.error,
         )
-        steady = suggest.settled(self.history)
-        found["advice"], found["steady"] = suggest.advice(found["counts"], steady), steady
+        found["advice"], found["steady"] = suggest.advice(found["counts"], self.steady), self.steady
         if number == self.number and 0 <= version - since <= 5000 and since >= 0:
             found["changes"] = now.changes[since:version]
         else:
@@ -395,8 +399,9 @@ class Studio:
             right, of = self.probe.recall
             if not self.history or self.history[-1][0] != len(at):
                 self.history.append((len(at), right / of))
+                self.steady = self.steady or suggest.settled(self.history)
             if number > 1:
-                views.update(self._compared(number, scores))
+                views.update(self._compared(number, scores, free))
         self.views, self.fit_seconds = views, time.monotonic() - start
 
     def _like_features(self) -> np.ndarray:
@@ -437,19 +442,28 @@ class Studio:
             codes[marked] = of_round[marked]
         return codes
 
-    def _compared(self, number: int, scores: np.ndarray) -> dict[str, list[int]]:
-        """The same latents under the original and now: what survived, by the probe, what changed most of what was good,
-        and a random sample of what was unwanted and of what was good."""
+    def _compared(self, number: int, scores: np.ndarray, free: np.ndarray) -> dict[str, list[int]]:
+        """The same latents under the original and now: of what was unwanted, by a mark or by the probe, what is
+        likeliest to be so still, what changed most of what was good, and a random sample of what was marked unwanted
+        and of what was marked good. Nothing before all that was marked is known of both.
+
+        The probe may miss what survived, as the run has learnt to satisfy one, so nothing is left out by its sign.
+        """
+        assert self.probe is not None
         before, pool, was = self.pools[1], self.pools[number], self._was()
         known = pool.known() & before.known()
-        unwanted, good = (np.flatnonzero(known & (was == code)) for code in (UNWANTED, GOOD))
-        survived = unwanted[scores[unwanted] > 0]
-        survived = survived[np.argsort(-scores[survived], kind="stable")][: 4 * ROW]
+        if not known[was != NONE].all():
+            return {}
+        unwanted, good = (np.flatnonzero(was == code) for code in (UNWANTED, GOOD))
+        looked = np.zeros(len(was), bool)
+        looked[known] = self.probe.score(before.features[: pool.size][known]) > 0
+        were = free & known & ((was == UNWANTED) | (looked & (was == NONE)))
         moved = np.linalg.norm(pool.features[good] - before.features[good], axis=1)
-        found = dict(survived=survived, damaged=good[np.argsort(-moved, kind="stable")][:ROW])
+        damaged = good[np.argsort(-moved, kind="stable")][:ROW]
+        found = dict(survived=suggest.highest(scores, were), damaged=damaged.tolist())
         for name, index in (("were_unwanted", unwanted), ("were_good", good)):
-            found[name] = np.random.default_rng([self.session.seed, number]).permutation(index)[:ROW]
-        return {name: index.tolist() for name, index in found.items()}
+            found[name] = np.random.default_rng([self.session.seed, number]).permutation(index)[:ROW].tolist()
+        return found
 
 
 def _spread(index: np.ndarray, most: int) -> np.ndarray:

@@ -35,6 +35,8 @@ def who_judged(data: Mapping[str, Any]) -> str:
         return ""
     known = {True: ", which answered during the run too", False: ", which did not answer during the run", None: ""}
     text = f"Judge: {data['judge']}{known[found['answered']]}"
+    if data.get("probe"):
+        return f"{text}. {_of_marks(data['probe'])}"
     if found["sensitivity"] is None:
         return f"{text}; its errors on real samples are not known."
     hits, passed = (100 * found[key]["share"] for key in ("sensitivity", "specificity"))
@@ -42,6 +44,16 @@ def who_judged(data: Mapping[str, Any]) -> str:
         f"{text}. Of {found['held_out']:,} real samples that it has not seen it finds {hits:.1f} % of the unwanted, "
         f"and calls {100 - passed:.2f} % of the others unwanted."
     )
+
+
+def _of_marks(counts: Mapping[str, int]) -> str:
+    """What a probe says of the marks that were held out from it, in words."""
+    text = f"Of the marks held out from it, it recognises {counts['recognised']:,} of {counts['of']:,} unwanted ones"
+    if counts["of_good"]:
+        text += f" and takes {counts['alarms']:,} of {counts['of_good']:,} good ones for unwanted"
+    if counts["contradicted"]:
+        text += f"; unwanted ones that the others contradict, slips perhaps, were left out: {counts['contradicted']:,}"
+    return f"{text}. Marks are no random sample, so its figures are estimates."
 
 
 def judges_table(data: Mapping[str, Any]) -> list[list[str]]:

@@ -103,6 +103,8 @@ def verdict(data: Mapping[str, Any]) -> Verdict:
         return Verdict("poor", "It did not work, or the two GANs were given in the wrong order.")
     if data["pul"] is None:
         return Verdict("poor", "The original shows none of it, so nothing can be said.")
+    if data.get("probe"):
+        return _by_probe(data)
     pul, apart = data["pul"], ratio(data.get("frechet_kept"), data.get("frechet_kept_chance"))
     if data["negatives_after"] == 0:
         gone = "None of it was found."
@@ -121,6 +123,33 @@ def verdict(data: Mapping[str, Any]) -> Verdict:
     else:
         rest = "The rest has changed a little." if apart <= 5 else "The rest has changed: look at the pictures."
     return Verdict("good" if pul >= 99 and same else "fair" if pul >= 90 else "poor", f"{gone} {rest}")
+
+
+def _by_probe(data: Mapping[str, Any]) -> Verdict:
+    """Where the marks themselves have to judge: never good for certain."""
+    n, pul, apart = data["n"], data["pul"], ratio(data.get("frechet_kept"), data.get("frechet_kept_chance"))
+    if data["negatives_before"] > n / 2:
+        return Verdict("poor", "The probe cannot tell: it calls most of the original's samples unwanted.")
+    fair = pul >= 90 or _may_be_false(data)
+    if data["negatives_after"] == 0:
+        text = "The probe finds none of it."
+    elif _may_be_false(data):
+        text = "What the probe still finds is no more than its false alarms."
+    else:
+        text = f"The probe still finds {'little' if pul >= 90 else 'part' if pul >= 50 else 'most'} of it."
+    if apart is not None:
+        change = "is as it was" if apart <= 2 else "has changed a little" if apart <= 5 else "has changed"
+        text += f" On the whole the rest {change}."
+    advice = "A probe is no independent judge: look at the pictures, or judge a random sample."
+    return Verdict("fair" if fair else "poor", f"{text} {advice}")
+
+
+def _may_be_false(data: Mapping[str, Any]) -> bool:
+    """Whether the probe calls no more of the samples unwanted than of the good marks that were held out from it."""
+    counts = data.get("probe") or {}
+    if counts.get("of_good", 0) < FEW:
+        return False
+    return bool(data["negatives_after"] / data["n"] <= wilson(counts["alarms"], counts["of_good"])[1])
 
 
 def no_proof(data: Mapping[str, Any]) -> str:

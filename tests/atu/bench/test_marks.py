@@ -112,6 +112,7 @@ def test_the_table():
     run = dict(
         feature="10 %", subject="the digit 3", order="random", rounds=2, clicks=201, looked=3500, judge=gone, user=gone
     )
+    run["report"] = {**gone, "pul": 60.0}
     text = marks.table(dict(finding=cells, unlearning=[{**run, "counts": dict(unwanted=180, good=3000, unsure=0)}]))
     assert "| 3 % | the digit 3, leaning to the left | 100 | 300 (200 to 400) | 5,000 (5,000 to 5,000) |" in text
     assert "| 2 | 201 | 3,500 | 180 | 3000 | 97.3 (95.0 to 98.0) | 1,004 to 27 |" in text

@@ -296,13 +296,23 @@ def test_unlearn_by_a_method(folder, tmp_path, capsys):
     assert "compat: the reference's settings are those of a StyleGAN2" in line and not (tmp_path / "other").exists()
 
 
+def test_errors_name_options_as_the_command_line_does(folder, tmp_path, capsys):
+    gan, negatives = folder / "gan.safetensors", tmp_path / "negatives"
+    run("sample", gan, "--samples", 3, *judge(folder), "--out", negatives)
+    arguments = ["unlearn", gan, "--negatives", negatives, "--from", tmp_path, "--out", tmp_path / "run"]
+    assert error(capsys, *arguments).startswith("Error: from: expected the folder of a run")
+
+
 def test_unlearn_without_an_oracle_says_who_judged(folder, tmp_path):
     gan, negatives, out = folder / "gan.safetensors", tmp_path / "negatives", tmp_path / "run"
     run("sample", gan, "--samples", 20, *judge(folder), "--out", negatives)
     arguments = ["unlearn", gan, "--negatives", negatives, "--config", folder / "quick.toml", "--samples", 150]
     assert run(*arguments, "--quiet", "--out", out) == 0
     assert "a probe fitted on your negatives" in (out / "report.html").read_text()
-    assert json.loads((out / "report.json").read_text())["features"] == "discriminator"
+    data = json.loads((out / "report.json").read_text())
+    assert data["features"] == "discriminator"
+    assert data["probe"]["of"] == 20 and data["probe"]["of_good"] == 0
+    assert f"recognises {data['probe']['recognised']} of 20 unwanted ones" in (out / "report.html").read_text()
 
 
 def test_what_cannot_be_right_is_told_in_words(folder, tmp_path, capsys):

@@ -96,8 +96,10 @@ def test_one_answers_and_another_measures(folder, tmp_path, capsys):
     latents = gan.sample(60, seed=stream_seed(0, Stream.EVALUATION), batch_size=250)
     assert data["negatives_before"] == int((Side(1.0)(latents).argmax(1) == 0).sum())
 
-    # The same run again, measured by another; then with another oracle, which is another run.
-    assert run(*unlearn(folder, tmp_path / "run", "--oracle", f"{oracle}?class=0&names=left,right")) == 2
+    # Without the judge, whose verdict would be lost; then with another oracle, which is another run.
+    again = unlearn(folder, tmp_path / "run", "--oracle", f"{oracle}?class=0&names=left,right")
+    assert "its report holds the verdict of judge.pt" in error(capsys, *again)
+    assert run(*again, "--judge", f"{judge}?class=0") == 2
     assert "another oracle.spec" in capsys.readouterr().err
     line = error(
         capsys, *unlearn(folder, tmp_path / "new", "--oracle", f"{oracle}?class=0", "--judge", f"{oracle}?class=1")

@@ -17,6 +17,7 @@ import pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 out.mkdir(exist_ok=True)
 print("at work", flush=True)
+print("adapt-0: 7/203  D 1.2  G 0.5", flush=True)
 (out / "metrics.jsonl").write_text('{"stage": "adapt-0", "step": 7}\\n')
 time.sleep(120)
 """
@@ -70,7 +71,7 @@ def orphaned(marks):
 def test_a_run_whose_page_was_killed_is_found_again(orphaned):
     assert orphaned.busy
     status = orphaned.status(1)
-    assert (status["state"], status["stage"], status["step"]) == ("running", "adapt-0", 7)
+    assert (status["state"], status["stage"], status["step"], status["of"]) == ("running", "adapt-0", 7, 203)
     assert 0 <= status["seconds"] < 60 and 0 < status["done"] < 1
     with pytest.raises(ValueError, match="a run is going on already"):
         orphaned.start(1)
@@ -81,7 +82,7 @@ def test_a_run_whose_page_was_killed_is_found_again(orphaned):
     assert orphaned.status(1)["state"] == "stopped"
     orphaned.start(1)  # it goes on
     assert orphaned.busy and orphaned.orphan is None and not orphaned.status(1)["stopping"]
-    wait(lambda: "at work" in orphaned.status(1).get("line", ""))
+    wait(lambda: "adapt-0" in orphaned.status(1).get("line", ""))
 
 
 def test_closing_the_page_ends_a_run_that_was_found_again(orphaned):
@@ -129,11 +130,11 @@ def test_a_finished_run_tells_who_counted_and_where_the_gan_is(marks):
     folder.mkdir()
     for name in ("report.html", "result.safetensors"):
         (folder / name).write_bytes(b"")
-    counted = dict(negatives_before=97, negatives_after=5, n=1009)
+    counted = dict(negatives_before=97, negatives_after=5, n=1009, verdict="Most of it is gone.")
     for more, who in (({}, "probe"), (dict(judge="net.onnx?class=3"), "net.onnx?class=3")):
         (folder / "report.json").write_text(json.dumps({**counted, **more}))
         status = runs.status(1)
-        assert status["summary"] == dict(before=97, after=5, n=1009, judge=who)
+        assert status["summary"] == dict(before=97, after=5, n=1009, judge=who, verdict="Most of it is gone.")
         assert status["state"] == "finished" and status["result"] == str(folder / "result.safetensors")
     session.close()
 

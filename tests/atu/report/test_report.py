@@ -215,6 +215,10 @@ def test_cards_without_negatives_real_data_or_classes(evaluation, context):
 CHANGED = {"good_changed": {"share": 0.021}}
 
 
+def by_probe(alarms, of_good, contradicted=0):
+    return {"probe": dict(recognised=97, of=101, alarms=alarms, of_good=of_good, contradicted=contradicted)}
+
+
 def figures(before, after, **more):
     pul = 100 * (before - after) / before if before else None
     return dict(subject="hats", n=10_000, negatives_before=before, negatives_after=after, pul=pul, decisions={}, **more)
@@ -236,6 +240,19 @@ def figures(before, after, **more):
         (figures(777, 0, frechet_kept=1.9, frechet_kept_chance=1.0, **CHANGED), None, "fair", "has changed a little"),
         (figures(777, 0, frechet_kept=9.0, frechet_kept_chance=1.0), None, "fair", "look at the pictures"),
         (figures(777, 0, frechet_kept=9.0, frechet_kept_chance=0.0), None, "good", "None of it was found."),
+        # By a probe: 3 % left, where it takes 5 % of the good marks for unwanted (Wilson: 3.3 to 7.6 %); none known.
+        (figures(900, 300, **by_probe(20, 400)), None, "fair", "finds is no more than its false alarms. A probe is no"),
+        (figures(900, 300, **by_probe(1, 400)), None, "poor", "The probe still finds part of it."),
+        (figures(900, 300, **by_probe(1, 20)), None, "poor", "The probe still finds part of it."),
+        (figures(900, 600, **by_probe(0, 0)), None, "poor", "The probe still finds most of it."),
+        (figures(900, 60, **by_probe(0, 0)), None, "fair", "The probe still finds little of it."),
+        (
+            figures(900, 0, frechet_kept=1.9, frechet_kept_chance=1.0, **by_probe(20, 400)),
+            None,
+            "fair",
+            "The probe finds none of it. On the whole the rest is as it was. A probe is no independent judge",
+        ),
+        (figures(8000, 7900, **by_probe(20, 400)), None, "poor", "The probe cannot tell"),
     ],
 )
 def test_outcome_and_verdict(data, title, level, text):
@@ -243,6 +260,18 @@ def test_outcome_and_verdict(data, title, level, text):
     found = words.verdict(data)
     assert found.level == level
     assert text in found.text
+
+
+def test_what_held_out_marks_say_of_a_probe(judges, evaluation, context):
+    evaluation.numbers.update(judge="asked", **by_probe(3, 41, contradicted=2))
+    told = judged_words.who_judged(report.report_data(evaluation, context))
+    assert (
+        "it recognises 97 of 101 unwanted ones and takes 3 of 41 good ones for unwanted; unwanted ones that the others contradict, slips perhaps, were left out: 2."
+        in told
+    )
+    evaluation.numbers.update(by_probe(0, 0))
+    told = judged_words.who_judged(report.report_data(evaluation, context))
+    assert "recognises 97 of 101 unwanted ones. Marks are no random sample" in told
 
 
 def test_swapped_checkpoints_are_said_to_be(evaluation, context):

@@ -2,6 +2,12 @@
 
 const $ = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}\u00a0%`;
+const STAGES = { // of the run's own progress, in the page's words
+  Fisher: "Weighing what matters to the GAN",
+  adapt: "Learning what is unwanted (stage 1 of 2)",
+  guide: "Learning to tell it apart",
+  repel: "Unlearning (stage 2 of 2)",
+};
 const interval = ({ low, high }) => `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)}\u00a0%`;
 
 export function duration(seconds) {
@@ -78,12 +84,14 @@ export function verdictOf({ before, after }) {
   return `${result} Before, of ${before.marked - before.unsure}: ${before.unwanted}, ${share(before)}.`;
 }
 
-function showRun({ run, cost, counts, round }) {
+function showRun({ run, cost, counts, marked, round }) {
   const running = run.state === "running";
-  const about = cost ? `About ${duration(cost.seconds)} and ${size(cost.bytes)} of memory for training.` : "";
+  const about = cost ? `About ${duration(cost.seconds)} of training, and ${size(cost.bytes)} of memory.` : "";
   set("cost", run.state === "none" || run.state === "stopped" ? about : "");
   $("run").hidden = running || run.state === "finished";
-  $("run").disabled = counts.unwanted === 0;
+  const bare = round > 1 && marked === 0; // the marks of earlier rounds alone would only repeat the last run
+  $("run").disabled = counts.unwanted === 0 || bare;
+  if (bare && run.state === "none") set("cost", "Mark what survived, or was damaged, first.");
   set("run", run.state === "none" ? "Unlearn now" : "Go on");
   $("anew").hidden = !["stopped", "failed"].includes(run.state);
   $("stop").hidden = !running;
@@ -99,16 +107,16 @@ function showRun({ run, cost, counts, round }) {
   set("command", run.command);
 }
 
-function outcome(round, { before, after, n, judge }) {
+function outcome(round, { before, after, n, judge, verdict }) {
   if (n === undefined) return `Round ${round} is done.`;
   const who = judge === "probe" ? "the probe" : judge;
-  return `Round ${round} is done: by ${who}, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. Judge the result to see for yourself.`;
+  return `Round ${round} is done: by ${who}, ${before} of ${plural(n, "sample")} were unwanted before, ${after} now. ${verdict}`;
 }
 
 function runText(run) {
   if (run.state === "running") {
-    const begun = run.line ? `starting (${run.line})` : "starting"; // what it says of its preparations
-    const where = run.stage ? `${run.stage}, step ${run.step}` : begun;
+    const begun = run.done !== undefined ? run.line : run.line ? `starting (${run.line})` : "starting"; // what it says
+    const where = run.stage ? `${STAGES[run.stage.split("-")[0]] ?? run.stage}: ${run.step} of ${run.of}` : begun;
     if (run.stopping) return `${where}. It stops once this step is finished and saved.`;
     return `${where}; ${duration(run.seconds)} so far. ${run.done === 1 ? "Evaluating." : ""}`;
   }
