@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 import traceback
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -61,7 +63,10 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     try:
-        sys.exit(cli.main(arguments, prog_name="atu", standalone_mode=False) or 0)
+        code = cli.main(arguments, prog_name="atu", standalone_mode=False) or 0
+        if not torchrun.is_first():
+            _end(code)
+        sys.exit(code)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.ClickException as error:
@@ -78,6 +83,14 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         click.ClickException(message(error, arguments)).show()
         sys.exit(2)
+
+
+def _end(code: int) -> NoReturn:
+    """End a process of several, at once: the threads of torch's store, which the first one serves, now and then abort
+    one that takes its interpreter down meanwhile, and torchrun would stop the first one for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _stopped(arguments: list[str]) -> str:
