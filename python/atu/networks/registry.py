@@ -14,8 +14,8 @@ from ..support.registry import Registry
 NETWORKS: Registry[type[nn.Module]] = Registry(
     "atu.networks",
     {
-        "stylegan2.Generator": "atu.networks.stylegan2:Generator",
-        "stylegan2.Discriminator": "atu.networks.stylegan2:Discriminator",
+        "stylegan2.Generator": "atu.networks.stylegan2.generator:Generator",
+        "stylegan2.Discriminator": "atu.networks.stylegan2.discriminator:Discriminator",
         "stylegan3.Generator": "atu.networks.stylegan3:Generator",
         "dcgan.DCGANGenerator": "atu.networks.dcgan:DCGANGenerator",
         "dcgan.DCGANDiscriminator": "atu.networks.dcgan:DCGANDiscriminator",

@@ -82,8 +82,8 @@ def test_commands_end_to_end(tmp_path, capsys):
     assert json.loads(run.stdout)["networks"]["generator"]["kind"] == "stylegan2 generator"
     shown = CliRunner().invoke(cli, ["inspect", str(source)]).output
     assert "nvidia-pkl" in shown and "generator_ema" in shown and "training_set_kwargs" in shown
-    assert re.search(r"generator_ema +stylegan2 +8 +3 +8 +0 +[\d,]+ +float32", shown)  # no word is cut in two
-    assert re.search(r"discriminator +stylegan2 +8 +3 +0 +[\d,]+ +float32", shown)
+    assert re.search(r"generator_ema +stylegan2 +8 +3 +8 +[\d,]+ +float32", shown)  # no word is cut in two
+    assert re.search(r"discriminator +stylegan2 +8 +3 +[\d,]+ +float32", shown)
     for target in ("a.safetensors", "b.pkl", "c.pt"):
         run = CliRunner().invoke(cli, ["export", str(source), str(tmp_path / target)])
         assert run.exit_code == 0, run.output
