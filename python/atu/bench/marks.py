@@ -239,17 +239,24 @@ def _wait(studio: Studio, number: int, say: Callable[[str], None]) -> None:
 def judged(
     feature: Feature, original: GAN, result: Path, judge: Classifier, user: Classifier, n: int = JUDGED
 ) -> dict[str, Any]:
-    """What is gone of a run's unwanted, by the judge and by the user's own classifier, on n fixed latents."""
+    """What is gone of a run's unwanted, by the judge and by the user's own classifier, and the share of good samples that
+    are of another class now by the judge, on n fixed latents."""
     after = GAN.load(result)
     flags: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "user_before", "user_after")}
     rules = {"": feature.rule(judge, original), "user_": feature.rule(user, original)}
+    classes: dict[str, list[Tensor]] = {"before": [], "after": []}
     for name, gan in (("before", original), ("after", after)):
         for x in original.batches(n, 4_000_001, 250, gan.sampling_generator):
             for who, rule in rules.items():
                 flags[f"{who}{name}"].append(rule(x))
+            with torch.no_grad():
+                classes[name].append(judge.logits(map_range(x, gan.image_range, judge.image_range)).argmax(1).cpu())
     told = {name: torch.cat(parts) for name, parts in flags.items()}
+    changed = torch.cat(classes["before"]) != torch.cat(classes["after"])
     return dict(
-        judge=unlearning(told["before"], told["after"]), user=unlearning(told["user_before"], told["user_after"])
+        judge=unlearning(told["before"], told["after"]),
+        user=unlearning(told["user_before"], told["user_after"]),
+        good_changed=float(changed[~told["before"]].float().mean()),
     )
 
 
@@ -335,7 +342,7 @@ def _chain(
             knows = Classifier.load(judge or asset("mnist-judge.safetensors"))
             result = folder / f"marks-run-{upto}" / "result.safetensors"
             report = json.loads((result.parent / "report.json").read_text(encoding="utf-8"))
-            own = {key: report[key] for key in ("pul", "pul_ci95", "negatives_before", "negatives_after", "verdict")}
+            own = {key: report[key] for key in ("pul", "pul_ci95", "negatives_before", "negatives_after")}
             write_json(path, {**judged(feature, gan, result, knows, user, 500 if quick else JUDGED), "report": own})
         row: dict[str, Any] = dict(feature=feature.share, subject=feature.subject, order=order, rounds=upto)
         row["clicks"] = sum(one["clicks"] for one in done)
@@ -353,7 +360,8 @@ def _write(out: Path, data: Mapping[str, Any]) -> None:
 FINDING = ("share", "unwanted", "found", *(f"{what}, {order}" for what in ("looked at", "clicks") for order in ORDERS))
 UNLEARNING = (
     *("share", "unwanted", "order", "rounds", "clicks", "looked at", "marked unwanted", "marked good"),
-    *("% gone, by the judge", "before and after", "% gone, by the user's own", "by the run's report (a probe)"),
+    *("% gone, by the judge", "before and after", "good changed, %"),
+    *("% gone, by the user's own", "by the run's report (a probe)"),
 )
 
 
@@ -376,6 +384,7 @@ def table(data: Mapping[str, Any]) -> str:
                 *map(str, list(one["counts"].values())[:2]),
                 _gone(one["judge"]),
                 negatives,
+                f"{100 * one['good_changed']:.1f}",
                 _gone(one["user"]),
                 _gone(one["report"]),
             ]

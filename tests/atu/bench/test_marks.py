@@ -112,10 +112,10 @@ def test_the_table():
     run = dict(
         feature="10 %", subject="the digit 3", order="random", rounds=2, clicks=201, looked=3500, judge=gone, user=gone
     )
-    run["report"] = {**gone, "pul": 60.0}
+    run.update(report={**gone, "pul": 60.0}, good_changed=0.0514)
     text = marks.table(dict(finding=cells, unlearning=[{**run, "counts": dict(unwanted=180, good=3000, unsure=0)}]))
     assert "| 3 % | the digit 3, leaning to the left | 100 | 300 (200 to 400) | 5,000 (5,000 to 5,000) |" in text
-    assert "| 2 | 201 | 3,500 | 180 | 3000 | 97.3 (95.0 to 98.0) | 1,004 to 27 |" in text
+    assert "| 2 | 201 | 3,500 | 180 | 3000 | 97.3 (95.0 to 98.0) | 1,004 to 27 | 5.1 |" in text
     widths = {line.count("|") for line in text.splitlines() if line}
     assert widths == {len(marks.FINDING) + 1, len(marks.UNLEARNING) + 1}
 
@@ -137,6 +137,7 @@ def test_all_of_it_and_again(tmp_path):
     first = marks.run_marks(tmp_path, True, 1, 2, ["10 %"], said.append)
     assert len(first["finding"]) == 6 and [one["rounds"] for one in first["unlearning"]] == [1, 2, 1, 2]
     last = first["unlearning"][1]
+    assert 0 <= last["good_changed"] < 1
     assert last["order"] == "suggestions" and 20 < last["judge"]["negatives_before"] < 100  # of 500
     run = json.loads((tmp_path / "unlearning/10-suggestions/marks-run-2/run.json").read_text())
     assert run["identity"]["round"] == 2
