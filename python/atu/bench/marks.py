@@ -239,8 +239,8 @@ def _wait(studio: Studio, number: int, say: Callable[[str], None]) -> None:
 def judged(
     feature: Feature, original: GAN, result: Path, judge: Classifier, user: Classifier, n: int = JUDGED
 ) -> dict[str, Any]:
-    """What is gone of a run's unwanted, by the judge and by the user's own classifier, and the share of good samples that
-    are of another class now by the judge, on n fixed latents."""
+    """What is gone of a run's unwanted, by the judge and by the user's own classifier, and the share of good samples
+    that are of another class now by the judge, on n fixed latents."""
     after = GAN.load(result)
     flags: dict[str, list[Tensor]] = {name: [] for name in ("before", "after", "user_before", "user_after")}
     rules = {"": feature.rule(judge, original), "user_": feature.rule(user, original)}
