@@ -1,10 +1,11 @@
 """A simulated user of the labelling page: what it takes to find the unwanted, and to unlearn it, in rounds.
 
 The user is the bundled classifier (and a measure of the stroke): it looks at the page's thumbnails, 24 at a time, marks
-what is unwanted with one key each and the rest as good with one more, and slips at 2 % of the samples. With suggestions
-it goes through the page's rows, in a later round through Survived as long as its pages show some; in random order
-through the grid. A round ends after so many clicks, or when nothing more turns up. Marks, suggestions, runs and rounds
-are the page's own (`atu.label.studio`). The judge is a classifier that never answered.
+one by one what there is less of, unwanted or good, and the rest with one key more, and slips at 2 % of the samples.
+With suggestions it goes through the page's rows, in a later round through Survived as long as its pages show some; in
+random order through the grid. A round ends when the samples marked unwanted and the pages come to a hundred, or when
+nothing more turns up. Marks, suggestions, runs and rounds are the page's own (`atu.label.studio`). The judge is a
+classifier that never answered.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PAGE = 24  # samples in view at once
 SLIP = 0.02
 SAMPLES = 10_000  # that the page offers
 FOUND = (10, 30, 100)  # unwanted samples to find
-CLICKS = 100  # a round
+EFFORT = 100  # of a round, in samples marked unwanted and pages
 BARE = 10  # pages in a row without anything unwanted, after which the user has enough of a round
 ROUNDS = 3
 ORDERS = ("suggestions", "random")
@@ -106,7 +107,7 @@ class User:
         studio.touched()
         count["pages"] += 1
         count["looked"] += len(shown)
-        count["clicks"] += int(said.sum()) + 1  # one key each, and one for the rest and the next page
+        count["clicks"] += min(int(said.sum()), int((~said).sum())) + 1  # one for the rest and the next page
         count["marked"] += int(said.sum())
         count["found"] += int((said & truth).sum())
         count["bare"] = 0 if said.any() else count["bare"] + 1
@@ -193,10 +194,10 @@ def told(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unlearn_in_rounds(
-    feature: Feature, order: str, clicks: int, rounds: int, folder: Path, gan: GAN, user: Classifier, say: Callable,
+    feature: Feature, order: str, effort: int, rounds: int, folder: Path, gan: GAN, user: Classifier, say: Callable,
     options: list[str], config: Path | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Mark and unlearn through the page, `clicks` a round; what was marked by the end of each round.
+    """Mark and unlearn through the page, `effort` a round; what was marked by the end of each round.
 
     A killed one goes on: marks, runs and counts are in `folder`.
     """
@@ -207,7 +208,8 @@ def unlearn_in_rounds(
             path = folder / f"round-{number}.json"
             if not path.exists():
                 person = User(studio, rule, order == "suggestions", mix_seed(1, number), folder / f"user-{number}.json")
-                while person.count["clicks"] < clicks and person.count["bare"] < BARE and person.page():
+                count = person.count
+                while count["marked"] + count["pages"] < effort and count["bare"] < BARE and person.page():
                     pass
                 started = time.monotonic()
                 if not studio.runs.finished(number):
@@ -336,7 +338,7 @@ def _chain(
         options = ["--samples", "64", "--config", str(config)]
     for upto in range(1, rounds + 1):
         say(f"unlearning {feature.subject} ({feature.share}), {order}, {upto} round{'s' * (upto > 1)}")
-        done = unlearn_in_rounds(feature, order, 5 if quick else CLICKS, upto, folder, gan, user, say, options, config)
+        done = unlearn_in_rounds(feature, order, 5 if quick else EFFORT, upto, folder, gan, user, say, options, config)
         path = folder / f"judged-{upto}.json"
         if not path.exists():
             knows = Classifier.load(judge or asset("mnist-judge.safetensors"))

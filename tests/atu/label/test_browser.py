@@ -216,6 +216,17 @@ def test_from_marks_to_a_report(page, server, tmp_path):
         page.keyboard.press("Enter")
         sync_api.expect(page.locator("#cell-0")).not_to_have_attribute("aria-label", re.compile(f"^{first},"))
 
+        before = counts(page)  # 24 shown, of which one is good: two keys
+        page.click("#tab-unsure")
+        page.wait_for_selector("#cell-23 img.there")
+        page.locator("#grid").focus()
+        page.keyboard.press("g")
+        page.keyboard.press("Control+Enter")
+        wait_for_counts(page, before[0] + 23, before[1] + 1, before[2])
+        page.keyboard.press("z")
+        page.keyboard.press("z")
+        wait_for_counts(page, *before)
+
         page.click("#tab-random")
         page.locator("#grid").focus()
         page.keyboard.press("n")

@@ -150,11 +150,12 @@ function showAwaited() {
   choose(view);
 }
 
-function restGood() {
+// Mark the rest shown, as good what no oracle proposes as unwanted, or all of it as unwanted; and go on.
+function markRest(label) {
   const rest = (view.name === "all" ? grid.inView() : shown).filter((index) => server.code(index) === ".");
-  const called = rest.filter((index) => grid.proposed.has(index));
-  if (called.length) mark(called, "unwanted");
-  if (called.length < rest.length) mark(rest.filter((index) => !grid.proposed.has(index)), "good");
+  const unwanted = rest.filter((index) => label === "unwanted" || grid.proposed.has(index));
+  if (unwanted.length) mark(unwanted, "unwanted");
+  if (unwanted.length < rest.length) mark(rest.filter((index) => !unwanted.includes(index)), "good");
   nextPage();
 }
 
@@ -194,6 +195,10 @@ function key(event) {
   if (event.ctrlKey || event.metaKey) {
     if (pressed === "z") act(event.shiftKey ? "redo" : "undo", event);
     else if (pressed === "y") act("redo", event);
+    else if (pressed === "Enter") {
+      event.preventDefault();
+      markRest("unwanted");
+    }
     return;
   }
   const onControl = event.target.closest?.("button, a, summary");
@@ -203,7 +208,7 @@ function key(event) {
   else if (pressed === " ") toggle(grid.chosen());
   else if (pressed === "Backspace" || pressed === "Delete") mark(grid.chosen(), "none");
   else if (pressed === "z" || pressed === "y") act(pressed === "z" ? "undo" : "redo");
-  else if (pressed === "Enter") event.shiftKey ? restGood() : nextPage();
+  else if (pressed === "Enter") event.shiftKey ? markRest("good") : nextPage();
   else if (pressed === "?") $("help").showModal();
   else if ("123".includes(pressed)) setZoom(Number(pressed) - 1);
   else return;
@@ -269,7 +274,8 @@ for (const name of ["undo", "redo", "run", "anew", "stop", "reveal"]) $(name).ad
 $("round-button").addEventListener("click", () => act("round"));
 $("judge").addEventListener("click", () => choose(VIEWS.find((v) => v.name === "judge")));
 $("next").addEventListener("click", nextPage);
-$("rest").addEventListener("click", restGood);
+$("rest").addEventListener("click", () => markRest("good"));
+$("rest-unwanted").addEventListener("click", () => markRest("unwanted"));
 $("help-button").addEventListener("click", () => $("help").showModal());
 grid.addEventListener("pick", ({ detail }) => {
   if (!detail.range) return toggle(grid.chosen());
