@@ -10,7 +10,6 @@ import click
 if TYPE_CHECKING:
     from .micro import Custom
 
-ORDERS = ("suggestions", "random")
 WHAT = ("ops", "step", "job", "marks")
 OPS = ("upfirdn2d", "bias_act", "modulated_conv2d", "param_penalty")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -56,7 +55,9 @@ def _shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Of marks: how often it looks.")
 @click.option("--rounds", default=3, show_default=True, type=click.IntRange(0), help="Of marks: rounds of unlearning.")
 @click.option("--share", "shares", multiple=True, metavar="SHARE", help="Of marks: 3, 10 or 30 (%); all if not given.")
-@click.option("--order", "orders", multiple=True, type=click.Choice(ORDERS), help="Of marks: both if not given.")
+@click.option(
+    "--order", "orders", multiple=True, metavar="ORDER", help="Of marks: suggestions, random; both if not given."
+)
 @click.option("--quick", is_flag=True, help="Tiny shapes, to see that it runs; the numbers mean nothing.")
 @click.option("--save", "save_path", type=FILE, help="Write all numbers (JSON), over those of an earlier bench.")
 @click.option("--json", "json_path", type=FILE, hidden=True)  # the former spelling of --save
@@ -146,14 +147,15 @@ def _marks(
 
     import torch
 
-    from .marks import FEATURES, run_marks
+    from .marks import FEATURES, ORDERS, run_marks
 
     if out is None:
         raise click.UsageError("atu bench marks needs --out DIR")
     known = {feature.share.split()[0]: feature.share for feature in FEATURES}
-    unknown = [share for share in shares if share not in known]
-    if unknown:
-        raise click.UsageError(f"--share: expected one of {', '.join(known)}, got {unknown[0]}")
+    for option, given, expected in (("share", shares, tuple(known)), ("order", orders, ORDERS)):
+        unknown = [value for value in given if value not in expected]
+        if unknown:
+            raise click.UsageError(f"--{option}: expected one of {', '.join(expected)}, got {unknown[0]}")
     if threads is not None:
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the runs, which are processes of their own

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..feedback.probe import fit_logistic, logit
+from ..feedback.probe import FOLDS, SURE, fit_logistic, logit
 from ..measures.intervals import wilson
 
 ROW = 24  # samples in a row of suggestions
@@ -17,8 +17,6 @@ MOST = 2000  # marks of each kind that the probe is fitted on: the last ones
 FEWEST = 3  # of each kind, for a probe
 ENOUGH_GOOD = 10  # below, samples that are not marked stand in for good ones
 ADVISED = 100  # of each kind
-FOLDS = 5
-SURE = 2.0  # log odds from which on a held-out answer contradicts a mark
 SAME = 0.2  # distance of near-duplicates, in typical distances of two samples
 SETTLED = 0.03  # spread of the held-out recall that counts as none
 
