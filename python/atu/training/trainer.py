@@ -251,7 +251,7 @@ class AdversarialTrainer:
 
     def _gradient_penalty(self, x: Tensor, c: Tensor | None, weight: float) -> Tensor:
         x = x.detach().requires_grad_(True)
-        with self.gan.autocast():
+        with self.gan.autocast(twice=len(x)):
             logits = self.gan.logits(x, c)
         penalty = losses.r1_penalty(logits, x)
         self._backward(penalty * weight)
@@ -318,7 +318,7 @@ class AdversarialTrainer:
         synthesis: Any = self.generator.synthesis
         with world.own_rng(self.gan.device):
             ws = self.gan.mixed_ws(z, c, self.config.style_mixing)
-            with self.gan.autocast():
+            with self.gan.autocast(twice=len(ws)):
                 images = synthesis(ws).to(ws.dtype)
             loss = self.path_length(images, ws)
         world.mean_([self.path_length.mean])

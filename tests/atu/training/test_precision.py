@@ -155,6 +155,16 @@ def test_gradients_of_a_step_of_stylegan():
         assert 1e-3 < mine < min(0.1, 1.5 * theirs)
 
 
+def test_few_samples_that_are_differentiated_twice_pass_in_float32():
+    """On processors with AMX oneDNN's bfloat16 convolutions with kernels as large as the map are noise below 16
+    channels, which are the samples of R1 and of path length."""
+    gan = stylegan()
+    gan.precision = "bfloat16"
+    for samples, on in ((None, True), (15, False), (16, True)):
+        with gan.autocast(twice=samples):
+            assert torch.is_autocast_enabled("cpu") is on
+
+
 def test_gradients_of_a_step_in_float16():
     """Measured 0.004 and 0.005. The kernels have no float16 on the CPU: torch's operators run."""
     exact = step(stylegan(), "float32")[0]

@@ -90,19 +90,20 @@ class Guide:
     def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Logistic loss, with the gradient penalty in the steps that have one."""
         lazy = self.slope_weight > 0 and self.step_count % INTERVAL == 0
-        logits = self.log_odds(x.requires_grad_(lazy))
+        logits = self.log_odds(x.requires_grad_(lazy), twice=len(x) if lazy else None)
         loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
         if lazy:
             (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
             loss = loss + INTERVAL * self.slope_weight * slope.square().flatten(1).sum(1).mean()
         return loss
 
-    def log_odds(self, x: Tensor, c: Tensor | None = None) -> Tensor:
-        """Log-odds of being negative [N] of samples, were half of them so; differentiable in x."""
+    def log_odds(self, x: Tensor, c: Tensor | None = None, twice: int | None = None) -> Tensor:
+        """Log-odds of being negative [N] of samples, were half of them so; differentiable in x. twice: as of
+        `GAN.autocast`."""
         if c is None:
             c = self.gan.labels(len(x), torch.default_generator)
         # What it learns from float16 would need a scaled loss.
-        with nullcontext() if self.gan.precision == "float16" else self.gan.autocast():
+        with nullcontext() if self.gan.precision == "float16" else self.gan.autocast(twice):
             return self.gan.logits(x, c, self.discriminator)
 
     def state_dict(self) -> dict[str, Any]:
