@@ -273,7 +273,7 @@ class Config:
             "losses are float32. auto measures once, and takes bfloat16 where it is 1.3 times as fast. float16 is for "
             "CUDA."
         ),
-    ] = "float32"
+    ] = "auto"
     threads: Annotated[
         PositiveCount | None,
         Field(
