@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
@@ -23,7 +24,7 @@ def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: in
 
     Args:
         batches: samples [n, ...]. Each batch is passed on its own (minibatch statistics couple a batch's samples).
-        max_features: maps with more values than this are averaged over space.
+        max_features: about the most (see `flat_features`).
 
     Returns:
         float32 [N, F] on the CPU.
@@ -121,10 +122,23 @@ def listening(discriminator: nn.Module, hook: Callable[[nn.Module, tuple[Tensor,
 
 
 def flat_features(f: Tensor, max_features: int = 1024) -> Tensor:
-    """[N, F] of a layer's input [N, ...]; maps with more than `max_features` values are averaged over space."""
+    """[N, F] of a layer's input [N, ...]. Maps with more than `max_features` values are averaged over space.
+
+    What is flat and wider than twice that is projected to as many random directions: distances stay, but for chance
+    (Johnson and Lindenstrauss), and Frechet distances are within reach.
+    """
     if f.ndim == 4 and f[0].numel() > max_features:
         f = f.mean(dim=[2, 3])
-    return f.reshape(len(f), -1)
+    f = f.reshape(len(f), -1)
+    if f.shape[1] > 2 * max_features:
+        f = f @ _directions(f.shape[1], max_features).to(f)
+    return f
+
+
+@functools.cache
+def _directions(features: int, n: int) -> Tensor:
+    """The same random directions [features, n] each time."""
+    return torch.randn(features, n, generator=torch.Generator().manual_seed(0)) / n**0.5
 
 
 class Whitening:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from atu.gan import GAN
-from atu.measures.features import Whitening, discriminator_features, layer_features, layer_inputs
+from atu.measures.features import Whitening, discriminator_features, flat_features, layer_features, layer_inputs
 from atu.measures.frechet import frechet_distance, moments
 from atu.networks.mlp import MLPGenerator
 
@@ -162,6 +162,16 @@ def test_large_maps_are_averaged_over_space():
         maps = d[0](x)
     torch.testing.assert_close(discriminator_features(gan, [x]), maps.flatten(1))
     torch.testing.assert_close(discriminator_features(gan, [x], max_features=100), maps.mean([2, 3]))
+
+
+def test_wide_flat_features_are_projected():
+    f = torch.randn(7, 4099, dtype=torch.float64)
+    g = flat_features(f)
+    assert g.shape == (7, 1024) and torch.equal(g, flat_features(f))
+    ratio = torch.pdist(g) / torch.pdist(f)  # deviates by 1 / sqrt(2 * 1024) = 0.022
+    assert ratio.min() > 0.9 and ratio.max() < 1.1
+    torch.testing.assert_close(flat_features(f[:1] + f[1:2]), g[:1] + g[1:2])
+    assert torch.equal(flat_features(f[:, :2048]), f[:, :2048])
 
 
 def test_features_need_a_discriminator():
