@@ -125,17 +125,18 @@ class Steering:
         self.held = [x.detach()]
         guide = held * 0
         if self.cfg.guide_weight > 0:
-            guide = self._guided(x, own_c, flags[own] | self._looks_negative(x.detach(), own_c))
+            guide = self._guided(x, own_c, flags[own])
         return held + guide, {"held": float(held.detach()), "guide of held": float(guide.detach())}
 
-    @torch.no_grad()
-    def _looks_negative(self, x: Tensor, c: Tensor | None) -> Tensor:
-        """By the oracle; without one by the probe or the guide, which pass over different ones."""
-        flags = self.feedback.is_negative(x).to(x.device)
-        return flags if self.feedback.is_oracle else flags | (self.guide.log_odds(x, c) > 0)
-
-    def _guided(self, x: Tensor, c: Tensor | None, where: Tensor | float = 1.0) -> Tensor:
-        return self.cfg.guide_weight * (where * F.softplus(self.guide.log_odds(x, c))).mean()
+    def _guided(self, x: Tensor, c: Tensor | None, were: Tensor | None = None) -> Tensor:
+        """The guide's loss of samples; of fresh latents where they `were` negative, or the sample looks so: by the
+        oracle; without one by the probe or the guide, which pass over different ones."""
+        log_odds = self.guide.log_odds(x, c)
+        loss = F.softplus(log_odds)
+        if were is not None:
+            flags = self.feedback.is_negative(x.detach()).to(x.device)
+            loss = loss * (were | (flags if self.feedback.is_oracle else flags | (log_odds.detach() > 0)))
+        return self.cfg.guide_weight * loss.mean()
 
     def _apart(self, x: Tensor, wanted: Tensor, c: Tensor | None, where: Tensor | float = 1.0) -> Tensor:
         """Mean distance, each sample weighted by the guide's odds that what is wanted is good, and by `where`."""
