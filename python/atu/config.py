@@ -199,7 +199,7 @@ class Repel:
         NonNegative | None,
         Field(
             description="Weight of the distance of the other half to good samples that the original makes of nearby "
-            "latents; unset, 4 for StyleGAN kinds and 1 for others."
+            "latents; unset, 4 for images and 1 for other samples."
         ),
     ] = None
     guide_weight: Annotated[NonNegative, Field(description="Weight of the guide's loss; 0: no guide.")] = 4.0

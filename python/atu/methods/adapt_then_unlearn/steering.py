@@ -67,7 +67,7 @@ class Steering:
 
     def __init__(self, gan: GAN, twin: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
         self.gan, self.twin, self.feedback, self.cfg = gan, twin, feedback, cfg
-        unset = 4.0 if gan.is_stylegan else 1.0
+        unset = 4.0 if len(gan.sample_shape) == 3 else 1.0  # images, and what is of few dimensions
         self.nearby_weight = unset if cfg.nearby_weight is None else cfg.nearby_weight
         positives = feedback.positives
         some = positives.batch(torch.arange(min(len(positives), 500)))
