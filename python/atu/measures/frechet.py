@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def moments(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,14 +27,7 @@ def frechet_distance(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> floa
 
 
 def frechet(a: Tensor, b: Tensor) -> float | None:
-    """Frechet distance of two sets of features [N, F], [M, F], in float64 (torchmetrics); None below two samples."""
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
+    """Frechet distance of two sets of features [N, F], [M, F], in float64; None below two samples."""
     if len(a) < 2 or len(b) < 2:
         return None
-    passed = nn.Identity()
-    passed.num_features = a.shape[1]  # type: ignore[assignment]
-    metric = FrechetInceptionDistance(feature=passed, sync_on_compute=False)  # both sets are whole in each process
-    metric.update(a.double(), real=True)
-    metric.update(b.double(), real=False)
-    return float(metric.compute())
+    return frechet_distance(moments(a), moments(b))

@@ -85,7 +85,7 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that the numbers depend on."""
     found = {"python": platform.python_version()}
-    for name in ("atu-ext", "torch", "torchmetrics", "numpy"):
+    for name in ("atu-ext", "torch", "numpy"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

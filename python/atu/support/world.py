@@ -74,7 +74,7 @@ def join(device: str | None) -> str | None:
 def leave() -> bool:
     """Go on alone, once all have come here; whether this process is the one that writes.
 
-    What is computed by one process must come after this: torchmetrics, for one, gathers from all there are.
+    What is computed by one process must come after this: libraries of metrics gather from all there are.
     """
     global _joined
     first = is_first()
