@@ -92,9 +92,8 @@ def likely(scores: np.ndarray, free: np.ndarray, n: int = ROW) -> list[int]:
     """Indices of samples that are likely unwanted, of those that are `free`: the first of the likelier half, a random
     draw of it, as samples are independent. Those that score highest resemble what is marked already, and teach little.
     """
-    index = np.flatnonzero(free & (scores > 0))
-    half = index[np.argsort(-scores[index], kind="stable")][: max(len(index) // 2, n)]
-    return np.sort(half)[:n].tolist()
+    unwanted = free & (scores > 0)
+    return sorted(highest(scores, unwanted, max(int(unwanted.sum()) // 2, n)))[:n]
 
 
 def unsure(scores: np.ndarray, free: np.ndarray, n: int = ROW) -> list[int]:
