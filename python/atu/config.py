@@ -191,9 +191,7 @@ class Repel:
     ] = 30.0
     hold_features: Annotated[
         Fraction,
-        Field(
-            description="Share of the pretrained discriminator's features in that distance; the rest is the samples'."
-        ),
+        Field(description="Share of the guide's features in that distance; the rest is the samples'."),
     ] = 0.7
     nearby_weight: Annotated[
         NonNegative | None,

@@ -45,6 +45,13 @@ def _shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.option("--channels-last", is_flag=True, help="With --shape: images of that layout.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads; torch's own number when not given.")
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(2), help="Of the step.")
+@click.option(
+    "--gan",
+    default="mnist",
+    show_default=True,
+    metavar="NAME",
+    help="Of the step: mnist; or animals, or 256 (any resolution, untrained), of which it times the whole and R1 only.",
+)
 @click.option("--class", "digit", default="8", show_default=True, metavar="K", help="Digit that the job unlearns.")
 @click.option("--compile/--no-compile", default=True, show_default=True, help="Time torch.compile of the reference.")
 @click.option("--growth/--no-growth", default=True, show_default=True, help="Fit growth with size, batch and threads.")
@@ -75,6 +82,7 @@ def bench(
     channels_last,
     threads,
     batch,
+    gan,
     digit,
     compile,
     growth,
@@ -120,9 +128,8 @@ def bench(
         output.read(save_path)  # an error where it is something else, which must not be overwritten
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
-    found = _run(
-        what, ops or OPS, device, dtypes, custom, threads, batch, digit, compile, growth and not shape, seconds, quick
-    )
+    growth = growth and not shape
+    found = _run(what, ops or OPS, device, dtypes, custom, threads, batch, gan, digit, compile, growth, seconds, quick)
     output.show(found)
     if save_path is not None:
         from ..support.files import write_json
@@ -194,7 +201,9 @@ def _check(device: str, dtypes: tuple[str, ...]) -> None:
         raise ValueError(str(_native.error))
 
 
-def _run(what, ops, device, dtypes, custom, threads, batch, digit, compile, growth, seconds, quick) -> dict[str, Any]:
+def _run(
+    what, ops, device, dtypes, custom, threads, batch, gan, digit, compile, growth, seconds, quick
+) -> dict[str, Any]:
     import torch
 
     from ..support.environment import machine, versions
@@ -218,9 +227,10 @@ def _run(what, ops, device, dtypes, custom, threads, batch, digit, compile, grow
     rates = {name: machine_rates(plan, getattr(torch, name), quick) for name in dtypes}
     found.update(limits=rates[dtypes[0]], limits_of=rates)
     if what == "step":
-        from .step import run_step
+        from .step import gan_of, run_step
 
-        return {**found, **run_step(plan, batch, compile, quick, say, dtypes)}
+        given = None if gan == "mnist" else gan_of(gan)
+        return {**found, **run_step(plan, batch, compile, quick, say, dtypes, given, brief=given is not None)}
     from .growth import run_growth
     from .micro import cases
     from .ops import run_ops

@@ -89,13 +89,16 @@ def _step_tables(found: dict[str, Any]) -> list[Table]:
         cells += [duration(times[name]["median"]) for name in low]
         pairs = [times[kind]["median"] / times[name]["median"] for kind in ("ours", "reference") for name in low]
         rows.append([*cells, *map(_factor, pairs)])
-    memory = found["memory"]
-    kept = [["plain fine-tuning step", size(memory["plain"]), "-"]]
-    kept += [[f"stage 2, N={n}", size(m["peak"]), size(m["kept"])] for n, m in memory["stage_2"].items()]
     tables = [_table(f"step: {found['gan']}, batch {found['batch']}", columns, rows)]
-    tables.append(_table(f"memory (generator {size(memory['generator'])})", ["step", "peak", "kept by penalty"], kept))
-    over = [[name, duration(seconds)] for name, seconds in found["overhead"].items()]
-    tables.append(_table("stage-2 step that computes next to nothing", ["implementation", "time"], over))
+    if "memory" in found:
+        memory = found["memory"]
+        kept = [["plain fine-tuning step", size(memory["plain"]), "-"]]
+        kept += [[f"stage 2, N={n}", size(m["peak"]), size(m["kept"])] for n, m in memory["stage_2"].items()]
+        title = f"memory (generator {size(memory['generator'])})"
+        tables.append(_table(title, ["step", "peak", "kept by penalty"], kept))
+    if "overhead" in found:
+        over = [[name, duration(seconds)] for name, seconds in found["overhead"].items()]
+        tables.append(_table("stage-2 step that computes next to nothing", ["implementation", "time"], over))
     return tables
 
 

@@ -1,4 +1,7 @@
-"""One training step of each stage, whole and in parts: ours in each precision, reference, and torch.compile of that."""
+"""One training step of each stage, whole and in parts: ours in each precision, reference, and torch.compile of that.
+
+Of other GANs than the bundled one of MNIST only what matters most, as a step of theirs takes seconds.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ from .measure import Plan, peak_memory, times
 
 KINDS = ("ours", "reference", "compiled")
 STAGES = ("stage 1", "stage 2")
+SCRATCH = "from scratch"  # a step of training on real samples alone, on pairs of a real and a generated one
 SCALE = 256.0  # of float16's losses
 
 
@@ -35,6 +39,25 @@ def bundled_gan() -> tuple[GAN, str]:
         return GAN.load(asset("mnist-gan.safetensors")), "bundled MNIST StyleGAN2"
     except FileNotFoundError:
         return mnist_stylegan2(), "MNIST StyleGAN2, untrained"
+
+
+def gan_of(name: str) -> tuple[GAN, str]:
+    """A GAN by name, and what it is: "mnist" and "animals" are bundled; a resolution is an untrained StyleGAN2 of it
+    with half of config-f's channels (Karras et al., arXiv 1912.04958).
+
+    Raises:
+        ValueError: another name, or a resolution that is no power of two from 32 to 1024.
+    """
+    if name == "mnist":
+        return bundled_gan()
+    if name == "animals":
+        return GAN.load(asset("animals-gan.safetensors")), "bundled StyleGAN2 of drawn animals, 64 x 64"
+    if name not in [str(2**i) for i in range(5, 11)]:
+        raise ValueError(f"gan: expected mnist, animals or a resolution (32, 64, ... 1024), got {name!r}")
+    size, channels = int(name), dict(channel_base=16384, channel_max=256)
+    generator = Generator(512, 0, 512, size, 3, dict(num_layers=8), dict(channels))
+    what = f"untrained StyleGAN2 of {size} x {size} with half of config-f's channels"
+    return GAN(generator, Discriminator(0, size, 3, **channels)), what
 
 
 def tiny_gan() -> GAN:
@@ -63,10 +86,12 @@ def make_trainer(
     start = [p.detach().clone() for p in params]
     real = TensorSamples(torch.rand(500, *gan.sample_shape) * 2 - 1)
     options: dict[str, Any] = {}
-    if stage == "stage 1" and not plain:
+    if plain:
+        pass
+    elif stage == "stage 1":
         fisher = [torch.rand_like(p) for p in start]
         options["add_penalty_grad"] = Ewc(twin, start, fisher, cfg.adapt.ewc_weight, cfg.adapt.ewc_relative).add_grad
-    elif not plain:
+    else:
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
         options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel, default_steps(gan)).add_grad
         options["extra_fakes"] = real
@@ -80,6 +105,8 @@ def make_trainer(
 
 def settings(stage: str, batch: int) -> Adversarial:
     """The stage's own settings with path length regularisation on, so that it is timed too."""
+    if stage == SCRATCH:
+        return Adversarial(batch_size=batch, loss="relativistic")
     cfg = Config()
     chosen = cfg.adapt.adversarial if stage == "stage 1" else cfg.repel.adversarial
     chosen.batch_size, chosen.pl_weight = batch, 2.0
@@ -126,6 +153,7 @@ class Parts:
 
 
 PARTS = ("step", "discriminator", "generator", "r1", "path_length", "penalty", "ema", "optimiser")
+BRIEF = ("step", "r1")
 COMPILED = ("step", "discriminator", "generator")  # the parts with networks in them and no second gradients
 
 
@@ -143,8 +171,9 @@ def compile_networks(trainer: AdversarialTrainer) -> None:
 
 def _runs(gan: GAN, stage: str, batch: int, compile: bool, low: Sequence[str]) -> tuple[dict[str, Parts], str]:
     kinds = KINDS[: 3 if compile else 2]
-    parts = {kind: Parts(make_trainer(gan, stage, settings(stage, batch))) for kind in kinds}
-    parts |= {name: Parts(make_trainer(gan, stage, settings(stage, batch), precision=name)) for name in low}
+    make = partial(make_trainer, gan, stage, settings(stage, batch), plain=stage == SCRATCH)
+    parts = {kind: Parts(make()) for kind in kinds}
+    parts |= {name: Parts(make(precision=name)) for name in low}
     why = ""
     if compile:
         try:
@@ -166,17 +195,24 @@ def run_step(
     say: Callable[[str], None],
     dtypes: Sequence[str] = ("float32",),
     given: tuple[GAN, str] | None = None,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Rows of every part of both stages' steps, memory, and the overhead of a step that computes nothing.
 
     dtypes: of these, the 16-bit ones are timed too, as precisions of the training. given: a GAN of StyleGAN2's kind and
-    what it is; the bundled one otherwise, or a tiny one if `quick`.
+    what it is; the bundled one otherwise, or a tiny one if `quick`. brief: the step as a whole and R1 alone, of stage 2
+    and of training from scratch, without `torch.compile`, memory and overhead.
     """
     low = [name for name in dtypes if name in ("bfloat16", "float16")]
     with fork_rng(torch.device("cpu"), 0):
         gan, what = given or ((tiny_gan(), "tiny StyleGAN2, untrained") if quick else bundled_gan())
         gan = gan.to(plan.device)
         batch = 2 if quick else batch
+        if brief:
+            rows = [
+                row for stage in ("stage 2", SCRATCH) for row in _stage(gan, stage, plan, batch, False, low, say, BRIEF)
+            ]
+            return dict(gan=what, batch=batch, rows=rows)
         # The two stages' steps are much alike, and compiling takes minutes: it is done for stage 2 alone.
         compiled = {"stage 1": False, "stage 2": compile}
         rows = [row for stage in STAGES for row in _stage(gan, stage, plan, batch, compiled[stage], low, say)]
@@ -188,12 +224,19 @@ def run_step(
 
 
 def _stage(
-    gan: GAN, stage: str, plan: Plan, batch: int, compile: bool, low: Sequence[str], say: Callable[[str], None]
+    gan: GAN,
+    stage: str,
+    plan: Plan,
+    batch: int,
+    compile: bool,
+    low: Sequence[str],
+    say: Callable[[str], None],
+    names: Sequence[str] = PARTS,
 ) -> list[dict[str, Any]]:
     say(f"{stage}: {'compiling' if compile else 'preparing'}")
     parts, why = _runs(gan, stage, batch, compile, low)
     rows = []
-    for part in PARTS:
+    for part in names:
         say(f"{stage}: {part}")
         kinds = [kind for kind in parts if kind != "compiled" or part in COMPILED]
         runs = {kind: partial(_as, kind, getattr(parts[kind], part)) for kind in kinds}

@@ -78,7 +78,13 @@ class Probe:
         return self._score(self.whiten(features).float()) >= self.threshold
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.judge(layer_features(self.gan, x.split(self.gan.fitting(100))))
+        return self.judge(_features(self.gan, x.split(self.gan.fitting(100))))
+
+
+def _features(gan: GAN, batches: Iterable[Tensor]) -> Tensor:
+    """As `layer_features`, in the training's precision: a run's probe passes over samples in every step."""
+    with gan.autocast():
+        return layer_features(gan, batches)
 
 
 def _held_out(x: Tensor, fit: Callable[[Tensor], Tensor]) -> Tensor:
@@ -130,7 +136,7 @@ def fit_probe(
     features, company = [], torch.empty(0)
     for part in pool.split(gan.fitting(100)) if isinstance(pool, Tensor) else pool:
         company = company if len(company) else part
-        features.append(layer_features(gan, [part]))
+        features.append(_features(gan, [part]))
     known = None if good is None or not len(good) else amid(gan, good, company)
     return Probe(gan, amid(gan, negatives, company), torch.cat(features), recall, known)
 
@@ -148,5 +154,5 @@ def amid(gan: GAN, samples: Samples, company: Tensor) -> Tensor:
         x = samples.batch(part).to(company.device)
         order = torch.randperm(4 * len(x), generator=rng)
         others = company[torch.randint(len(company), (3 * len(x),), generator=rng)]
-        features.append(layer_features(gan, [torch.cat([x, others])[order]])[order.argsort()[: len(x)]])
+        features.append(_features(gan, [torch.cat([x, others])[order]])[order.argsort()[: len(x)]])
     return torch.cat(features)

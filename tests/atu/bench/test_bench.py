@@ -105,6 +105,25 @@ def test_compare_points_out_what_got_slower():
         output.compare(dict(result(1.0), quick=True), result(1.0))
 
 
+def test_a_step_of_another_gan_is_timed_as_a_whole(tmp_path, monkeypatch):
+    path = tmp_path / "step.json"
+    monkeypatch.setattr(step, "gan_of", lambda name: (step.tiny_gan(), f"tiny {name}"))
+    assert run("step", "--quick", "--seconds", "0.001", "--gan", "animals", "--save", str(path)) == 0
+    found = json.loads(path.read_text())
+    stages = ("stage 2", step.SCRATCH)
+    assert [row["name"] for row in found["rows"]] == [f"{s}: {p}" for s in stages for p in step.BRIEF]
+    assert all({"ours", "reference", "bfloat16"} <= row["times"].keys() for row in found["rows"])
+    assert found["gan"] == "tiny animals"
+
+
+def test_a_gan_to_time_has_a_name():
+    assert step.gan_of("32")[0].sample_shape == (3, 32, 32)
+    gan, what = step.gan_of("animals")
+    assert gan.sample_shape == (3, 64, 64) and "animals" in what
+    with pytest.raises(ValueError, match="gan: expected mnist, animals or a resolution"):
+        run("step", "--quick", "--seconds", "0.001", "--gan", "257")
+
+
 def test_compare_judges_a_step_by_the_reference():
     def result(ours: float, reference: float) -> dict:
         times = {k: dict(median=t, fastest=t) for k, t in (("ours", ours), ("reference", reference))}

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from atu.data.samples import TensorSamples
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.distance import SampleDistance
-from atu.methods.adapt_then_unlearn.nearby import MARGIN, MOVES, STEP, WAIT, NegativeLatents
+from atu.methods.adapt_then_unlearn.guide import Guide
+from atu.methods.adapt_then_unlearn.nearby import BEYOND, LONGEST, MARGIN, MOVES, SHORTEST, WAIT, NegativeLatents
 from atu.methods.adapt_then_unlearn.steering import hold_statistics
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
@@ -31,7 +33,7 @@ class Doubled(nn.Module):
 class Plane:
     """A guide whose log-odds are a x + b."""
 
-    a, b = torch.tensor([3.0, 0.0, 4.0]), 0.5
+    a, b = torch.tensor([3.0, 0.0, 4.0]), 5.5
 
     def log_odds(self, x, c=None):
         return x @ self.a + self.b
@@ -42,16 +44,19 @@ def uniform(n, rng):
 
 
 def test_latents_move_down_the_slope_until_they_are_clearly_good():
-    """Straight lines here: the fewest equal steps along the slope, in deviations of the latents, below -MARGIN."""
+    """Straight lines here: the longest moves along the slope, in deviations of the latents, and the last one as far as
+    -MARGIN - BEYOND, where the one before it has not come below -MARGIN."""
     gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
     z = uniform(37, torch.Generator().manual_seed(3))
     bank = NegativeLatents(gan, gan.fake, Plane(), (z, None), at_once=5)
     scale = gan.inputs(512)[0].std(0)
     slope = 2 * Plane.a * scale
-    move = STEP * math.sqrt(3) * slope / slope.norm() * scale
+    move = LONGEST * math.sqrt(3) * slope / slope.norm() * scale
     odds, fall = 2 * z @ Plane.a + Plane.b, float(2 * move @ Plane.a)
-    moves = ((odds + MARGIN) / fall).ceil().clamp(0, MOVES)
-    assert moves.min() == 0 and 0 < (moves == MOVES).sum() < 37
+    needed, least = (odds + MARGIN + BEYOND) / fall, ((odds + MARGIN) / fall).ceil()
+    last = torch.maximum(needed, needed.floor() + SHORTEST / LONGEST)
+    moves = torch.where(least <= needed, least, last).clamp(0, MOVES)
+    assert moves.min() == 0 and 0 < (moves == MOVES).sum() < 37 and 0 < (least > needed).sum() < 37
     torch.testing.assert_close(bank.good, z - moves[:, None] * move, rtol=1e-4, atol=1e-5)
 
 
@@ -123,10 +128,27 @@ def test_distance_is_the_formula(share):
     for a, b, p in zip(features(x), features(other), features(positives), strict=True):
         expected = expected + share / 2 * (a - b).square().mean(1) / p.var(0).mean()
     x.requires_grad_(True)
-    found = SampleDistance(gan, positives, share)(x, other, None)
+    guide = untrained_guide(gan)
+    found = SampleDistance(guide, positives, share)(guide.look(x), guide.look(other))
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
     found.sum().backward()
-    assert x.grad is not None and all(p.grad is None for p in gan.discriminator.parameters())
+    assert x.grad is not None and all(p.grad is None for p in guide.discriminator.parameters())
+
+
+def untrained_guide(gan):
+    """One that still is the pretrained discriminator."""
+    some = TensorSamples(torch.zeros(3, *gan.sample_shape))
+    return Guide(gan, some, some, 0)
+
+
+def test_a_look_gives_log_odds_and_features_of_one_pass():
+    gan = GAN(MLPGenerator(3, [1, 5, 5], hidden=(7,)), MLPDiscriminator([1, 5, 5], hidden=(11, 6)))
+    guide, x, passes = untrained_guide(gan), torch.randn(9, 1, 5, 5), []
+    guide.discriminator.register_forward_hook(lambda *_: passes.append(1))
+    seen = guide.look(x)
+    assert len(passes) == 1 and seen.samples is x
+    assert [f.shape for f in seen.features] == [(9, 11), (9, 6)]
+    torch.testing.assert_close(seen.log_odds, guide.log_odds(x))
 
 
 def test_layers_of_spectral_norm_count_as_those_without():
@@ -144,7 +166,8 @@ def test_layers_of_spectral_norm_count_as_those_without():
         plain[0].bias.copy_(normed[0].bias)
     expected = GAN(found.generator, network(plain))
     positives, x, other = (torch.randn(n, 5) for n in (31, 9, 9))
-    found, expected = (SampleDistance(gan, positives, 1.0)(x, other, None) for gan in (found, expected))
+    guides = [untrained_guide(gan) for gan in (found, expected)]
+    found, expected = (SampleDistance(g, positives, 1.0)(g.look(x), g.look(other)) for g in guides)
     torch.testing.assert_close(found, expected)
     assert found.min() > 0
 

@@ -16,7 +16,7 @@ from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.adapt import Ewc, fisher_of
 from atu.methods.adapt_then_unlearn.guide import Guide
 from atu.methods.adapt_then_unlearn.repel import RepelHooks, Repulsion, _start, repulsion
-from atu.methods.adapt_then_unlearn.steering import Steering
+from atu.methods.adapt_then_unlearn.steering import LEARN_EVERY, Steering
 from atu.networks.mlp import MLPDiscriminator
 from atu.networks.stylegan2 import Generator
 from atu.training.schedules import schedule
@@ -302,7 +302,7 @@ def test_guide_learns_from_batches_of_one(image_gan):
     images = TensorSamples(torch.rand(5, 1, 8, 8))
     settings = config.Repel(guide_steps=1, adversarial=config.Adversarial(batch_size=1))
     steering = Steering(image_gan, image_gan, Feedback(images, images, is_bright, True, 0.2, {}), settings, seed=0)
-    for _ in range(2):
+    for _ in range(LEARN_EVERY):
         steering(torch.rand(1, 1, 8, 8), None, None)
     assert steering.guide.step_count == 2
     assert all(torch.isfinite(p).all() for p in steering.guide.discriminator.parameters())

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.augment import augment
 from ...data.samples import Samples
 from ...gan import GAN
+from ...measures.features import listening
 from ...support import progress
+from ...support.modules import unless_16_bit
 from ...support.seeding import fork_rng
 from ...training.schedules import lr_decay, set_lr
 from ...training.trainer import load_optimizer_state, optimizer_state
@@ -25,6 +27,15 @@ from ...training.trainer import load_optimizer_state, optimizer_state
 # Of the first steps, over which the learning rate falls to 0: what it says of samples on the boundary is chance else.
 DECAY = 0.5
 INTERVAL = 4  # steps from one gradient penalty to the next, which counts that many times
+
+
+class Seen(NamedTuple):
+    """Samples [N, ...] and what the guide makes of them: log-odds [N] of being negative, and what each of its layers
+    but the first takes in, [N, ...] each."""
+
+    samples: Tensor
+    log_odds: Tensor
+    features: list[Tensor]
 
 
 class Guide:
@@ -105,6 +116,21 @@ class Guide:
         # What it learns from float16 would need a scaled loss.
         with nullcontext() if self.gan.precision == "float16" else self.gan.autocast(twice):
             return self.gan.logits(x, c, self.discriminator)
+
+    def look(self, x: Tensor, c: Tensor | None = None) -> Seen:
+        """As `log_odds`, with the features of the same pass."""
+        taken: list[Tensor] = []
+
+        def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            first = args[0] if args else None
+            if not isinstance(first, Tensor) or not first.is_floating_point() or len(first) != len(x) or first is c:
+                return
+            if not any(first is other for other in taken):
+                taken.append(first)
+
+        with listening(self.discriminator, remember):
+            log_odds = self.log_odds(x, c)
+        return Seen(x, log_odds, [unless_16_bit(f) for f in taken[1:]])
 
     def state_dict(self) -> dict[str, Any]:
         own = dict(self.discriminator.state_dict())

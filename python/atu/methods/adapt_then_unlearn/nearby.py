@@ -17,9 +17,10 @@ from ...gan import GAN
 from ...support import progress
 from .guide import Guide
 
-STEP = 0.03  # of one move along the slope, in deviations of a latent's element
+SHORTEST, LONGEST = 0.01, 0.06  # one move along the slope, in deviations of a latent's element
 MOVES = 28  # at most
 MARGIN = 3.0  # log-odds of being negative, were half of the samples so, are to come below minus this
+BEYOND = 0.3  # that a move aims below it, so that the last one arrives
 MOST = 4000  # latents that are kept
 WAIT = 32  # found ones that are moved together
 
@@ -77,7 +78,10 @@ class NegativeLatents:
         return torch.cat([self._moved(z[part], None if c is None else c[part]) for part in parts])
 
     def _moved(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """z, moved until the guide finds its samples clearly good, or as far as MOVES go."""
+        """z, moved until the guide finds its samples clearly good, or as far as MOVES go.
+
+        A move is as long as Newton's method has it, within bounds: on the way it is long, near the end short.
+        """
         out, length = z.clone(), z.flatten(1).norm(dim=1)
         on = torch.arange(len(z), device=z.device)
         for _ in range(MOVES):
@@ -86,13 +90,16 @@ class NegativeLatents:
                 own = None if c is None else c[on]
                 log_odds = self.guide.log_odds(self.original(at, own), own)
             (slope,) = torch.autograd.grad(log_odds.sum(), at)
-            left = log_odds.detach() > -MARGIN
-            on, slope, at = on[left], slope[left] * self.scale, at.detach()[left]
+            log_odds = log_odds.detach()
+            left = log_odds > -MARGIN
+            on, log_odds, slope, at = on[left], log_odds[left], slope[left] * self.scale, at.detach()[left]
             if not len(on):
                 break
             flat = slope.flatten(1)
-            flat = flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12) * flat.shape[1] ** 0.5
-            moved = at - STEP * flat.view_as(at) * self.scale
+            steepness, root = flat.norm(dim=1).clamp(min=1e-12), flat.shape[1] ** 0.5
+            length_of_move = ((log_odds + MARGIN + BEYOND) / (steepness * root)).clamp(SHORTEST, LONGEST)
+            direction = flat * (root / steepness)[:, None]
+            moved = at - (length_of_move[:, None] * direction).view_as(at) * self.scale
             if self.keeps_norm:
                 shape = [-1] + [1] * (moved.ndim - 1)
                 moved = moved * (length[on] / moved.flatten(1).norm(dim=1)).view(shape)

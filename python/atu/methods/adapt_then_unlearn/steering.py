@@ -23,11 +23,11 @@ from ...support import world
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.trainer import draw, together
 from .distance import SampleDistance
-from .guide import Guide
+from .guide import Guide, Seen
 from .nearby import NegativeLatents
 
 RECENT = 512  # samples of either kind that the guide goes on learning from
-LEARN_EVERY = 2  # steps: every step costs up to a third of the run's time
+LEARN_EVERY = 4  # steps: at 2 it takes a tenth of the run's time, and as much is found
 
 
 class Recent:
@@ -93,19 +93,21 @@ class Steering:
         if cfg.hold_weight and known is not None and len(known[0]):
             generator = copy.deepcopy(gan.sampling_generator).train().requires_grad_(False)
             hold_statistics(generator)
-            self.distance = SampleDistance(gan, some.to(gan.device), cfg.hold_features)
+            self.distance = SampleDistance(self.guide, some.to(gan.device), cfg.hold_features)
             with fork_rng(gan.device, stream_seed(seed, Stream.NEARBY)):
                 original = partial(gan.fake, generator=generator)
                 self.bank = NegativeLatents(gan, original, self.guide, known, at_once or 64)
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
-        terms: dict[str, Tensor] = {}
-        if wanted is not None:
-            terms["nearby"] = self.nearby_weight * self._apart(fake, wanted, c)
         if self.cfg.guide_weight > 0:
             self._observe(torch.cat([fake.detach(), *self.held]))
-            terms["guide"] = self._guided(fake, c)
+        seen = self.guide.look(fake, c)
+        terms: dict[str, Tensor] = {}
+        if wanted is not None:
+            terms["nearby"] = self.nearby_weight * self._apart(seen, wanted, c)
+        if self.cfg.guide_weight > 0:
+            terms["guide"] = self._guided(seen)
         return sum(terms.values(), start=fake.new_zeros(())), {k: float(v.detach()) for k, v in terms.items()}
 
     def hold(self) -> tuple[Tensor, dict[str, float]]:
@@ -121,28 +123,29 @@ class Steering:
             x = gan.fake(own_z, own_c, generator=self.twin.generator)
         flags = self.feedback.is_negative(world.gather(wanted, group)).to(z.device)
         self.bank.add(z[flags], None if c is None else c[flags])
-        held = self.cfg.hold_weight * self._apart(x, wanted, own_c, ~flags[own])
+        seen = self.guide.look(x, own_c)
+        held = self.cfg.hold_weight * self._apart(seen, wanted, own_c, ~flags[own])
         self.held = [x.detach()]
         guide = held * 0
         if self.cfg.guide_weight > 0:
-            guide = self._guided(x, own_c, flags[own])
+            guide = self._guided(seen, flags[own])
         return held + guide, {"held": float(held.detach()), "guide of held": float(guide.detach())}
 
-    def _guided(self, x: Tensor, c: Tensor | None, were: Tensor | None = None) -> Tensor:
+    def _guided(self, seen: Seen, were: Tensor | None = None) -> Tensor:
         """The guide's loss of samples; of fresh latents where they `were` negative, or the sample looks so: by the
         oracle; without one by the probe or the guide, which pass over different ones."""
-        log_odds = self.guide.log_odds(x, c)
-        loss = F.softplus(log_odds)
+        loss = F.softplus(seen.log_odds)
         if were is not None:
-            flags = self.feedback.is_negative(x.detach()).to(x.device)
-            loss = loss * (were | (flags if self.feedback.is_oracle else flags | (log_odds.detach() > 0)))
+            flags = self.feedback.is_negative(seen.samples.detach()).to(were.device)
+            loss = loss * (were | (flags if self.feedback.is_oracle else flags | (seen.log_odds.detach() > 0)))
         return self.cfg.guide_weight * loss.mean()
 
-    def _apart(self, x: Tensor, wanted: Tensor, c: Tensor | None, where: Tensor | float = 1.0) -> Tensor:
+    def _apart(self, seen: Seen, wanted: Tensor, c: Tensor | None, where: Tensor | float = 1.0) -> Tensor:
         """Mean distance, each sample weighted by the guide's odds that what is wanted is good, and by `where`."""
         with torch.no_grad():
-            good = torch.sigmoid(-self.guide.log_odds(wanted, c)) * where
-        return (good * self.distance(x, wanted, c)).mean()
+            target = self.guide.look(wanted, c)
+            good = torch.sigmoid(-target.log_odds) * where
+        return (good * self.distance(seen, target)).mean()
 
     def _observe(self, x: Tensor) -> None:
         """With an oracle: a step of the guide on samples that it answers for, now and lately, and on the first ones."""
