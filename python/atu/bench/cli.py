@@ -50,7 +50,7 @@ def _shape(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     default="mnist",
     show_default=True,
     metavar="NAME",
-    help="Of the step: mnist; or animals, or 256 (any resolution, untrained), of which it times the whole and R1 only.",
+    help="Of the step: mnist, whole and in parts; animals, whole; or 256 (any resolution, untrained), whole.",
 )
 @click.option("--class", "digit", default="8", show_default=True, metavar="K", help="Digit that the job unlearns.")
 @click.option("--compile/--no-compile", default=True, show_default=True, help="Time torch.compile of the reference.")
@@ -227,10 +227,11 @@ def _run(
     rates = {name: machine_rates(plan, getattr(torch, name), quick) for name in dtypes}
     found.update(limits=rates[dtypes[0]], limits_of=rates)
     if what == "step":
-        from .step import gan_of, run_step
+        from .step import BRIEF, BRIEFEST, gan_of, run_step
 
         given = None if gan == "mnist" else gan_of(gan)
-        return {**found, **run_step(plan, batch, compile, quick, say, dtypes, given, brief=given is not None)}
+        brief = {"mnist": None, "animals": BRIEF}.get(gan, BRIEFEST)
+        return {**found, **run_step(plan, batch, compile, quick, say, dtypes, given, brief)}
     from .growth import run_growth
     from .micro import cases
     from .ops import run_ops

@@ -5,7 +5,7 @@ Of other GANs than the bundled one of MNIST only what matters most, as a step of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -153,7 +153,10 @@ class Parts:
 
 
 PARTS = ("step", "discriminator", "generator", "r1", "path_length", "penalty", "ema", "optimiser")
-BRIEF = ("step", "r1")
+# Of other GANs than the bundled one of MNIST, whose steps take seconds: stage -> parts.
+BRIEF = {"stage 2": ("step", "r1"), SCRATCH: ("step", "r1")}
+BRIEFEST = {"stage 2": ("step",)}
+BRIEF_ROUNDS = 3
 COMPILED = ("step", "discriminator", "generator")  # the parts with networks in them and no second gradients
 
 
@@ -195,23 +198,24 @@ def run_step(
     say: Callable[[str], None],
     dtypes: Sequence[str] = ("float32",),
     given: tuple[GAN, str] | None = None,
-    brief: bool = False,
+    brief: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Rows of every part of both stages' steps, memory, and the overhead of a step that computes nothing.
 
     dtypes: of these, the 16-bit ones are timed too, as precisions of the training. given: a GAN of StyleGAN2's kind and
-    what it is; the bundled one otherwise, or a tiny one if `quick`. brief: the step as a whole and R1 alone, of stage 2
-    and of training from scratch, without `torch.compile`, memory and overhead.
+    what it is; the bundled one otherwise, or a tiny one if `quick`. brief: stage -> parts, where these are to be timed
+    alone, in a few turns, without `torch.compile`, memory and overhead.
     """
     low = [name for name in dtypes if name in ("bfloat16", "float16")]
     with fork_rng(torch.device("cpu"), 0):
         gan, what = given or ((tiny_gan(), "tiny StyleGAN2, untrained") if quick else bundled_gan())
         gan = gan.to(plan.device)
         batch = 2 if quick else batch
-        if brief:
-            rows = [
-                row for stage in ("stage 2", SCRATCH) for row in _stage(gan, stage, plan, batch, False, low, say, BRIEF)
-            ]
+        if brief is not None:
+            plan = Plan(plan.seconds, min(plan.rounds, BRIEF_ROUNDS), plan.threads, plan.device)
+            rows = []
+            for stage, names in brief.items():
+                rows += _stage(gan, stage, plan, batch, False, low, say, names)
             return dict(gan=what, batch=batch, rows=rows)
         # The two stages' steps are much alike, and compiling takes minutes: it is done for stage 2 alone.
         compiled = {"stage 1": False, "stage 2": compile}

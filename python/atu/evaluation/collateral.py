@@ -19,6 +19,8 @@ from ..measures.manifold import MEASURES, manifold
 from ..measures.shares import share_of, total_variation
 from .judges import Judged
 
+SURE = 0.9  # confidence in a class
+
 
 def kept_numbers(reference: Tensor, before: Tensor, after: Tensor) -> dict[str, Any]:
     """Distances and overlap of the unlearned GAN's good samples with the original's, beside chance.
@@ -80,11 +82,16 @@ def transitions(before: Tensor, after: Tensor, classes: Sequence[str]) -> dict[s
 
 
 def good_changed(before: Judged, after: Judged) -> dict[str, Any] | None:
-    """Count, share and interval of the good latents whose class is another one now; None without classes."""
-    if before.labels is None or after.labels is None:
+    """Count, share and interval of the good latents whose class is another one now; None without classes.
+
+    sure: the same of those of whose class before the judge was `SURE`, as a class on its boundary changes easily.
+    """
+    if before.labels is None or after.labels is None or before.confidence is None:
         return None
-    good = ~before.negative
-    return share_of(int((before.labels != after.labels)[good].sum()), int(good.sum()))
+    good, changed = ~before.negative, before.labels != after.labels
+    sure = good & (before.confidence >= SURE)
+    of_sure = {**share_of(int((changed & sure).sum()), int(sure.sum())), "of": int(sure.sum())}
+    return {**share_of(int((changed & good).sum()), int(good.sum())), "sure": of_sure}
 
 
 def tv_redistribution(before: Judged, after: Judged, negative: Sequence[int], classes: int) -> float | None:

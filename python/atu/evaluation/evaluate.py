@@ -29,7 +29,7 @@ from ..support import progress
 from ..support.digest import sha256
 from ..support.modules import state_of
 from ..support.seeding import Stream, stream_seed
-from .collateral import good_changed, kept_numbers, landing, tv_redistribution
+from .collateral import SURE, good_changed, kept_numbers, landing, tv_redistribution
 from .judges import Judge, Judged, as_classifier, as_judge, judge_samples
 from .metrics import compute, description, load_metrics
 
@@ -286,7 +286,7 @@ def _class_numbers(models: Mapping[str, Judged], judge: Judge) -> dict[str, Any]
     for name, judged in models.items():
         assert judged.labels is not None and judged.confidence is not None
         numbers[f"class_histogram_{name}"] = histogram(judged.labels, judge.classes)
-        numbers[f"confident_{name}"] = float((judged.confidence >= 0.9).float().mean())
+        numbers[f"confident_{name}"] = float((judged.confidence >= SURE).float().mean())
     kept = [models[name].labels[~models[name].negative] for name in ("before", "after")]  # type: ignore[index]
     numbers["tv_kept"] = total_variation(kept[0], kept[1], judge.negative, len(judge.classes))
     return numbers

@@ -2,6 +2,7 @@
 
 OUT/cells/METHOD-TARGET-SEED.json   one finished cell; what is there is not computed again
 OUT/runs/...                        the run folder of a cell, from which a stopped one goes on
+OUT/pictures/METHOD-TARGET-SEED.png samples before and after: two rows that were negative, two that were good
 OUT/table.md, table.json, figure.png
 """
 
@@ -22,10 +23,10 @@ from torch import Tensor
 from .. import presets
 from ..api import unlearn
 from ..config import Config, tomllib
-from ..data.images import map_range, to_uint8
+from ..data.images import map_range, save_grid, to_uint8
 from ..data.samples import TensorSamples
 from ..evaluation.classifier import Classifier
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.goals import class_goal
 from ..evaluation.parts import PartsView
 from ..gan import GAN
@@ -42,6 +43,7 @@ from .marking import mark_negatives
 from .published import PRETRAINED_FID, PUBLISHED
 
 SAMPLES_FOR_EXTRACTOR = 5000
+COLUMNS = 20  # of a cell's picture
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,22 @@ def cell_path(out: Path, task: Task, seed: int, method: str) -> Path:
     return out / "cells" / f"{method}-{task.name}-{seed}.json"
 
 
+def picture_path(out: Path, task: Task, seed: int, method: str) -> Path:
+    return out / "pictures" / f"{method}-{task.name}-{seed}.png"
+
+
+def save_picture(path: Path, evaluation: Evaluation) -> None:
+    """The first samples that were negative, before and after, and beneath them the first that were good."""
+    before, after = (evaluation.models[name] for name in ("before", "after"))
+    flags = before.negative[: len(before.first)]
+    columns = min(COLUMNS, int(flags.sum()), int((~flags).sum()))
+    if columns:
+        picks = [torch.nonzero(wanted).flatten()[:columns] for wanted in (flags, ~flags)]
+        rows = [judged.first[pick] for pick in picks for judged in (before, after)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_grid(torch.cat(rows), evaluation.image_range, path, columns)
+
+
 def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[str, Any]:
     """Unlearn one target with one method and seed, evaluate it, and remember the retrained GAN for the others."""
     gan, judge = plan.gan, task.judge
@@ -143,6 +161,7 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
         n=plan.samples,
         seed=stream_seed(seed, Stream.EVALUATION),
     )
+    save_picture(picture_path(out, task, seed, method), evaluation)
     numbers = {name: value for name, value in evaluation.numbers.items() if not name.startswith("class_histogram")}
     found: dict[str, Any] = dict(method=method, target=task.name, seed=seed, negatives=len(marked), looked=looked)
     found.update(numbers=numbers, decisions=report._plain(result.decisions), seconds=round(result.seconds, 1))
@@ -305,6 +324,9 @@ FIGURES = (
     "ratio",
     "ret_fid_cls",
     "tv_kept",
+    "frechet_kept",
+    "good_changed",
+    "landing",
     "fid",
     "ret_fid",
     "seconds",
@@ -326,6 +348,9 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ],
         "ret_fid_cls": [cell.get("ret_fid_cls") for cell in cells],
         "tv_kept": [one["tv_kept"] for one in numbers],
+        "good_changed": [100 * one["good_changed"]["share"] if one.get("good_changed") else None for one in numbers],
+        "landing": [_ratio(one.get("landing") or {}, "precision", "precision_chance") for one in numbers],
+        "frechet_kept": [_ratio(one, "frechet_kept", "frechet_kept_chance") for one in numbers],
         "fid": [cell.get("fid_after") for cell in cells],
         "ret_fid": [cell.get("ret_fid") for cell in cells],
         "seconds": [cell["seconds"] for cell in cells],
@@ -335,6 +360,10 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     found["over_removal"] = sum(bool((_first(one).get("over_removal") or {}).get("fewer")) for one in numbers)
     found["metrics"] = {name: spread([(one.get("metrics") or {}).get(name) for one in numbers]) for name in metrics}
     return found
+
+
+def _ratio(numbers: Mapping[str, Any], value: str, chance: str) -> float | None:
+    return numbers[value] / numbers[chance] if numbers.get(value) is not None and numbers.get(chance) else None
 
 
 def _first(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -402,6 +431,9 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
             "after / before",
             "Ret-FID_cls",
             "TV kept",
+            "FD kept, x chance",
+            "good changed, %",
+            "landing, of chance",
         ]
         head += ["FID", "Ret-FID"] * extracted + metrics + ["seconds", "published PUL / FID / Ret-FID"]
         lines += ["", f"## {task.name}", "", _line(head), _line(["---"] * len(head))]
@@ -418,7 +450,8 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
                 _cell(row["ratio"], 2),
                 _cell(row["ret_fid_cls"], 2),
             ]
-            cells += [_cell(row["tv_kept"], 3)]
+            cells += [_cell(row["tv_kept"], 3), _cell(row["frechet_kept"], 1)]
+            cells += [_cell(row["good_changed"], 1), _cell(row["landing"], 2)]
             cells += [_cell(row["fid"], 2), _cell(row["ret_fid"], 2)] * extracted
             cells += [_cell(row["metrics"].get(name), 3) for name in metrics]
             cells += [_cell(row["seconds"], 0), _published(plan.dataset, method, task.name)]
@@ -435,9 +468,11 @@ def _who_judged(plan: Plan) -> list[str]:
         who = [f"Judge: {names}, which answered in no run; its figures are all of these but PUL by the oracle."]
     return [
         *who,
-        "Corrected: for the judge's errors on real images that it has not seen. Negatives: what it still finds; a star",
+        "Corrected: for the judge's errors on real images it has not seen. Negatives: what it still finds; a star",
         "marks fewer than a GAN makes that was retrained without them (over-removal: the 95 % interval of the",
-        "difference is below 0 with at least one seed).",
+        "difference is below 0 with at least one seed). FD kept: from the samples that are to stay to the original's",
+        "good ones of other latents, over that of two halves of these. Good changed: good latents whose samples the",
+        "judge gives another class. Landing: precision of what negatives' latents give, over that of good samples.",
     ]
 
 

@@ -221,6 +221,9 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
         one = changed["count"] == 1
         note = f"{changed['count']:,} sample{'' if one else 's'} that {'was' if one else 'were'} good already "
         note += f"{'is' if one else 'are'} of another class now"
+        sure = changed.get("sure")
+        if sure is not None and sure["of"]:
+            note += f"; {100 * sure['share']:.1f} % of the {sure['of']:,} of whose class the judge was sure"
         found.append(dict(name="Good samples changed", value=f"{100 * changed['share']:.1f} %", note=note))
     apart = ratio(data.get("frechet_kept"), data.get("frechet_kept_chance"))
     if apart is not None:

@@ -36,6 +36,13 @@ def test_good_latents_changed():
     assert good_changed(unlabelled, unlabelled) is None
 
 
+def test_good_latents_changed_of_whose_class_the_judge_was_sure():
+    confidence = torch.tensor([1, 1, 1, 1, 0.95, 0.89, 0.9, 0.9, 0.5, 0.91])
+    before = Judged(BEFORE.negative, BEFORE.features, BEFORE.labels, confidence, torch.empty(0))
+    sure = good_changed(before, AFTER)["sure"]
+    assert (sure["count"], sure["of"], sure["share"]) == (1, 4, 0.25)  # a to c was not sure, c to b was
+
+
 def test_redistribution_is_what_landing_alone_explains():
     # Before: a 3, c 3 of 6. Good latents as they were and 2 to a, 1 to c: a 5, c 4 of 9.
     assert tv_redistribution(BEFORE, AFTER, [1], 3) == pytest.approx(abs(3 / 6 - 5 / 9))

@@ -15,6 +15,7 @@ from atu import presets
 from atu.cli import main as cli
 from atu.data.images import load_images
 from atu.evaluation.classifier import Classifier
+from atu.evaluation.evaluate import evaluate
 from atu.experiments import recipes, reproduce
 from atu.experiments.classifiers import train_classifier
 from atu.experiments.published import PRETRAINED_FID, PUBLISHED
@@ -87,6 +88,13 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
     assert row["pul"]["mean"] == pytest.approx(statistics.mean(cell["numbers"]["pul"] for cell in cells))
     assert row["pul"]["deviation"] == pytest.approx(statistics.stdev(cell["numbers"]["pul"] for cell in cells))
     assert row["ret_fid_cls"]["n"] == 2
+    one = cells[0]["numbers"]
+    assert row["good_changed"]["mean"] == pytest.approx(
+        50 * sum(cell["numbers"]["good_changed"]["share"] for cell in cells)
+    )
+    assert row["frechet_kept"]["mean"] > 0 and one["frechet_kept_chance"] > 0
+    with Image.open(out / "pictures" / "ewc-left-0.png") as picture:  # gaps of a pixel between images of 8 x 8
+        assert picture.size == (9 * min(20, one["negatives_before"]), 9 * 4)
     assert table["table"]["retrain"]["left"]["ret_fid_cls"] is None
     assert not list((out / "runs").glob("*"))
     # What is there is not computed again; what is missing is.
@@ -111,6 +119,26 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
         assert picture.width > 500
     with pytest.raises(ValueError, match=r"another negatives \(8 there, 9 now\)"):
         reproduce.reproduce(plan_of(plan_parts, tmp_path, negatives=9), out)
+
+
+def test_a_picture_has_what_was_negative_above_what_was_good(plan_parts, tmp_path):
+    gan, (task, _) = plan_parts
+    other = gan.copy()
+    with torch.no_grad():
+        for p in other.generator.parameters():
+            p.mul_(0.5)
+    evaluation = evaluate(gan, other, task.judge, task.classes, n=70, seed=3, keep=70)
+    x, y = (one.sample(70, seed=3) for one in (gan, other))
+    flags = task.judge.oracle(["left"])(x)
+    columns = min(20, int(flags.sum()), int((~flags).sum()))
+    expected = [a[pick][:columns] for pick in (flags, ~flags) for a in (x, y)]
+    path = tmp_path / "pictures" / "some.png"
+    reproduce.save_picture(path, evaluation)
+    with Image.open(path) as picture:
+        found = np.asarray(picture).reshape(4, 9, columns, 9)[:, :8, :, :8].transpose(0, 2, 1, 3)
+    wanted = torch.stack(expected).squeeze(2).numpy()
+    low, high = gan.image_range
+    np.testing.assert_allclose(found / 255, (wanted - low) / (high - low), atol=0.51 / 255)
 
 
 def test_retraining_comes_first_and_sees_no_negatives(plan_parts, tmp_path):

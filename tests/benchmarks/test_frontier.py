@@ -1,0 +1,61 @@
+"""The frontier's settings are known to the methods; its cells go on, and become a table and a picture."""
+
+import pytest
+from PIL import Image
+
+from atu.config import Config
+from atu.experiments.reproduce import Plan
+from benchmarks import frontier
+
+
+def cell(method, pul, changed):
+    numbers = dict(
+        pul=pul,
+        judge="judge",
+        judges={"judge": {"corrected": {"pul": pul + 1}}},
+        good_changed={"share": changed},
+        frechet_kept=0.6,
+        frechet_kept_chance=0.2,
+        landing={"precision": 0.7, "precision_chance": 0.875},
+        tv_kept=0.0315,
+    )
+    return dict(method=method, numbers=numbers, negatives=200, seconds=12.4, machine={"cpu": "a processor", "cores": 2})
+
+
+@pytest.mark.parametrize("method", frontier.STRENGTHS)
+def test_settings_are_the_methods_own(method):
+    own = [Config.of(method, data=frontier.settings(method, s)) for s in frontier.STRENGTHS[method]]
+    assert len({str(config) for config in own}) == len(own) > 1
+
+
+def test_cells_are_computed_once_and_tabled(tmp_path, monkeypatch):
+    ran = []
+
+    def run_cell(plan: Plan, task, seed, method, out):
+        ran.append((task.name, seed, method, plan.config))
+        (out / "pictures").mkdir(parents=True)
+        Image.new("L", (3, 4)).save(out / "pictures" / f"{method}-8-0.png")
+        return cell(method, 60 + 10 * len(ran), 0.05 * len(ran))
+
+    monkeypatch.setattr(frontier, "run_cell", run_cell)
+    monkeypatch.setattr(frontier, "STRENGTHS", {"il2": (1.0, 4.0), "extrapolate": (0.5,)})
+    for _ in range(2):
+        assert frontier.main([str(tmp_path), "il2"]) == 0
+    assert frontier.main([str(tmp_path)]) == 0
+    assert ran == [
+        ("8", 0, "il2", {"repel": {"strength": 1.0}}),
+        ("8", 0, "il2", {"repel": {"strength": 4.0}}),
+        ("8", 0, "extrapolate", {"methods": {"extrapolate": {"s": 0.5}}}),
+    ]
+    rows = (tmp_path / "table.md").read_text().splitlines()
+    assert rows[0] == "Digit 8, seed 0, 200 negatives, an oracle; a processor, 2 cores."
+    assert rows[-1] == "| extrapolate | 0.5 | 90.0 (91.0) | 15.0 | 3.0 | 0.80 | 0.032 | 12 |"
+    assert len(rows) == 2 + 2 + 3
+    with Image.open(tmp_path / "frontier.png") as picture:
+        assert picture.width > 900
+    assert len(list((tmp_path / "pictures").iterdir())) == 3
+
+
+def test_an_unknown_method_is_told(tmp_path, capsys):
+    assert frontier.main([str(tmp_path), "el3"]) == 2
+    assert "expected one of atu, el2" in capsys.readouterr().out
