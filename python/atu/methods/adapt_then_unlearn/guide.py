@@ -118,7 +118,9 @@ class Guide:
             return self.gan.logits(x, c, self.discriminator)
 
     def look(self, x: Tensor, c: Tensor | None = None) -> Seen:
-        """As `log_odds`, with the features of the same pass."""
+        """As `log_odds`, with the features of the same pass. Labels are no features."""
+        if c is None:
+            c = self.gan.labels(len(x), torch.default_generator)
         taken: list[Tensor] = []
 
         def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
