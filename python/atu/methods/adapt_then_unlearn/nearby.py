@@ -90,7 +90,7 @@ class NegativeLatents:
                 own = None if c is None else c[on]
                 log_odds = self.guide.log_odds(self.original(at, own), own)
             (slope,) = torch.autograd.grad(log_odds.sum(), at)
-            log_odds = log_odds.detach()
+            log_odds = log_odds.detach().to(slope)
             left = log_odds > -MARGIN
             on, log_odds, slope, at = on[left], log_odds[left], slope[left] * self.scale, at.detach()[left]
             if not len(on):
