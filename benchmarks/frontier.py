@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from atu.experiments.recipes import mnist_plan
-from atu.experiments.reproduce import run_cell
+from atu.experiments.reproduce import picture_path, run_cell, summarise
 from atu.support import progress
 from atu.support.environment import keep_freed_memory
 from atu.support.files import write_atomic, write_json, write_text
+
+from .render import table
 
 DIGIT, SEED = "8", 0
 # Norm of the repulsion's gradient over the adversarial one's at the start (the preset's is 4), and so of l1-sparse; how
@@ -55,7 +57,7 @@ def compute(out: Path, methods: list[str]) -> None:
             plan = mnist_plan([DIGIT], methods=[method], seeds=1, config=settings(method, strength))
             folder = out / "work" / f"{method}-{strength:g}"
             cell = run_cell(plan, plan.tasks[0], SEED, method, folder)
-            picture = next((folder / "pictures").glob("*.png"))
+            picture = picture_path(folder, plan.tasks[0], SEED, method)
             (out / "pictures").mkdir(parents=True, exist_ok=True)
             picture.replace(out / "pictures" / f"{method}-{strength:g}.png")
             write_json(path_of(out, method, strength), {**cell, "strength": strength})
@@ -73,37 +75,29 @@ def cells(out: Path) -> Iterator[Cell]:
 
 
 def figures(cell: Cell) -> dict[str, float]:
-    """PUL and the corrected one, good latents changed, distance to what is kept and TV, by the judge."""
-    numbers = cell["numbers"]
-    corrected = numbers["judges"][numbers["judge"]]["corrected"]
-    return dict(
-        pul=numbers["pul"],
-        corrected=corrected["pul"],
-        changed=100 * numbers["good_changed"]["share"],
-        kept=numbers["frechet_kept"] / numbers["frechet_kept_chance"],
-        landing=numbers["landing"]["precision"] / numbers["landing"]["precision_chance"],
-        tv=numbers["tv_kept"],
-    )
+    """By the judge: what the reproduced table has of this cell."""
+    return {name: one["mean"] for name, one in summarise([cell]).items() if isinstance(one, dict) and "mean" in one}
 
 
-def table(found: list[Cell]) -> str:
+def cells_table(found: list[Cell]) -> str:
     head = ["method", "strength", "PUL % (corrected)", "good changed, %", "FD kept, x chance", "landing, of chance"]
     head += ["TV kept", "seconds"]
-    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head))]
+    rows = []
     for cell in found:
         one = figures(cell)
-        row = [
-            NAMES.get(cell["method"], cell["method"]),
-            f"{cell['strength']:g}",
-            f"{one['pul']:.1f} ({one['corrected']:.1f})",
-            f"{one['changed']:.1f}",
-            f"{one['kept']:.1f}",
-            f"{one['landing']:.2f}",
-            f"{one['tv']:.3f}",
-            f"{cell['seconds']:.0f}",
-        ]
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        rows.append(
+            [
+                NAMES.get(cell["method"], cell["method"]),
+                f"{cell['strength']:g}",
+                f"{one['pul']:.1f} ({one['pul_corrected']:.1f})",
+                f"{one['good_changed']:.1f}",
+                f"{one['frechet_kept']:.1f}",
+                f"{one['landing']:.2f}",
+                f"{one['tv_kept']:.3f}",
+                f"{one['seconds']:.0f}",
+            ]
+        )
+    return table(head, rows)
 
 
 def draw(found: list[Cell], path: Path) -> None:
@@ -112,12 +106,15 @@ def draw(found: list[Cell], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.0, 4.2), layout="constrained", dpi=120)
-    costs = {"changed": "good latents changed, %", "kept": "Fréchet distance to what is kept, times chance"}
+    costs = {
+        "good_changed": "good latents changed, %",
+        "frechet_kept": "Fréchet distance to what is kept, times chance",
+    }
     for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), costs.items(), strict=True):
         for index, method in enumerate(STRENGTHS):
             points = [figures(cell) for cell in found if cell["method"] == method]
             x, y = [one[cost] for one in points], [one["pul"] for one in points]
-            name = NAMES.get(method, method) if cost == "changed" else None
+            name = NAMES.get(method, method) if cost == "good_changed" else None
             axes.plot(x, y, "osD^vP"[index % 6] + "-", ms=6, lw=1.2, color=f"C{index}", label=name)
         axes.set(xlabel=label, xscale="log")
         axes.grid(alpha=0.25, which="both")
@@ -131,7 +128,7 @@ def write(out: Path) -> None:
     found = list(cells(out))
     about, marks = found[0]["machine"], found[0]["negatives"]
     text = f"Digit {DIGIT}, seed {SEED}, {marks} negatives, an oracle; {about['cpu']}, {about['cores']} cores."
-    write_text(out / "table.md", f"{text}\n\n{table(found)}\n")
+    write_text(out / "table.md", f"{text}\n\n{cells_table(found)}\n")
     draw(found, out / "frontier.png")
 
 

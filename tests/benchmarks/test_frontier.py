@@ -12,7 +12,9 @@ def cell(method, pul, changed):
     numbers = dict(
         pul=pul,
         judge="judge",
-        judges={"judge": {"corrected": {"pul": pul + 1}}},
+        judges={"judge": {"corrected": {"pul": pul + 1}, "answered": False}},
+        fid_cls_before=None,
+        fid_cls_after=None,
         good_changed={"share": changed},
         frechet_kept=0.6,
         frechet_kept_chance=0.2,

@@ -86,12 +86,10 @@ def make_trainer(
     start = [p.detach().clone() for p in params]
     real = TensorSamples(torch.rand(500, *gan.sample_shape) * 2 - 1)
     options: dict[str, Any] = {}
-    if plain:
-        pass
-    elif stage == "stage 1":
+    if stage == "stage 1" and not plain:
         fisher = [torch.rand_like(p) for p in start]
         options["add_penalty_grad"] = Ewc(twin, start, fisher, cfg.adapt.ewc_weight, cfg.adapt.ewc_relative).add_grad
-    else:
+    elif not plain:
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
         options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel, default_steps(gan)).add_grad
         options["extra_fakes"] = real
