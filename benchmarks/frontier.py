@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from atu.experiments.cells import picture_path, run_cell
 from atu.experiments.recipes import mnist_plan
-from atu.experiments.reproduce import picture_path, run_cell, summarise
+from atu.experiments.reproduced_table import summarise
 from atu.support import progress
 from atu.support.environment import keep_freed_memory
 from atu.support.files import write_atomic, write_json, write_text

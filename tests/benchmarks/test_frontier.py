@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from atu.config import Config
-from atu.experiments.reproduce import Plan
+from atu.experiments.cells import Plan
 from benchmarks import frontier
 
 

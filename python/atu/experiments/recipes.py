@@ -27,9 +27,9 @@ from ..gan import GAN
 from ..support import progress
 from ..support.files import write_json
 from . import animals
+from .cells import Plan, Task
 from .classifiers import accuracy, train_classifier
 from .judge import mnist_judge
-from .reproduce import Plan, Task
 
 # Three species and four features, the rarest and the commonest of which are 6 and 28 % of the drawings.
 ANIMALS = ("dog", "cat", "deer", "nose-ring", "antlers", "whiskers", "floppy-ears")

@@ -81,12 +81,12 @@ def report_data(evaluation: Evaluation, context: Context, result: Path | None = 
         seconds_by_stage={name: round(value, 2) for name, value in context.seconds.items()},
         run_seed=context.seed,
         command=context.command,
-        decisions=_plain(context.decisions),
-        targets=_plain(context.targets),
-        audit=_plain(context.audit),
-        parameter_path=None if context.path is None else _plain(context.path.points),
-        earlier=_plain(context.earlier),
-        config=_plain(context.config),
+        decisions=plain(context.decisions),
+        targets=plain(context.targets),
+        audit=plain(context.audit),
+        parameter_path=None if context.path is None else plain(context.path.points),
+        earlier=plain(context.earlier),
+        config=plain(context.config),
         machine=environment.machine(context.device),
         versions=environment.versions(),
         sha256=_hashes(evaluation, context, result),
@@ -108,14 +108,14 @@ def _hashes(evaluation: Evaluation, context: Context, result: Path | None) -> di
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Numbers, strings, lists and dicts only, so that JSON takes it; NaN and infinity become None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Tensor):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float):
         return value if abs(value) < float("inf") else None
     return value if isinstance(value, (int, str, bool)) or value is None else str(value)
@@ -210,7 +210,7 @@ def write_audit(out: str | Path, found: Mapping[str, Any]) -> list[list[str]]:
         machine=flatten(found["machine"]),
     )
     write_text(Path(out) / "audit.html", page)
-    write_json(Path(out) / "audit.json", _plain(found))
+    write_json(Path(out) / "audit.json", plain(found))
     return table
 
 

@@ -7,7 +7,8 @@ import torch
 
 from atu.evaluation.evaluate import evaluate
 from atu.evaluation.metrics import METRICS
-from atu.experiments import reproduce
+from atu.experiments import cells as reproduction
+from atu.experiments import reproduced_table
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.report import report
@@ -73,12 +74,12 @@ def test_the_reproduced_table_has_a_column_a_metric():
     numbers = dict(pul=50.0, fid_cls_after=2.0, fid_cls_before=1.0, tv_kept=0.1)
     cells = [dict(numbers={**numbers, "metrics": {"fewer": value}}, seconds=1.0) for value in (0.25, 0.75)]
     cells.append(dict(numbers=numbers, seconds=1.0))  # computed before there was this metric
-    row = reproduce.summarise(cells)
+    row = reproduced_table.summarise(cells)
     assert row["metrics"] == {"fewer": dict(mean=0.5, deviation=pytest.approx(0.5 / 2**0.5), n=2)}
-    task = reproduce.Task("8", SimpleNamespace(name="a judge"), ("8",), None)
-    plan = reproduce.Plan("mnist", None, [task], ["cdc", "ewc"], seeds=3)
-    table = {"cdc": {"8": row}, "ewc": {"8": reproduce.summarise(cells[2:])}}
-    lines = [line for line in reproduce.markdown(plan, table).splitlines() if line.startswith("| ")]
+    task = reproduction.Task("8", SimpleNamespace(name="a judge"), ("8",), None)
+    plan = reproduction.Plan("mnist", None, [task], ["cdc", "ewc"], seeds=3)
+    table = {"cdc": {"8": row}, "ewc": {"8": reproduced_table.summarise(cells[2:])}}
+    lines = [line for line in reproduced_table.markdown(plan, table).splitlines() if line.startswith("| ")]
     columns = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     at = columns[0].index("fewer")
     assert [line[at] for line in columns if line[0] in ("cdc", "ewc")] == ["0.500 ± 0.354", "–"]

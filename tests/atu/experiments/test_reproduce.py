@@ -16,10 +16,11 @@ from atu.cli import main as cli
 from atu.data.images import load_images
 from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import evaluate
-from atu.experiments import recipes, reproduce
+from atu.experiments import cells as reproduction
+from atu.experiments import recipes, reproduce, reproduced_table
+from atu.experiments.cells import Plan, Task
 from atu.experiments.classifiers import train_classifier
 from atu.experiments.published import PRETRAINED_FID, PUBLISHED
-from atu.experiments.reproduce import Plan, Task
 from atu.gan import GAN
 from atu.measures import extractors
 from atu.measures.frechet import frechet
@@ -101,7 +102,7 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
     stamp = (out / "cells" / "ewc-left-0.json").stat().st_mtime_ns
     (out / "cells" / "ewc-right-1.json").unlink()
     ran = []
-    run_cell = reproduce.run_cell
+    run_cell = reproduction.run_cell
 
     def counted(*arguments):
         ran.append((arguments[1].name, *arguments[2:4]))
@@ -133,7 +134,7 @@ def test_a_picture_has_what_was_negative_above_what_was_good(plan_parts, tmp_pat
     columns = min(20, int(flags.sum()), int((~flags).sum()))
     expected = [a[pick][:columns] for pick in (flags, ~flags) for a in (x, y)]
     path = tmp_path / "pictures" / "some.png"
-    reproduce.save_picture(path, evaluation)
+    reproduction.save_picture(path, evaluation)
     with Image.open(path) as picture:
         found = np.asarray(picture).reshape(4, 9, columns, 9)[:, :8, :, :8].transpose(0, 2, 1, 3)
     wanted = torch.stack(expected).squeeze(2).numpy()
@@ -144,7 +145,7 @@ def test_a_picture_has_what_was_negative_above_what_was_good(plan_parts, tmp_pat
 def test_retraining_comes_first_and_sees_no_negatives(plan_parts, tmp_path):
     plan = plan_of(plan_parts, tmp_path, seeds=1)
     assert [method for _, _, method in plan.cells()] == ["retrain", "ewc"] * 2
-    found = reproduce.run_cell(plan, plan.tasks[0], 0, "retrain", tmp_path)
+    found = reproduction.run_cell(plan, plan.tasks[0], 0, "retrain", tmp_path)
     images, labels = plan.tasks[0].real
     # Negatives by label are left out here, and those by the judge in the method.
     by_judge = plan.tasks[0].judge.oracle(["left"])(images[labels != 0])
@@ -160,12 +161,12 @@ def test_an_oracle_beside_the_judge_marks_and_answers_alone(plan_parts, tmp_path
     )  # calls left what the judge calls right
     both = Task("left", task.judge, ("left",), task.real, swapped)
     seen = []
-    unlearn = reproduce.unlearn
+    unlearn = reproduction.unlearn
     monkeypatch.setattr(
-        reproduce, "unlearn", lambda gan, marked, **more: seen.append((marked, more)) or unlearn(gan, marked, **more)
+        reproduction, "unlearn", lambda gan, marked, **more: seen.append((marked, more)) or unlearn(gan, marked, **more)
     )
     plan = plan_of((gan, [both]), tmp_path, methods=("ewc",), seeds=1)
-    found = reproduce.run_cell(plan, both, 0, "ewc", tmp_path)
+    found = reproduction.run_cell(plan, both, 0, "ewc", tmp_path)
     ((marked, more),) = seen
     assert (task.judge.predict(marked) == 1).all()
     x = gan.sample(80, seed=stream_seed(0, Stream.EVALUATION))
@@ -237,7 +238,7 @@ def test_features_of_a_torchscript_file(plan_parts, tmp_path, module):
     expected = x.float().reshape(5, 2, 4, 2, 4).mean((2, 4)).reshape(5, 4).repeat(1, 3)
     assert torch.allclose(extract(x), expected)
     plan = plan_of(plan_parts, tmp_path, extractor=extract)
-    found = reproduce.run_cell(plan, plan.tasks[1], 0, "ewc", tmp_path)
+    found = reproduction.run_cell(plan, plan.tasks[1], 0, "ewc", tmp_path)
     real, labels = plan.tasks[1].real
     levels = ((real[labels != 1][:80] + 1) / 2 * 255).round().to(torch.uint8)
     own = ((plan.gan.sample(80, stream_seed(0, Stream.EVALUATION)) + 1) / 2 * 255).round().to(torch.uint8)
@@ -252,8 +253,8 @@ def test_errors_name_the_argument(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"extractor: .* is no readable TorchScript"):
         extractors.torchscript(tmp_path / "x.pt")
-    assert reproduce.spread([None, None]) is None
-    assert reproduce.spread([2.0]) == {"mean": 2.0, "deviation": None, "n": 1}
+    assert reproduced_table.spread([None, None]) is None
+    assert reproduced_table.spread([2.0]) == {"mean": 2.0, "deviation": None, "n": 1}
 
 
 def test_published_rows():

@@ -1,0 +1,162 @@
+"""What a reproduced table is made of: targets, the plan, and one cell: a method, a target and a seed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..api import unlearn
+from ..data.images import save_grid, to_uint8
+from ..evaluation.classifier import Classifier
+from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.goals import class_goal
+from ..evaluation.parts import PartsView
+from ..gan import GAN
+from ..measures.frechet import frechet
+from ..report import report
+from ..support import environment
+from ..support.seeding import Stream, stream_seed
+from .marking import mark_negatives
+
+SAMPLES_FOR_EXTRACTOR = 5000
+COLUMNS = 20  # of a cell's picture
+
+
+@dataclass(frozen=True)
+class Task:
+    """One column of the table. name: of the target ("8", "cat"). judge, classes: what is negative. real: (images,
+    labels [M]) in the GAN's range, with labels of the judge's classes. oracle: marks the negatives and answers during
+    the runs; the judge itself where there is no other."""
+
+    name: str
+    judge: Classifier | PartsView
+    classes: tuple[str, ...]
+    real: tuple[Tensor, Tensor]
+    oracle: Classifier | PartsView | None = None
+
+    @property
+    def asked(self) -> Classifier | PartsView:
+        return self.judge if self.oracle is None else self.oracle
+
+
+@dataclass
+class Plan:
+    """What to compute. methods run with config (nested dicts over each method's own settings). extractor: further
+    features of images in [0, 255], see measures/extractors.py."""
+
+    dataset: str
+    gan: GAN
+    tasks: Sequence[Task]
+    methods: Sequence[str]
+    seeds: int
+    negatives: int = 200
+    samples: int = 10_000
+    config: Mapping[str, Any] = field(default_factory=dict)
+    extractor: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def judges(self) -> str:
+        """The names of those whose figures the table's are."""
+        return ", ".join(dict.fromkeys(task.judge.name for task in self.tasks))
+
+    def cells(self) -> Iterator[tuple[Task, int, str]]:
+        """Task, seed, method: retraining before the others, as Ret-FID measures the distance to it."""
+        ordered = sorted(self.methods, key=lambda method: method != "retrain")
+        for task in self.tasks:
+            for seed in range(self.seeds):
+                for method in ordered:
+                    yield task, seed, method
+
+
+def cell_path(out: Path, task: Task, seed: int, method: str) -> Path:
+    return out / "cells" / f"{method}-{task.name}-{seed}.json"
+
+
+def picture_path(out: Path, task: Task, seed: int, method: str) -> Path:
+    return out / "pictures" / f"{method}-{task.name}-{seed}.png"
+
+
+def save_picture(path: Path, evaluation: Evaluation) -> None:
+    """The first samples that were negative, before and after, and beneath them the first that were good."""
+    before, after = (evaluation.models[name] for name in ("before", "after"))
+    flags = before.negative[: len(before.first)]
+    columns = min(COLUMNS, int(flags.sum()), int((~flags).sum()))
+    if columns:
+        picks = [torch.nonzero(wanted).flatten()[:columns] for wanted in (flags, ~flags)]
+        rows = [judged.first[pick] for pick in picks for judged in (before, after)]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_grid(torch.cat(rows), evaluation.image_range, path, columns)
+
+
+def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[str, Any]:
+    """Unlearn one target with one method and seed, evaluate it, and remember the retrained GAN for the others."""
+    gan, judge = plan.gan, task.judge
+    is_negative = class_goal(task.asked, task.classes, gan.image_range).is_negative
+    marked, looked = mark_negatives(gan, is_negative, plan.negatives, stream_seed(seed, Stream.MARKS))
+    folder = out / "runs" / f"{method}-{task.name}-{seed}"
+    images, labels = task.real
+    wanted = torch.tensor(judge.class_indices(task.classes))
+    kept = images[~torch.isin(labels, wanted)]
+    result = unlearn(
+        gan,
+        marked,
+        # From scratch it learns from real samples, as the published row does; the others have none.
+        positives=kept if method == "retrain" else None,
+        is_negative=is_negative,
+        config=dict(plan.config),
+        out=folder,
+        seed=seed,
+        method=method,
+    )
+    retrained = out / "retrained" / f"{task.name}-{seed}.safetensors"
+    there = method != "retrain" and retrained.is_file()
+    evaluation = evaluate(
+        gan,
+        result.gan,
+        judge,
+        task.classes,
+        task.real,
+        judges={} if task.oracle is None else {task.oracle.name: task.oracle},
+        answered=[task.asked.name],
+        retrained=GAN.load(retrained) if there else None,
+        n=plan.samples,
+        seed=stream_seed(seed, Stream.EVALUATION),
+    )
+    save_picture(picture_path(out, task, seed, method), evaluation)
+    numbers = {name: value for name, value in evaluation.numbers.items() if not name.startswith("class_histogram")}
+    found: dict[str, Any] = dict(method=method, target=task.name, seed=seed, negatives=len(marked), looked=looked)
+    found.update(numbers=numbers, decisions=report.plain(result.decisions), seconds=round(result.seconds, 1))
+    if method == "retrain":
+        result.gan.save(retrained)
+    elif there:
+        features = {name: evaluation.models[name].features for name in ("retrained", "after")}
+        found["ret_fid_cls"] = frechet(features["retrained"], features["after"])
+    if plan.extractor is not None:
+        found.update(_extracted(plan, kept, result.gan, retrained, method, seed))
+    found.update(machine=environment.machine(gan.device), versions=environment.versions())
+    shutil.rmtree(folder, ignore_errors=True)
+    return found
+
+
+def _extracted(
+    plan: Plan, real: Tensor, after: GAN, retrained: Path, method: str, seed: int
+) -> dict[str, float | None]:
+    """FID and Ret-FID in the extractor's features, of up to SAMPLES_FOR_EXTRACTOR samples each."""
+    assert plan.extractor is not None
+    extract, n = plan.extractor, min(plan.samples, SAMPLES_FOR_EXTRACTOR)
+
+    def of(gan: GAN) -> Tensor:
+        x = gan.sample(n, stream_seed(seed, Stream.EVALUATION), plan.gan.fitting()).cpu()
+        return extract(to_uint8(x, gan.image_range))
+
+    own, reference = of(after), extract(to_uint8(real[:n], plan.gan.image_range))
+    found = {"fid_before": frechet(reference, of(plan.gan)), "fid_after": frechet(reference, own)}
+    if method != "retrain" and retrained.is_file():
+        found["ret_fid"] = frechet(of(GAN.load(retrained)), own)
+    return found

@@ -1,0 +1,223 @@
+"""Cells over their seeds, as the table beside the paper's rows and as a figure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ..report import report
+from ..support import environment
+from ..support.files import write_atomic, write_json, write_text
+from .cells import Plan, cell_path
+from .published import PRETRAINED_FID, PUBLISHED
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
+    """Mean, standard deviation (None of one value) and number of the values that are there."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return None
+    return dict(mean=mean(there), deviation=stdev(there) if len(there) > 1 else None, n=len(there))
+
+
+FIGURES = (
+    "pul",
+    "pul_corrected",
+    "pul_oracle",
+    "negatives",
+    "fid_cls",
+    "ratio",
+    "ret_fid_cls",
+    "tv_kept",
+    "frechet_kept",
+    "good_changed",
+    "landing",
+    "fid",
+    "ret_fid",
+    "seconds",
+)
+
+
+def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The cells of one method and target, over the seeds."""
+    numbers = [cell["numbers"] for cell in cells]
+    columns: dict[str, list[float | None]] = {
+        "pul": [one["pul"] for one in numbers],
+        "pul_corrected": [(_first(one).get("corrected") or {}).get("pul") for one in numbers],
+        "pul_oracle": [_oracle(one).get("pul") for one in numbers],
+        "negatives": [one.get("negatives_after") for one in numbers],
+        "fid_cls": [one["fid_cls_after"] for one in numbers],
+        "ratio": [
+            one["fid_cls_after"] / one["fid_cls_before"] if one["fid_cls_after"] and one["fid_cls_before"] else None
+            for one in numbers
+        ],
+        "ret_fid_cls": [cell.get("ret_fid_cls") for cell in cells],
+        "tv_kept": [one["tv_kept"] for one in numbers],
+        "good_changed": [100 * one["good_changed"]["share"] if one.get("good_changed") else None for one in numbers],
+        "landing": [_ratio(one.get("landing") or {}, "precision", "precision_chance") for one in numbers],
+        "frechet_kept": [_ratio(one, "frechet_kept", "frechet_kept_chance") for one in numbers],
+        "fid": [cell.get("fid_after") for cell in cells],
+        "ret_fid": [cell.get("ret_fid") for cell in cells],
+        "seconds": [cell["seconds"] for cell in cells],
+    }
+    found: dict[str, Any] = {name: spread(columns[name]) for name in FIGURES}
+    metrics = dict.fromkeys(name for one in numbers for name in one.get("metrics") or {})
+    found["over_removal"] = sum(bool((_first(one).get("over_removal") or {}).get("fewer")) for one in numbers)
+    found["metrics"] = {name: spread([(one.get("metrics") or {}).get(name) for one in numbers]) for name in metrics}
+    return found
+
+
+def _ratio(numbers: Mapping[str, Any], value: str, chance: str) -> float | None:
+    return numbers[value] / numbers[chance] if numbers.get(value) is not None and numbers.get(chance) else None
+
+
+def _first(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the judge says whose figures these are; nothing in cells that were computed without further judges."""
+    return (numbers.get("judges") or {}).get(numbers.get("judge"), {})
+
+
+def _oracle(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the oracle of the run says."""
+    return next((one for one in (numbers.get("judges") or {}).values() if one["answered"]), {})
+
+
+def collect(plan: Plan, out: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """method -> target -> summary of the cells that are there."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for method in plan.methods:
+        for task in plan.tasks:
+            paths = [cell_path(out, task, seed, method) for seed in range(plan.seeds)]
+            cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+            if cells:
+                found.setdefault(method, {})[task.name] = summarise(cells)
+    return found
+
+
+def _cell(value: Mapping[str, Any] | None, digits: int) -> str:
+    if value is None:
+        return "–"
+    text = f"{value['mean']:.{digits}f}"
+    return text if value["deviation"] is None else f"{text} ± {value['deviation']:.{digits}f}"
+
+
+def _published(dataset: str, method: str, target: str) -> str:
+    row = PUBLISHED.get(dataset, {}).get(method, {}).get(target)
+    return "–" if row is None else " / ".join("–" if value is None else f"{value:g}" for value in row)
+
+
+def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The table as markdown, one section a target."""
+    extracted = any(row.get("fid") for rows in table.values() for row in rows.values())
+    metrics = list(dict.fromkeys(m for rows in table.values() for row in rows.values() for m in row["metrics"]))
+    before = PRETRAINED_FID.get(plan.dataset, "–")
+    size = f"{plan.negatives} negatives, {plan.samples:,} latents"
+    done = sum(row["seconds"]["n"] for rows in table.values() for row in rows.values())
+    lines = [
+        f"# The published table again: {plan.dataset}",
+        "",
+        f"Mean ± standard deviation over up to {plan.seeds} seeds (one alone has none), {size}.",
+        f"{done} of {len(list(plan.cells()))} cells are computed.",
+        "",
+        *_who_judged(plan),
+        "",
+        "The published rows are PUL / FID / Ret-FID in Inception features, on the authors' GAN, trained on the whole",
+        f"data set (FID {before} before unlearning). Here the GAN, the amount of data and",
+        "the feature extractor differ: FID_cls is a Fréchet distance in the features of this task's own classifier.",
+        "Compare the columns within one side of the table, and only PUL and the ratio after / before across it.",
+    ]
+    for task in plan.tasks:
+        head = [
+            "method",
+            "PUL %",
+            "corrected",
+            "by the oracle",
+            "negatives",
+            "FID_cls",
+            "after / before",
+            "Ret-FID_cls",
+            "TV kept",
+            "FD kept, x chance",
+            "good changed, %",
+            "landing, of chance",
+        ]
+        head += ["FID", "Ret-FID"] * extracted + metrics + ["seconds", "published PUL / FID / Ret-FID"]
+        lines += ["", f"## {task.name}", "", _line(head), _line(["---"] * len(head))]
+        for method in plan.methods:
+            row = table.get(method, {}).get(task.name)
+            if row is None:
+                continue
+            cells = [
+                _cell(row["pul"], 2),
+                _cell(row["pul_corrected"], 2),
+                _cell(row["pul_oracle"], 2),
+                _cell(row["negatives"], 0) + " *" * bool(row["over_removal"]),
+                _cell(row["fid_cls"], 2),
+                _cell(row["ratio"], 2),
+                _cell(row["ret_fid_cls"], 2),
+            ]
+            cells += [_cell(row["tv_kept"], 3), _cell(row["frechet_kept"], 1)]
+            cells += [_cell(row["good_changed"], 1), _cell(row["landing"], 2)]
+            cells += [_cell(row["fid"], 2), _cell(row["ret_fid"], 2)] * extracted
+            cells += [_cell(row["metrics"].get(name), 3) for name in metrics]
+            cells += [_cell(row["seconds"], 0), _published(plan.dataset, method, task.name)]
+            lines.append(_line([method, *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _who_judged(plan: Plan) -> list[str]:
+    """Whose figures these are, in lines of text."""
+    names = plan.judges
+    if any(task.oracle is None for task in plan.tasks):
+        who = [f"Judge: {names}, which marked the negatives and answered during the runs too."]
+    else:
+        who = [f"Judge: {names}, which answered in no run; its figures are all of these but PUL by the oracle."]
+    return [
+        *who,
+        "Corrected: for the judge's errors on real images it has not seen. Negatives: what it still finds; a star",
+        "marks fewer than a GAN makes that was retrained without them (over-removal: the 95 % interval of the",
+        "difference is below 0 with at least one seed). FD kept: from the samples that are to stay to the original's",
+        "good ones of other latents, over that of two halves of these. Good changed: good latents whose samples the",
+        "judge gives another class. Landing: precision of what negatives' latents give, over that of good samples.",
+    ]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def save_figure(path: Path, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """PUL against FID_cls after / before, one point a method: the means over its targets."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.8, 4.2), layout="constrained", dpi=120)
+    axes = figure.add_subplot()
+    for index, (method, rows) in enumerate(table.items()):
+        points = [(r["ratio"]["mean"], r["pul"]["mean"]) for r in rows.values() if r["ratio"] and r["pul"]]
+        if points:
+            x, y = (mean(values) for values in zip(*points, strict=True))
+            axes.plot(x, y, "osD^vP"[index % 6], ms=7, color=f"C{index % 10}", label=method)
+    axes.axvline(1, color="0.7", lw=1)
+    axes.set(xlabel="FID_cls after / before (1 = unchanged; lower is better)", ylabel="PUL, %")
+    axes.margins(0.08)
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", frameon=False)
+    write_atomic(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+
+
+def write_table(plan: Plan, out: Path) -> dict[str, Any]:
+    """Write table.md, table.json and figure.png from the cells that are there."""
+    table = collect(plan, out)
+    total = len(list(plan.cells()))
+    done = sum(cell_path(out, *cell).is_file() for cell in plan.cells())
+    found: dict[str, Any] = dict(dataset=plan.dataset, cells_done=done, cells=total, seeds=plan.seeds, table=table)
+    found.update(negatives=plan.negatives, samples=plan.samples, config=report.plain(plan.config))
+    found["published"] = {method: PUBLISHED.get(plan.dataset, {}).get(method) for method in plan.methods}
+    found.update(machine=environment.machine(plan.gan.device), versions=environment.versions())
+    write_text(out / "table.md", markdown(plan, table))
+    write_json(out / "table.json", found)
+    save_figure(out / "figure.png", table)
+    return found
