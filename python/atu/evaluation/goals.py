@@ -15,7 +15,7 @@ from ..data.samples import TensorSamples
 from ..feedback.oracles import IsNegative, Oracle
 from ..feedback.probe import Probe, fit_probe
 from ..gan import GAN
-from ..measures.features import layer_inputs
+from ..measures.features import batch_features
 from ..support.modules import eval_mode
 from ..support.seeding import Stream, stream_seed
 from .attributes import Attribute
@@ -79,7 +79,7 @@ def rule_goal(rule: IsNegative, gan: GAN, seed: int = 0, samples: int = 2000) ->
 
 def _probe_score(probe: Probe, x: Tensor) -> Tensor:
     """Log odds [N] by a probe, differentiable with respect to x."""
-    whitened = probe.whiten(torch.cat(layer_inputs(probe.gan, x), 1).cpu()).float()
+    whitened = probe.whiten(batch_features(probe.gan, x).cpu()).float()
     return whitened @ probe.weight[:-1] + probe.weight[-1]
 
 

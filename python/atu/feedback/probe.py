@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data.samples import Samples
 from ..gan import GAN
-from ..measures.features import Whitening, layer_features
+from ..measures.features import Whitening, kinds, sample_features
 
 REFERENCE = 2000  # unlabelled samples that whitening is fitted on
 MOST = 2000  # negatives, and good samples, that it is fitted on, evenly spread
@@ -20,14 +20,14 @@ FOLDS = 5
 
 
 class Probe:
-    """Light logistic probe on what the pretrained discriminator's layers take in, in place of an oracle.
+    """Light logistic probe on what tells samples apart (`sample_features`), in place of an oracle.
 
     Positive-unlabelled learning: the negatives against good samples, where some are known, and generated samples of
     unknown kind. Of those the ones that look negative are left out, and the probe is fitted again (two-step method of
     Liu et al., ICDM 2003). Negatives that the others contradict are left out likewise.
 
     Args:
-        negatives, unlabelled, good: features (`layer_features`) [N, F], [M, F], [K, F]. recall: share of the held-out
+        negatives, unlabelled, good: features (`sample_features`) [N, F], [M, F], [K, F]. recall: share of the held-out
             negatives to be recognised, at least; more are where that takes no more than even odds, as marks that were
             chosen by what they look like are easier than others.
 
@@ -46,7 +46,8 @@ class Probe:
         rounds: int = 3,
     ):
         self.gan = gan
-        self.whiten = Whitening(torch.cat([unlabelled[:REFERENCE], negatives]), components=64)
+        reference = torch.cat([unlabelled[:REFERENCE], negatives])
+        self.whiten = Whitening(reference, components=64, kinds=kinds(gan, reference))
         marked, unknown = self.whiten(negatives).float(), self.whiten(unlabelled).float()
         fine = marked[:0] if good is None else self.whiten(good).float()
         keep = torch.ones(len(unknown), dtype=torch.bool)
@@ -74,7 +75,7 @@ class Probe:
         return logit(whitened, self.weight)
 
     def judge(self, features: Tensor) -> Tensor:
-        """Bools [N] for features (`layer_features`) [N, F]."""
+        """Bools [N] for features (`sample_features`) [N, F]."""
         return self._score(self.whiten(features).float()) >= self.threshold
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -82,9 +83,9 @@ class Probe:
 
 
 def _features(gan: GAN, batches: Iterable[Tensor]) -> Tensor:
-    """As `layer_features`, in the training's precision: a run's probe passes over samples in every step."""
+    """As `sample_features`, in the training's precision: a run's probe passes over samples in every step."""
     with gan.autocast():
-        return layer_features(gan, batches)
+        return sample_features(gan, batches)
 
 
 def _held_out(x: Tensor, fit: Callable[[Tensor], Tensor]) -> Tensor:

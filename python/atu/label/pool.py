@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.images import to_uint8
 from ..gan import GAN
-from ..measures.features import Whitening, layer_features
+from ..measures.features import Whitening, kinds, sample_features
 from ..support.seeding import mix_seed
 
 LARGEST = 128  # pixels of a thumbnail's longer side
@@ -31,7 +31,7 @@ def block_size(gan: GAN) -> int:
 
 
 class Space:
-    """Where samples are compared: the first GAN's features (`layer_features`), whitened on its first samples."""
+    """Where samples are compared: the first GAN's features (`sample_features`), whitened on its first samples."""
 
     def __init__(self, gan: GAN, block: int, samples: int):
         self.gan, self.wanted = gan, min(max(8 * block, 128), samples)
@@ -40,14 +40,15 @@ class Space:
 
     def raw(self, x: Tensor) -> Tensor | None:
         """Features float32 [n, F]; None for a GAN without a discriminator."""
-        return None if self.gan.discriminator is None else layer_features(self.gan, [x])
+        return None if self.gan.discriminator is None else sample_features(self.gan, [x])
 
     def learn(self, raw: Tensor) -> bool:
         """Add samples to those that whitening is fitted on; True when that is done."""
         if self.whiten is None:
             self.first.append(raw)
             if sum(map(len, self.first)) >= self.wanted:
-                self.whiten, self.first = Whitening(torch.cat(self.first), COMPONENTS), []
+                first = torch.cat(self.first)
+                self.whiten, self.first = Whitening(first, COMPONENTS, kinds(self.gan, first)), []
         return self.whiten is not None
 
 

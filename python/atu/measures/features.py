@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..gan import GAN
 from ..support.modules import eval_mode, uncompiled
 from .frechet import moments
+from .oriented_gradients import FEATURES, oriented_gradients
 
 CELLS = 256  # values of one layer that `layer_inputs` keeps, unless it has more channels
 
@@ -41,17 +42,31 @@ def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: in
 
 
 @torch.no_grad()
-def layer_features(gan: GAN, batches: Iterable[Tensor]) -> Tensor:
-    """What the discriminator's layers take in, coarsely: finer than its penultimate features at telling samples apart.
+def sample_features(gan: GAN, batches: Iterable[Tensor]) -> Tensor:
+    """What samples are told apart by: what the discriminator's layers take in, and of images their oriented gradients,
+    which say more of shapes where the discriminator is a weak one.
 
     Args:
         batches: as of `discriminator_features`.
 
     Returns:
-        float32 [N, F] on the CPU, see `layer_inputs`.
+        float32 [N, F] on the CPU; `kinds` says which are which.
     """
-    features = [torch.cat(inputs, 1).cpu() for inputs in (layer_inputs(gan, x) for x in batches)]
+    features = [batch_features(gan, x).cpu() for x in batches]
     return torch.cat(features) if features else torch.empty(0, 0)
+
+
+def batch_features(gan: GAN, x: Tensor) -> Tensor:
+    """`sample_features` of one batch, differentiable in the samples x [N, ...]."""
+    x = x.to(gan.device)
+    own = layer_inputs(gan, x)
+    return torch.cat([*own, oriented_gradients(x, gan.image_range)] if len(gan.sample_shape) == 3 else own, 1)
+
+
+def kinds(gan: GAN, features: Tensor) -> list[int]:
+    """How many of `sample_features` [N, F] are of one kind, in order: kinds have no unit in common."""
+    widths = [features.shape[1] - FEATURES, FEATURES]
+    return widths if len(gan.sample_shape) == 3 else [sum(widths)]
 
 
 def _discriminator(gan: GAN) -> nn.Module:
@@ -142,17 +157,17 @@ def _directions(features: int, n: int) -> Tensor:
 
 
 class Whitening:
-    """Principal components of a reference set, scaled to unit variance there: makes distances free of units."""
+    """Principal components of a reference set, scaled to unit variance there: makes distances free of units.
 
-    def __init__(self, reference: Tensor, components: int = 32):
-        if len(reference) < reference.shape[1]:
-            self.mean, values, vectors = _few(reference)
-        else:
-            self.mean, cov = moments(reference)
-            values, vectors = torch.linalg.eigh(cov)
-        keep = values > values[-1].clamp(min=1e-30) * 1e-6
-        values, vectors = values[keep][-components:], vectors[:, keep][:, -components:]
-        self.matrix = vectors / values.sqrt()
+    Args:
+        reference: [N, F]. components: the most to keep, of each kind. kinds: how many features are of one kind, in
+            order; each is whitened by itself. All are of one kind when not given.
+    """
+
+    def __init__(self, reference: Tensor, components: int = 32, kinds: Sequence[int] = ()):
+        parts = reference.split(list(kinds) or [reference.shape[1]], 1)
+        means, matrices = zip(*(_axes(part, components) for part in parts), strict=True)
+        self.mean, self.matrix = torch.cat(means), torch.block_diag(*matrices)
         self.components = self.matrix.shape[1]
 
     def to(self, device: torch.device) -> Whitening:
@@ -163,6 +178,18 @@ class Whitening:
     def __call__(self, features: Tensor) -> Tensor:
         """float64 [N, components] of features [N, F]."""
         return (features.double() - self.mean) @ self.matrix
+
+
+def _axes(reference: Tensor, components: int) -> tuple[Tensor, Tensor]:
+    """Mean [F], and principal components [F, C] by their standard deviations."""
+    if len(reference) < reference.shape[1]:
+        mean, values, vectors = _few(reference)
+    else:
+        mean, cov = moments(reference)
+        values, vectors = torch.linalg.eigh(cov)
+    keep = values > values[-1].clamp(min=1e-30) * 1e-6
+    values, vectors = values[keep][-components:], vectors[:, keep][:, -components:]
+    return mean, vectors / values.sqrt()
 
 
 def _few(reference: Tensor) -> tuple[Tensor, Tensor, Tensor]:

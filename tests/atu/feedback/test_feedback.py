@@ -16,7 +16,7 @@ from atu.feedback.feedback import build_feedback, check_distinct, pool_size
 from atu.feedback.oracles import Oracle
 from atu.feedback.probe import Probe, amid, fit_probe
 from atu.gan import GAN
-from atu.measures.features import layer_features
+from atu.measures.features import sample_features
 from atu.networks.mlp import MLPDiscriminator
 from atu.training.score import CheckpointKeeper, Score
 
@@ -139,9 +139,9 @@ def test_probe_is_not_led_by_batches_of_one_kind():
     marked = TensorSamples(pool[ones[:600]])
     found = fit_probe(gan, marked, pool, 0.95)(fresh)
     assert float(found[ones[600:]].float().mean()) > 0.85 and float(found[~ones[600:]].float().mean()) < 0.05
-    alone = layer_features(gan, [marked.tensor[:60]])
+    alone = sample_features(gan, [marked.tensor[:60]])
     among = amid(gan, TensorSamples(marked.tensor[:60]), pool)
-    usual = layer_features(gan, [pool])[ones[:600]][:60]
+    usual = sample_features(gan, [pool])[ones[:600]][:60]
     assert (among - usual).norm() < 0.5 * (alone - usual).norm()
 
 

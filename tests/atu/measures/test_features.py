@@ -8,8 +8,17 @@ import torch
 from torch import nn
 
 from atu.gan import GAN
-from atu.measures.features import Whitening, discriminator_features, flat_features, layer_features, layer_inputs
+from atu.measures.features import (
+    Whitening,
+    batch_features,
+    discriminator_features,
+    flat_features,
+    kinds,
+    layer_inputs,
+    sample_features,
+)
 from atu.measures.frechet import frechet_distance, moments
+from atu.measures.oriented_gradients import oriented_gradients
 from atu.networks.mlp import MLPGenerator
 
 
@@ -94,7 +103,15 @@ def test_whitening_on_fewer_samples_than_features_is_the_same(components):
     assert Whitening(torch.ones(4, 9))(torch.ones(2, 9)).shape == (2, 0)
 
 
-def test_layer_features_are_coarse_maps_and_what_the_last_layer_takes_in():
+def test_kinds_are_whitened_apart():
+    x = torch.randn(401, 11, dtype=torch.float64) @ torch.randn(11, 11, dtype=torch.float64)
+    x[:, 4:] *= 1000
+    white, apart = Whitening(x, 3, [4, 7]), [Whitening(x[:, :4], 3), Whitening(x[:, 4:], 3)]
+    torch.testing.assert_close(white(x[:9]), torch.cat([apart[0](x[:9, :4]), apart[1](x[:9, 4:])], 1))
+    assert white.components == 6
+
+
+def test_sample_features_are_coarse_maps_and_what_the_last_layer_takes_in():
     first, second, third = nn.Conv2d(2, 16, 3, padding=1), nn.Conv2d(16, 40, 3, stride=2), nn.Conv2d(40, 300, 2)
     last = nn.Linear(300, 1)
     d = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third, nn.AdaptiveAvgPool2d(1), nn.Flatten(), last)
@@ -106,28 +123,32 @@ def test_layer_features_are_coarse_maps_and_what_the_last_layer_takes_in():
         c = third(b).mean((2, 3))
     pool = nn.functional.adaptive_avg_pool2d
     expected = torch.cat([pool(a, 4).flatten(1), pool(b, 2).flatten(1), c], 1)
-    torch.testing.assert_close(layer_features(gan, x.split(3)), expected)
-    assert layer_features(gan, []).shape[0] == 0
+    found = sample_features(gan, x.split(3))
+    torch.testing.assert_close(found, torch.cat([expected, oriented_gradients(x, (-1.0, 1.0))], 1))
+    assert kinds(gan, found) == [16 * 16 + 4 * 40 + 300, 464]
+    assert sample_features(gan, []).shape[0] == 0
     with pytest.raises(ValueError, match="discriminator: this GAN has none"):
         layer_inputs(GAN(MLPGenerator(4, [2])), torch.zeros(1, 2))
 
 
-def test_layer_features_know_no_labels_and_count_nothing_twice(conv_gan, snapshot, unchanged):
+def test_sample_features_know_no_labels_and_count_nothing_twice(conv_gan, snapshot, unchanged):
     before = snapshot(conv_gan)
     x = conv_gan.sample(6)
-    features = layer_features(conv_gan, [x])
+    features = sample_features(conv_gan, [x])
     unchanged(before, snapshot(conv_gan))
     inputs = layer_inputs(conv_gan, x)
-    assert sum(f.shape[1] for f in inputs) == features.shape[1]
+    assert [sum(f.shape[1] for f in inputs), 464] == kinds(conv_gan, features)
     assert all(not torch.equal(f, g) for f, g in itertools.pairwise(inputs))
     torch.testing.assert_close(inputs[-1][:, :128], discriminator_features(conv_gan, [x])[:, :128])
 
 
-def test_layer_features_of_vectors_are_every_hidden_layers(vector_gan):
+def test_sample_features_of_vectors_are_every_hidden_layers(vector_gan):
     x = torch.randn(7, 2, requires_grad=True)
     layers = [m for m in vector_gan.discriminator.net if isinstance(m, nn.Linear)]
     inputs = layer_inputs(vector_gan, x)
     assert [f.shape[1] for f in inputs] == [layer.in_features for layer in layers[1:]]
+    features = batch_features(vector_gan, x)
+    assert torch.equal(features, torch.cat(inputs, 1)) and kinds(vector_gan, features) == [features.shape[1]]
     (slope,) = torch.autograd.grad(inputs[0].sum(), x)
     assert slope.shape == x.shape and (slope != 0).any()
 

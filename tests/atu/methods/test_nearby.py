@@ -114,10 +114,12 @@ def test_found_latents_wait_for_each_other():
         torch.testing.assert_close(one.good, whole.good)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("share", [0.0, 0.3])
-def test_distance_is_the_formula(share):
-    gan = GAN(MLPGenerator(3, [1, 5, 5], hidden=(7,)), MLPDiscriminator([1, 5, 5], hidden=(11, 6)))
-    positives, x, other = (torch.randn(n, 1, 5, 5, dtype=torch.float64).float() for n in (31, 9, 9))
+def test_distance_is_the_formula(share, dtype):
+    pair = MLPGenerator(3, [1, 5, 5], hidden=(7,)).to(dtype), MLPDiscriminator([1, 5, 5], hidden=(11, 6)).to(dtype)
+    gan = GAN(*pair)
+    positives, x, other = (torch.randn(n, 1, 5, 5, dtype=torch.float64).to(dtype) for n in (31, 9, 9))
     net = copy.deepcopy(gan.discriminator.net).double()
 
     def features(x):
@@ -139,6 +141,28 @@ def untrained_guide(gan):
     """One that still is the pretrained discriminator."""
     some = TensorSamples(torch.zeros(3, *gan.sample_shape))
     return Guide(gan, some, some, 0)
+
+
+def test_labels_are_no_features():
+    generator = Generator(4, 3, 5, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=8))
+    gan = GAN(generator, Discriminator(3, 8, 1, channel_base=32, channel_max=8))
+    guide, (x, other) = untrained_guide(gan), torch.randn(2, 9, 1, 8, 8)
+    labels = torch.eye(3).repeat(3, 1)
+    seen = guide.look(x, labels)
+    assert not any(f.shape[1:] == (3,) for f in seen.features)
+    distance = SampleDistance(guide, torch.randn(31, 1, 8, 8), 0.5)
+    assert (distance(seen, guide.look(other, labels)) > 0).all()
+    torch.testing.assert_close(distance(seen, guide.look(x, labels)), torch.zeros(9))
+
+
+def test_moves_keep_the_latents_precision():
+    gan = GAN(MLPGenerator(3, [5], hidden=(7,)).double(), MLPDiscriminator([5], hidden=(11,)).double())
+    z = torch.randn(6, 3, dtype=torch.float64)
+    guide = untrained_guide(gan)
+    bank = NegativeLatents(gan, gan.fake, guide, (z, None), at_once=4)
+    assert bank.good.dtype == torch.float64
+    before, after = (guide.log_odds(gan.fake(latents, None)) for latents in (z, bank.good))
+    assert (after <= before).all() and (bank.good != z).any()
 
 
 def test_a_look_gives_log_odds_and_features_of_one_pass():
