@@ -201,7 +201,11 @@ class Repel:
         ),
     ] = None
     guide_weight: Annotated[NonNegative, Field(description="Weight of the guide's loss; 0: no guide.")] = 4.0
-    guide_steps: Annotated[Count, STEPS, Field(description="Steps that the guide is trained for before stage 2.")] = 200
+    guide_steps: Annotated[
+        Count,
+        STEPS,
+        Field(description="Steps that the guide is trained for before stage 2; up to four times more where it errs."),
+    ] = 200
     guide_r1: Annotated[NonNegative, Field(description="Weight of the guide's gradient penalty.")] = 1.0
     negatives_weight: Annotated[
         NonNegative, Field(description="Weight of the negatives shown to the discriminator as fakes.")

@@ -14,7 +14,7 @@ from atu.data.samples import TensorSamples
 from atu.feedback.feedback import Feedback
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.adapt import Ewc, fisher_of
-from atu.methods.adapt_then_unlearn.guide import Guide
+from atu.methods.adapt_then_unlearn.guide import ROUNDS, UNSURE, Guide
 from atu.methods.adapt_then_unlearn.repel import RepelHooks, Repulsion, _start, repulsion
 from atu.methods.adapt_then_unlearn.steering import LEARN_EVERY, Steering
 from atu.networks.mlp import MLPDiscriminator
@@ -304,8 +304,27 @@ def test_guide_learns_from_batches_of_one(image_gan):
     steering = Steering(image_gan, image_gan, Feedback(images, images, is_bright, True, 0.2, {}), settings, seed=0)
     for _ in range(LEARN_EVERY):
         steering(torch.rand(1, 1, 8, 8), None, None)
-    assert steering.guide.step_count == 2
+    assert steering.guide.step_count == ROUNDS + 1  # the same samples are negatives and positives: it is never sure
     assert all(torch.isfinite(p).all() for p in steering.guide.discriminator.parameters())
+
+
+def test_guide_learns_on_while_it_errs(image_gan):
+    """Bright and dark images are soon told apart; a few pixels take longer; and what cannot be told takes all."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.rand(64, 1, 8, 8, generator=rng) - 0.5
+
+    def steps(negatives, steps=60):
+        guide = Guide(image_gan, TensorSamples(negatives), TensorSamples(images), steps, 16, policy="")
+        return guide, guide.step_count // steps
+
+    assert steps(images + 1)[1] == 1
+    dotted = images.clone()
+    dotted[..., 3, 4] = 1.5
+    guide, rounds = steps(dotted)
+    assert 1 < rounds < ROUNDS
+    right = (guide.log_odds(dotted) > 0).float().mean() + (guide.log_odds(images) < 0).float().mean()
+    assert float(right) / 2 > 1 - UNSURE - 0.03  # of other draws of the same
+    assert steps(images)[1] == ROUNDS
 
 
 def test_guide_learns_from_the_oracle(image_gan):

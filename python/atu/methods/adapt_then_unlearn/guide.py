@@ -26,6 +26,8 @@ from ...training.trainer import load_optimizer_state, optimizer_state
 
 # Of the first steps, over which the learning rate falls to 0: what it says of samples on the boundary is chance else.
 DECAY = 0.5
+ROUNDS = 5  # of its steps, at most: a second and further ones while it is
+UNSURE = 0.07  # wrong about more than this share of the samples that it learns from, half of them negatives
 INTERVAL = 4  # steps from one gradient penalty to the next, which counts that many times
 
 
@@ -47,7 +49,8 @@ class Guide:
 
     Args:
         gan: pretrained pair. negatives, positives: samples of the two classes, drawn equally often.
-        steps, batch_size: of Adam on the logistic loss. r1: weight of the gradient penalty.
+        steps, batch_size: of Adam on the logistic loss; as many steps again, up to four times, while it is often wrong
+            about what it learns from, as it is at first of small things. r1: weight of the gradient penalty.
         scale: variance of the positives' elements.
         policy: augmentation while training (see `atu.data.augment`); unset, translations when there are fewer than 100
             negatives. With more it only blurs the boundary.
@@ -76,10 +79,13 @@ class Guide:
             policy = "translation" if len(negatives) < 100 else ""
         self.policy, half = policy, max(batch_size // 2, 1)
         with fork_rng(gan.device, seed):
-            for step in progress.track("guide", range(steps), steps):
-                set_lr(self.optim, lr * lr_decay(step / steps, DECAY))
-                pair = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
-                self.learn(*pair)
+            for _ in range(ROUNDS if steps else 0):
+                for step in progress.track("guide", range(steps), steps):
+                    set_lr(self.optim, lr * lr_decay(step / steps, DECAY))
+                    pair = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
+                    self.learn(*pair)
+                if self._error(negatives, positives) <= UNSURE:
+                    break
         set_lr(self.optim, lr)
         self.discriminator.eval().requires_grad_(False)
 
@@ -97,6 +103,14 @@ class Guide:
         self.optim.step()
         self.step_count += 1
         self.discriminator.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def _error(self, negatives: Samples, positives: Samples, draws: int = 250) -> float:
+        """Share of samples, half of them negatives, that it is wrong about."""
+        x = torch.cat([samples.batch(torch.randint(len(samples), (draws,))) for samples in (negatives, positives)])
+        order = torch.randperm(len(x))  # mixed, as it has learnt from them
+        log_odds = torch.cat([self.log_odds(part.to(self.gan.device)) for part in x[order].split(self.at_once or 50)])
+        return float(((log_odds > 0).cpu() != (order < draws)).float().mean())
 
     def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
         """Logistic loss, with the gradient penalty in the steps that have one."""
