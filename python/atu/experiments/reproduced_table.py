@@ -112,21 +112,19 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
     """The table as markdown, one section a target."""
     extracted = any(row.get("fid") for rows in table.values() for row in rows.values())
     metrics = list(dict.fromkeys(m for rows in table.values() for row in rows.values() for m in row["metrics"]))
-    before = PRETRAINED_FID.get(plan.dataset, "–")
+    published = plan.dataset in PUBLISHED
     size = f"{plan.negatives} negatives, {plan.samples:,} latents"
     done = sum(row["seconds"]["n"] for rows in table.values() for row in rows.values())
     lines = [
-        f"# The published table again: {plan.dataset}",
+        f"# {'The published table again' if published else 'Every method'}: {plan.dataset}",
         "",
-        f"Mean ± standard deviation over up to {plan.seeds} seeds (one alone has none), {size}.",
+        f"One seed, {size}."
+        if plan.seeds == 1
+        else f"Mean ± standard deviation over up to {plan.seeds} seeds (one alone has none), {size}.",
         f"{done} of {len(list(plan.cells()))} cells are computed.",
         "",
         *_who_judged(plan),
-        "",
-        "The published rows are PUL / FID / Ret-FID in Inception features, on the authors' GAN, trained on the whole",
-        f"data set (FID {before} before unlearning). Here the GAN, the amount of data and",
-        "the feature extractor differ: FID_cls is a Fréchet distance in the features of this task's own classifier.",
-        "Compare the columns within one side of the table, and only PUL and the ratio after / before across it.",
+        *(_beside_the_paper(PRETRAINED_FID[plan.dataset]) if published else []),
     ]
     for task in plan.tasks:
         head = [
@@ -143,7 +141,8 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
             "good changed, %",
             "landing, of chance",
         ]
-        head += ["FID", "Ret-FID"] * extracted + metrics + ["seconds", "published PUL / FID / Ret-FID"]
+        head += ["FID", "Ret-FID"] * extracted + metrics + ["seconds"]
+        head += ["published PUL / FID / Ret-FID"] * published
         lines += ["", f"## {task.name}", "", _line(head), _line(["---"] * len(head))]
         for method in plan.methods:
             row = table.get(method, {}).get(task.name)
@@ -162,7 +161,7 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
             cells += [_cell(row["good_changed"], 1), _cell(row["landing"], 2)]
             cells += [_cell(row["fid"], 2), _cell(row["ret_fid"], 2)] * extracted
             cells += [_cell(row["metrics"].get(name), 3) for name in metrics]
-            cells += [_cell(row["seconds"], 0), _published(plan.dataset, method, task.name)]
+            cells += [_cell(row["seconds"], 0)] + [_published(plan.dataset, method, task.name)] * published
             lines.append(_line([method, *cells]))
     return "\n".join(lines) + "\n"
 
@@ -180,7 +179,20 @@ def _who_judged(plan: Plan) -> list[str]:
         "marks fewer than a GAN makes that was retrained without them (over-removal: the 95 % interval of the",
         "difference is below 0 with at least one seed). FD kept: from the samples that are to stay to the original's",
         "good ones of other latents, over that of two halves of these. Good changed: good latents whose samples the",
-        "judge gives another class. Landing: precision of what negatives' latents give, over that of good samples.",
+        "judge gives another class; where it knows two alone (a species, and all else), those that became negative.",
+        "FID_cls: a Fréchet distance in the judge's features to real samples without the target. Landing: precision of",
+        "what negatives' latents give, over that of good samples.",
+    ]
+
+
+def _beside_the_paper(fid: float) -> list[str]:
+    """What may be compared with the published rows, in lines of text; fid: theirs before unlearning."""
+    return [
+        "",
+        "The published rows are PUL / FID / Ret-FID in Inception features, on the authors' GAN, trained on the whole",
+        f"data set (FID {fid} before unlearning). Here the GAN, the amount of data and",
+        "the feature extractor differ: FID_cls is a Fréchet distance in the features of this task's own classifier.",
+        "Compare the columns within one side of the table, and only PUL and the ratio after / before across it.",
     ]
 
 

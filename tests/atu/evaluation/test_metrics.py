@@ -83,3 +83,17 @@ def test_the_reproduced_table_has_a_column_a_metric():
     columns = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     at = columns[0].index("fewer")
     assert [line[at] for line in columns if line[0] in ("cdc", "ewc")] == ["0.500 ± 0.354", "–"]
+    assert columns[0][-1].startswith("published") and {len(line) for line in columns} == {len(columns[0])}
+
+
+def test_a_reproduced_table_of_what_no_paper_has_published_names_none():
+    row = reproduced_table.summarise(
+        [dict(numbers=dict(pul=5.0, fid_cls_after=2.0, fid_cls_before=1.0, tv_kept=0.1), seconds=1.0)]
+    )
+    task = reproduction.Task("cat", SimpleNamespace(name="a judge"), ("cat",), None)
+    text = reproduced_table.markdown(
+        reproduction.Plan("animals", None, [task], ["ewc"], seeds=1), {"ewc": {"cat": row}}
+    )
+    assert text.startswith("# Every method: animals\n\nOne seed, ") and "published" not in text
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(lines) == 3 and len({line.count("|") for line in lines}) == 1
