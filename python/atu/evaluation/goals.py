@@ -13,7 +13,7 @@ from ..config import Feedback
 from ..data.images import map_range
 from ..data.samples import TensorSamples
 from ..feedback.oracles import IsNegative, Oracle
-from ..feedback.probe import Probe, fit_probe
+from ..feedback.probe import Probe, fit_probe, logit
 from ..gan import GAN
 from ..measures.features import batch_features
 from ..support.modules import eval_mode
@@ -79,8 +79,7 @@ def rule_goal(rule: IsNegative, gan: GAN, seed: int = 0, samples: int = 2000) ->
 
 def _probe_score(probe: Probe, x: Tensor) -> Tensor:
     """Log odds [N] by a probe, differentiable with respect to x."""
-    whitened = probe.whiten(batch_features(probe.gan, x).cpu()).float()
-    return whitened @ probe.weight[:-1] + probe.weight[-1]
+    return logit(probe.whiten(batch_features(probe.gan, x).cpu()).float(), probe.weight)
 
 
 def as_goal(value: Any, gan: GAN, classes: Iterable[int | str] = (), seed: int = 0) -> Goal:
