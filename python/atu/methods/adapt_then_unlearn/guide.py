@@ -26,8 +26,8 @@ from ...training.trainer import load_optimizer_state, optimizer_state
 
 # Of the first steps, over which the learning rate falls to 0: what it says of samples on the boundary is chance else.
 DECAY = 0.5
-ROUNDS = 5  # of its steps, at most: a second and further ones while it is
-UNSURE = 0.07  # wrong about more than this share of the samples that it learns from, half of them negatives
+ROUNDS = 5  # of its steps, at most: a second and further ones while, in the last quarter of them, it is
+UNSURE = 0.05  # wrong about more than this share of what comes, half of it negatives
 INTERVAL = 4  # steps from one gradient penalty to the next, which counts that many times
 
 
@@ -80,17 +80,18 @@ class Guide:
         self.policy, half = policy, max(batch_size // 2, 1)
         with fork_rng(gan.device, seed):
             for _ in range(ROUNDS if steps else 0):
+                wrong = []
                 for step in progress.track("guide", range(steps), steps):
                     set_lr(self.optim, lr * lr_decay(step / steps, DECAY))
                     pair = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
-                    self.learn(*pair)
-                if self._error(negatives, positives) <= UNSURE:
+                    wrong.append(self.learn(*pair))
+                if float(torch.stack(wrong[-max(steps // 4, 1) :]).mean()) <= UNSURE:
                     break
         set_lr(self.optim, lr)
         self.discriminator.eval().requires_grad_(False)
 
-    def learn(self, negatives: Tensor, positives: Tensor) -> None:
-        """One step of Adam on samples of either class."""
+    def learn(self, negatives: Tensor, positives: Tensor) -> Tensor:
+        """One step of Adam on samples of either class; the share of them that it was wrong about before the step."""
         labels = torch.cat([torch.ones(len(negatives)), torch.zeros(len(positives))])
         order = torch.randperm(len(labels))  # shuffled, so that minibatch statistics give nothing away
         x = torch.cat([negatives.to(self.gan.device), positives.to(self.gan.device)])[order]
@@ -98,29 +99,25 @@ class Guide:
         x, labels = augment(x, self.policy), labels[order]
         at_once = self.at_once or len(x)
         self.optim.zero_grad(set_to_none=True)
+        log_odds = []
         for part, wanted in zip(x.split(at_once), labels.split(at_once), strict=True):
-            (self._loss(part, wanted) * (len(part) / len(x))).backward()
+            loss, said = self._loss(part, wanted)
+            (loss * (len(part) / len(x))).backward()
+            log_odds.append(said.detach())
         self.optim.step()
         self.step_count += 1
         self.discriminator.eval().requires_grad_(False)
+        return ((torch.cat(log_odds).cpu() > 0) != (labels > 0)).float().mean()
 
-    @torch.no_grad()
-    def _error(self, negatives: Samples, positives: Samples, draws: int = 250) -> float:
-        """Share of samples, half of them negatives, that it is wrong about."""
-        x = torch.cat([samples.batch(torch.randint(len(samples), (draws,))) for samples in (negatives, positives)])
-        order = torch.randperm(len(x))  # mixed, as it has learnt from them
-        log_odds = torch.cat([self.log_odds(part.to(self.gan.device)) for part in x[order].split(self.at_once or 50)])
-        return float(((log_odds > 0).cpu() != (order < draws)).float().mean())
-
-    def _loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Logistic loss, with the gradient penalty in the steps that have one."""
+    def _loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logistic loss, with the gradient penalty in the steps that have one; and the log-odds [N] it is of."""
         lazy = self.slope_weight > 0 and self.step_count % INTERVAL == 0
         logits = self.log_odds(x.requires_grad_(lazy), twice=len(x) if lazy else None)
         loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
         if lazy:
             (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
             loss = loss + INTERVAL * self.slope_weight * slope.square().flatten(1).sum(1).mean()
-        return loss
+        return loss, logits
 
     def log_odds(self, x: Tensor, c: Tensor | None = None, twice: int | None = None) -> Tensor:
         """Log-odds of being negative [N] of samples, were half of them so; differentiable in x. twice: as of
