@@ -1,6 +1,6 @@
 """The frontier of each method on the digit 8: its one strength over a decade or two, the default on the same axes.
 
-    python -m benchmarks.frontier OUT [METHOD ...]    OUT/cells/METHOD-STRENGTH.json, pictures, table.md, frontier.png
+    python -m benchmarks.frontier OUT [CURVE ...]    OUT/cells/CURVE-STRENGTH.json, pictures, table.md, frontier.png
 
 What is there is not computed again. One seed, 200 negatives, the bundled classifier as the oracle, and the bundled
 judge of MNIST, which answers in no run.
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atu.experiments.cells import picture_path, run_cell
 from atu.experiments.recipes import mnist_plan
@@ -24,55 +25,66 @@ from atu.support.files import write_atomic, write_json, write_text
 from .render import table
 
 DIGIT, SEED = "8", 0
-# Norm of the repulsion's gradient over the adversarial one's at the start (the preset's is 4), and so of l1-sparse; how
-# far extrapolate goes; the weight of the default's guide (4).
-STRENGTHS = {
-    "atu": (1.0, 4.0, 12.0),
-    "el2": (1.0, 4.0, 20.0, 80.0),
-    "nl2": (4.0, 20.0, 80.0),
-    "il2": (1.0, 4.0, 20.0),
-    "extrapolate": (0.25, 0.5, 1.0, 2.0),
-    "l1-sparse": (0.1, 1.0),
-}
-NAMES = {"atu": "the default"}
 Cell = dict[str, Any]
 
 
-def settings(method: str, strength: float) -> dict[str, Any]:
-    if method == "atu":
-        return {"repel": {"guide_weight": strength}}
-    if method in ("el2", "nl2", "il2"):
-        return {"repel": {"strength": strength}}
-    return {"methods": {method: {"s" if method == "extrapolate" else "strength": strength}}}
+class Curve(NamedTuple):
+    """A method, strengths of it, and what the config of one is; the name in table and picture, if it is another's."""
+
+    method: str
+    strengths: tuple[float, ...]
+    settings: Callable[[float], dict[str, Any]]
+    label: str = ""
 
 
-def path_of(out: Path, method: str, strength: float) -> Path:
-    return out / "cells" / f"{method}-{strength:g}.json"
+def _repelled(strength: float, **more: Any) -> dict[str, Any]:
+    """strength: norm of the repulsion's gradient over the adversarial one's at the start; the preset's is 4."""
+    return {"repel": {"strength": strength, **more}}
 
 
-def compute(out: Path, methods: list[str]) -> None:
-    wanted = [(method, strength) for method in methods for strength in STRENGTHS[method]]
+CURVES = {
+    "atu": Curve("atu", (1.0, 4.0, 12.0), lambda weight: {"repel": {"guide_weight": weight}}, "the default, guide of"),
+    "el2": Curve("el2", (0.0, 1.0, 4.0, 20.0, 80.0), _repelled),
+    "el2-long": Curve("el2", (0.0, 4.0), partial(_repelled, steps=3200), "el2, 3,200 steps for 800"),
+    "nl2": Curve("nl2", (4.0, 20.0, 80.0), _repelled),
+    "il2": Curve("il2", (1.0, 4.0, 20.0), _repelled),
+    "extrapolate": Curve("extrapolate", (0.25, 0.5, 1.0, 2.0), lambda s: {"methods": {"extrapolate": {"s": s}}}),
+    "l1-sparse": Curve("l1-sparse", (0.1, 1.0), lambda s: {"methods": {"l1-sparse": {"strength": s}}}),
+}
+
+
+def path_of(out: Path, name: str, strength: float) -> Path:
+    return out / "cells" / f"{name}-{strength:g}.json"
+
+
+def compute(out: Path, names: list[str]) -> None:
+    wanted = [(name, strength) for name in names for strength in CURVES[name].strengths]
     missing = [pair for pair in wanted if not path_of(out, *pair).is_file()]
     with progress.bar("frontier", len(wanted), len(wanted) - len(missing)) as bar:
-        for method, strength in missing:
-            plan = mnist_plan([DIGIT], methods=[method], seeds=1, config=settings(method, strength))
-            folder = out / "work" / f"{method}-{strength:g}"
-            cell = run_cell(plan, plan.tasks[0], SEED, method, folder)
-            picture = picture_path(folder, plan.tasks[0], SEED, method)
+        for name, strength in missing:
+            curve = CURVES[name]
+            plan = mnist_plan([DIGIT], methods=[curve.method], seeds=1, config=curve.settings(strength))
+            folder = out / "work" / f"{name}-{strength:g}"
+            cell = run_cell(plan, plan.tasks[0], SEED, curve.method, folder)
+            picture = picture_path(folder, plan.tasks[0], SEED, curve.method)
             (out / "pictures").mkdir(parents=True, exist_ok=True)
-            picture.replace(out / "pictures" / f"{method}-{strength:g}.png")
-            write_json(path_of(out, method, strength), {**cell, "strength": strength})
+            picture.replace(out / "pictures" / f"{name}-{strength:g}.png")
+            write_json(path_of(out, name, strength), {**cell, "curve": name, "strength": strength})
             write(out)
             bar.update()
 
 
 def cells(out: Path) -> Iterator[Cell]:
     """Those that are there, in order."""
-    for method, strengths in STRENGTHS.items():
-        for strength in strengths:
-            path = path_of(out, method, strength)
+    for name, curve in CURVES.items():
+        for strength in curve.strengths:
+            path = path_of(out, name, strength)
             if path.is_file():
                 yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def label(name: str) -> str:
+    return CURVES[name].label or CURVES[name].method
 
 
 def figures(cell: Cell) -> dict[str, float]:
@@ -88,7 +100,7 @@ def cells_table(found: list[Cell]) -> str:
         one = figures(cell)
         rows.append(
             [
-                NAMES.get(cell["method"], cell["method"]),
+                label(cell["curve"]),
                 f"{cell['strength']:g}",
                 f"{one['pul']:.1f} ({one['pul_corrected']:.1f})",
                 f"{one['good_changed']:.1f}",
@@ -111,13 +123,13 @@ def draw(found: list[Cell], path: Path) -> None:
         "good_changed": "good latents changed, %",
         "frechet_kept": "Fréchet distance to what is kept, times chance",
     }
-    for axes, (cost, label) in zip(figure.subplots(1, 2, sharey=True), costs.items(), strict=True):
-        for index, method in enumerate(STRENGTHS):
-            points = [figures(cell) for cell in found if cell["method"] == method]
+    for axes, (cost, unit) in zip(figure.subplots(1, 2, sharey=True), costs.items(), strict=True):
+        for index, name in enumerate(CURVES):
+            points = [figures(cell) for cell in found if cell["curve"] == name]
             x, y = [one[cost] for one in points], [one["pul"] for one in points]
-            name = NAMES.get(method, method) if cost == "good_changed" else None
-            axes.plot(x, y, "osD^vP"[index % 6] + "-", ms=6, lw=1.2, color=f"C{index}", label=name)
-        axes.set(xlabel=label, xscale="log")
+            shown = label(name) if points and cost == "good_changed" else None
+            axes.plot(x, y, "osD^vPX"[index % 7] + "-", ms=6, lw=1.2, color=f"C{index}", label=shown)
+        axes.set(xlabel=unit, xscale="log")
         axes.grid(alpha=0.25, which="both")
         axes.set_ylim(min(0, *axes.get_ylim()), 101)
     figure.axes[0].set_ylabel("PUL, %, by the judge")
@@ -134,12 +146,12 @@ def write(out: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or (unknown := [name for name in arguments[1:] if name not in STRENGTHS]):
-        print(__doc__ if not arguments else f"method: expected one of {', '.join(STRENGTHS)}, got {unknown[0]}")
+    if not arguments or (unknown := [name for name in arguments[1:] if name not in CURVES]):
+        print(__doc__ if not arguments else f"curve: expected one of {', '.join(CURVES)}, got {unknown[0]}")
         return 2
     keep_freed_memory()
     progress.show_messages()
-    compute(Path(arguments[0]), arguments[1:] or list(STRENGTHS))
+    compute(Path(arguments[0]), arguments[1:] or list(CURVES))
     return 0
 
 

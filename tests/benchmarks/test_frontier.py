@@ -24,9 +24,10 @@ def cell(method, pul, changed):
     return dict(method=method, numbers=numbers, negatives=200, seconds=12.4, machine={"cpu": "a processor", "cores": 2})
 
 
-@pytest.mark.parametrize("method", frontier.STRENGTHS)
-def test_settings_are_the_methods_own(method):
-    own = [Config.of(method, data=frontier.settings(method, s)) for s in frontier.STRENGTHS[method]]
+@pytest.mark.parametrize("name", frontier.CURVES)
+def test_settings_are_the_methods_own(name):
+    curve = frontier.CURVES[name]
+    own = [Config.of(curve.method, data=curve.settings(strength)) for strength in curve.strengths]
     assert len({str(config) for config in own}) == len(own) > 1
 
 
@@ -40,12 +41,14 @@ def test_cells_are_computed_once_and_tabled(tmp_path, monkeypatch):
         return cell(method, 60 + 10 * len(ran), 0.05 * len(ran))
 
     monkeypatch.setattr(frontier, "run_cell", run_cell)
-    monkeypatch.setattr(frontier, "STRENGTHS", {"il2": (1.0, 4.0), "extrapolate": (0.5,)})
+    strengths = {"il2": (0.5, 4.0), "extrapolate": (0.5,)}
+    curves = {name: frontier.CURVES[name]._replace(strengths=some) for name, some in strengths.items()}
+    monkeypatch.setattr(frontier, "CURVES", curves)
     for _ in range(2):
         assert frontier.main([str(tmp_path), "il2"]) == 0
     assert frontier.main([str(tmp_path)]) == 0
     assert ran == [
-        ("8", 0, "il2", {"repel": {"strength": 1.0}}),
+        ("8", 0, "il2", {"repel": {"strength": 0.5}}),
         ("8", 0, "il2", {"repel": {"strength": 4.0}}),
         ("8", 0, "extrapolate", {"methods": {"extrapolate": {"s": 0.5}}}),
     ]
@@ -60,4 +63,4 @@ def test_cells_are_computed_once_and_tabled(tmp_path, monkeypatch):
 
 def test_an_unknown_method_is_told(tmp_path, capsys):
     assert frontier.main([str(tmp_path), "el3"]) == 2
-    assert "expected one of atu, el2" in capsys.readouterr().out
+    assert "expected one of atu, el2, el2-long" in capsys.readouterr().out
