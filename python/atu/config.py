@@ -204,7 +204,10 @@ class Repel:
     guide_steps: Annotated[
         Count,
         STEPS,
-        Field(description="Steps that the guide is trained for before stage 2; up to four times more where it errs."),
+        Field(
+            description="Steps that the guide is trained for before stage 2; where it errs up to four times as many "
+            "again, but no more than stage 2 has."
+        ),
     ] = 200
     guide_r1: Annotated[NonNegative, Field(description="Weight of the guide's gradient penalty.")] = 1.0
     negatives_weight: Annotated[

@@ -39,7 +39,7 @@ from ..support.seeding import mix_seed
 
 PAGE = 24  # samples in view at once
 SLIP = 0.02
-SAMPLES = 10_000  # that the page offers
+SAMPLES, FEW = 10_000, 300  # that the page offers; in a quick run
 FOUND = (10, 30, 100)  # unwanted samples to find
 EFFORT = 100  # of a round, in samples marked unwanted and pages
 BARE = 10  # pages in a row without anything unwanted, after which the user has enough of a round
@@ -194,14 +194,14 @@ def told(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unlearn_in_rounds(
-    feature: Feature, order: str, effort: int, rounds: int, folder: Path, gan: GAN, user: Classifier, say: Callable,
-    options: list[str], config: Path | None,
+    feature: Feature, order: str, samples: int, effort: int, rounds: int, folder: Path, gan: GAN, user: Classifier,
+    say: Callable, options: list[str], config: Path | None,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Mark and unlearn through the page, `effort` a round; what was marked by the end of each round.
+    """Mark and unlearn through a page of `samples`, `effort` a round; what was marked by the end of each round.
 
     A killed one goes on: marks, runs and counts are in `folder`.
     """
-    studio = open_studio(gan, "mnist", folder / "marks", SAMPLES, 0, options, config)
+    studio = open_studio(gan, "mnist", folder / "marks", samples, 0, options, config)
     rule, rows = feature.rule(user, gan), []
     try:
         for number in range(1, rounds + 1):
@@ -297,7 +297,7 @@ def _folder(out: Path, feature: Feature, order: str) -> Path:
 
 def _finding(out: Path, quick: bool, seeds: int, gan: GAN, user: Classifier, say: Callable) -> list[dict[str, Any]]:
     rows = []
-    samples, wanted = (300, 3) if quick else (SAMPLES, FOUND[-1])
+    samples, wanted = (FEW, 3) if quick else (SAMPLES, FOUND[-1])
     for seed in range(seeds):
         pool: Pool | None = None
         for feature in FEATURES:
@@ -331,14 +331,14 @@ def _chain(
         return
     folder = _folder(out, feature, order)
     folder.mkdir(parents=True, exist_ok=True)
-    options, config = ["--samples", "1000"], None
+    samples, effort, options, config = SAMPLES, EFFORT, ["--samples", "1000"], None
     if quick:
-        config = folder / "quick.toml"
+        samples, effort, config = FEW, 5, folder / "quick.toml"
         write_text(config, QUICK)
         options = ["--samples", "64", "--config", str(config)]
     for upto in range(1, rounds + 1):
         say(f"unlearning {feature.subject} ({feature.share}), {order}, {upto} round{'s' * (upto > 1)}")
-        done = unlearn_in_rounds(feature, order, 5 if quick else EFFORT, upto, folder, gan, user, say, options, config)
+        done = unlearn_in_rounds(feature, order, samples, effort, upto, folder, gan, user, say, options, config)
         path = folder / f"judged-{upto}.json"
         if not path.exists():
             knows = Classifier.load(judge or asset("mnist-judge.safetensors"))

@@ -297,14 +297,16 @@ def test_guide_slope_is_penalised(image_gan, at_once):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
-def test_guide_learns_from_batches_of_one(image_gan):
-    """Big samples may leave room for one at a time."""
+@pytest.mark.parametrize("steps, rounds", [(None, ROUNDS), (3, 4)])
+def test_guide_learns_from_batches_of_one(image_gan, steps, rounds):
+    """Big samples may leave room for one at a time; and a guide that is never sure learns on for no longer than stage 2
+    has steps."""
     images = TensorSamples(torch.rand(5, 1, 8, 8))
-    settings = config.Repel(guide_steps=1, adversarial=config.Adversarial(batch_size=1))
+    settings = config.Repel(steps=steps, guide_steps=1, adversarial=config.Adversarial(batch_size=1))
     steering = Steering(image_gan, image_gan, Feedback(images, images, is_bright, True, 0.2, {}), settings, seed=0)
     for _ in range(LEARN_EVERY):
         steering(torch.rand(1, 1, 8, 8), None, None)
-    assert steering.guide.step_count == ROUNDS + 1  # the same samples are negatives and positives: it is never sure
+    assert steering.guide.step_count == rounds + 1  # the same samples are negatives and positives
     assert all(torch.isfinite(p).all() for p in steering.guide.discriminator.parameters())
 
 

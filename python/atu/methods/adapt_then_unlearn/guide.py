@@ -26,7 +26,7 @@ from ...training.trainer import load_optimizer_state, optimizer_state
 
 # Of the first steps, over which the learning rate falls to 0: what it says of samples on the boundary is chance else.
 DECAY = 0.5
-ROUNDS = 5  # of its steps, at most: a second and further ones while, in the last quarter of them, it is
+ROUNDS = 5  # of its steps, at most: a second and further ones while in the last quarter of them it is
 UNSURE = 0.05  # wrong about more than this share of what comes, half of it negatives
 INTERVAL = 4  # steps from one gradient penalty to the next, which counts that many times
 
@@ -49,8 +49,9 @@ class Guide:
 
     Args:
         gan: pretrained pair. negatives, positives: samples of the two classes, drawn equally often.
-        steps, batch_size: of Adam on the logistic loss; as many steps again, up to four times, while it is often wrong
-            about what it learns from, as it is at first of small things. r1: weight of the gradient penalty.
+        steps, batch_size: of Adam on the logistic loss. rounds: of as many steps, at most; a second and further ones
+            while it is often wrong about what it learns from, as it is at first of small things.
+        r1: weight of the gradient penalty.
         scale: variance of the positives' elements.
         policy: augmentation while training (see `atu.data.augment`); unset, translations when there are fewer than 100
             negatives. With more it only blurs the boundary.
@@ -70,6 +71,7 @@ class Guide:
         policy: str | None = None,
         seed: int = 0,
         at_once: int | None = None,
+        rounds: int = ROUNDS,
     ):
         self.gan, self.slope_weight, self.step_count, self.at_once = gan, r1 * scale, 0, at_once
         self.discriminator = copy.deepcopy(gan.discriminator).train().requires_grad_(True)  # type: ignore[union-attr]
@@ -79,7 +81,7 @@ class Guide:
             policy = "translation" if len(negatives) < 100 else ""
         self.policy, half = policy, max(batch_size // 2, 1)
         with fork_rng(gan.device, seed):
-            for _ in range(ROUNDS if steps else 0):
+            for _ in range(rounds if steps else 0):
                 wrong = []
                 for step in progress.track("guide", range(steps), steps):
                     set_lr(self.optim, lr * lr_decay(step / steps, DECAY))

@@ -23,7 +23,7 @@ from ...support import world
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.trainer import draw, together
 from .distance import SampleDistance
-from .guide import Guide, Seen
+from .guide import ROUNDS, Guide, Seen
 from .nearby import NegativeLatents
 
 RECENT = 512  # samples of either kind that the guide goes on learning from
@@ -83,6 +83,8 @@ class Steering:
             scale=float(some.var(0).mean()),
             seed=stream_seed(seed, Stream.GUIDE),
             at_once=at_once,
+            # It learns on for no longer than a short run is to take.
+            rounds=ROUNDS if cfg.steps is None else min(ROUNDS, 1 + cfg.steps // max(cfg.guide_steps, 1)),
         )
         size = pool_size(gan, RECENT)
         self.recent_negatives, self.recent_others = Recent(size), Recent(size)
