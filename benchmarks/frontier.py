@@ -43,7 +43,9 @@ def _repelled(strength: float, **more: Any) -> dict[str, Any]:
 
 
 CURVES = {
-    "atu": Curve("atu", (1.0, 4.0, 12.0), lambda weight: {"repel": {"guide_weight": weight}}, "the default, guide of"),
+    "atu": Curve(
+        "atu", (1.0, 4.0, 12.0), lambda weight: {"repel": {"guide_weight": weight}}, "the default (weight of its guide)"
+    ),
     "el2": Curve("el2", (0.0, 1.0, 4.0, 20.0, 80.0), _repelled),
     "el2-long": Curve("el2", (0.0, 4.0), partial(_repelled, steps=3200), "el2, 3,200 steps for 800"),
     "nl2": Curve("nl2", (4.0, 20.0, 80.0), _repelled),
@@ -114,26 +116,33 @@ def cells_table(found: list[Cell]) -> str:
 
 
 def draw(found: list[Cell], path: Path) -> None:
-    """PUL against both costs, one curve a method."""
+    """PUL against both costs, one curve a method, strengths beside its points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    figure = Figure(figsize=(9.0, 4.2), layout="constrained", dpi=120)
+    figure = Figure(figsize=(9.0, 4.8), layout="constrained", dpi=120)
     costs = {
         "good_changed": "good latents changed, %",
         "frechet_kept": "Fréchet distance to what is kept, times chance",
     }
     for axes, (cost, unit) in zip(figure.subplots(1, 2, sharey=True), costs.items(), strict=True):
         for index, name in enumerate(CURVES):
-            points = [figures(cell) for cell in found if cell["curve"] == name]
+            own = [cell for cell in found if cell["curve"] == name]
+            points = [figures(cell) for cell in own]
             x, y = [one[cost] for one in points], [one["pul"] for one in points]
             shown = label(name) if points and cost == "good_changed" else None
             axes.plot(x, y, "osD^vPX"[index % 7] + "-", ms=6, lw=1.2, color=f"C{index}", label=shown)
+            for cell, at in zip(own, zip(x, y, strict=True), strict=True):
+                axes.annotate(f"{cell['strength']:g}", at, (5, 3), textcoords="offset points", fontsize=7)
         axes.set(xlabel=unit, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25, which="both")
         axes.set_ylim(min(0, *axes.get_ylim()), 101)
     figure.axes[0].set_ylabel("PUL, %, by the judge")
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     write_atomic(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
 
 
