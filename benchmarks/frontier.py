@@ -140,7 +140,7 @@ def draw(found: list[Cell], path: Path) -> None:
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.25, which="both")
-        axes.set_ylim(min(0, *axes.get_ylim()), 101)
+        axes.set_ylim(min(0, *axes.get_ylim()), 105)
     figure.axes[0].set_ylabel("PUL, %, by the judge")
     figure.legend(loc="outside lower center", ncols=4, frameon=False)
     write_atomic(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
