@@ -21,8 +21,7 @@ from atu.experiments.reproduced_table import summarise
 from atu.support import progress
 from atu.support.environment import keep_freed_memory
 from atu.support.files import write_atomic, write_json, write_text
-
-from .render import table
+from atu.support.markdown import markdown_table
 
 DIGIT, SEED = "8", 0
 Cell = dict[str, Any]
@@ -112,7 +111,7 @@ def cells_table(found: list[Cell]) -> str:
                 f"{one['seconds']:.0f}",
             ]
         )
-    return table(head, rows)
+    return markdown_table(head, rows)
 
 
 def draw(found: list[Cell], path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from atu.bench.output import duration, size
+from atu.support.markdown import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
@@ -46,10 +47,6 @@ def load(name: str) -> dict[str, Any]:
     return found
 
 
-def table(head: Row, rows: list[Row]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
 def machine_line(found: dict[str, Any]) -> str:
     about, rates, versions = found["machine"], found["limits"], found["versions"]
     load_average = about.get("load_average", "?")
@@ -75,7 +72,7 @@ def ops(name: str) -> str:
         label = f"{row['name']}, {row['direction']}"
         rows.append([label, *times, f"{duration(row['limit'])} ({row['bound']})", f"{row['of_limit']:.2f}", memory])
     head = ["case", "ours", "reference", "torch.compile", "nearest of torch", "limit", "ours / limit", "peak memory"]
-    return f"{machine_line(found)}\n\n{table(head, rows)}"
+    return f"{machine_line(found)}\n\n{markdown_table(head, rows)}"
 
 
 def growth(name: str) -> str:
@@ -83,7 +80,7 @@ def growth(name: str) -> str:
     for g in load(name).get("growth", []):
         sizes, seconds = ", ".join(map(str, g["sizes"])), ", ".join(map(duration, g["seconds"]))
         rows.append([g["name"], g["over"], sizes, seconds, f"{g['exponent']:.2f}"])
-    text = table(["op", "over", "sizes", "times", "exponent"], rows)
+    text = markdown_table(["op", "over", "sizes", "times", "exponent"], rows)
     picture = PAGE.parent / "images" / "bench-ops.png"
     return f"{text}\n\n![Times over the limit, and growth](images/{picture.name})" if picture.exists() else text
 
@@ -102,7 +99,7 @@ def step(name: str) -> str:
     head += ["ours, bfloat16"] if "bfloat16" in found["rows"][0]["times"] else []
     why = next((row["not_compiled"] for row in found["rows"] if "not_compiled" in row), "")
     note = f"\n\ntorch.compile of the networks failed: {why}" if why else ""
-    return f"{found['gan']}, batch {found['batch']}. {machine_line(found)}\n\n{table(head, rows)}{note}"
+    return f"{found['gan']}, batch {found['batch']}. {machine_line(found)}\n\n{markdown_table(head, rows)}{note}"
 
 
 # --- the aims: (aim, measured, met)
@@ -248,7 +245,7 @@ def aims(_: str) -> str:
             rows += make()
         except Missing as missing:
             rows.append([name, f"not measured yet: `{missing}`", "-"])
-    return table(["aim", "worst case measured", "met"], rows)
+    return markdown_table(["aim", "worst case measured", "met"], rows)
 
 
 TABLES: dict[str, tuple[Callable[[str], str], str]] = {

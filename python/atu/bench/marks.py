@@ -35,6 +35,7 @@ from ..label.studio import Studio, open_studio
 from ..measures.shares import unlearning
 from ..support.environment import machine, versions
 from ..support.files import write_json, write_text
+from ..support.markdown import markdown_table
 from ..support.seeding import mix_seed
 
 PAGE = 24  # samples in view at once
@@ -375,7 +376,7 @@ def table(data: Mapping[str, Any]) -> str:
             keys = [(key, order) for key in ("looked", "clicks") for order in ORDERS]
             means = [_mean(data["finding"], feature.share, order, n, key) for key, order in keys]
             rows.append([feature.share, feature.subject, str(n), *means])
-    text = _markdown(FINDING, rows)
+    text = markdown_table(FINDING, rows) + "\n"
     rows = []
     for one in data["unlearning"]:
         first = [one["feature"], one["subject"], one["order"], one["rounds"], one["clicks"], f"{one['looked']:,}"]
@@ -391,12 +392,7 @@ def table(data: Mapping[str, Any]) -> str:
                 _gone(one["report"]),
             ]
         )
-    return text + "\n" + _markdown(UNLEARNING, rows) if rows else text
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{text}\n{markdown_table(UNLEARNING, rows)}\n" if rows else text
 
 
 def _mean(cells: Sequence[Mapping[str, Any]], share: str, order: str, n: int, key: str) -> str:

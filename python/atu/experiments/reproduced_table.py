@@ -11,6 +11,7 @@ from typing import Any
 from ..report import report
 from ..support import environment
 from ..support.files import write_atomic, write_json, write_text
+from ..support.markdown import markdown_table
 from .cells import Plan, cell_path
 from .published import PRETRAINED_FID, PUBLISHED
 
@@ -143,7 +144,7 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
         ]
         head += ["FID", "Ret-FID"] * extracted + metrics + ["seconds"]
         head += ["published PUL / FID / Ret-FID"] * published
-        lines += ["", f"## {task.name}", "", _line(head), _line(["---"] * len(head))]
+        rows = []
         for method in plan.methods:
             row = table.get(method, {}).get(task.name)
             if row is None:
@@ -162,7 +163,8 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
             cells += [_cell(row["fid"], 2), _cell(row["ret_fid"], 2)] * extracted
             cells += [_cell(row["metrics"].get(name), 3) for name in metrics]
             cells += [_cell(row["seconds"], 0)] + [_published(plan.dataset, method, task.name)] * published
-            lines.append(_line([method, *cells]))
+            rows.append([method, *cells])
+        lines += ["", f"## {task.name}", "", markdown_table(head, rows)]
     return "\n".join(lines) + "\n"
 
 
@@ -194,10 +196,6 @@ def _beside_the_paper(fid: float) -> list[str]:
         "the feature extractor differ: FID_cls is a Fréchet distance in the features of this task's own classifier.",
         "Compare the columns within one side of the table, and only PUL and the ratio after / before across it.",
     ]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def save_figure(path: Path, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
