@@ -129,7 +129,7 @@ def relearning(curves_of: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
         axes.axhline(100 * original, color=SERIES[0], lw=1)
         axes.annotate("original", (0, 100 * original), (2, 3), textcoords="offset points", fontsize=10, color=SERIES[0])
         axes.set(xlabel="images seen", ylabel="% of samples negative")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, max(axes.get_ylim()[1], 112 * original))  # room for the word above its line
         axes.legend(fontsize=8, ncols=len(curves_of), loc="lower left", bbox_to_anchor=(-0.1, 1.0), borderaxespad=0.2)
         return _svg(figure, f"Share of negatives over the images seen: {', '.join(curves_of)}")
 
