@@ -132,7 +132,7 @@ def draw(found: list[Cell], path: Path) -> None:
             x, y = [one[cost] for one in points], [one["pul"] for one in points]
             shown = label(name) if points and cost == "good_changed" else None
             axes.plot(x, y, "osD^vPX"[index % 7] + "-", ms=6, lw=1.2, color=f"C{index}", label=shown)
-            for cell, at in zip(own, zip(x, y, strict=True), strict=True):
+            for cell, *at in zip(own, x, y, strict=True):
                 axes.annotate(f"{cell['strength']:g}", at, (5, 3), textcoords="offset points", fontsize=7)
         axes.set(xlabel=unit, xscale="log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

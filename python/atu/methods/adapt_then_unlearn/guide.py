@@ -109,7 +109,7 @@ class Guide:
         self.optim.step()
         self.step_count += 1
         self.discriminator.eval().requires_grad_(False)
-        return ((torch.cat(log_odds).cpu() > 0) != (labels > 0)).float().mean()
+        return ((torch.cat(log_odds) > 0) != (labels > 0).to(self.gan.device)).float().mean()
 
     def _loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logistic loss, with the gradient penalty in the steps that have one; and the log-odds [N] it is of."""
