@@ -29,6 +29,8 @@ demo: $(VENV)/installed
 demo-animals: $(VENV)/installed
 	$(BIN)/atu demo animals --feature $(FEATURE) --out $(OUT)-animals
 
+# The workers share the cores: more threads would wait for one another.
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/installed
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 

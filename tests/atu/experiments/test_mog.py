@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from atu import api, assets
 from atu.evaluation.classifier import Classifier
-from atu.experiments import marking, mnist, mog
+from atu.experiments import marking, mog
 from atu.gan import GAN
 from atu.networks.mlp import MLPGenerator
 
@@ -104,16 +103,3 @@ def test_bundled_gan_makes_every_digit():
     assert float((probabilities.amax(1) >= 0.9).float().mean()) >= 0.85 - 4 * math.sqrt(0.85 * 0.15 / 2000)
     assert gan.generator_ema is not None
     assert assets.asset("mnist-gan.safetensors").stat().st_size <= 6_000_000
-
-
-@needs_gan
-@pytest.mark.parametrize("oracle", [True, False])
-def test_mnist_demo_writes_everything(tmp_path, oracle):
-    settings = mnist.MnistDemo(digits=[8, 1], out=tmp_path, negatives=12, samples=120, config=QUICK, oracle=oracle)
-    data = mnist.demo_mnist(settings)
-    assert data["subject"] == "the digits 1 and 8"
-    assert len(list((tmp_path / "negatives" / "8").glob("*.png"))) == 12
-    assert data == json.loads((tmp_path / "report.json").read_text())
-    assert data["decisions"]["judge"] == ("oracle" if oracle else "probe")
-    page = (tmp_path / "report.html").read_text()
-    assert ("not asked again" in page) is not oracle

@@ -13,7 +13,6 @@ from torch import nn
 
 from atu.assets import asset
 from atu.config import Adversarial
-from atu.data import mnist as mnist_data
 from atu.data.animals import Drawings
 from atu.data.samples import PixelSamples, TensorSamples
 from atu.evaluation.classifier import Classifier
@@ -23,13 +22,6 @@ from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.training import scratch
 from atu.training.trainer import AdversarialTrainer
-
-cached_mnist = functools.cache(mnist_data.mnist)  # reading it takes seconds
-
-
-@pytest.fixture(autouse=True)
-def read_mnist_once(monkeypatch):
-    monkeypatch.setattr(pretrain, "mnist", cached_mnist)
 
 
 class FromTable(nn.Module):
