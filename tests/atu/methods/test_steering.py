@@ -36,7 +36,7 @@ def test_steering_is_the_formula(image_gan):
         guide_r1=0.0,
         adversarial=half,
     )
-    steering = Steering(image_gan, twin, feedback, cfg, seed=0)
+    steering = Steering(image_gan, twin, feedback, cfg, 800, seed=0)
     fake = torch.cat([positives[:4], negatives[:4]]).requires_grad_(True)
     wanted = fake.detach() + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
     torch.manual_seed(5)
@@ -75,7 +75,7 @@ def test_what_is_held_finds_negatives(image_gan):
     feedback = Feedback(images, images, lambda x: x.flatten(1).mean(1) > above, False, 0.5, {}, known)
 
     def new():
-        return Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=1), seed=0)
+        return Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=1), 800, seed=0)
 
     steering = new()
     torch.manual_seed(1)
@@ -121,13 +121,15 @@ def test_guide_slope_is_penalised(image_gan, at_once):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("steps, rounds", [(None, ROUNDS), (3, 4)])
+@pytest.mark.parametrize("steps, rounds", [(800, ROUNDS), (3, 4)])
 def test_guide_learns_from_batches_of_one(image_gan, steps, rounds):
     """Big samples may leave room for one at a time; and a guide that is never sure learns on for no longer than stage 2
     has steps."""
     images = TensorSamples(torch.rand(5, 1, 8, 8))
-    settings = config.Repel(steps=steps, guide_steps=1, adversarial=config.Adversarial(batch_size=1))
-    steering = Steering(image_gan, image_gan, Feedback(images, images, is_bright, True, 0.2, {}), settings, seed=0)
+    settings = config.Repel(guide_steps=1, adversarial=config.Adversarial(batch_size=1))
+    steering = Steering(
+        image_gan, image_gan, Feedback(images, images, is_bright, True, 0.2, {}), settings, steps, seed=0
+    )
     for _ in range(LEARN_EVERY):
         steering(torch.rand(1, 1, 8, 8), None, None)
     assert steering.guide.step_count == rounds + 1  # the same samples are negatives and positives
@@ -158,13 +160,13 @@ def test_guide_learns_from_the_oracle(image_gan):
     bright = torch.rand(60, 1, 8, 8) * 0.2 + 0.7
     sides = bright[:20] * torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1])
     feedback = Feedback(TensorSamples(sides), TensorSamples(bright * 0), is_bright, True, 0.2, {})
-    steering = Steering(image_gan, image_gan, feedback, config.Repel(guide_steps=40), seed=0)
+    steering = Steering(image_gan, image_gan, feedback, config.Repel(guide_steps=40), 800, seed=0)
     before = steering.guide.log_odds(bright).mean()
     for _ in range(400):
         steering(torch.cat([bright[:8], bright[:8] * 0]).requires_grad_(True), None, None)
     after = steering.guide.log_odds(bright).mean()
     assert after > before + 1 and after > 0
-    again = Steering(image_gan, image_gan, feedback, config.Repel(guide_steps=40), seed=0)
+    again = Steering(image_gan, image_gan, feedback, config.Repel(guide_steps=40), 800, seed=0)
     again.load_state_dict(copy.deepcopy(steering.state_dict()))
     for one in (steering, again):
         torch.manual_seed(2)

@@ -164,7 +164,7 @@ def repel_gan(
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
     with fork_rng(gan.device, stream_seed(seed, Stream.REPEL)):
         steers = cfg.guide_steps and (cfg.guide_weight or cfg.hold_weight)
-        steering = Steering(gan, twin, feedback, cfg, seed) if steers else None
+        steering = Steering(gan, twin, feedback, cfg, steps, seed) if steers else None
         bank = None if steering is None else steering.bank
         trainer = AdversarialTrainer(
             twin,

@@ -62,10 +62,11 @@ class Steering:
     negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there.
 
     Args:
-        gan: pretrained pair. twin: the pair that is trained, a copy of it.
+        gan: pretrained pair. twin: the pair that is trained, a copy of it. steps: of stage 2; the guide learns on for
+            no longer than that.
     """
 
-    def __init__(self, gan: GAN, twin: GAN, feedback: Feedback, cfg: config.Repel, seed: int):
+    def __init__(self, gan: GAN, twin: GAN, feedback: Feedback, cfg: config.Repel, steps: int, seed: int):
         self.gan, self.twin, self.feedback, self.cfg = gan, twin, feedback, cfg
         unset = 4.0 if len(gan.sample_shape) == 3 else 1.0  # images, and what is of few dimensions
         self.nearby_weight = unset if cfg.nearby_weight is None else cfg.nearby_weight
@@ -83,8 +84,7 @@ class Steering:
             scale=float(some.var(0).mean()),
             seed=stream_seed(seed, Stream.GUIDE),
             at_once=at_once,
-            # It learns on for no longer than a short run is to take.
-            rounds=ROUNDS if cfg.steps is None else min(ROUNDS, 1 + cfg.steps // max(cfg.guide_steps, 1)),
+            rounds=min(ROUNDS, 1 + steps // max(cfg.guide_steps, 1)),
         )
         size = pool_size(gan, RECENT)
         self.recent_negatives, self.recent_others = Recent(size), Recent(size)
