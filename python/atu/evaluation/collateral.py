@@ -50,23 +50,28 @@ def landing(reference: Tensor, before: Judged, after: Judged, classes: Sequence[
     Returns:
         latents: how many. still_negative: of them. transitions: class before -> class after -> count, of all of them
         (None without classes). frechet, precision, density: of those no longer negative against `reference` (features
-        [N, F] of the original's good samples of other latents); `_chance`: of as many good samples of the original.
-        Even a perfect outcome has a Frechet distance above chance, as it lands on some classes only.
+        [N, F] of the original's good samples of other latents). sure: share of them of whose class the judge is `SURE`
+        (absent with two classes or none); what lies between two, or is half of one, precision passes. `_chance`: of
+        as many good samples of the original. Even a perfect outcome has a Frechet distance above chance, as it lands
+        on some classes only.
     """
     was = before.negative
     if not bool(was.any()):
         return None
-    landed, good = after.features[was & ~after.negative], before.features[~was]
-    size = min(len(landed), len(good))
+    landed = was & ~after.negative
+    size = min(int(landed.sum()), int((~was).sum()))
     numbers: dict[str, Any] = dict(
         latents=int(was.sum()), still_negative=int((was & after.negative).sum()), compared=size, transitions=None
     )
     if before.labels is not None and after.labels is not None:
         numbers["transitions"] = transitions(before.labels[was], after.labels[was], classes)
-    for suffix, features in (("", landed[:size]), ("_chance", good[:size])):
+    for suffix, judged, these in (("", after, landed), ("_chance", before, ~was)):
+        features = judged.features[these][:size]
         found = manifold(reference, features)
         numbers[f"frechet{suffix}"] = frechet(reference, features)
         numbers.update({f"{what}{suffix}": found[what] for what in ("precision", "density")})
+        if judged.confidence is not None and len(classes) > 2 and size:
+            numbers[f"sure{suffix}"] = float((judged.confidence[these][:size] >= SURE).float().mean())
     return numbers
 
 

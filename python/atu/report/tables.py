@@ -66,7 +66,7 @@ def _small(value: float | None) -> str:
 
 def landing_table(found: Mapping[str, Any]) -> list[list[str]]:
     """What formerly negative latents give now, beside as many good samples of the original; empty where none landed."""
-    labels = dict(frechet="Fréchet distance", precision="precision", density="density")
+    labels = dict(frechet="Fréchet distance", precision="precision", density="density", sure="share of a sure class")
     rows = [
         [label, *(number(found.get(f"{key}{suffix}")) for suffix in ("_chance", ""))]
         for key, label in labels.items()

@@ -225,6 +225,11 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
         if sure is not None and sure["of"]:
             note += f"; {100 * sure['share']:.1f} % of the {sure['of']:,} of whose class the judge was sure"
         found.append(dict(name="Good samples changed", value=f"{100 * changed['share']:.1f} %", note=note))
+    landed = data.get("landing") or {}
+    if landed.get("sure") is not None:
+        note = "of what the unwanted became is of a class that the judge is sure of; of the original's good samples "
+        note += f"{100 * landed['sure_chance']:.0f} %"
+        found.append(dict(name="What replaces them", value=f"{100 * landed['sure']:.0f} % clear", note=note))
     apart = ratio(data.get("frechet_kept"), data.get("frechet_kept_chance"))
     if apart is not None:
         note = (

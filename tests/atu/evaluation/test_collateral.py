@@ -71,6 +71,19 @@ def test_landing_is_of_formerly_negative_latents_alone():
     assert landing(reference, none, after, []) is None
 
 
+def test_landing_is_clear_where_the_judge_is_sure():
+    def told(confidence, labels, most=2):
+        labels = torch.tensor(labels).clamp(max=most)
+        return Judged(labels == 1, torch.randn(7, 2), labels, torch.tensor(confidence), torch.empty(0))
+
+    before = [1, 1, 1, 0.95, 0.2, 0.9, 0.3], [1, 1, 1, 0, 0, 2, 2]
+    after = [0.95, 0.5, 1, 1, 1, 1, 1], [0, 2, 1, 0, 0, 2, 2]  # two landed, the third is negative still
+    found = landing(torch.randn(9, 2), told(*before), told(*after), CLASSES)
+    assert (found["compared"], found["sure"], found["sure_chance"]) == (2, 0.5, 0.5)
+    two = landing(torch.randn(9, 2), told(*before, most=1), told(*after, most=1), CLASSES[:2])
+    assert "sure" not in two and two["latents"] > 3
+
+
 def test_kept_is_compared_at_equal_sizes_beside_chance():
     rng = torch.Generator().manual_seed(1)
     reference, own = torch.randn(1000, 3, generator=rng), torch.randn(500, 3, generator=rng)

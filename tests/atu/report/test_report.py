@@ -76,7 +76,8 @@ def evaluation():
         kept_compared=160,
         kept_reference=155,
         good_changed=dict(count=8, share=0.05, ci95=[0.02, 0.09], sure=dict(count=1, of=125, share=0.008)),
-        landing=dict(latents=40, still_negative=0, transitions={"b": {"a": 30, "c": 10}}, precision=0.5, frechet=2.0),
+        landing=dict(latents=40, still_negative=0, transitions={"b": {"a": 30, "c": 10}}, precision=0.5, frechet=2.0)
+        | dict(sure=0.55, sure_chance=0.78),
         tv_kept=0.031,
         tv_redistribution=0.02,
         n=200,
@@ -197,6 +198,8 @@ def test_cards_and_summary_in_words(evaluation, context):
     assert "40 → 0 of 200" in cards["Negatives gone"]["note"]
     assert cards["Good samples changed"]["value"] == "5.0 %"
     assert cards["Good samples changed"]["note"].endswith("; 0.8 % of the 125 of whose class the judge was sure")
+    assert cards["What replaces them"]["value"] == "55 % clear"
+    assert cards["What replaces them"]["note"].endswith("of the original's good samples 78 %")
     assert cards["Distance to kept samples"]["value"] == "1.2 ×"
     assert cards["Distance to real data"]["value"] == "× 1.50"
     assert cards["Kept classes"]["value"] == "3.1 %"
