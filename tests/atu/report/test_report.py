@@ -1,4 +1,4 @@
-"""The report: numbers in words, one self-contained page, pictures that mark the negatives."""
+"""The report: one self-contained page, pictures that mark the negatives."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ import torch
 from PIL import Image
 
 from atu.data import images
-from atu.evaluation.evaluate import Evaluation
-from atu.evaluation.judges import Judged
-from atu.measures.shares import histogram
-from atu.report import judged as judged_words
-from atu.report import pictures, plots, report, tables, words
+from atu.report import pictures, plots, report, tables
+
+from .conftest import judged
 
 VOID = {"meta", "img", "br", "link", "use", "path", "rect"}
 
@@ -43,79 +41,6 @@ class Balance(HTMLParser):
     def handle_endtag(self, tag):
         if tag not in VOID:
             assert self.open.pop() == tag
-
-
-def judged(negative, seed):
-    n = len(negative)
-    x = torch.rand(min(n, 80), 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-    labels = torch.where(negative, 1, torch.arange(n) % 2 * 2)
-    return Judged(negative, torch.randn(n, 3), labels, torch.ones(n), x, shown=x[: min(int(negative.sum()), 24)])
-
-
-@pytest.fixture
-def evaluation():
-    flags = torch.arange(200) % 5 == 0
-    models = {
-        "before": judged(flags, 0),
-        "adapted": judged(torch.arange(200) < 150, 1),
-        "after": judged(flags & False, 2),
-    }
-    numbers = dict(
-        pul=100.0,
-        pul_ci95=[91.5, 100.0],
-        negatives_before=40,
-        negatives_after=0,
-        negatives={"before": 40, "adapted": 150, "after": 0},
-        fid_cls_before=2.0,
-        fid_cls_adapted=8.0,
-        fid_cls_after=3.0,
-        frechet_kept=0.5,
-        frechet_kept_chance=0.4,
-        kid_kept=0.01,
-        kid_kept_chance=-0.0001,
-        kept_compared=160,
-        kept_reference=155,
-        good_changed=dict(count=8, share=0.05, ci95=[0.02, 0.09], sure=dict(count=1, of=125, share=0.008)),
-        landing=dict(latents=40, still_negative=0, transitions={"b": {"a": 30, "c": 10}}, precision=0.5, frechet=2.0)
-        | dict(sure=0.55, sure_chance=0.78),
-        tv_kept=0.031,
-        tv_redistribution=0.02,
-        n=200,
-        seed=0,
-        features="classifier",
-    )
-    for name, model in models.items():
-        numbers[f"class_histogram_{name}"] = histogram(model.labels, ["a", "b", "c"])
-    return Evaluation(numbers, models, (-1.0, 1.0), ["a", "b", "c"], [1])
-
-
-@pytest.fixture
-def context():
-    history = [dict(stage="adapt-0", step=s, seconds=s, loss_d=1.0, loss_g=0.5, ewc=0.1 * s) for s in (1, 2, 3)]
-    history += [dict(stage="repel", step=s, seconds=s, loss_d=1.0, loss_g=0.5, distance=1.0 + s) for s in (1, 2)]
-    history += [dict(stage="repel", step=3, seconds=3, loss_d=1.0, negative_rate=0.1, drift=0.2)]
-    return report.Context(
-        subject="the <digit> 8",
-        seconds={"repel": 61.0, "evaluate": 9.0},
-        command="atu demo mnist --class 8 --out DIR",
-        config={"repel": {"steps": 600, "gamma": None}, "list": [1, 2.5]},
-        seed=0,
-        history=history,
-        decisions={
-            "kept_step": 300,
-            "steps_run": 600,
-            "score": float("nan"),
-            "negative_rate": 0.003,
-            "drift": 0.02,
-            "stopped": "no better score in 6 checks",
-            "judge": "probe",
-            "negative_share": 0.2,
-            "pool": 5000,
-            "positives": "4000 generated samples, 1000 dropped as negative",
-            "warnings": ["Only <12> samples were marked."],
-        },
-        notes=["A note."],
-    )
 
 
 def test_json_has_what_is_promised(tmp_path, evaluation, context):
@@ -191,154 +116,6 @@ def test_curves_only_where_there_is_data(context):
     assert pictures.curve_figures([]) == []
 
 
-def test_cards_and_summary_in_words(evaluation, context):
-    data = report.report_data(evaluation, context)
-    cards = {card["name"]: card for card in words.cards(data)}
-    assert cards["Negatives gone"]["value"] == "100.0 %"
-    assert "40 → 0 of 200" in cards["Negatives gone"]["note"]
-    assert cards["Good samples changed"]["value"] == "5.0 %"
-    assert cards["Good samples changed"]["note"].endswith("; 0.8 % of the 125 of whose class the judge was sure")
-    assert cards["What replaces them"]["value"] == "55 % clear"
-    assert cards["What replaces them"]["note"].endswith("of the original's good samples 78 %")
-    assert cards["Distance to kept samples"]["value"] == "1.2 ×"
-    assert cards["Distance to real data"]["value"] == "× 1.50"
-    assert cards["Kept classes"]["value"] == "3.1 %"
-    assert cards["Time"]["value"] == "61 s"
-    assert "in 40 of 200 samples" in words.summary(data)
-    assert "further from" in words.summary(data)
-
-
-def test_cards_without_negatives_real_data_or_classes(evaluation, context):
-    evaluation.numbers.update(pul=None, pul_ci95=None, fid_cls_before=None, tv_kept=None, frechet_kept=None)
-    evaluation.numbers.update(good_changed=None, landing=None, kid_kept=None)
-    data = report.report_data(evaluation, context)
-    assert [card["name"] for card in words.cards(data)] == ["Negatives", "Time"]
-    assert tables.kept_table(data) == []
-
-
-CHANGED = {"good_changed": {"share": 0.021}}
-
-
-def by_probe(alarms, of_good, contradicted=0):
-    return {"probe": dict(recognised=97, of=101, alarms=alarms, of_good=of_good, contradicted=contradicted)}
-
-
-def figures(before, after, **more):
-    pul = 100 * (before - after) / before if before else None
-    return dict(subject="hats", n=10_000, negatives_before=before, negatives_after=after, pul=pul, decisions={}, **more)
-
-
-@pytest.mark.parametrize(
-    ("data", "title", "level", "text"),
-    [
-        (figures(777, 13), "Hats: 98.3 % gone, 13 of 10,000 left", "fair", "Most of it is gone"),
-        (figures(777, 0), "Hats: none left in 10,000 samples", "good", "None of it was found."),
-        (figures(3000, 1), "Hats: 99.9 % gone, 1 of 10,000 left", "good", "Nearly all of it is gone."),
-        (figures(777, 300), "Hats: 61.3 % gone, 300 of 10,000 left", "poor", "Part of it is gone."),
-        (figures(777, 790), "Hats: not gone, 790 of 10,000 samples show it", "poor", "Most of it is still there."),
-        (figures(13, 777), "Hats: more of it than before", "poor", "wrong order"),
-        (figures(0, 21), "Hats: more of it than before", "poor", "wrong order"),
-        (figures(0, 0), "Hats: none to begin with", "poor", "nothing can be said"),
-        (figures(777, 0, frechet_kept=1.9, frechet_kept_chance=1.0), None, "good", "The rest is as it was."),
-        (figures(777, 0, frechet_kept=4.0, frechet_kept_chance=1.0), None, "fair", "has changed a little"),
-        (figures(777, 0, frechet_kept=1.9, frechet_kept_chance=1.0, **CHANGED), None, "fair", "has changed a little"),
-        (figures(777, 0, frechet_kept=9.0, frechet_kept_chance=1.0), None, "fair", "look at the pictures"),
-        (figures(777, 0, frechet_kept=9.0, frechet_kept_chance=0.0), None, "good", "None of it was found."),
-        # By a probe: 3 % left, where it takes 5 % of the good marks for unwanted (Wilson: 3.3 to 7.6 %); none known.
-        (figures(900, 300, **by_probe(20, 400)), None, "fair", "finds is no more than its false alarms. A probe is no"),
-        (figures(900, 300, **by_probe(1, 400)), None, "poor", "The probe still finds part of it."),
-        (figures(900, 300, **by_probe(1, 20)), None, "poor", "The probe still finds part of it."),
-        (figures(900, 600, **by_probe(0, 0)), None, "poor", "The probe still finds most of it."),
-        (figures(900, 60, **by_probe(0, 0)), None, "fair", "The probe still finds little of it."),
-        (
-            figures(900, 0, frechet_kept=1.9, frechet_kept_chance=1.0, **by_probe(20, 400)),
-            None,
-            "fair",
-            "The probe finds none of it. On the whole the rest is as it was. A probe is no independent judge",
-        ),
-        (figures(8000, 7900, **by_probe(20, 400)), None, "poor", "The probe cannot tell"),
-    ],
-)
-def test_outcome_and_verdict(data, title, level, text):
-    assert title is None or words.outcome(data) == title
-    found = words.verdict(data)
-    assert found.level == level
-    assert text in found.text
-
-
-def test_what_held_out_marks_say_of_a_probe(judges, evaluation, context):
-    evaluation.numbers.update(judge="asked", **by_probe(3, 41, contradicted=2))
-    told = judged_words.who_judged(report.report_data(evaluation, context))
-    assert "it recognises 97 of 101 unwanted ones and takes 3 of 41 good ones for unwanted; unwanted" in told
-    assert "slips perhaps, were left out: 2." in told
-    evaluation.numbers.update(by_probe(0, 0))
-    told = judged_words.who_judged(report.report_data(evaluation, context))
-    assert "recognises 97 of 101 unwanted ones. Marks are no random sample" in told
-
-
-def test_swapped_checkpoints_are_said_to_be(evaluation, context):
-    assert any("wrong order" in text for text in words.cautions(figures(0, 21)))
-    assert any("wrong order" in text for text in words.cautions(figures(13, 777)))
-    assert words.cautions(figures(777, 790)) == []  # by chance
-    evaluation.numbers.update(pul=-900.0, pul_ci95=[-3000.0, 100.0], negatives_before=4, negatives_after=40)
-    card = words.cards(report.report_data(evaluation, context))[0]
-    assert (card["name"], card["value"]) == ("Negatives", "40")
-    assert "4 → 40 of 200 samples: more than before" in card["note"]
-    evaluation.numbers.update(pul=None, pul_ci95=None, negatives_before=0, negatives_after=40)
-    page = report.render(report.report_data(evaluation, context), evaluation, context)
-    assert "in the wrong order" in page
-    assert "none to begin with" not in page
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "percent", "met"),
-    [(1000, 10, 99, True), (1000, 11, 99, False), (1000, 0, 100, True), (0, 0, 0, False), (0, 5, 0, False)],
-)
-def test_what_is_required_is_met(before, after, percent, met):
-    assert words.meets(figures(before, after), percent) is met
-
-
-def test_it_says_that_it_is_no_proof():
-    # Wilson's upper limit of 0 in n is z^2 / (n + z^2).
-    assert words.no_proof(figures(777, 0)).startswith("This is not a proof.")
-    assert 3 < 1e4 * 3.8415 / 10003.8415 < 4 and "up to 4 of 10,000" in words.no_proof(figures(777, 0))
-
-
-def test_warnings_and_decisions_in_words(evaluation, context):
-    data = report.report_data(evaluation, context)
-    page = report.render(data, evaluation, context)
-    assert "<li>Only &lt;12&gt; samples were marked.</li>" in page
-    assert data["warnings"] == ["Only <12> samples were marked."]
-    assert data["verdict"] == "None of it was found. The rest has changed a little."
-    why = dict(words.explain(data["decisions"]))
-    assert why["Which generator was kept"].startswith("Step 300 of 600: the latest")
-    assert "0.3 % of the samples" in why["Which generator was kept"]
-    assert why["Why it ended there"] == "No better score in 6 checks."
-    assert why["Who said what is negative"].startswith("A probe fitted on the negatives")
-    assert "20.0 % of 5,000" in why["Who said what is negative"]
-    assert words.explain({}) == []
-    assert words.landed(data["landing"]["transitions"]) == [("b became", "a: 30 (75 %), c: 10 (25 %)")]
-
-
-def test_the_lead_has_no_jargon(evaluation, context):
-    page = report.render(report.report_data(evaluation, context), evaluation, context)
-    lead = page[page.index("<header>") : page.index("</header>")].lower()
-    assert not re.search(r"\b(fid|fréchet|latents?|logits?|ewc|pul|adapted)\b|_cls|tv_", lead)
-
-
-def test_numbers_keep_their_units(evaluation, context):
-    assert (
-        words.unbreakable("98.3 % in 3 min 5 s, 12 px; 5 samples")
-        == "98.3\xa0% in 3\xa0min 5\xa0s, 12\xa0px; 5 samples"
-    )
-    context.command = "atu eval a --scale 5 s"
-    page = report.render(report.report_data(evaluation, context), evaluation, context)
-    assert "<code>atu eval a --scale 5 s</code>" in page  # copied, it must still run
-    assert not re.search(
-        r"\d (%|min|s|px)[\s<,;.]", re.sub(r"<code>.*?</code>|<style>.*?</style>", "", page, flags=re.S)
-    )
-
-
 def test_pictures_and_charts_can_be_read_without_eyes_and_without_a_mouse(evaluation, context):
     parser = Balance()
     parser.feed(report.render(report.report_data(evaluation, context), evaluation, context))
@@ -376,20 +153,6 @@ def test_hashes_of_what_went_in_and_came_out(tmp_path, evaluation, context):
     assert found["negatives"] == hashlib.sha256(line.encode()).hexdigest()
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (True, "yes"), (12345, "12,345"), (0.1234, "0.123"), (12.345, "12.3"), (1234.5, "1,234")]
-    + [(1e-5, "1.00e-05"), (0.0, "0.000"), ("x", "x")],
-)
-def test_number(value, text):
-    assert words.number(value) == text
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.26, "0.3 s"), (59.6, "60 s"), (185, "3 min 5 s")])
-def test_duration(seconds, text):
-    assert words.duration(seconds) == text
-
-
 def test_image_grid_places_every_pixel():
     x = torch.arange(6 * 4).reshape(6, 1, 2, 2).float() / 23 * 2 - 1
     picture = np.asarray(plots.image_grid(x, (-1.0, 1.0), columns=4, gap=1))
@@ -419,113 +182,6 @@ def test_images_round_trip_through_files(tmp_path):
 
 
 # --- judges
-
-
-def one_judge(before, after, answered=False, errors=None, corrected=None, made=None, fewer=False):
-    pul = 100 * (before - after) / before
-    rates = (None, None) if errors is None else tuple(dict(count=0, share=rate, ci95=[0, 1]) for rate in errors)
-    over = dict(retrained=dict(count=made, share=0, ci95=[0, 1]), difference=0.0, fewer=fewer)
-    over["difference_ci95"] = [-0.01, -0.001] if fewer else [-0.01, 0.001]
-    return dict(
-        negatives_before=before,
-        negatives_after=after,
-        pul=pul,
-        pul_ci95=[pul - 2, pul + 1],
-        answered=answered,
-        sensitivity=rates[0],
-        specificity=rates[1],
-        held_out=4000 if errors else None,
-        corrected=corrected,
-        over_removal=None if made is None else over,
-    )
-
-
-def corrected(pul, unreliable=None):
-    return dict(pul=pul, pul_ci95=[pul - 3, 100.0], unreliable=unreliable)
-
-
-@pytest.fixture
-def judges(evaluation):
-    found = {
-        "blind": one_judge(40, 0, errors=(0.985, 0.998), corrected=corrected(99.0), made=9, fewer=True),
-        "asked": one_judge(50, 1, answered=True, made=3),
-        "poor": one_judge(60, 30, errors=(0.9, 0.91), corrected=corrected(90.0, "it tells too little")),
-    }
-    evaluation.numbers.update(judge="blind", judges=found)
-    return found
-
-
-def test_every_figure_says_whose_it_is(judges, evaluation, context):
-    data = report.report_data(evaluation, context)
-    page = report.render(data, evaluation, context)
-    text = judged_words.who_judged(data)
-    assert text == (
-        "Judge: blind, which did not answer during the run. Of 4,000 real samples that it has not seen it finds 98.5 % "
-        "of the unwanted, and calls 0.20 % of the others unwanted."
-    )
-    assert words.unbreakable(text) in page
-    cards = report._cards(data)
-    assert ", by blind;" in cards[0]["note"]
-    assert (cards[1]["name"], cards[1]["value"]) == ("Gone, corrected", "99.0 %")
-    assert "96.0 to 100.0 %" in cards[1]["note"]
-    table = judged_words.judges_table(data)
-    assert table[0] == [
-        "judge",
-        "before",
-        "after",
-        "retrained",
-        "gone, %",
-        "corrected, %",
-        "finds, %",
-        "false alarms, %",
-    ]
-    assert table[1][:4] == ["blind", "40", "0", "9"]
-    assert table[1][5:] == ["99.0 (96.0 to 100.0)", "98.5", "0.20"]
-    assert table[2][0] == "asked (oracle of the run)" and table[2][5:] == ["–", "–", "–"]
-    assert table[3][3] == "–" and table[3][5] == "90.0 (87.0 to 100.0), unreliable"
-    assert "What each judge says" in page
-
-
-def test_the_table_rounds_as_the_headline_does(judges):
-    judges["blind"].update(pul=100 * 8 / 53, corrected=corrected(99.99))
-    table = judged_words.judges_table(dict(judge="blind", judges=judges))
-    assert table[1][4].startswith("15.0 (") and table[1][5].startswith("99.9 (")
-
-
-def test_over_removal_and_judges_that_disagree_are_said(judges, evaluation, context):
-    warnings = report.report_data(evaluation, context)["warnings"]
-    assert any(text.startswith("Over-removal: 0 of 200 samples are negative, and 9 of a GAN") for text in warnings)
-    assert any(
-        text
-        == "Another judge, poor, says that less is gone: 50.0 %, not 100.0 %. It errs on real samples too: corrected "
-        "for that, 90.0 (87.0 to 100.0) %."
-        for text in warnings
-    )
-    assert not any("asked" in text for text in warnings)  # 98 %, whose interval meets the other's
-    judges["blind"]["over_removal"].update(fewer=False, difference_ci95=[0.01, 0.02])
-    evaluation.numbers["negatives_after"] = 30
-    assert (
-        "A GAN that was retrained without them makes 9 of 200: fewer than the 30 left."
-        in report.report_data(evaluation, context)["warnings"]
-    )
-
-
-def test_an_oracle_that_judges_and_a_correction_that_says_little_are_said(judges, evaluation, context):
-    evaluation.numbers["judge"] = "asked"
-    data = report.report_data(evaluation, context)
-    assert any("asked, answered during the run" in text for text in data["warnings"])
-    assert judged_words.who_judged(data) == (
-        "Judge: asked, which answered during the run too; its errors on real samples are not known."
-    )
-    assert judged_words.corrected_card(data) == []
-    evaluation.numbers["judges"]["asked"]["answered"] = None
-    data = report.report_data(evaluation, context)
-    assert judged_words.who_judged(data) == "Judge: asked; its errors on real samples are not known."
-    assert not any("answered during the run" in text for text in data["warnings"])
-    evaluation.numbers["judge"] = "poor"
-    data = report.report_data(evaluation, context)
-    assert "The corrected percentage is unreliable: it tells too little." in data["warnings"]
-    assert "unreliable: it tells too little" in judged_words.corrected_card(data)[0]["note"]
 
 
 def test_distances_of_each_network_stand_in_rows_of_their_own(evaluation, context):

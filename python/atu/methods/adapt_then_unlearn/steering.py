@@ -1,7 +1,7 @@
 """What steers the generator in stage 2 beside the adversarial loss: away from what looks negative, to good samples
 nearby, and back to itself where it was good.
 
-Beyond the paper; docs/method.md says why.
+Beyond the paper; docs/trials.md says why.
 """
 
 from __future__ import annotations
