@@ -10,7 +10,7 @@ VENV ?= .venv
 OUT ?= out/demo
 DIGIT ?= 8
 FEATURE ?= antlers
-PYTEST_ARGS ?= -n auto
+PYTEST_ARGS ?= -n auto --dist worksteal
 BIN := $(VENV)/bin
 
 # In a checkout, CUDA code is built for the GPU that is there; without one, for two generations, to see that it compiles.
