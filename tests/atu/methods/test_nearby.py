@@ -11,36 +11,12 @@ from atu.data.samples import TensorSamples
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.distance import SampleDistance
 from atu.methods.adapt_then_unlearn.guide import Guide
-from atu.methods.adapt_then_unlearn.nearby import BEYOND, LONGEST, MARGIN, MOVES, SHORTEST, WAIT, NegativeLatents
+from atu.methods.adapt_then_unlearn.nearby import BEYOND, LONGEST, MARGIN, MOVES, SHORTEST, WAIT, MovedLatents
 from atu.methods.adapt_then_unlearn.steering import hold_statistics
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
 
-
-class Doubled(nn.Module):
-    """x = 2 z."""
-
-    z_dim = 3
-
-    def __init__(self):
-        super().__init__()
-        self.factor = nn.Parameter(torch.tensor(2.0))
-
-    def forward(self, z):
-        return self.factor * z
-
-
-class Plane:
-    """A guide whose log-odds are a x + b."""
-
-    a, b = torch.tensor([3.0, 0.0, 4.0]), 5.5
-
-    def log_odds(self, x, c=None):
-        return x @ self.a + self.b
-
-
-def uniform(n, rng):
-    return torch.rand(n, 3, generator=rng) * 2 - 1
+from .planes import Doubled, Plane, uniform
 
 
 def test_latents_move_down_the_slope_until_they_are_clearly_good():
@@ -48,7 +24,7 @@ def test_latents_move_down_the_slope_until_they_are_clearly_good():
     -MARGIN - BEYOND, where the one before it has not come below -MARGIN."""
     gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
     z = uniform(37, torch.Generator().manual_seed(3))
-    bank = NegativeLatents(gan, gan.fake, Plane(), (z, None), at_once=5)
+    bank = MovedLatents(gan, gan.fake, Plane(), (z, None), at_once=5)
     scale = gan.inputs(512)[0].std(0)
     slope = 2 * Plane.a * scale
     move = LONGEST * math.sqrt(3) * slope / slope.norm() * scale
@@ -68,7 +44,7 @@ def test_normal_latents_keep_their_norm():
             return 9 * x[:, 0] + 9
 
     z, _ = gan.inputs(11, 2)
-    good = NegativeLatents(gan, gan.fake, First(), (z, None)).good
+    good = MovedLatents(gan, gan.fake, First(), (z, None)).good
     torch.testing.assert_close(good.norm(dim=1), z.norm(dim=1))
     before, after = (gan.generator(x).detach()[:, 0] for x in (z, good))
     assert (after <= before + 1e-6).all() and (after < before - 0.01).any()
@@ -84,7 +60,7 @@ def test_labels_stay_with_their_latents():
             return 300 * x.mean((1, 2, 3)) + 30 * c[:, 0]
 
     z, c = gan.inputs(13, 1)
-    bank = NegativeLatents(gan, gan.fake, Bright(), (z, c), at_once=4)
+    bank = MovedLatents(gan, gan.fake, Bright(), (z, c), at_once=4)
     assert bank.good.shape == z.shape and torch.equal(bank.c, c)
     index = {tuple(row.tolist()): i for i, row in enumerate(z)}
     drawn, labels, good = bank.draw(29)
@@ -102,11 +78,11 @@ def test_labels_stay_with_their_latents():
 def test_found_latents_wait_for_each_other():
     gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
     z = uniform(2 * WAIT, torch.Generator().manual_seed(4))
-    whole = NegativeLatents(gan, gan.fake, Plane(), (z, None), at_once=9)
-    grown = NegativeLatents(gan, gan.fake, Plane(), (z[:WAIT], None), at_once=9)
+    whole = MovedLatents(gan, gan.fake, Plane(), (z, None), at_once=9)
+    grown = MovedLatents(gan, gan.fake, Plane(), (z[:WAIT], None), at_once=9)
     grown.add(z[WAIT : WAIT + 3], None)
     assert len(grown) == WAIT
-    again = NegativeLatents(gan, gan.fake, Plane(), (z[:1], None))
+    again = MovedLatents(gan, gan.fake, Plane(), (z[:1], None))
     again.load_state_dict(copy.deepcopy(grown.state_dict()))
     for one in (grown, again):
         one.add(z[WAIT + 3 :], None)
@@ -159,7 +135,7 @@ def test_moves_keep_the_latents_precision():
     gan = GAN(MLPGenerator(3, [5], hidden=(7,)).double(), MLPDiscriminator([5], hidden=(11,)).double())
     z = torch.randn(6, 3, dtype=torch.float64)
     guide = untrained_guide(gan)
-    bank = NegativeLatents(gan, gan.fake, guide, (z, None), at_once=4)
+    bank = MovedLatents(gan, gan.fake, guide, (z, None), at_once=4)
     assert bank.good.dtype == torch.float64
     before, after = (guide.log_odds(gan.fake(latents, None)) for latents in (z, bank.good))
     assert (after <= before).all() and (bank.good != z).any()

@@ -26,7 +26,7 @@ WAIT = 32  # found ones that are moved together
 
 
 class NegativeLatents:
-    """A bank of latents of which the pretrained GAN makes negatives.
+    """A bank of latents of which the pretrained GAN makes negatives. A kind of it says which good samples are near.
 
     Args:
         original: the pretrained generator's samples of latents and labels, differentiable in the latents.
@@ -39,17 +39,13 @@ class NegativeLatents:
         original: Callable[[Tensor, Tensor | None], Tensor],
         guide: Guide,
         known: tuple[Tensor, Tensor | None],
-        at_once: int = 64,
+        at_once: int,
     ):
         self.gan, self.original, self.guide, self.at_once = gan, original, guide, at_once
         self.scale = gan.inputs(512)[0].std(0).clamp(min=1e-6)
-        self.keeps_norm = gan.latent_sampler is None
+        self.keeps_norm = gan.latent_sampler is None  # normal latents of one length are all alike
         z, c = known
         self.z, self.c = z[:MOST], None if c is None else c[:MOST]
-        parts = torch.arange(len(self.z)).split(at_once)
-        self.good = self._nearby(self.z, self.c, progress.track("nearby good samples", parts, len(self.z)))
-        self.found: list[Tensor] = []
-        self.found_c: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.z)
@@ -57,23 +53,67 @@ class NegativeLatents:
     def draw(self, n: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """n latents drawn with replacement, their labels, and the latents of the nearby good samples."""
         index = torch.randint(len(self.z), (n,)).to(self.z.device)
-        return self.z[index], None if self.c is None else self.c[index], self.good[index]
+        return self.z[index], self._labels(index), self._near(index)
 
     def add(self, z: Tensor, c: Tensor | None) -> None:
-        """Add latents whose sample was found negative; they are moved once there are enough to do that together."""
+        """Add latents whose sample was found negative; the oldest go."""
+        self.z = torch.cat([self.z, z])[-MOST:]
+        if self.c is not None and c is not None:
+            self.c = torch.cat([self.c, c])[-MOST:]
+
+    def _near(self, index: Tensor) -> Tensor:
+        """Of the latents of these indices those of nearby good samples."""
+        raise NotImplementedError
+
+    def _labels(self, index: Tensor) -> Tensor | None:
+        return None if self.c is None else self.c[index]
+
+    # --- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"z": self.z} if self.c is None else {"z": self.z, "c": self.c}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        device = self.z.device
+        self.z = state["z"].to(device)
+        self.c = state["c"].to(device) if "c" in state else None
+
+
+class MovedLatents(NegativeLatents):
+    """Each is moved by itself, until the guide finds its sample clearly good: for StyleGANs, where a small change of
+    the latent, through the mapping network, may change the sample much (`MappedLatents` cannot learn that)."""
+
+    def __init__(
+        self,
+        gan: GAN,
+        original: Callable[[Tensor, Tensor | None], Tensor],
+        guide: Guide,
+        known: tuple[Tensor, Tensor | None],
+        at_once: int = 64,
+    ):
+        super().__init__(gan, original, guide, known, at_once)
+        parts = torch.arange(len(self.z)).split(at_once)
+        self.good = self._moved_all(self.z, self.c, progress.track("nearby good samples", parts, len(self.z)))
+        self.found: list[Tensor] = []
+        self.found_c: list[Tensor] = []
+
+    def add(self, z: Tensor, c: Tensor | None) -> None:
+        """As of the bank; they are moved once there are enough to do that together."""
         self.found.extend(z)
         self.found_c.extend([] if c is None else c)
         if len(self.found) < WAIT:
             return
         new = torch.stack(self.found)
         new_c = torch.stack(self.found_c) if self.found_c else None
-        self.z = torch.cat([self.z, new])[-MOST:]
-        self.good = torch.cat([self.good, self._nearby(new, new_c, torch.arange(len(new)).split(self.at_once))])[-MOST:]
-        if self.c is not None and new_c is not None:
-            self.c = torch.cat([self.c, new_c])[-MOST:]
+        moved = self._moved_all(new, new_c, torch.arange(len(new)).split(self.at_once))
+        self.good = torch.cat([self.good, moved])[-MOST:]
+        super().add(new, new_c)
         self.found, self.found_c = [], []
 
-    def _nearby(self, z: Tensor, c: Tensor | None, parts: Iterable[Tensor]) -> Tensor:
+    def _near(self, index: Tensor) -> Tensor:
+        return self.good[index]
+
+    def _moved_all(self, z: Tensor, c: Tensor | None, parts: Iterable[Tensor]) -> Tensor:
         """Latents of good samples near z; parts: which of them pass together."""
         return torch.cat([self._moved(z[part], None if c is None else c[part]) for part in parts])
 
@@ -109,15 +149,16 @@ class NegativeLatents:
     # --- resuming
 
     def state_dict(self) -> dict[str, Any]:
-        found = {"found": torch.stack(self.found)} if self.found else {}
-        labels = {} if self.c is None else {"c": self.c}
+        state = {**super().state_dict(), "good": self.good}
+        if self.found:
+            state["found"] = torch.stack(self.found)
         if self.found_c:
-            labels["found_c"] = torch.stack(self.found_c)
-        return {"z": self.z, "good": self.good, **labels, **found}
+            state["found_c"] = torch.stack(self.found_c)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         device = self.z.device
-        self.z, self.good = state["z"].to(device), state["good"].to(device)
-        self.c = state["c"].to(device) if "c" in state else None
+        self.good = state["good"].to(device)
         self.found = list(state["found"].to(device)) if "found" in state else []
         self.found_c = list(state["found_c"].to(device)) if "found_c" in state else []

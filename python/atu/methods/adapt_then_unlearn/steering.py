@@ -24,9 +24,11 @@ from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.trainer import draw, together
 from .distance import SampleDistance
 from .guide import ROUNDS, Guide, Seen
-from .nearby import NegativeLatents
+from .mapped import MappedLatents
+from .nearby import MovedLatents, NegativeLatents
 
 RECENT = 512  # samples of either kind that the guide goes on learning from
+MAP_STEPS = 3  # of the map to good samples nearby, for each of the guide's
 LEARN_EVERY = 4  # steps: at 2 it takes a tenth of the run's time, as much is found, and it lands a little better
 
 
@@ -98,7 +100,11 @@ class Steering:
             self.distance = SampleDistance(self.guide, some.to(gan.device), cfg.hold_features)
             with fork_rng(gan.device, stream_seed(seed, Stream.NEARBY)):
                 original = partial(gan.fake, generator=generator)
-                self.bank = NegativeLatents(gan, original, self.guide, known, at_once or 64)
+                if gan.is_stylegan:
+                    self.bank = MovedLatents(gan, original, self.guide, known, at_once or 64)
+                else:
+                    steps = MAP_STEPS * cfg.guide_steps
+                    self.bank = MappedLatents(gan, original, self.guide, known, at_once or 64, steps=steps)
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
