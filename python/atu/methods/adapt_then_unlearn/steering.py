@@ -64,8 +64,8 @@ class Steering:
     negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there.
 
     Args:
-        gan: pretrained pair. twin: the pair that is trained, a copy of it. steps: of stage 2; the guide learns on for
-            no longer than that.
+        gan: pretrained pair. twin: the pair that is trained, a copy of it. steps: of stage 2; the guide learns on
+            for no longer than that, nor the map.
     """
 
     def __init__(self, gan: GAN, twin: GAN, feedback: Feedback, cfg: config.Repel, steps: int, seed: int):
@@ -103,8 +103,8 @@ class Steering:
                 if gan.is_stylegan:
                     self.bank = MovedLatents(gan, original, self.guide, known, at_once or 64)
                 else:
-                    steps = MAP_STEPS * cfg.guide_steps
-                    self.bank = MappedLatents(gan, original, self.guide, known, at_once or 64, steps=steps)
+                    learnt = min(MAP_STEPS * cfg.guide_steps, steps)
+                    self.bank = MappedLatents(gan, original, self.guide, known, at_once or 64, steps=learnt)
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
