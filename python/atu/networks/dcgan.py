@@ -18,7 +18,9 @@ def _doublings(img_resolution: int) -> int:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Weights as in the paper: N(0, 0.02), batch norm's gains around one."""
+    """Weights as in the paper: N(0, 0.02), batch norm's gains around one. On the meta device there are none to draw."""
+    if next(module.parameters()).is_meta:
+        return
     for m in module.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.normal_(m.weight, 0.0, 0.02)

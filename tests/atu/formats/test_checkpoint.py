@@ -1,6 +1,8 @@
 """The project's checkpoints: exact, and every way to be broken is named."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +11,9 @@ from torch import nn
 
 from atu.formats.tensors import CheckpointError, load_tensors
 from atu.gan import GAN
+from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.networks.stylegan2 import Discriminator, Generator
 
 
 def small(ema=True) -> GAN:
@@ -173,3 +177,28 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         small().save(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+COMPILER = """
+import sys, torch
+if "torch._dynamo" not in sys.modules:
+    from atu.gan import GAN
+    for path in sys.argv[1:]:
+        GAN.load(path).sample(2)
+    print("torch._dynamo" in sys.modules)
+"""
+
+
+def test_loading_and_sampling_leave_torchs_compiler_alone(tmp_path):
+    """It takes longer to import than all else of a short command; torch does so for sums on the meta device."""
+    narrow = dict(channel_base=32, channel_max=8)
+    gans = {
+        "stylegan2": GAN(Generator(4, 3, 4, 8, 1, dict(num_layers=1), dict(narrow)), Discriminator(3, 8, 1, **narrow)),
+        "dcgan": GAN(DCGANGenerator(4, 16, 1, 8), DCGANDiscriminator(16, 1, 8)),
+        "mlp": small(),
+    }
+    paths = [tmp_path / f"{name}.safetensors" for name in gans]
+    for gan, path in zip(gans.values(), paths, strict=True):
+        gan.save(path)
+    done = subprocess.run([sys.executable, "-c", COMPILER, *paths], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() != "True"

@@ -22,6 +22,14 @@ def filter_of(taps: Sequence[float]) -> Tensor:
         return setup_filter(list(taps))
 
 
+def normal(*shape: int, over: float = 1.0) -> Tensor:
+    """Values of unit variance, over a number. On the meta device, where a network is built to be filled, just their
+    shape: there torch would load its compiler for them, which takes longer than all else of loading."""
+    if torch.get_default_device().type == "meta":
+        return torch.empty(shape)
+    return torch.randn(shape) / over
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Where torch.autocast is on for x: a block without it."""
     device = "cpu" if x.is_cpu else "cuda"
@@ -41,7 +49,7 @@ class FullyConnectedLayer(nn.Module):
     def __init__(self, in_features, out_features, bias=True, activation="linear", lr_multiplier=1.0, bias_init=0.0):
         super().__init__()
         self.activation = activation
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.weight = nn.Parameter(normal(out_features, in_features, over=lr_multiplier))
         self.bias = nn.Parameter(torch.full([out_features], float(bias_init) / lr_multiplier)) if bias else None
         self.weight_gain = lr_multiplier / math.sqrt(in_features)
         self.bias_gain = lr_multiplier
@@ -80,7 +88,7 @@ class Conv2dLayer(nn.Module):
         self.activation, self.up, self.down, self.conv_clamp = activation, up, down, conv_clamp
         self.padding = kernel_size // 2
         self.register_buffer("resample_filter", filter_of(resample_filter))
-        weight = torch.randn(out_channels, in_channels, kernel_size, kernel_size)
+        weight = normal(out_channels, in_channels, kernel_size, kernel_size)
         for name, value in (("weight", weight), ("bias", torch.zeros(out_channels) if bias else None)):
             if trainable:
                 self.register_parameter(name, None if value is None else nn.Parameter(value))
