@@ -103,7 +103,7 @@ class Marked:
 
 
 def mark(gan: GAN, parts: Mapping[str, Oracle], settings: Demo) -> Marked:
-    """Mark negatives of each part by its oracle, and keep them in OUT/negatives/PART."""
+    """Mark negatives of each part by its oracle, and keep them in OUT/negatives/PART. One of two parts counts once."""
     start = time.monotonic()
     marked, looked = [], 0
     for name, is_part in parts.items():
@@ -112,7 +112,15 @@ def mark(gan: GAN, parts: Mapping[str, Oracle], settings: Demo) -> Marked:
         save_folder(chosen, gan.image_range, folder, settings.seed)
         marked.append(chosen)
         looked = max(looked, seen)
-    return Marked(torch.cat(marked), looked, time.monotonic() - start)
+    return Marked(_each_once(torch.cat(marked)), looked, time.monotonic() - start)
+
+
+def _each_once(x: Tensor) -> Tensor:
+    """Samples [N, ...] without copies, in their order."""
+    first: dict[bytes, int] = {}
+    for index, one in enumerate(x):
+        first.setdefault(one.numpy().tobytes(), index)
+    return x[list(first.values())]
 
 
 def unlearned(gan: GAN, marked: Marked, oracles: Sequence[Oracle], settings: Demo) -> Result:
