@@ -388,6 +388,10 @@ class GAN:
             return nullcontext()
         return torch.autocast(self.device.type, getattr(torch, self.precision))
 
+    def autocast_unscaled(self, twice: int | None = None) -> AbstractContextManager[Any]:
+        """As `autocast`, for what is learned without a scaled loss: not in float16, which would need one."""
+        return nullcontext() if self.precision == "float16" else self.autocast(twice)
+
     def fake(
         self, z: Tensor, c: Tensor | None, mixing_probability: float = 0.0, generator: nn.Module | None = None
     ) -> Tensor:

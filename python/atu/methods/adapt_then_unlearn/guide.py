@@ -7,7 +7,6 @@ about each of them, and says nothing (a gradient near 0) about samples that are 
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -126,8 +125,7 @@ class Guide:
         `GAN.autocast`."""
         if c is None:
             c = self.gan.labels(len(x), torch.default_generator)
-        # What it learns from float16 would need a scaled loss.
-        with nullcontext() if self.gan.precision == "float16" else self.gan.autocast(twice):
+        with self.gan.autocast_unscaled(twice):
             return self.gan.logits(x, c, self.discriminator)
 
     def look(self, x: Tensor, c: Tensor | None = None) -> Seen:

@@ -7,19 +7,15 @@ blurred mean of several good samples (docs/trials.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...gan import GAN
 from ...support import progress
 from ...training.schedules import lr_decay, set_lr
 from ...training.trainer import load_optimizer_state, optimizer_state
-from .guide import Guide
 from .nearby import MARGIN, NegativeLatents
 
 HIDDEN = 256  # of the map's two layers
@@ -61,25 +57,10 @@ class LatentMap(nn.Module):
 
 class MappedLatents(NegativeLatents):
     """A bank of latents of negatives whose nearby good samples are those of a map, which learns to lower the guide's
-    log-odds through the frozen generator, and to move a latent by little.
+    log-odds through the frozen generator, and to move a latent by little. It learns on as the bank grows; a batch's
+    gradients are summed over the parts of it that pass at once."""
 
-    Args:
-        gan, original, guide, known: as of `NegativeLatents`.
-        steps: of Adam that the map learns at first; it learns on as the bank grows.
-        at_once: samples that pass at once, the gradients of a batch being summed over its parts.
-    """
-
-    def __init__(
-        self,
-        gan: GAN,
-        original: Callable[[Tensor, Tensor | None], Tensor],
-        guide: Guide,
-        known: tuple[Tensor, Tensor | None],
-        at_once: int = 64,
-        *,
-        steps: int,
-    ):
-        super().__init__(gan, original, guide, known, at_once)
+    def _begin(self, steps: int) -> None:
         self.draws = 0
         self.map = LatentMap(self.scale, 0 if self.c is None else self.c.shape[1], self.keeps_norm)
         self.optim = torch.optim.Adam(self.map.parameters(), LR, BETAS)
@@ -106,8 +87,7 @@ class MappedLatents(NegativeLatents):
         for index in torch.randint(len(self.z), (BATCH_SIZE,)).to(self.z.device).split(self.at_once):
             z, c = self.z[index], self._labels(index)
             near = self.map(z, c)
-            # What it learns from float16 would need a scaled loss.
-            with nullcontext() if self.gan.precision == "float16" else self.gan.autocast():
+            with self.gan.autocast_unscaled():
                 log_odds = self.guide.log_odds(self.original(near, c), c)
             move = ((near - z) / self.scale).flatten(1).square().sum(1)
             loss = F.softplus(log_odds + MARGIN).to(move) + MOVE_WEIGHT * move

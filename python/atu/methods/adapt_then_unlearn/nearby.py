@@ -7,6 +7,7 @@ themselves ends in a damaged picture, this cannot; nor the slope in a StyleGAN's
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,12 +26,13 @@ MOST = 4000  # latents that are kept
 WAIT = 32  # found ones that are moved together
 
 
-class NegativeLatents:
+class NegativeLatents(ABC):
     """A bank of latents of which the pretrained GAN makes negatives. A kind of it says which good samples are near.
 
     Args:
         original: the pretrained generator's samples of latents and labels, differentiable in the latents.
         guide: whose log-odds are to fall. known: (latents, labels) of negatives. at_once: samples that pass at once.
+        steps: of Adam, where what leads to good samples learns.
     """
 
     def __init__(
@@ -39,13 +41,15 @@ class NegativeLatents:
         original: Callable[[Tensor, Tensor | None], Tensor],
         guide: Guide,
         known: tuple[Tensor, Tensor | None],
-        at_once: int,
+        at_once: int = 64,
+        steps: int = 0,
     ):
         self.gan, self.original, self.guide, self.at_once = gan, original, guide, at_once
         self.scale = gan.inputs(512)[0].std(0).clamp(min=1e-6)
         self.keeps_norm = gan.latent_sampler is None  # normal latents of one length are all alike
         z, c = known
         self.z, self.c = z[:MOST], None if c is None else c[:MOST]
+        self._begin(steps)
 
     def __len__(self) -> int:
         return len(self.z)
@@ -61,9 +65,13 @@ class NegativeLatents:
         if self.c is not None and c is not None:
             self.c = torch.cat([self.c, c])[-MOST:]
 
+    @abstractmethod
+    def _begin(self, steps: int) -> None:
+        """Find what leads from the known latents to good samples."""
+
+    @abstractmethod
     def _near(self, index: Tensor) -> Tensor:
         """Of the latents of these indices those of nearby good samples."""
-        raise NotImplementedError
 
     def _labels(self, index: Tensor) -> Tensor | None:
         return None if self.c is None else self.c[index]
@@ -83,16 +91,8 @@ class MovedLatents(NegativeLatents):
     """Each is moved by itself, until the guide finds its sample clearly good: for StyleGANs, where a small change of
     the latent, through the mapping network, may change the sample much (`MappedLatents` cannot learn that)."""
 
-    def __init__(
-        self,
-        gan: GAN,
-        original: Callable[[Tensor, Tensor | None], Tensor],
-        guide: Guide,
-        known: tuple[Tensor, Tensor | None],
-        at_once: int = 64,
-    ):
-        super().__init__(gan, original, guide, known, at_once)
-        parts = torch.arange(len(self.z)).split(at_once)
+    def _begin(self, steps: int) -> None:
+        parts = torch.arange(len(self.z)).split(self.at_once)
         self.good = self._moved_all(self.z, self.c, progress.track("nearby good samples", parts, len(self.z)))
         self.found: list[Tensor] = []
         self.found_c: list[Tensor] = []

@@ -100,11 +100,9 @@ class Steering:
             self.distance = SampleDistance(self.guide, some.to(gan.device), cfg.hold_features)
             with fork_rng(gan.device, stream_seed(seed, Stream.NEARBY)):
                 original = partial(gan.fake, generator=generator)
-                if gan.is_stylegan:
-                    self.bank = MovedLatents(gan, original, self.guide, known, at_once or 64)
-                else:
-                    learnt = min(MAP_STEPS * cfg.guide_steps, steps)
-                    self.bank = MappedLatents(gan, original, self.guide, known, at_once or 64, steps=learnt)
+                kind = MovedLatents if gan.is_stylegan else MappedLatents
+                learnt = min(MAP_STEPS * cfg.guide_steps, steps)
+                self.bank = kind(gan, original, self.guide, known, at_once or 64, learnt)
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
