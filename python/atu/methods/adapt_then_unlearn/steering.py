@@ -24,11 +24,9 @@ from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.trainer import draw, together
 from .distance import SampleDistance
 from .guide import ROUNDS, Guide, Seen
-from .mapped import MappedLatents
-from .nearby import MovedLatents, NegativeLatents
+from .nearby import NegativeLatents
 
 RECENT = 512  # samples of either kind that the guide goes on learning from
-MAP_STEPS = 3  # of the map to good samples nearby, for each of the guide's
 LEARN_EVERY = 4  # steps: at 2 it takes a tenth of the run's time, as much is found, and it lands a little better
 
 
@@ -65,7 +63,7 @@ class Steering:
 
     Args:
         gan: pretrained pair. twin: the pair that is trained, a copy of it. steps: of stage 2; the guide learns on
-            for no longer than that, nor the map.
+            for no longer than that, nor do the ways to good samples.
     """
 
     def __init__(self, gan: GAN, twin: GAN, feedback: Feedback, cfg: config.Repel, steps: int, seed: int):
@@ -100,9 +98,8 @@ class Steering:
             self.distance = SampleDistance(self.guide, some.to(gan.device), cfg.hold_features)
             with fork_rng(gan.device, stream_seed(seed, Stream.NEARBY)):
                 original = partial(gan.fake, generator=generator)
-                kind = MovedLatents if gan.is_stylegan else MappedLatents
-                learnt = min(MAP_STEPS * cfg.guide_steps, steps)
-                self.bank = kind(gan, original, self.guide, known, at_once or 64, learnt)
+                learnt = min(cfg.guide_steps, steps)
+                self.bank = NegativeLatents(gan, original, self.guide, known, at_once or 64, learnt)
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
