@@ -206,7 +206,8 @@ class Repel:
         STEPS,
         Field(
             description="Steps that the guide is trained for before stage 2; where it errs up to four times as many "
-            "again, but no more than stage 2 has. The ways to nearby good samples are learnt in as many steps."
+            "again, but no more than stage 2 has. The ways to nearby good samples, which StyleGANs have "
+            "not, are learnt in as many."
         ),
     ] = 200
     guide_r1: Annotated[NonNegative, Field(description="Weight of the guide's gradient penalty.")] = 1.0

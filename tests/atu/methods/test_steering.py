@@ -7,9 +7,12 @@ import torch
 
 from atu import config
 from atu.data.samples import TensorSamples
+from atu.experiments.pretrain import mnist_stylegan2
 from atu.feedback.feedback import Feedback
 from atu.methods.adapt_then_unlearn.guide import ROUNDS, UNSURE, Guide
+from atu.methods.adapt_then_unlearn.nearby import MovedLatents
 from atu.methods.adapt_then_unlearn.steering import LEARN_EVERY, Steering
+from atu.methods.adapt_then_unlearn.ways import WayLatents
 
 
 def test_steering_is_the_formula(image_gan):
@@ -99,6 +102,16 @@ def test_what_is_held_finds_negatives(image_gan):
             one.hold()
     assert torch.equal(steering.bank.z, again.bank.z)
     assert torch.equal(steering.bank.good, again.bank.good)
+
+
+def test_each_kind_of_gan_has_its_bank(image_gan):
+    """In a StyleGAN latents are moved one by one, in others they go a few ways."""
+    for gan, kind in ((image_gan, WayLatents), (mnist_stylegan2(), MovedLatents)):
+        images = TensorSamples(torch.rand(9, *gan.sample_shape))
+        feedback = Feedback(images, images, lambda x: x.flatten(1).mean(1) > 9, False, 0.5, {}, gan.inputs(2, 1))
+        steering = Steering(gan, gan, feedback, config.Repel(guide_steps=1), 1, seed=0)
+        z, c, near = steering.bank.draw(3)
+        assert isinstance(steering.bank, kind) and near.shape == z.shape and c is None
 
 
 @pytest.mark.parametrize("at_once", [None, 3])

@@ -24,7 +24,8 @@ from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.trainer import draw, together
 from .distance import SampleDistance
 from .guide import ROUNDS, Guide, Seen
-from .nearby import NegativeLatents
+from .nearby import MovedLatents, NegativeLatents
+from .ways import WayLatents
 
 RECENT = 512  # samples of either kind that the guide goes on learning from
 LEARN_EVERY = 4  # steps: at 2 it takes a tenth of the run's time, as much is found, and it lands a little better
@@ -99,7 +100,8 @@ class Steering:
             with fork_rng(gan.device, stream_seed(seed, Stream.NEARBY)):
                 original = partial(gan.fake, generator=generator)
                 learnt = min(cfg.guide_steps, steps)
-                self.bank = NegativeLatents(gan, original, self.guide, known, at_once or 64, learnt)
+                kind = MovedLatents if gan.is_stylegan else WayLatents
+                self.bank = kind(gan, original, self.guide, known, at_once or 64, learnt)
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""

@@ -1,0 +1,92 @@
+"""A few ways from latents of which the pretrained GAN makes negatives to ones of good samples, the same for all.
+
+Latents beside each other go the same way, and what the generator is to make of them is alike, which it can learn from
+a few thousand. Of latents that were each moved down a slope of their own it makes a blurred mean of several good
+samples (docs/trials.md).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...support import progress
+from ...training.schedules import lr_decay, set_lr
+from .nearby import MARGIN, NegativeLatents, rows
+
+WAYS = 4
+STEP, STEPS = 0.25, 24  # along a way, in deviations of a latent's elements (the norm of all of them), and how many
+BATCH_SIZE = 16  # latents, each of which goes all ways
+LR, BETAS, START = 0.02, (0.9, 0.99), 0.1  # START: deviation of the elements of a way before it is learnt
+WAY_WEIGHT = 1.0  # of the squared length of a way
+
+
+class WayLatents(NegativeLatents):
+    """Each goes the way that is shortest for it, and no farther than until the guide finds its sample clearly good."""
+
+    def _begin(self, steps: int) -> None:
+        """Learn the ways, [WAYS, ...] of length 1, in deviations of a latent's elements, with Adam.
+
+        Of each latent and way the cost is softplus(log-odds + MARGIN) + WAY_WEIGHT times the squared length, and the
+        loss its soft minimum over the ways: each way learns from the latents that it suits.
+        """
+        shape = (WAYS, *self.z.shape[1:])
+        ways = (START * torch.randn(shape, device=self.z.device, dtype=self.scale.dtype)).requires_grad_(True)
+        optim = torch.optim.Adam([ways], LR, BETAS)
+        for step in progress.track("ways to good samples", range(steps), steps):
+            set_lr(optim, LR * lr_decay(step / steps, 0.5))
+            optim.zero_grad(set_to_none=True)
+            for index in torch.randint(len(self.z), (BATCH_SIZE,)).to(self.z.device).split(self._together()):
+                near = torch.stack([self._along(self.z[index], way) for way in ways])
+                squared = ways.flatten(1).square().sum(1, keepdim=True)
+                cost = F.softplus(self._log_odds(near, rows(self.c, index)) + MARGIN).to(squared)
+                loss = -(-cost - WAY_WEIGHT * squared).logsumexp(0)
+                (loss.sum() / BATCH_SIZE).backward()
+            optim.step()
+        ways = ways.detach()
+        self.ways = ways / ways.flatten(1).norm(dim=1).clamp(min=1e-6).view(-1, *[1] * (ways.ndim - 1))
+
+    @torch.no_grad()
+    def _moved(self, z: Tensor, c: Tensor | None) -> Tensor:
+        """Each along one of the ways; where the guide finds its sample clearly good nowhere, to where it is best."""
+        out, lowest = z.clone(), torch.full((len(z),), float("inf"), device=z.device)
+        on = torch.arange(len(z), device=z.device)
+        for step in range(STEPS + 1):
+            for index in on.split(self._together()):
+                near = torch.stack([self._along(z[index], step * STEP * way) for way in self.ways])
+                log_odds, way = self._log_odds(near, rows(c, index)).float().min(0)
+                better = log_odds < lowest[index]
+                out[index[better]] = near[way, torch.arange(len(index), device=z.device)][better]
+                lowest[index[better]] = log_odds[better]
+            on = on[lowest[on] >= -MARGIN]
+            if not len(on):
+                break
+        return out
+
+    def _together(self) -> int:
+        """Latents whose samples along all ways pass at once."""
+        return max(self.at_once // WAYS, 1)
+
+    def _along(self, z: Tensor, way: Tensor) -> Tensor:
+        """z [N, ...] moved by a way [...], of z's dtype and norm."""
+        out = z.to(self.scale) + self.scale * way
+        return self._of_norm(out, z).to(z)
+
+    def _log_odds(self, z: Tensor, c: Tensor | None) -> Tensor:
+        """[WAYS, N] of latents [WAYS, N, ...] and labels [N, c_dim]."""
+        flat, labels = z.flatten(0, 1), None if c is None else c.repeat(len(z), 1)
+        with self.gan.autocast_unscaled():
+            log_odds = self.guide.log_odds(self.original(flat, labels), labels)
+        return log_odds.view(z.shape[:2])
+
+    # --- resuming
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "ways": self.ways}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.ways = state["ways"].to(self.z.device)
