@@ -13,6 +13,7 @@ from atu.methods.adapt_then_unlearn.distance import SampleDistance
 from atu.methods.adapt_then_unlearn.guide import Guide
 from atu.methods.adapt_then_unlearn.nearby import BEYOND, LONGEST, MARGIN, MOVES, SHORTEST, WAIT, MovedLatents
 from atu.methods.adapt_then_unlearn.steering import hold_statistics
+from atu.methods.adapt_then_unlearn.ways import WayLatents
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
 
@@ -36,21 +37,26 @@ def test_latents_move_down_the_slope_until_they_are_clearly_good():
     torch.testing.assert_close(bank.good, z - moves[:, None] * move, rtol=1e-4, atol=1e-5)
 
 
-def test_normal_latents_keep_their_norm():
-    gan = GAN(MLPGenerator(5, [2], hidden=(7,)), MLPDiscriminator([2], hidden=(4,)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", [MovedLatents, WayLatents])
+def test_normal_latents_keep_their_norm_and_precision(kind, dtype):
+    gan = GAN(MLPGenerator(5, [2], hidden=(7,)).to(dtype), MLPDiscriminator([2], hidden=(4,)).to(dtype))
 
     class First:
         def log_odds(self, x, c=None):
             return 9 * x[:, 0] + 9
 
-    z, _ = gan.inputs(11, 2)
-    good = MovedLatents(gan, gan.fake, First(), (z, None)).good
+    z = gan.inputs(11, 2)[0].to(dtype)
+    torch.manual_seed(0)
+    good = kind(gan, gan.fake, First(), (z, None)).good
+    assert good.dtype == dtype
     torch.testing.assert_close(good.norm(dim=1), z.norm(dim=1))
     before, after = (gan.generator(x).detach()[:, 0] for x in (z, good))
     assert (after <= before + 1e-6).all() and (after < before - 0.01).any()
 
 
-def test_labels_stay_with_their_latents():
+@pytest.mark.parametrize("kind", [MovedLatents, WayLatents])
+def test_labels_stay_with_their_latents(kind):
     torch.manual_seed(0)
     generator = Generator(4, 3, 5, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=8))
     gan = GAN(generator, Discriminator(3, 8, 1, channel_base=32, channel_max=8))
@@ -60,7 +66,7 @@ def test_labels_stay_with_their_latents():
             return 300 * x.mean((1, 2, 3)) + 30 * c[:, 0]
 
     z, c = gan.inputs(13, 1)
-    bank = MovedLatents(gan, gan.fake, Bright(), (z, c), at_once=4)
+    bank = kind(gan, gan.fake, Bright(), (z, c), at_once=4, steps=20)
     assert bank.good.shape == z.shape and torch.equal(bank.c, c)
     index = {tuple(row.tolist()): i for i, row in enumerate(z)}
     drawn, labels, good = bank.draw(29)

@@ -99,8 +99,8 @@ class NegativeLatents(ABC):
         """Moved latents with the norms of z, where latents are normal."""
         if not self.keeps_norm:
             return moved
-        longer = moved.flatten(1).norm(dim=1) / z.flatten(1).norm(dim=1).to(moved).clamp(min=1e-6)
-        return moved / longer.clamp(min=1e-6).view(-1, *[1] * (z.ndim - 1))
+        ratio = z.flatten(1).norm(dim=1).to(moved) / moved.flatten(1).norm(dim=1).clamp(min=1e-6)
+        return moved * ratio.view(-1, *[1] * (z.ndim - 1))
 
     # --- resuming
 
@@ -134,7 +134,7 @@ class MovedLatents(NegativeLatents):
         for _ in range(MOVES):
             at = out[on].requires_grad_(True)
             with torch.enable_grad(), self.gan.autocast():
-                own = None if c is None else c[on]
+                own = rows(c, on)
                 log_odds = self.guide.log_odds(self.original(at, own), own)
             (slope,) = torch.autograd.grad(log_odds.sum(), at)
             log_odds = log_odds.detach().to(slope)
