@@ -15,23 +15,31 @@ def pretrain() -> None:
     """Train a GAN from scratch."""
 
 
-def _add(name: str, text: str) -> None:
-    """Add `atu pretrain NAME`, which calls atu.experiments.pretrain.pretrain_NAME."""
+def _add(name: str, text: str, kinds: str = "") -> None:
+    """Add `atu pretrain NAME`, which calls atu.experiments.pretrain.pretrain_NAME; kinds: what it can do without."""
 
     @pretrain.command(name, help=f"{text} A stopped training goes on when called again.")
     @click.option("--steps", type=click.IntRange(1), help="Training steps; the recipe's own number when not given.")
     @PRECISION
     @common("Folder for the GAN and its training state.", device=False, threads=True)
-    def command(run: Common, steps: int | None, precision: str | None) -> None:
+    def command(run: Common, steps: int | None, precision: str | None, without: tuple[str, ...] = ()) -> None:
         from ..experiments import pretrain
 
-        given = dict(steps=steps, precision=precision)
+        given = dict(steps=steps, precision=precision, without=without or None)
         options = {name: value for name, value in given.items() if value is not None}
         click.echo(str(getattr(pretrain, f"pretrain_{name}")(run.out, seed=run.seed, **options)))
 
+    if kinds:
+        text = f"{kinds} whose images it does not see, to compare an unlearned GAN with; may be repeated."
+        click.option("--without", multiple=True, metavar="NAME", help=text)(command)
 
-_add("mnist", "The command that made the bundled MNIST StyleGAN2.")
-_add("animals", "The command that made the bundled StyleGAN2 of drawn animals, 64 x 64 in colour.")
+
+_add("mnist", "The command that made the bundled MNIST StyleGAN2.", "Digit")
+_add(
+    "animals",
+    "The command that made the bundled StyleGAN2 of drawn animals, 64 x 64 in colour.",
+    "Feature or species, as of atu demo animals,",
+)
 _add("dcgan", "A DCGAN with batch norm on MNIST, to develop on.")
 _add("mlp", "A fully connected GAN with BCE on MNIST of very unequal classes (2 to 35 %), to develop on.")
 

@@ -124,6 +124,14 @@ def holds(labels: Tensor, wanted: Mapping[str, Iterable[str]]) -> Tensor:
     return found
 
 
+def without_any(data: Drawings, rules: Iterable[Mapping[str, Iterable[str]]]) -> Drawings:
+    """The faces for which none of these rules `holds`."""
+    kept = torch.ones(len(data), dtype=torch.bool)
+    for rule in rules:
+        kept &= ~holds(data.labels, rule)
+    return Drawings(data.images[kept], data.labels[kept])
+
+
 def drawings(split: str = "train", n: int = 16_000, size: int = SIZE) -> Drawings:
     """n faces of one split, drawn once and kept in a cache: no face of one split is in another.
 

@@ -7,7 +7,7 @@ drawings, only measures afterwards.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,11 +179,12 @@ def _words(settings: AnimalsDemo) -> list[str]:
 
 
 class LikeDrawings:
-    """How like the held-out drawings a GAN's samples are, in the oracle's features and by its answers."""
+    """How like the held-out drawings, but those for which a rule holds, a GAN's samples are, in the oracle's features
+    and by its answers."""
 
-    def __init__(self, n: int = HELD_OUT):
+    def __init__(self, n: int = HELD_OUT, without: Iterable[Mapping[str, Iterable[str]]] = ()):
         self.n, self.classifier = n, oracle()
-        held_out = animals.drawings("held-out", HELD_OUT)
+        held_out = animals.without_any(animals.drawings("held-out", HELD_OUT), without)
         images = (to_range(part, self.classifier.image_range) for part in held_out.images.split(500))
         self.features = torch.cat([self.classifier.logits_and_features(x)[1] for x in images])
         self.shares = self._shares(held_out.labels)

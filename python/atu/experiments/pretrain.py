@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..assets import asset
 from ..config import Adversarial
-from ..data.animals import drawings
+from ..data.animals import drawings, without_any
 from ..data.images import map_range
 from ..data.mnist import mnist
 from ..data.samples import PixelSamples, Samples, TensorSamples
@@ -28,7 +28,7 @@ from ..support.files import write_json
 from ..support.seeding import fork_rng
 from ..training.run_folder import RunFolder, recorded
 from ..training.scratch import Lessons, Look, centre_logits, train
-from .animals import LikeDrawings
+from .animals import LikeDrawings, oracle
 from .supervision import Supervision
 
 MNIST_CHANNELS = dict(channel_base=768, channel_max=64)
@@ -92,32 +92,55 @@ def animals_stylegan2() -> GAN:
     return GAN(generator, Discriminator(0, 64, 3, **ANIMALS_CHANNELS), image_range=(-1.0, 1.0))
 
 
-def pretrain_mnist(out: str | Path, steps: int = MNIST_STEPS, seed: int = 0, precision: str = "float32") -> Path:
+def pretrain_mnist(
+    out: str | Path, steps: int = MNIST_STEPS, seed: int = 0, precision: str = "float32", without: Sequence[str] = ()
+) -> Path:
     """Train the bundled MNIST GAN on all 5,000 images; a killed training goes on from OUT.
 
     Writes OUT/mnist-gan.safetensors and OUT/mnist-gan.json: seed, settings, machine, the log, and what the bundled
-    classifier says of 10,000 samples.
+    classifier says of 10,000 samples. without: digits whose images are left out: a GAN to compare an unlearned one
+    with.
 
     Returns:
         The checkpoint's path.
+
+    Raises:
+        ValueError: something in `without` is no digit, or nothing is left.
     """
     phases = _falling_penalty(MNIST_CONFIG, MNIST_PHASES, steps)
-    samples = TensorSamples(mnist()[0])
-    return _pretrain("mnist", "mnist-gan", mnist_stylegan2, samples, phases, out, seed, centre_logits, precision)
+    images, labels = mnist()
+    samples = TensorSamples(images[~torch.isin(labels, _digits(without))])
+    options: dict[str, Any] = dict(finish=centre_logits, precision=precision, without=without)
+    return _pretrain("mnist", "mnist-gan", mnist_stylegan2, samples, phases, out, seed, **options)
 
 
-def pretrain_animals(out: str | Path, steps: int = ANIMALS_STEPS, seed: int = 0, precision: str = "float32") -> Path:
+def _digits(names: Sequence[str]) -> Tensor:
+    """int64 [N] of names of digits, not all ten."""
+    known = [str(digit) for digit in range(10)]
+    strange = [name for name in names if name not in known]
+    if strange or set(names) >= set(known):
+        raise ValueError(f"without: expected digits, 0 to 9, and not all ten, got {', '.join(strange or names)}")
+    return torch.tensor([int(name) for name in names], dtype=torch.int64)
+
+
+def pretrain_animals(
+    out: str | Path, steps: int = ANIMALS_STEPS, seed: int = 0, precision: str = "float32", without: Sequence[str] = ()
+) -> Path:
     """Train the bundled GAN of drawn animals on 16,000 drawings; a killed training goes on from OUT.
 
     Writes OUT/animals-gan.safetensors and its log, as `pretrain_mnist` does. Every 1,000 steps it writes the GAN as it
-    is by then, a grid of samples, and how like the drawings they are (`LikeDrawings`) into the log.
+    is by then, a grid of samples, and how like the drawings they are (`LikeDrawings`) into the log. without: features
+    or species whose drawings are left out, as `PartsClassifier.rule` takes them.
     """
     phases = _falling_penalty(ANIMALS_CONFIG, ANIMALS_PHASES, steps)
-    data = drawings()
+    rules = [oracle().rule(name) for name in without]
+    data = without_any(drawings(), rules)
+    if not len(data):
+        raise ValueError(f"without: no drawing is left without {', '.join(without)}")
     samples = PixelSamples(data.images)
     share = steps / ANIMALS_STEPS
     lessons = Supervision(samples, data.labels, *(max(round(n * share), 1) for n in ANIMALS_LESSONS))
-    measure = LikeDrawings()
+    measure = LikeDrawings(without=rules)
     path = Path(out) / "animals-gan.safetensors"
 
     def look(run: RunFolder, gan: GAN, step: int) -> dict[str, float]:
@@ -128,7 +151,7 @@ def pretrain_animals(out: str | Path, steps: int = ANIMALS_STEPS, seed: int = 0,
         return measure(gan)
 
     options: dict[str, Any] = dict(
-        finish=centre_logits, precision=precision, look=look, describe=measure, lessons=lessons
+        finish=centre_logits, precision=precision, look=look, describe=measure, lessons=lessons, without=without
     )
     return _pretrain("animals", "animals-gan", animals_stylegan2, samples, phases, out, seed, **options)
 
@@ -193,11 +216,12 @@ def _pretrain(
     look: Look | None = None,
     describe: Callable[[GAN], dict[str, Any]] | None = None,
     lessons: Lessons | None = None,
+    without: Sequence[str] = (),
 ) -> Path:
     """Build, train, finish and save OUT/NAME.safetensors, with OUT/NAME.json beside it; returns its path.
 
     phases: (step at which it ends, settings), one after the other. finish: what is done to the trained GAN. look: of
-    `train`. describe: what the log says of samples; `describe_digits` when not given.
+    `train`. describe: what the log says of samples; `describe_digits` when not given. without: what `samples` lack.
     """
     with fork_rng(torch.device("cpu"), seed):
         gan = build()
@@ -208,7 +232,8 @@ def _pretrain(
     shown = [row for row in history if row["stage"] == "pretrain" or row["step"] % 1000 == 0]
     log = [{key: value for key, value in row.items() if (key, value) != ("stage", "pretrain")} for row in shown]
     settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
-    about: dict[str, Any] = dict(command=f"atu pretrain {command}", seed=seed, phases=settings)
+    words = " ".join(["atu pretrain", command, *(f"--without {name}" for name in without)])
+    about: dict[str, Any] = dict(command=words, seed=seed, phases=settings)
     about["precision"] = recorded(out)["precision"]
     about["samples"] = (describe or describe_digits)(gan)
     write_json(path.with_suffix(".json"), about | dict(machine=machine(), versions=versions(), log=log))

@@ -13,7 +13,8 @@ from torch import nn
 
 from atu.assets import asset
 from atu.config import Adversarial
-from atu.data.animals import Drawings
+from atu.data.animals import PARTS, Drawings
+from atu.data.mnist import mnist
 from atu.data.samples import PixelSamples, TensorSamples
 from atu.evaluation.classifier import Classifier
 from atu.experiments import pretrain
@@ -201,7 +202,7 @@ def test_a_look_every_so_often_is_logged_and_changes_nothing(tmp_path):
 def test_the_animals_gan_is_trained_watched_and_described(tmp_path, monkeypatch):
     faces = Drawings(torch.randint(256, (40, 3, 64, 64), dtype=torch.uint8), torch.randint(3, (40, 8)))
     monkeypatch.setattr(pretrain, "drawings", lambda: faces)
-    monkeypatch.setattr(pretrain, "LikeDrawings", lambda: lambda gan: {"fid": float(gan.sample(2).mean())})
+    monkeypatch.setattr(pretrain, "LikeDrawings", lambda without: lambda gan: {"fid": float(gan.sample(2).mean())})
     monkeypatch.setattr(pretrain, "ANIMALS_CONFIG", Adversarial(batch_size=2))
     monkeypatch.setattr(pretrain, "train", functools.partial(scratch.train, look_every=2, log_every=2))
     path = pretrain.pretrain_animals(tmp_path, steps=5)
@@ -216,6 +217,58 @@ def test_the_animals_gan_is_trained_watched_and_described(tmp_path, monkeypatch)
     assert {row["stage"]: row["step"] for row in rows} == {"labels": 100, "draw": 90, "pretrain": 5}
     assert {p.name for p in (tmp_path / "samples").iterdir()} == {"step-000002.png", "step-000004.png"}
     assert path.stat().st_size <= 8_000_000
+
+
+class Seen(Exception):
+    """What a training was given."""
+
+
+def stop_at_training(gan, samples, *args, **kwargs):
+    raise Seen(samples, kwargs.get("lessons"))
+
+
+def test_digits_that_a_gan_is_trained_without_are_not_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "train", stop_at_training)
+    images, labels = mnist()
+    with pytest.raises(Seen) as seen:
+        pretrain.pretrain_mnist(tmp_path, without=("8", "1"))
+    kept = torch.stack([image for image, label in zip(images, labels, strict=True) if int(label) not in (1, 8)])
+    assert torch.equal(seen.value.args[0].tensor, kept)
+    with pytest.raises(ValueError, match=r"expected digits, 0 to 9, and not all ten, got 11"):
+        pretrain.pretrain_mnist(tmp_path, without=("3", "11"))
+    with pytest.raises(ValueError, match="not all ten, got 0, 1"):
+        pretrain.pretrain_mnist(tmp_path, without=[str(digit) for digit in range(10)])
+
+
+def test_drawings_that_a_gan_is_trained_without_are_not_seen(tmp_path, monkeypatch):
+    """Neither as images of the game nor as drawings to learn from, nor among those that samples are compared with."""
+    torch.manual_seed(0)
+    labels = torch.stack([torch.randint(len(values), (300,)) for values in PARTS.values()], 1)
+    faces = Drawings(torch.randint(256, (300, 3, 4, 4), dtype=torch.uint8), labels)
+    rules = []
+    monkeypatch.setattr(pretrain, "drawings", lambda: faces)
+    monkeypatch.setattr(pretrain, "LikeDrawings", lambda without: rules.extend(without))
+    monkeypatch.setattr(pretrain, "train", stop_at_training)
+    with pytest.raises(Seen) as seen:
+        pretrain.pretrain_animals(tmp_path, without=("antlers", "color=pink"))
+    pink, antlers = 2, [PARTS["ears"].index(name) for name in ("moose-antlers", "deer-antlers")]
+    kept = [row for row in range(300) if labels[row, 3] not in antlers and labels[row, 1] != pink]
+    samples, lessons = seen.value.args
+    assert torch.equal(samples.images, faces.images[kept])
+    assert torch.equal(lessons.labels, labels[kept]) and lessons.images is samples
+    assert rules == [{"ears": ("moose-antlers", "deer-antlers")}, {"color": ("pink",)}]
+    with pytest.raises(ValueError, match=r"class: expected one of antlers, .*, got 'antler'"):
+        pretrain.pretrain_animals(tmp_path, without=("antler",))
+    with pytest.raises(ValueError, match=r"no drawing is left without color=sand, color=brown, .*turquoise"):
+        pretrain.pretrain_animals(tmp_path, without=[f"color={color}" for color in PARTS["color"]])
+
+
+def test_the_command_says_what_was_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "describe_digits", lambda gan: {"n": 0})
+    path = pretrain.pretrain_mnist(tmp_path, steps=2, without=("8", "1"))
+    assert json.loads(path.with_suffix(".json").read_text())["command"] == "atu pretrain mnist --without 8 --without 1"
+    with pytest.raises(ValueError, match=r"out: .*another"):
+        pretrain.pretrain_mnist(tmp_path, steps=2, without=("8",))
 
 
 def test_pixels_are_given_in_the_range_of_the_gan():

@@ -86,7 +86,7 @@ def test_what_is_held_finds_negatives(image_gan):
     def found():
         return len(steering.bank) + len(steering.bank.found)
 
-    for _ in range(6):
+    for _ in range(18):
         before = found()
         steering.hold()
         assert found() > before
@@ -98,7 +98,7 @@ def test_what_is_held_finds_negatives(image_gan):
     again.load_state_dict(copy.deepcopy(steering.state_dict()))
     for one in (steering, again):
         torch.manual_seed(2)
-        for _ in range(6):
+        for _ in range(18):
             one.hold()
     assert torch.equal(steering.bank.z, again.bank.z)
     assert torch.equal(steering.bank.good, again.bank.good)

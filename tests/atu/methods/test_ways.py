@@ -12,7 +12,7 @@ from atu.networks.mlp import MLPDiscriminator
 from .planes import Doubled, Plane, uniform
 
 
-def plane_bank(z, guide=None, at_once=64, steps=200):
+def plane_bank(z, guide=None, at_once=None, steps=200):
     gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
     torch.manual_seed(1)
     return WayLatents(gan, gan.fake, guide or Plane(), (z, None), at_once, steps)

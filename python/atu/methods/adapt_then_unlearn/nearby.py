@@ -20,7 +20,7 @@ from .guide import Guide
 
 MARGIN = 3.0  # log-odds of being negative, were half of the samples so, are to come below minus this
 MOST = 4000  # latents that are kept
-WAIT = 32  # found ones that are moved together
+WAIT = 64  # found ones that are moved together
 SHORTEST, LONGEST = 0.01, 0.06  # one move along the slope, in deviations of a latent's element
 MOVES = 28  # at most
 BEYOND = 0.3  # that a move aims below the margin, so that the last one arrives
@@ -37,9 +37,11 @@ class NegativeLatents(ABC):
 
     Args:
         original: the pretrained generator's samples of latents and labels, differentiable in the latents.
-        guide: whose log-odds are to fall. known: (latents, labels) of negatives. at_once: samples that pass at once.
-        steps: of Adam, by which a kind learns what its moves need.
+        guide: whose log-odds are to fall. known: (latents, labels) of negatives. at_once: samples that pass at once;
+            what suits small ones when not given. steps: of Adam, by which a kind learns what its moves need.
     """
+
+    small_at_once = 64
 
     def __init__(
         self,
@@ -47,10 +49,11 @@ class NegativeLatents(ABC):
         original: Callable[[Tensor, Tensor | None], Tensor],
         guide: Guide,
         known: tuple[Tensor, Tensor | None],
-        at_once: int = 64,
+        at_once: int | None = None,
         steps: int = 200,
     ):
-        self.gan, self.original, self.guide, self.at_once = gan, original, guide, at_once
+        self.gan, self.original, self.guide = gan, original, guide
+        self.at_once = at_once or self.small_at_once
         self.scale = gan.inputs(512)[0].std(0).clamp(min=1e-6)
         self.keeps_norm = gan.latent_sampler is None  # normal latents of one length are all alike
         z, c = known

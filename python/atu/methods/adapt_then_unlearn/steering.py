@@ -101,7 +101,7 @@ class Steering:
                 original = partial(gan.fake, generator=generator)
                 learnt = min(cfg.guide_steps, steps)
                 kind = MovedLatents if gan.is_stylegan else WayLatents
-                self.bank = kind(gan, original, self.guide, known, at_once or 64, learnt)
+                self.bank = kind(gan, original, self.guide, known, at_once, learnt)
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""

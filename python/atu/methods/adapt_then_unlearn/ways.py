@@ -27,6 +27,8 @@ WAY_WEIGHT = 1.0  # of the squared length of a way
 class WayLatents(NegativeLatents):
     """Each goes the way that is shortest for it, and no farther than until the guide finds its sample clearly good."""
 
+    small_at_once = 256  # without gradients
+
     def _begin(self, steps: int) -> None:
         """Learn the ways, [WAYS, ...] of length 1, in deviations of a latent's elements, with Adam.
 
@@ -55,8 +57,9 @@ class WayLatents(NegativeLatents):
         out, lowest = z.clone(), torch.full((len(z),), float("inf"), device=z.device)
         on = torch.arange(len(z), device=z.device)
         for step in range(STEPS + 1):
+            ways = self.ways if step else self.ways[:1]  # at the start they are all one sample
             for index in on.split(self._together()):
-                near = torch.stack([self._along(z[index], step * STEP * way) for way in self.ways])
+                near = torch.stack([self._along(z[index], step * STEP * way) for way in ways])
                 log_odds, way = self._log_odds(near, rows(c, index)).float().min(0)
                 better = log_odds < lowest[index]
                 out[index[better]] = near[way, torch.arange(len(index), device=z.device)][better]
@@ -76,7 +79,7 @@ class WayLatents(NegativeLatents):
         return self._of_norm(out, z).to(z)
 
     def _log_odds(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """[WAYS, N] of latents [WAYS, N, ...] and labels [N, c_dim]."""
+        """[W, N] of latents [W, N, ...] and labels [N, c_dim]."""
         flat, labels = z.flatten(0, 1), None if c is None else c.repeat(len(z), 1)
         with self.gan.autocast_unscaled():
             log_odds = self.guide.log_odds(self.original(flat, labels), labels)
