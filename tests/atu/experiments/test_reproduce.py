@@ -174,6 +174,36 @@ def test_an_oracle_beside_the_judge_marks_and_answers_alone(plan_parts, tmp_path
     assert found["numbers"]["negatives_before"] == int((task.judge.predict(x) == 0).sum())
 
 
+def test_without_an_oracle_nothing_but_marks_is_given(plan_parts, tmp_path, monkeypatch):
+    gan, (task, _) = plan_parts
+    both = Task("left", task.judge, ("left",), task.real, Classifier(task.judge.module, task.judge.classes, name="o"))
+    seen = []
+    unlearn = reproduction.unlearn
+    monkeypatch.setattr(
+        reproduction, "unlearn", lambda gan, marked, **more: seen.append(more) or unlearn(gan, marked, **more)
+    )
+    plan = plan_of((gan, [both]), tmp_path, methods=("ewc",), seeds=1, oracle=False)
+    table = reproduce.reproduce(plan, tmp_path / "out")
+    assert [one["is_negative"] for one in seen] == [None]
+    row = table["table"]["ewc"]["left"]
+    assert row["pul_oracle"] is None and row["pul"]["n"] == 1
+    (path,) = (tmp_path / "out" / "cells").iterdir()
+    cell = json.loads(path.read_text())
+    cell["numbers"]["good_changed"]["sure"] = {"count": 3, "of": 12, "share": 0.25}
+    cell["numbers"]["landing"].update(sure=0.3, sure_chance=0.75)
+    row = reproduced_table.summarise([cell])
+    assert (row["sure_changed"]["mean"], row["sure_landing"]["mean"]) == pytest.approx((25, 0.4))
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "No oracle: nothing but the marked negatives was given to the runs." in text
+    with pytest.raises(ValueError, match=r"another oracle \(False there, True now\)"):
+        reproduce.reproduce(plan_of((gan, [both]), tmp_path, methods=("ewc",), seeds=1), tmp_path / "out")
+    # A plan of before this could be said had an oracle.
+    plan_file = tmp_path / "out" / "plan.json"
+    plan_file.write_text(json.dumps({k: v for k, v in json.loads(plan_file.read_text()).items() if k != "oracle"}))
+    with pytest.raises(ValueError, match=r"another oracle \(True there, False now\)"):
+        reproduce.reproduce(plan, tmp_path / "out")
+
+
 def test_forecast_is_of_what_is_left(plan_parts, tmp_path):
     plan = plan_of(plan_parts, tmp_path)
     cells = tmp_path / "out" / "cells"
@@ -375,6 +405,25 @@ def test_images_of_another_shape_are_refused(tmp_path):
     Image.new("RGB", (20, 10)).save(tmp_path / "wide.png")
     with pytest.raises(ValueError, match="20 x 10"):
         load_images([tmp_path / "wide.png"], (3, 8, 8), "data", resize=True)
+
+
+def test_another_gan_of_digits_takes_the_place_of_the_bundled_one(monkeypatch):
+    monkeypatch.setattr(
+        recipes,
+        "mnist",
+        lambda: (torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 32, 32), torch.tensor([1, 4])),
+    )
+    gan = GAN(MLPGenerator(4, [1, 32, 32], (8,), "sigmoid"), MLPDiscriminator([1, 32, 32], (8,)), image_range=(0, 1))
+    plan = recipes.mnist_plan(["4"], gan, methods=["ewc"], seeds=1)
+    images, labels = plan.tasks[0].real
+    assert plan.gan is gan and labels.tolist() == [1, 4]
+    assert images.flatten(1).mean(1).tolist() == [0.0, 1.0]
+    for make, expected in (
+        (recipes.mnist_plan, r"\[1, 32, 32\], as the digits are"),
+        (recipes.animals_plan, r"\[3, 64, 64\], as the drawings are"),
+    ):
+        with pytest.raises(ValueError, match=f"ckpt: expected a GAN of samples {expected}, got \\[1, 8, 8\\]"):
+            make(["4"] if make is recipes.mnist_plan else ["antlers"], tiny_gan(), methods=["ewc"], seeds=1)
 
 
 def test_mnist_recipe_names_the_bundled_files(monkeypatch, tmp_path):
