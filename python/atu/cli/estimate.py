@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from ..gan import GAN
 
 LONG = 600.0  # seconds from which on the user is told
-USUAL_STEPS = 800  # of stage 2 for StyleGAN kinds, where the settings leave it open
 PASSES = 2.5  # of a training step, in passes of one sample forth and back through both networks
 GIB = 2**30
 
@@ -91,6 +90,7 @@ def training_cost(gan: GAN, settings: Adversarial) -> tuple[int | None, float]:
 def say_training(gan: GAN, config: Path | None, method: str | None, compat: str | None) -> None:
     """Tell what training takes, where it is long or more than there is memory for."""
     from ..config import Config
+    from ..methods.adapt_then_unlearn.repel import planned_steps
     from ..support import memory, progress
 
     if gan.discriminator is None or not _big(gan):
@@ -98,7 +98,7 @@ def say_training(gan: GAN, config: Path | None, method: str | None, compat: str 
     settings = Config.of(method, compat) if config is None else Config.load(config, method, compat)
     bytes_each, seconds_each = training_cost(gan, settings.repel.adversarial)
     batch = settings.repel.adversarial.batch_size
-    steps = settings.adapt.models * settings.adapt.steps + (settings.repel.steps or USUAL_STEPS)
+    steps = sum(planned_steps(gan, settings))
     seconds = steps * batch * seconds_each * PASSES
     there = memory.free(gan.device)
     short = bytes_each is not None and there is not None and batch * bytes_each > there

@@ -19,7 +19,7 @@ from .. import presets
 from ..config import Config, tomllib
 from ..data.images import map_range
 from ..data.samples import TensorSamples
-from ..methods.adapt_then_unlearn.repel import default_steps
+from ..methods.adapt_then_unlearn.repel import planned_steps
 from ..report.words import duration
 from ..support import progress
 from ..support.files import write_json
@@ -115,8 +115,7 @@ def _steps(plan: Plan, method: str) -> int:
     own = config.methods.get(method)  # none, of a method without settings of its own
     if own is not None and hasattr(own, "steps"):
         return int(own.steps)
-    second = default_steps(plan.gan) if config.repel.steps is None else config.repel.steps
-    return config.adapt.models * config.adapt.steps + second
+    return sum(planned_steps(plan.gan, config))
 
 
 def _measured(plan: Plan, steps: int = 2, samples: int = 250) -> tuple[float, float]:

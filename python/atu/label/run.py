@@ -23,10 +23,10 @@ from torch import Tensor
 
 from ..config import Config
 from ..gan import GAN
+from ..methods.adapt_then_unlearn.repel import planned_steps
 from ..support.modules import eval_mode
 from .session import Session
 
-USUAL_STEPS = 600  # of the last stage, where the settings leave it open
 PASSES = 2.5  # of a training step, in passes of one sample forth and back through both networks
 COPIES = 8  # of the weights: gradients, Adam's moments, averages, anchors
 BAR = re.compile(r"([^:]+): ([0-9]+)/([0-9]+)")  # a progress line
@@ -35,13 +35,14 @@ BAR = re.compile(r"([^:]+): ([0-9]+)/([0-9]+)")  # a progress line
 class Runs:
     """The runs of a session, one a round: MARKS-run-1, MARKS-run-2 ... beside the folder of marks.
 
-    options: of `atu unlearn`, for every run (--config, --device, --samples, ...). A run ends with this process. Where
-    that is killed outright, the run goes on, and the next process that opens the session finds it: the run holds a lock
-    on MARKS/run-N.lock, which names it. One that was stopped goes on when started again.
+    gan: what the first of them unlearns from. options: of `atu unlearn`, for every run (--config, --device, --samples,
+    ...). A run ends with this process. Where that is killed outright, the run goes on, and the next process that opens
+    the session finds it: the run holds a lock on MARKS/run-N.lock, which names it. One that was stopped goes on when
+    started again.
     """
 
-    def __init__(self, session: Session, options: Sequence[str], config: Path | None = None):
-        self.session, self.options = session, list(options)
+    def __init__(self, session: Session, gan: GAN, options: Sequence[str], config: Path | None = None):
+        self.session, self.gan, self.options = session, gan, list(options)
         self.config = Config.of() if config is None else Config.load(config)
         self.process: subprocess.Popen | None = None
         self.stopping = False
@@ -182,15 +183,15 @@ class Runs:
         return "stopped" if self.folder(number).exists() else "none"
 
     def _planned(self) -> tuple[int, int]:
-        """Steps of stage 1 and of stage 2."""
-        adapt, repel = self.config.adapt, self.config.repel
-        return adapt.models * adapt.steps, (repel.steps or USUAL_STEPS) + repel.guide_steps
+        """Steps of stage 1 and of stage 2, in which the guide learns first, and where there are ways these too."""
+        adapt, repel = planned_steps(self.gan, self.config)
+        return adapt, repel + (1 if self.gan.is_stylegan else 2) * self.config.repel.guide_steps
 
-    def cost(self, gan: GAN) -> dict[str, float]:
+    def cost(self) -> dict[str, float]:
         """seconds and bytes that training will take, about: those of one batch, for all steps, and what this process
         took when it had loaded the GAN."""
         sizes = self.config.adapt.adversarial.batch_size, self.config.repel.adversarial.batch_size
-        n = min(*sizes, self.session.block)
+        gan, n = self.gan, min(*sizes, self.session.block)
         _one_sample(gan, n)  # the first pass of all takes longer
         seconds, saved = _one_sample(gan, n)
         adapt, repel = self._planned()

@@ -290,7 +290,7 @@ class Studio:
 
     def _step(self) -> bool:
         """Do the most urgent thing; False when nothing is left to do for now."""
-        number, stamp = self.number, self.session.stamp
+        stamp = self.session.stamp
         with self._wake:
             task = self._tasks.pop(0) if self._tasks else None
             key = self._wanted.pop() if self._wanted and task is None else None
@@ -333,7 +333,7 @@ class Studio:
             self._fitted, self._news = -1, 0
             return True
         if self.cost is None:
-            self.cost = self.runs.cost(self.pools[number].gan)
+            self.cost = self.runs.cost()
         return False
 
     def _make(self, pool: Pool, block: int) -> None:
@@ -490,7 +490,7 @@ def open_studio(
     pictures = [read_picture(path, gan.sample_shape, gan.image_range) for path in like]
     session = Session(folder, ckpt, gan_digest(gan), seed, block_size(gan), samples)
     try:
-        return Studio(session, gan, Runs(session, options, config), pictures, oracle)
+        return Studio(session, gan, Runs(session, gan, options, config), pictures, oracle)
     except BaseException:
         session.close()
         raise

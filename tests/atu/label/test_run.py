@@ -8,8 +8,11 @@ import time
 
 import pytest
 
+from atu.experiments.pretrain import mnist_stylegan2
+from atu.gan import GAN
 from atu.label.run import Runs
 from atu.label.session import Session
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
 # A run: tells that it has begun, then works until it is stopped.
 WORK = """
@@ -27,7 +30,7 @@ import pathlib, sys, time
 from atu.label.run import Runs
 from atu.label.session import Session
 session = Session(pathlib.Path(sys.argv[1]), "small", "0123", 3, 64, 97)
-runs = Runs(session, [])
+runs = Runs(session, None, [])
 runs.program = [sys.executable, "-c", sys.argv[2]]
 runs.start(1)
 print("begun", flush=True)
@@ -37,7 +40,7 @@ time.sleep(120)
 
 def opened(marks):
     session = Session(marks, "small", "0123", 3, 64, 97)
-    runs = Runs(session, [])
+    runs = Runs(session, GAN(MLPGenerator(4, [2], (8,)), MLPDiscriminator([2], (8,))), [])
     runs.program = [sys.executable, "-c", WORK]
     return session, runs
 
@@ -85,6 +88,19 @@ def test_a_run_whose_page_was_killed_is_found_again(orphaned):
     wait(lambda: "adapt-0" in orphaned.status(1).get("line", ""))
 
 
+def test_the_share_that_is_done_is_of_the_steps_that_this_kind_of_gan_takes(marks, tmp_path):
+    """7 of 200 + 2,500 and those of guide and ways; of a StyleGAN 200 + 800 and those of the guide."""
+    session, runs = opened(marks)
+    runs.folder(1).mkdir()
+    (runs.folder(1) / "metrics.jsonl").write_text('{"stage": "adapt-0", "step": 7}\n')
+    assert runs.status(1)["done"] == pytest.approx(7 / (200 + 2500 + 2 * 200))
+    assert Runs(session, mnist_stylegan2(), []).status(1)["done"] == pytest.approx(7 / (200 + 800 + 200))
+    given = tmp_path / "c.toml"
+    given.write_text("[adapt]\nmodels = 2\nsteps = 10\n[repel]\nsteps = 0\nguide_steps = 5\n")
+    assert Runs(session, runs.gan, [], given).status(1)["done"] == pytest.approx(7 / (20 + 0 + 10))
+    session.close()
+
+
 def test_closing_the_page_ends_a_run_that_was_found_again(orphaned):
     orphaned.close()
     assert not orphaned.busy and orphaned.status(1)["state"] == "stopped"
@@ -95,7 +111,7 @@ def test_a_run_that_failed_is_told_after_a_restart(marks):
     runs.program = [sys.executable, "-c", "import sys; print('Error: no such file'); sys.exit(2)"]
     runs.start(1)
     wait(lambda: not runs.busy)
-    for found in (runs, Runs(session, [])):
+    for found in (runs, Runs(session, runs.gan, [])):
         status = found.status(1)
         assert (status["state"], status["line"]) == ("failed", "Error: no such file")
     session.close()

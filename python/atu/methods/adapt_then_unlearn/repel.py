@@ -136,6 +136,12 @@ def default_steps(gan: GAN) -> int:
     return 800 if gan.is_stylegan else 2500
 
 
+def planned_steps(gan: GAN, cfg: config.Config) -> tuple[int, int]:
+    """Steps of stage 1 and, at most, of stage 2 of a run."""
+    second = default_steps(gan) if cfg.repel.steps is None else cfg.repel.steps
+    return cfg.adapt.models * cfg.adapt.steps, second
+
+
 def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
     """Set the generator to theta_G - warm_start (mean theta_N - theta_G); theta_G is the EMA generator's."""
     if gan.generator_ema is not None:
