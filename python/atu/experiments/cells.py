@@ -17,6 +17,7 @@ from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import Evaluation, evaluate
 from ..evaluation.goals import class_goal
 from ..evaluation.parts import PartsView
+from ..feedback.feedback import pool_size
 from ..gan import GAN
 from ..measures.frechet import frechet
 from ..report import report
@@ -25,7 +26,8 @@ from ..support.seeding import Stream, stream_seed
 from .marking import mark_negatives
 
 SAMPLES_FOR_EXTRACTOR = 5000
-COLUMNS = 20  # of a cell's picture
+COLUMNS, SHOWN = 20, 40  # of a cell's picture, and latents of either kind in it
+KEPT = 4096  # samples to choose these from
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,14 @@ def picture_path(out: Path, task: Task, seed: int, method: str) -> Path:
 
 
 def save_picture(path: Path, evaluation: Evaluation) -> None:
-    """The first samples that were negative, before and after, and beneath them the first that were good."""
+    """The first samples that were negative, a row before and a row after, and beneath them the first that were good."""
     before, after = (evaluation.models[name] for name in ("before", "after"))
     flags = before.negative[: len(before.first)]
-    columns = min(COLUMNS, int(flags.sum()), int((~flags).sum()))
+    there = min(SHOWN, int(flags.sum()), int((~flags).sum()))
+    columns = min(COLUMNS, there)
     if columns:
-        picks = [torch.nonzero(wanted).flatten()[:columns] for wanted in (flags, ~flags)]
-        rows = [judged.first[pick] for pick in picks for judged in (before, after)]
+        picks = [torch.nonzero(wanted).flatten()[: there - there % columns] for wanted in (flags, ~flags)]
+        rows = [judged.first[row] for pick in picks for row in pick.split(columns) for judged in (before, after)]
         path.parent.mkdir(parents=True, exist_ok=True)
         save_grid(torch.cat(rows), evaluation.image_range, path, columns)
 
@@ -129,6 +132,7 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
         retrained=GAN.load(retrained) if there else None,
         n=plan.samples,
         seed=stream_seed(seed, Stream.EVALUATION),
+        keep=pool_size(gan, KEPT, 2**28),
     )
     save_picture(picture_path(out, task, seed, method), evaluation)
     numbers = {name: value for name, value in evaluation.numbers.items() if not name.startswith("class_histogram")}

@@ -2,7 +2,7 @@
 
 OUT/cells/METHOD-TARGET-SEED.json   one finished cell; what is there is not computed again
 OUT/runs/...                        the run folder of a cell, from which a stopped one goes on
-OUT/pictures/METHOD-TARGET-SEED.png samples before and after: two rows that were negative, two that were good
+OUT/pictures/METHOD-TARGET-SEED.png samples before and after, 40 latents that were negative above 40 good ones
 OUT/table.md, table.json, figure.png
 """
 

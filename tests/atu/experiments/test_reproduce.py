@@ -95,7 +95,7 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
     )
     assert row["frechet_kept"]["mean"] > 0 and one["frechet_kept_chance"] > 0
     with Image.open(out / "pictures" / "ewc-left-0.png") as picture:  # gaps of a pixel between images of 8 x 8
-        assert picture.size == (9 * min(20, one["negatives_before"]), 9 * 4)
+        assert picture.width == 9 * min(20, one["negatives_before"])
     assert table["table"]["retrain"]["left"]["ret_fid_cls"] is None
     assert not list((out / "runs").glob("*"))
     # What is there is not computed again; what is missing is.
@@ -122,21 +122,26 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
         reproduce.reproduce(plan_of(plan_parts, tmp_path, negatives=9), out)
 
 
-def test_a_picture_has_what_was_negative_above_what_was_good(plan_parts, tmp_path):
+@pytest.mark.parametrize("samples", [90, 190])
+def test_a_picture_has_what_was_negative_above_what_was_good(plan_parts, tmp_path, samples):
+    """A row before and a row after, in turn; a second pair of rows where there are enough of both for it."""
     gan, (task, _) = plan_parts
     other = gan.copy()
     with torch.no_grad():
         for p in other.generator.parameters():
             p.mul_(0.5)
-    evaluation = evaluate(gan, other, task.judge, task.classes, n=70, seed=3, keep=70)
-    x, y = (one.sample(70, seed=3) for one in (gan, other))
+    evaluation = evaluate(gan, other, task.judge, task.classes, n=samples, seed=3, keep=samples)
+    x, y = (one.sample(samples, seed=3) for one in (gan, other))
     flags = task.judge.oracle(["left"])(x)
-    columns = min(20, int(flags.sum()), int((~flags).sum()))
-    expected = [a[pick][:columns] for pick in (flags, ~flags) for a in (x, y)]
+    fewer = min(int(flags.sum()), int((~flags).sum()))
+    pairs = 1 if samples == 90 else 2
+    assert 20 * pairs <= fewer
+    firsts = [20 * pair for pair in range(pairs)]
+    expected = [a[pick][first : first + 20] for pick in (flags, ~flags) for first in firsts for a in (x, y)]
     path = tmp_path / "pictures" / "some.png"
     reproduction.save_picture(path, evaluation)
     with Image.open(path) as picture:
-        found = np.asarray(picture).reshape(4, 9, columns, 9)[:, :8, :, :8].transpose(0, 2, 1, 3)
+        found = np.asarray(picture).reshape(4 * pairs, 9, 20, 9)[:, :8, :, :8].transpose(0, 2, 1, 3)
     wanted = torch.stack(expected).squeeze(2).numpy()
     low, high = gan.image_range
     np.testing.assert_allclose(found / 255, (wanted - low) / (high - low), atol=0.51 / 255)
