@@ -222,7 +222,7 @@ def part_path(out: Path, model: str, measure: str) -> Path:
 
 
 def run(audit: Audit, out: str | Path) -> dict[str, Any]:
-    """Compute every part that is not there yet.
+    """Compute every part that is not there yet; to an audit without a retrained GAN one may be added.
 
     Returns:
         parts: model -> measure -> outcome. seconds_by_part, seconds: kills and pauses left out. judges: their names,
@@ -294,13 +294,15 @@ def _notes(audit: Audit) -> list[str]:
 
 def _check_identity(audit: Audit, out: Path) -> None:
     path, own = out / FOLDER / "identity.json", audit.identity()
-    if not path.is_file():
-        write_json(path, own)
-        return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else own
+    there["models"] = {
+        **own["models"],
+        **there["models"],
+    }  # a retrained one may come later: no part of the others changes
     differs = [name for name, value in own.items() if there.get(name) != value]
     if differs:
         raise ValueError(f"out: {out} holds an audit with other {', '.join(differs)}; give another folder")
+    write_json(path, own)
 
 
 # --- what it will cost

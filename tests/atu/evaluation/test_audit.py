@@ -316,8 +316,20 @@ def test_a_folder_of_another_audit_is_refused(tmp_path):
     auditing.run(small_audit(False), tmp_path)
     with pytest.raises(ValueError, match="holds an audit with other samples, seed; give another folder"):
         auditing.run(small_audit(False, seed=1), tmp_path)
+    changed = auditing.subject_of(pair(), pair(Passing(-2.0)), beyond(1.0), judges(), QUICK)
     with pytest.raises(ValueError, match="holds an audit with other models"):
-        auditing.run(small_audit(True), tmp_path)
+        auditing.run(changed, tmp_path)
+
+
+def test_a_retrained_gan_may_be_added_later(tmp_path):
+    auditing.run(small_audit(False), tmp_path / "late")
+    first = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "late" / "audit").glob("*-*.json")}
+    late = auditing.run(small_audit(True), tmp_path / "late")
+    again = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "late" / "audit").glob("*-*.json")}
+    assert first.items() < again.items()
+    assert late["parts"] == auditing.run(small_audit(True), tmp_path / "at-once")["parts"]
+    with pytest.raises(ValueError, match="holds an audit with other models"):
+        auditing.run(small_audit(False), tmp_path / "late")
 
 
 def test_the_cost_is_stated_beforehand_and_falls_with_what_is_there(tmp_path):
