@@ -7,7 +7,7 @@ in the place of the unlearned GAN's, as many of them. A GAN compared with itself
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,9 +17,10 @@ from ..measures.frechet import frechet
 from ..measures.kid import kid
 from ..measures.manifold import MEASURES, manifold
 from ..measures.shares import share_of, total_variation
-from .judges import Judged
+from .judges import Judged, Scores
 
 SURE = 0.9  # confidence in a class
+MOVED = 2000  # images that are moved by a pixel
 
 
 def kept_numbers(reference: Tensor, before: Tensor, after: Tensor) -> dict[str, Any]:
@@ -97,6 +98,20 @@ def good_changed(before: Judged, after: Judged) -> dict[str, Any] | None:
     sure = good & (before.confidence >= SURE)
     of_sure = {**share_of(int((changed & sure).sum()), int(sure.sum())), "of": int(sure.sum())}
     return {**share_of(int((changed & good).sum()), int(good.sum())), "sure": of_sure}
+
+
+def changed_by_a_pixel(images: Iterable[Tensor], score: Callable[[Tensor], Scores]) -> dict[str, Any] | None:
+    """Count, share and interval of good images [N, C, H, W] whose class is another one when they are moved by one pixel
+    to the right: a change that no one sees, so `good_changed` can hardly be told from less. None without classes."""
+    good = changed = 0
+    for x in images:
+        negative, _, labels, _ = score(x)
+        moved = score(torch.cat([x[..., :1], x[..., :-1]], -1))[2]
+        if labels is None or moved is None:
+            return None
+        good += int((~negative).sum())
+        changed += int(((labels != moved) & ~negative).sum())
+    return share_of(changed, good)
 
 
 def tv_redistribution(before: Judged, after: Judged, negative: Sequence[int], classes: int) -> float | None:

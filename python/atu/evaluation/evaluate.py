@@ -29,7 +29,7 @@ from ..support import progress
 from ..support.digest import sha256
 from ..support.modules import state_of
 from ..support.seeding import Stream, stream_seed
-from .collateral import SURE, good_changed, kept_numbers, landing, tv_redistribution
+from .collateral import MOVED, SURE, changed_by_a_pixel, good_changed, kept_numbers, landing, tv_redistribution
 from .judges import Judge, Judged, as_classifier, as_judge, judge_samples
 from .metrics import compute, description, load_metrics
 
@@ -141,6 +141,9 @@ def evaluate(
         progress.track("evaluate reference", others_latents, n), judge.score, shown=0, extractors=networks
     )
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
+    if numbers["good_changed"] is not None and len(before.sample_shape) == 3:
+        some = before.batches(min(n, MOVED), seed, batch_size)
+        numbers["good_changed"]["by_a_pixel"] = changed_by_a_pixel(some, judge.score)
     numbers["distances"] = {name: _distances(name, reference, drawn, models) for name in networks}
     for name, judged in models.items():
         shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}

@@ -224,6 +224,8 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
         sure = changed.get("sure")
         if sure is not None and sure["of"]:
             note += f"; {100 * sure['share']:.1f} % of the {sure['of']:,} of whose class the judge was sure"
+        if changed.get("by_a_pixel"):
+            note += f". Moved by one pixel, {100 * changed['by_a_pixel']['share']:.1f} % of the original's are, too"
         found.append(dict(name="Good samples changed", value=f"{100 * changed['share']:.1f} %", note=note))
     landed = data.get("landing") or {}
     if landed.get("sure") is not None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atu.evaluation.collateral import good_changed, kept_numbers, landing, transitions, tv_redistribution
+from atu.evaluation.collateral import (
+    changed_by_a_pixel,
+    good_changed,
+    kept_numbers,
+    landing,
+    transitions,
+    tv_redistribution,
+)
 from atu.evaluation.judges import Judged
 from atu.measures.frechet import frechet
 from atu.measures.manifold import manifold
@@ -41,6 +48,23 @@ def test_good_latents_changed_of_whose_class_the_judge_was_sure():
     before = Judged(BEFORE.negative, BEFORE.features, BEFORE.labels, confidence, torch.empty(0))
     sure = good_changed(before, AFTER)["sure"]
     assert (sure["count"], sure["of"], sure["share"]) == (1, 4, 0.25)  # a to c was not sure, c to b was
+
+
+def test_images_on_a_boundary_change_when_they_are_moved_by_a_pixel():
+    """Three classes by the brightest column of seven; the first is negative. The edge comes in from the left."""
+
+    def score(x):
+        labels = x.mean((1, 2)).argmax(1) // 3
+        return labels == 0, torch.zeros(len(x), 1), labels, torch.ones(len(x))
+
+    images = torch.zeros(9, 1, 2, 7)
+    for image, column in zip(images, (0, 1, 2, 3, 4, 5, 5, 6, 6), strict=True):
+        image[..., column] = 1
+    images[7, ..., 5] = 0.5  # 6 comes to lie outside, and 5 where it was: still the third class; of 8 nothing is left
+    found = changed_by_a_pixel(images.split(4), score)
+    # Good: columns 3 to 6. 5 goes to 6 and changes; the last is all dark, and so of the first class.
+    assert (found["count"], found["share"]) == (3, 0.5)
+    assert changed_by_a_pixel([images], lambda x: (score(x)[0], x, None, None)) is None
 
 
 def test_redistribution_is_what_landing_alone_explains():

@@ -16,7 +16,7 @@ from atu.measures.features import discriminator_features
 from atu.measures.frechet import frechet
 from atu.measures.shares import histogram, total_variation
 from atu.networks.classifier import ConvClassifier
-from atu.networks.mlp import MLPDiscriminator
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.digest import sha256
 from atu.support.seeding import mix_seed
 
@@ -105,6 +105,7 @@ def test_numbers_agree_with_counting_by_hand():
     assert numbers["frechet_kept_chance"] == pytest.approx(frechet(reference, kept), rel=1e-6)
     assert (numbers["kept_compared"], numbers["kept_reference"]) == (len(kept), len(reference))
     assert numbers["good_changed"]["count"] == 0  # a shift to the right leaves the right half plane's quadrants alone
+    assert "by_a_pixel" not in numbers["good_changed"]  # these are no images
     assert numbers["landing"]["transitions"]["0"]["1"] == int((before & ~after & ~upper).sum())
     assert numbers["landing"]["still_negative"] == int(after.sum())
     assert numbers["fid_cls_before"] is None
@@ -232,6 +233,26 @@ def test_images_are_clamped_and_mapped_to_the_judges_range():
     assert map_range(x, (-1, 1), (0, 1)).flatten().tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
     points = torch.tensor([[5.0, -5.0]])
     assert torch.equal(map_range(points, (-1, 1), (0, 1)), points)
+
+
+def test_images_are_moved_by_a_pixel_to_tell_the_judges_own_doubt():
+    class Brightest(nn.Module):
+        """Four logits, of the sums of four pairs of columns."""
+
+        def forward(self, x):
+            return 50 * x.sum((1, 2)).unflatten(1, (4, 2)).sum(2)
+
+    torch.manual_seed(3)
+    pair = GAN(MLPGenerator(4, [1, 3, 8], (16,), "tanh"), None)
+    found = evaluate(pair, pair, Brightest(), ["2"], n=301).numbers["good_changed"]
+    x = pair.sample(301, seed=0, batch_size=250).clamp(-1, 1).double()
+    moved = torch.nn.functional.pad(x, (1, 0, 0, 0), mode="replicate")[..., :8]
+    was, now = (Brightest()(one).argmax(1) for one in (x, moved))
+    expected = ((was != now) & (was != 2)).sum(), (was != 2).sum()
+    assert 0 < expected[0] < expected[1]
+    assert found["by_a_pixel"]["count"] == expected[0]
+    assert found["by_a_pixel"]["share"] == pytest.approx(float(expected[0] / expected[1]))
+    assert found["count"] == 0
 
 
 def test_judging_keeps_no_more_than_asked():

@@ -41,7 +41,13 @@ def evaluation():
         kid_kept_chance=-0.0001,
         kept_compared=160,
         kept_reference=155,
-        good_changed=dict(count=8, share=0.05, ci95=[0.02, 0.09], sure=dict(count=1, of=125, share=0.008)),
+        good_changed=dict(
+            count=8,
+            share=0.05,
+            ci95=[0.02, 0.09],
+            sure=dict(count=1, of=125, share=0.008),
+            by_a_pixel=dict(count=5, share=0.031),
+        ),
         landing=dict(
             latents=40,
             still_negative=0,

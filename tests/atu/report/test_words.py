@@ -16,7 +16,9 @@ def test_cards_and_summary_in_words(evaluation, context):
     assert cards["Negatives gone"]["value"] == "100.0 %"
     assert "40 → 0 of 200" in cards["Negatives gone"]["note"]
     assert cards["Good samples changed"]["value"] == "5.0 %"
-    assert cards["Good samples changed"]["note"].endswith("; 0.8 % of the 125 of whose class the judge was sure")
+    assert cards["Good samples changed"]["note"].endswith(
+        "; 0.8 % of the 125 of whose class the judge was sure. Moved by one pixel, 3.1 % of the original's are, too"
+    )
     assert cards["What replaces them"]["value"] == "55 % clear"
     assert cards["What replaces them"]["note"].endswith("of the original's good samples 78 %")
     assert cards["Distance to kept samples"]["value"] == "1.2 ×"
