@@ -115,7 +115,9 @@ def _who_says(
     searched; the judge that was given, or the bundled one in the bundled classifier's place, was not."""
     from ..evaluation.goals import as_goal, class_goal
     from ..evaluation.judges import probe_of
+    from ..experiments import animals
     from ..experiments.judge import mnist_judge
+    from ..feedback.spec import parse
 
     if oracle is None:
         goal, searched = as_goal(probe_of(gan, negatives, seed=seed), gan, seed=seed), "probe"
@@ -128,6 +130,10 @@ def _who_says(
     elif oracle is not None and bundled(asked) == "mnist":
         own = mnist_judge().to(gan.device)
         judges[own.name] = class_goal(own, oracle.chosen, gan.image_range).is_negative
+    elif oracle is not None and bundled(asked) == "animals":
+        names = tuple(parse(oracle.spec).options["class"].split(","))
+        view = animals.judge().to(gan.device).view(names)
+        judges[view.name] = animals.called(view, names, gan.image_range)
     return goal, {**judges, searched: goal.is_negative}, searched
 
 

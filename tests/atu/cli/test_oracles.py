@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from atu.assets import asset
 from atu.cli import main as cli
 from atu.cli import models, oracles
-from atu.data.images import save_folder
+from atu.data.images import map_range, save_folder
+from atu.experiments import animals
+from atu.experiments.judge import mnist_judge
 from atu.feedback.answers import Answers
 from atu.feedback.oracles import find
 from atu.gan import GAN
@@ -240,3 +243,24 @@ def test_a_wrong_oracle_is_told_before_a_discriminator_is_fitted(folder, tmp_pat
     arguments += ["--train-discriminator", 5, "--out", tmp_path / "run", "--oracle"]
     assert "got '9'" in error(capsys, *arguments, f"{folder}/oracle.pt?class=9") and not fitted
     assert "it has no discriminator" in error(capsys, *arguments, f"{folder}/oracle.pt?class=1") and len(fitted) == 1
+
+
+@pytest.mark.parametrize(
+    ("domain", "classes", "measured"),
+    [("mnist", ("8", "1"), "mnist-judge"), ("animals", ("antlers", "cat"), "animals-judge")],
+)
+def test_of_a_bundled_domain_the_audit_is_judged_by_the_network_that_never_answers(domain, classes, measured):
+    from atu.cli.audit import _who_says
+
+    gan = GAN.load(asset(f"{domain}-gan.safetensors"))
+    asked = oracles.Asked(domain, classes=classes)
+    goal, judges, searched = _who_says(asked, *asked.find_both(gan), None, gan, 0)
+    assert list(judges) == [measured, searched] and searched.startswith(f"{domain}?class=")
+    x = gan.sample(150, seed=8)
+    if domain == "animals":
+        view = animals.judge().view(classes)
+        expected = view.oracle(classes)(map_range(x, gan.image_range, view.image_range))
+    else:
+        expected = torch.isin(mnist_judge().predict(x), torch.tensor([1, 8]))
+    assert 0 < expected.sum() < 150 and torch.equal(judges[measured](x).cpu(), expected)
+    assert torch.equal(judges[searched](x), goal.is_negative(x))
