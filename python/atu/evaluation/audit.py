@@ -295,10 +295,8 @@ def _notes(audit: Audit) -> list[str]:
 def _check_identity(audit: Audit, out: Path) -> None:
     path, own = out / FOLDER / "identity.json", audit.identity()
     there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else own
-    there["models"] = {
-        **own["models"],
-        **there["models"],
-    }  # a retrained one may come later: no part of the others changes
+    # A retrained GAN may come later: no part of the others changes.
+    there["models"] = {**own["models"], **there["models"]}
     differs = [name for name, value in own.items() if there.get(name) != value]
     if differs:
         raise ValueError(f"out: {out} holds an audit with other {', '.join(differs)}; give another folder")
