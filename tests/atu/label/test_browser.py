@@ -274,9 +274,11 @@ def test_from_marks_to_a_report(page, server, tmp_path):
             page.click(f"#tab-{name}")
             page.wait_for_selector("#cell-0 img.there >> nth=1")
             shot(page, f"8-round-2-{name}")
+        # Marks of both rounds. How many of the random sample had been marked before is not the same on every machine.
+        unwanted, good, unsure = counts(page)
         page.locator("#grid").focus()
         page.keyboard.press("n")
-        wait_for_counts(page, 27, 56, 3)
+        wait_for_counts(page, unwanted + 1, good, unsure)
         assert page.faults == []
     finally:
         again.process.terminate()
