@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .evaluate import bundled, load_pair
+from .evaluate import animal_names, bundled, load_pair
 from .models import Model, model_options
 from .options import (
     BATCH,
@@ -117,7 +117,6 @@ def _who_says(
     from ..evaluation.judges import probe_of
     from ..experiments import animals
     from ..experiments.judge import mnist_judge
-    from ..feedback.spec import parse
 
     if oracle is None:
         goal, searched = as_goal(probe_of(gan, negatives, seed=seed), gan, seed=seed), "probe"
@@ -131,7 +130,7 @@ def _who_says(
         own = mnist_judge().to(gan.device)
         judges[own.name] = class_goal(own, oracle.chosen, gan.image_range).is_negative
     elif oracle is not None and bundled(asked) == "animals":
-        names = tuple(parse(oracle.spec).options["class"].split(","))
+        names = animal_names(oracle)
         view = animals.judge().to(gan.device).view(names)
         judges[view.name] = animals.called(view, names, gan.image_range)
     return goal, {**judges, searched: goal.is_negative}, searched

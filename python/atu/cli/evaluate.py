@@ -131,6 +131,13 @@ def bundled(asked: Asked) -> str | None:
     return name if is_bundled(name) else None
 
 
+def animal_names(answers: Answers) -> tuple[str, ...]:
+    """The features and species that the bundled classifier of drawn animals was asked for."""
+    from ..feedback.spec import parse
+
+    return tuple(parse(answers.spec).options["class"].split(","))
+
+
 def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
     if judge is None:
         return [PROBE_JUDGES]
@@ -144,13 +151,12 @@ def _judged(asked: Asked, judge: Answers, gan: GAN, answered: bool | None) -> di
     """Of `evaluate`: who judges, what stands beside it, and whether `judge` answered during the run."""
     from ..experiments.animals import judges_of
     from ..experiments.judge import beside_the_judge, mnist_judge
-    from ..feedback.spec import parse
 
     domain = bundled(asked)
     if domain is None:
         return dict(judge.judge_arguments(), answered=answered)
     if domain == "animals":
-        found = judges_of(tuple(parse(judge.spec).options["class"].split(",")), gan.device)
+        found = judges_of(animal_names(judge), gan.device)
     else:
         own = mnist_judge().to(gan.device)
         if gan.sample_shape != own.sample_shape:  # the judges take digits of their own size, the spec's network any
