@@ -1,6 +1,7 @@
 """Runs what the docs tell people to run, file by file, in the order of the page.
 
-Training is cut short by settings added to the commands; installing and `make` are what runs these tests.
+Training is cut short by settings added to the commands, and real images are few; installing and `make` are what runs
+these tests.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 
 from atu import assets
 from atu.cli import main as cli
+from atu.data.mnist import mnist
+from atu.experiments import mnist as digits
 from atu.experiments import mog as demo
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +72,7 @@ def run_line(line: str, folder: Path) -> None:
 def test_commands_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "MOG_STEPS", 300)
+    monkeypatch.setattr(digits, "mnist", lambda size=32: tuple(one[::10] for one in mnist(size)))
     (tmp_path / "quick.toml").write_text(QUICK)
     lines = [line for kind, text in blocks(Path(page)) if kind == "bash" for line in text.splitlines()]
     assert len(lines) >= 5

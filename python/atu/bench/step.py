@@ -20,7 +20,7 @@ from ..data.samples import TensorSamples
 from ..experiments.pretrain import mnist_stylegan2
 from ..gan import GAN
 from ..methods.adapt_then_unlearn.adapt import Ewc
-from ..methods.adapt_then_unlearn.repel import Repulsion, default_steps
+from ..methods.adapt_then_unlearn.repel import Repulsion, most_steps
 from ..networks.stylegan2 import Discriminator, Generator
 from ..support.modules import update_ema
 from ..support.seeding import fork_rng
@@ -91,7 +91,7 @@ def make_trainer(
         options["add_penalty_grad"] = Ewc(twin, start, fisher, cfg.adapt.ewc_weight, cfg.adapt.ewc_relative).add_grad
     elif not plain:
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
-        options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel, default_steps(gan)).add_grad
+        options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel, most_steps(gan, cfg.repel)).add_grad
         options["extra_fakes"] = real
     trainer = AdversarialTrainer(twin.to(gan.device), real, adversarial, **options)
     if precision == "float16":  # a scale that overflows has steps passed over, which take less time

@@ -43,9 +43,13 @@ MOG_CONFIG = Adversarial(batch_size=256, **MOG_ADAM, r1_gamma=0.1, r1_interval=4
 MOG_TRAINING = dict(batch_size=256, **MOG_ADAM, r1_gamma=0.1, r1_interval=4, ema_half_life=5_000.0, augment="")
 
 
+# Points in the plane: all that steers at a tenth, or half of what was negative ends inside the ring.
+_STEERED = dict(hold_weight=3.0, guide_weight=0.4, nearby_weight=0.1)
+
+
 MOG_UNLEARN: dict[str, Any] = dict(
     adapt=dict(steps=500, ewc_weight=1.0, adversarial=MOG_TRAINING),
-    repel=dict(steps=1500, drift_weight=0.05, adversarial=MOG_TRAINING),
+    repel=dict(steps=1500, drift_weight=0.05, adversarial=MOG_TRAINING, **_STEERED),
 )
 
 

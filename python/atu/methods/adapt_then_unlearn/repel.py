@@ -131,15 +131,16 @@ class RepelHooks(StageHooks):
         self._set_lr(self.trainer.step_count)
 
 
-def default_steps(gan: GAN) -> int:
-    """What `repel.steps` is when unset: other kinds than StyleGAN's learn at a lower rate, so it takes more of them."""
+def most_steps(gan: GAN, cfg: config.Repel) -> int:
+    """Steps of stage 2, at most. When unset: other kinds than StyleGANs learn at a lower rate, so it takes more."""
+    if cfg.steps is not None:
+        return cfg.steps
     return 800 if gan.is_stylegan else 2500
 
 
 def planned_steps(gan: GAN, cfg: config.Config) -> tuple[int, int]:
     """Steps of stage 1 and, at most, of stage 2 of a run."""
-    second = default_steps(gan) if cfg.repel.steps is None else cfg.repel.steps
-    return cfg.adapt.models * cfg.adapt.steps, second
+    return cfg.adapt.models * cfg.adapt.steps, most_steps(gan, cfg.repel)
 
 
 def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
@@ -161,7 +162,7 @@ def repel_gan(
 
     adapted: state dicts of generators from stage 1.
     """
-    steps = default_steps(gan) if cfg.steps is None else cfg.steps
+    steps = most_steps(gan, cfg)
     twin = gan.copy()
     names = [name for name, _ in gan.generator.named_parameters()]
     anchors = [[state[name].to(gan.device) for name in names] for state in adapted]
