@@ -285,7 +285,7 @@ def test_two_of_eight_gaussians_are_unlearned_by_the_probe(ring_gan):
     config = {
         "feedback": {"pool": 2000},
         "adapt": {"steps": 60, "adversarial": game},
-        "repel": {"steps": 800, "check_samples": 500, "adversarial": game},
+        "repel": {"steps": 500, "check_samples": 500, "adversarial": game},
     }
     result = unlearn(ring_gan, x[is_negative(x)][:100], config=config)
     after = shares(result.gan.sample(4000, seed=8))
