@@ -10,20 +10,20 @@ const ROW = 24; // random samples, and samples to judge, shown at once
 
 const VIEWS = [
   { name: "all", title: "All", hint: "Mark a few unwanted (N) and a few good ones (G), then look at Likely and Unsure. Press ? for all keys." },
-  { name: "like", title: "Like your picture", pictures: true, hint: "The samples most like your picture. Enter brings the next ones.",
+  { name: "like", title: "Like your picture", pictures: true, unmarked: true, hint: "The samples most like your picture. Enter brings the next ones.",
     none: "Looking for samples like your picture." },
-  { name: "ranked", title: "Ranked by the oracle", oracle: true,
+  { name: "ranked", title: "Ranked by the oracle", oracle: true, unmarked: true,
     hint: "The likeliest by the oracle; dashed: what it would mark unwanted. Correct it, then accept: nothing is marked before.",
     none: "The oracle is looking at samples." },
-  { name: "likely", title: "Likely unwanted", hint: "What your marks point to. Enter brings the next ones.",
+  { name: "likely", title: "Likely unwanted", unmarked: true, hint: "What your marks point to. Enter brings the next ones.",
     none: "Nothing: the probe needs three marks of each kind, or finds no more that looks unwanted." },
-  { name: "unsure", title: "Unsure", hint: "What the probe can tell least: marks here teach it most.",
+  { name: "unsure", title: "Unsure", unmarked: true, hint: "What the probe can tell least: marks here teach it most.",
     none: "Nothing: the probe needs three marks of each kind, or has nothing left to ask." },
   { name: "random", title: "Random", hint: "An unbiased share needs every one marked, in order. These are shown nowhere else." },
   { name: "judge", title: "Judge the result", judging: true,
     hint: "Samples of the original and of the result, shuffled. Mark what is unwanted, and the rest as good. They are for the verdict alone: nothing is learned from them.",
     none: "All are judged." },
-  { name: "survived", title: "Survived", rounds: true, pair: true,
+  { name: "survived", title: "Survived", rounds: true, pair: true, unmarked: true,
     hint: "Unwanted in the original (left); first those that are likeliest to be so still (right, the same latents now). Mark what is; Enter brings the next ones.",
     none: "Nothing yet: samples of the result are being made, or all are marked." },
   { name: "damaged", title: "Changed most", rounds: true, pair: true,
@@ -51,7 +51,7 @@ let brush = "unwanted";
 
 // --- views
 
-function listOf({ name }) {
+function listOf({ name, unmarked }) {
   const { state } = server;
   if (name === "random") {
     const from = Math.min(state.verdict.marked, state.random - ROW);
@@ -66,7 +66,8 @@ function listOf({ name }) {
     server.codes.forEach((code, index) => found[String.fromCharCode(code)]?.push(index));
     return [...found.n, ...found.g, ...found.u];
   }
-  return state.views[name] ?? [];
+  // Suggestions may be older than the last marks: what was marked since is asked for no more.
+  return (state.views[name] ?? []).filter((index) => !unmarked || server.code(index) === ".");
 }
 
 function pictures(index) {
