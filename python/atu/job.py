@@ -6,8 +6,7 @@ The negatives play four roles, and these are all:
 1. In stage 1 the discriminator takes them for real samples, so that the adapted generators make them.
 2. In stage 2 it may take them for fakes, beside the generator's own samples (`repel.negatives_weight`).
 3. They are one class of the guide, the positives the other (`methods.adapt_then_unlearn.guide`).
-4. They are what a run goes on from: the probe that stands in for an oracle is fitted on them, and with an oracle the
-   guide, which goes on learning in stage 2, gets them again beside what the oracle has found since.
+4. The probe that stands in for an oracle is fitted on them.
 With an oracle, the negatives that it finds among the generated samples join them in all four.
 """
 

@@ -7,7 +7,7 @@ about each of them, and says nothing (a gradient near 0) about samples that are 
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from ...support import progress
 from ...support.modules import unless_16_bit
 from ...support.seeding import fork_rng
 from ...training.schedules import lr_decay, set_lr
-from ...training.trainer import load_optimizer_state, optimizer_state
 
 # Of the first steps, over which the learning rate falls to 0: what it says of samples on the boundary is chance else.
 DECAY = 0.5
@@ -88,7 +87,6 @@ class Guide:
                     wrong.append(self.learn(*pair))
                 if float(torch.stack(wrong[-max(steps // 4, 1) :]).mean()) <= UNSURE:
                     break
-        set_lr(self.optim, lr)
         self.discriminator.eval().requires_grad_(False)
 
     def learn(self, negatives: Tensor, positives: Tensor) -> Tensor:
@@ -145,11 +143,8 @@ class Guide:
             log_odds = self.log_odds(x, c)
         return Seen(x, log_odds, [unless_16_bit(f) for f in taken[1:]])
 
-    def state_dict(self) -> dict[str, Any]:
-        own = dict(self.discriminator.state_dict())
-        return {"step": self.step_count, "discriminator": own, "optim": optimizer_state(self.optim)}
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.discriminator.state_dict())
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step_count = state["step"]
-        self.discriminator.load_state_dict(state["discriminator"])
-        load_optimizer_state(self.optim, state["optim"])
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.discriminator.load_state_dict(state)

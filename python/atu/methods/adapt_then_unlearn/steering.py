@@ -16,48 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import config
-from ...data.samples import Samples
-from ...feedback.feedback import Feedback, pool_size
+from ...feedback.feedback import Feedback
 from ...gan import BIG, GAN
 from ...support import world
 from ...support.seeding import Stream, fork_rng, stream_seed
-from ...training.trainer import draw, together
+from ...training.trainer import together
 from .distance import SampleDistance
 from .guide import ROUNDS, Guide, Seen
 from .nearby import MovedLatents, NegativeLatents
 from .ways import WayLatents
-
-RECENT = 512  # samples of either kind that the guide goes on learning from
-LEARN_EVERY = 4  # steps: at 2 it takes a tenth of the run's time, as much is found, and it lands a little better
-
-
-class Recent:
-    """The last `size` samples that were added."""
-
-    def __init__(self, size: int):
-        self.size = size
-        self.samples = torch.empty(0)
-
-    def add(self, x: Tensor) -> None:
-        self.samples = torch.cat([self.samples, x])[-self.size :] if len(self.samples) else x[-self.size :]
-
-    def draw(self, n: int) -> list[Tensor]:
-        """n of them with replacement, as the one tensor of a list; an empty list where there are none."""
-        return [self.samples[torch.randint(len(self.samples), (n,))]] if len(self.samples) else []
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"samples": self.samples}
-
-    def load_state_dict(self, state: dict[str, Tensor], device: torch.device) -> None:
-        self.samples = state["samples"].to(device)
 
 
 class Steering:
     """The generator's loss beside the adversarial one, a weighted sum:
 
     guide: mean of -log(1 - P(negative)) by the guide's balanced odds; of fresh latents where the sample looks negative,
-    or the original's did. With an oracle the guide goes on learning in stage 2, from what the oracle says of the
-    generator's samples: it would be evaded otherwise.
+    or the original's did. The guide has learnt before the first step and learns no more: to follow what evades it costs
+    more good samples than it removes negatives.
     nearby: distance of samples of latents whose original is negative to good samples that the original makes nearby.
     held: distance to the original's sample of the same latent and noise, for fresh latents of which it makes no
     negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there.
@@ -87,10 +62,6 @@ class Steering:
             at_once=at_once,
             rounds=min(ROUNDS, 1 + steps // max(cfg.guide_steps, 1)),
         )
-        size = pool_size(gan, RECENT)
-        self.recent_negatives, self.recent_others = Recent(size), Recent(size)
-        self.step_count = 0
-        self.held: list[Tensor] = []  # the samples of the last step's other half
         known = feedback.negative_latents
         self.bank: NegativeLatents | None = None
         if cfg.hold_weight and known is not None and len(known[0]):
@@ -105,8 +76,6 @@ class Steering:
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
-        if self.cfg.guide_weight > 0:
-            self._observe(torch.cat([fake.detach(), *self.held]))
         seen = self.guide.look(fake, c)
         terms: dict[str, Tensor] = {}
         if wanted is not None:
@@ -130,7 +99,6 @@ class Steering:
         self.bank.add(z[flags], None if c is None else c[flags])
         seen = self.guide.look(x, own_c)
         held = self.cfg.hold_weight * self._apart(seen, wanted, own_c, ~flags[own])
-        self.held = [x.detach()]
         guide = held * 0
         if self.cfg.guide_weight > 0:
             guide = self._guided(seen, flags[own])
@@ -152,39 +120,13 @@ class Steering:
             good = torch.sigmoid(-target.log_odds) * where
         return (good * self.distance(seen, target)).mean()
 
-    def _observe(self, x: Tensor) -> None:
-        """With an oracle: a step of the guide on samples that it answers for, now and lately, and on the first ones."""
-        self.step_count += 1
-        if not self.feedback.is_oracle or self.step_count % LEARN_EVERY:
-            return
-        x = world.gather(x, together(self.gan))
-        flags = self.feedback.is_negative(x).to(x.device)
-        self.recent_negatives.add(x[flags])
-        self.recent_others.add(x[~flags])
-        n = max(self.cfg.adversarial.batch_size // 2, 1)
-
-        def batch(recent: Recent, first: Samples) -> Tensor:
-            return torch.cat([*recent.draw(n), draw(self.gan, first, n)[0]])
-
-        negatives = batch(self.recent_negatives, self.feedback.negatives)
-        self.guide.learn(negatives, batch(self.recent_others, self.feedback.positives))
-
     # --- resuming
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "step": self.step_count,
-            "guide": self.guide.state_dict(),
-            "recent_negatives": self.recent_negatives.state_dict(),
-            "recent_others": self.recent_others.state_dict(),
-            "bank": {} if self.bank is None else self.bank.state_dict(),
-        }
+        return {"guide": self.guide.state_dict(), "bank": {} if self.bank is None else self.bank.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step_count = state["step"]
         self.guide.load_state_dict(state["guide"])
-        self.recent_negatives.load_state_dict(state["recent_negatives"], self.gan.device)
-        self.recent_others.load_state_dict(state["recent_others"], self.gan.device)
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
 
