@@ -39,7 +39,7 @@ check_samples = 40
 guide_steps = 2
 adversarial.batch_size = 8
 """
-FACES = 12
+FACES, SAMPLES = 12, 120
 ANTLERS = drawn.FEATURES["antlers"]
 cached_drawings = functools.cache(drawn.drawings)
 
@@ -102,7 +102,7 @@ def run(*arguments):
 
 
 def animals_demo(folder, out, *options):
-    arguments = ["demo", "animals", *options, "--marks", 6, "--samples", 200, "--config", folder / "quick.toml"]
+    arguments = ["demo", "animals", *options, "--marks", 6, "--samples", SAMPLES, "--config", folder / "quick.toml"]
     assert run(*arguments, "--quiet", "--out", folder / out) == 0
     data = json.loads((folder / out / "report.json").read_text())
     return data, (folder / out / "report.html").read_text()
@@ -130,7 +130,7 @@ def test_a_feature_is_judged_by_the_judge_alone(small, monkeypatch):
     assert data["subject"] == "antlers" and data["targets"] == [{"names": ["antlers"]}]
     assert data["command"].startswith("atu demo animals --feature antlers --marks 6")
     gan = GAN.load(small / "animals-gan.safetensors")
-    x = torch.cat(list(gan.batches(200, data["seed"], 200)))
+    x = torch.cat(list(gan.batches(SAMPLES, data["seed"], SAMPLES)))
     assert data["negatives_before"] == int(drawn.holds(demo.judge().labels(x.clamp(-1, 1)), ANTLERS).sum()) > 0
     # The classes are the ears, so that one sees what took the antlers' place.
     assert set(data["class_histogram_before"]) == set(drawn.PARTS["ears"])
@@ -194,7 +194,7 @@ def test_another_judge_measures(small, capsys, monkeypatch):
     assert "animals-judge, which never answered, judges the outcome" in page
     assert "--judge animals-judge --batch 7" in data["command"]
     gan = GAN.load(small / "animals-gan.safetensors")
-    found = demo.judge().labels(gan.sample(200, data["seed"], 7).clamp(-1, 1))
+    found = demo.judge().labels(gan.sample(SAMPLES, data["seed"], 7).clamp(-1, 1))
     assert data["negatives_before"] == int(drawn.holds(found, ANTLERS).sum()) > 0
     assert data["attributes_before"]["antlers"]["count"] == data["negatives_before"]
     assert data["fid_cls_after"] > 0
