@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 SET_UP = ("pip install", "make ")
 QUICK = """
 [feedback]
-pool = 400
+pool = 250
 [adapt]
 steps = 5
 fisher.n = 8
@@ -50,8 +50,8 @@ def shortened(arguments: list[str], quick: Path) -> list[str]:
     if arguments[:2] == ["demo", "mnist"]:
         arguments = [*arguments, "--marks", "40"]
     if arguments[0] in ("unlearn", "demo"):
-        return [*arguments, "--config", str(quick), "--samples", "200"]
-    return [*arguments, "--samples", "200"] if arguments[0] == "eval" else arguments
+        return [*arguments, "--config", str(quick), "--samples", "120"]
+    return [*arguments, "--samples", "120"] if arguments[0] == "eval" else arguments
 
 
 def run_line(line: str, folder: Path) -> None:
@@ -71,7 +71,7 @@ def run_line(line: str, folder: Path) -> None:
 @needs_gan
 def test_commands_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "MOG_STEPS", 300)
+    monkeypatch.setattr(demo, "MOG_STEPS", 200)
     monkeypatch.setattr(digits, "mnist", lambda size=32: tuple(one[::10] for one in mnist(size)))
     (tmp_path / "quick.toml").write_text(QUICK)
     lines = [line for kind, text in blocks(Path(page)) if kind == "bash" for line in text.splitlines()]
