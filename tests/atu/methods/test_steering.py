@@ -172,12 +172,13 @@ def test_guide_learns_on_while_it_errs(image_gan):
     assert steps(images)[1] == ROUNDS
 
 
-def test_guide_rests_in_stage_2(image_gan):
+@pytest.mark.parametrize("is_oracle", [True, False])
+def test_guide_rests_in_stage_2(image_gan, is_oracle):
     """It says of a sample what it said before the first step, an oracle or not; and the state resumes."""
     bright = torch.rand(60, 1, 8, 8) * 0.2 + 0.7
     sides = bright[:20] * torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1])
     feedback = Feedback(
-        TensorSamples(sides), TensorSamples(bright * 0), is_bright, True, 0.2, {}, image_gan.inputs(3, 1)
+        TensorSamples(sides), TensorSamples(bright * 0), is_bright, is_oracle, 0.2, {}, image_gan.inputs(3, 1)
     )
 
     def new(seed):

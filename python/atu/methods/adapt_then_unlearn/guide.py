@@ -22,7 +22,7 @@ from ...support.modules import unless_16_bit
 from ...support.seeding import fork_rng
 from ...training.schedules import lr_decay, set_lr
 
-# Of the first steps, over which the learning rate falls to 0: what it says of samples on the boundary is chance else.
+# Of its steps, over which the learning rate falls to 0: what it says of samples on the boundary is chance else.
 DECAY = 0.5
 ROUNDS = 5  # of its steps, at most: a second and further ones while in the last quarter of them it is
 UNSURE = 0.05  # wrong about more than this share of what comes, half of it negatives
@@ -88,6 +88,10 @@ class Guide:
                 if float(torch.stack(wrong[-max(steps // 4, 1) :]).mean()) <= UNSURE:
                     break
         self.discriminator.eval().requires_grad_(False)
+        self.optim.zero_grad(
+            set_to_none=True
+        )  # it has learnt: gradients and moments would take memory all through stage 2
+        self.optim.state.clear()
 
     def learn(self, negatives: Tensor, positives: Tensor) -> Tensor:
         """One step of Adam on samples of either class; the share of them that it was wrong about before the step."""
