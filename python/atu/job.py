@@ -7,7 +7,8 @@ The negatives play four roles, and these are all:
 2. In stage 2 it may take them for fakes, beside the generator's own samples (`repel.negatives_weight`).
 3. They are one class of the guide, the positives the other (`methods.adapt_then_unlearn.guide`).
 4. The probe that stands in for an oracle is fitted on them.
-With an oracle, the negatives that it finds among the generated samples join them in the first three.
+With an oracle, the negatives that it finds among the generated samples join them in the first three. Without one, the
+guide leaves out those positives that it takes for negatives though the probe passed them.
 """
 
 from __future__ import annotations

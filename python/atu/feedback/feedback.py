@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ class Feedback:
 
     negatives, positives: samples. is_negative: samples [N, ...] -> bools [N]. is_oracle: whether it is the user's own.
     negative_share: of the pretrained GAN's samples, by is_negative. notes: what was built and dropped, for the report.
-    negative_latents: (latents [n, ...], labels or None) of the pretrained GAN's samples that is_negative finds.
+    negative_latents: (latents [n, ...], labels or None) of the pretrained GAN's samples that is_negative finds. given:
+    how many of the positives, the first of them, the user gave; the rest are generated samples that is_negative passed.
     """
 
     negatives: Samples
@@ -35,6 +36,7 @@ class Feedback:
     negative_share: float
     notes: dict[str, object]
     negative_latents: tuple[Tensor, Tensor | None] | None = None
+    given: int = 0
 
 
 def check_distinct(negatives: Samples, positives: Samples) -> None:
@@ -74,14 +76,15 @@ def build_feedback(
         notes["probe"] = is_negative.marks
     progress.log.info("%s", notes["marks"])
     progress.log.info("The %s calls %.1f %% of %d generated samples negative", judge, 100 * share, len(pool))
-    if positives is None:
-        positives = _good_of_pool(pool, flags, judge, stream_seed(seed, Stream.LABELS_FILLED), notes)
+    given, good = 0 if positives is None else len(positives), positives
+    if good is None:
+        good = _good_of_pool(pool, flags, judge, stream_seed(seed, Stream.LABELS_FILLED), notes)
         if oracle is not None:
             negatives = _with_found(negatives, pool, flags, notes)
     else:
-        positives = _with_generated(positives, pool, flags, cfg.least_positives, notes)
+        good = _with_generated(good, pool, flags, cfg.least_positives, notes)
     latents = z[flags.to(z.device)], None if pool.labels is None else pool.labels[flags].to(z.device)
-    return Feedback(negatives, positives, is_negative, oracle is not None, share, notes, latents)
+    return Feedback(negatives, good, is_negative, oracle is not None, share, notes, latents, given)
 
 
 def _count_of(negatives: Samples) -> str:
@@ -154,6 +157,25 @@ def _with_found(negatives: Samples, pool: TensorSamples, flags: Tensor, notes: d
 def _subset(samples: TensorSamples, keep: Tensor) -> TensorSamples:
     labels = samples.labels
     return TensorSamples(samples.tensor[keep], None if labels is None else labels[keep])
+
+
+def without_doubted(gan: GAN, feedback: Feedback, is_negative: IsNegative, seed: int) -> Feedback:
+    """The feedback without the generated positives that another one, who sees what the probe passes over, takes for
+    negatives; as it is where that would leave less than a quarter of them, as such a one cannot tell."""
+    made = len(feedback.positives) - feedback.given
+    positives = feedback.positives
+    if not made or not isinstance(positives, TensorSamples):
+        return feedback
+    parts = positives.tensor[feedback.given :].split(gan.fitting(100))
+    flags = torch.cat([is_negative(part.to(gan.device)).cpu() for part in parts])
+    dropped = int(flags.sum())
+    if not dropped or made - dropped < max(made // 4, 2):
+        return feedback
+    kept = _subset(positives, torch.cat([torch.ones(feedback.given, dtype=torch.bool), ~flags]))
+    if positives.labels is not None:
+        kept, _ = fill_labels(kept, positives.labels, seed)
+    progress.log.info("Of the positives %d of %d look negative at second sight, and are left out", dropped, made)
+    return replace(feedback, positives=kept, notes={**feedback.notes, "positives_doubted": dropped})
 
 
 def fill_labels(positives: TensorSamples, drawn: Tensor, seed: int) -> tuple[TensorSamples, dict[int, int]]:

@@ -12,7 +12,7 @@ from atu.assets import asset
 from atu.config import Feedback as FeedbackConfig
 from atu.data.samples import TensorSamples
 from atu.evaluation.classifier import Classifier
-from atu.feedback.feedback import build_feedback, check_distinct, pool_size
+from atu.feedback.feedback import Feedback, build_feedback, check_distinct, pool_size, without_doubted
 from atu.feedback.oracles import Oracle
 from atu.feedback.probe import Probe, amid, fit_probe
 from atu.gan import GAN
@@ -172,7 +172,33 @@ def test_positives_given_stay_and_few_are_joined_by_generated_ones(mixture, leas
     x = made.positives.batch(torch.arange(len(made.positives)))
     assert torch.equal(x[:5], positives.tensor) and len(x) == 5 + added and len(made.negatives) == 3
     assert not negative(x[5:]).any() and (made.positives is positives) == (added == 0)
+    assert made.given == 5
     assert made.notes["positives"] == "5 given" + (f", joined by {added} generated ones" if added else "")
+
+
+@pytest.mark.parametrize("given", [0, 4])
+def test_generated_positives_that_are_doubted_are_left_out(mixture, given):
+    """Those that the user gave stay whatever is said of them, and a label that lost its samples gets others'."""
+    x = torch.randn(97, 2, generator=torch.Generator().manual_seed(3))
+    x[:7] = 9.0
+    labels = torch.eye(2)[(x[:, 0] == 9).long()]
+    marked, positives, notes = TensorSamples(x[:3]), TensorSamples(x, labels), {"marks": "3"}
+    feedback = Feedback(marked, positives, negative, False, 0.1, notes, given=given)
+    left = without_doubted(mixture, feedback, lambda y: y[:, 0] > 8, seed=0)
+    x_left, labels_left = left.positives.tensor, left.positives.labels
+    assert torch.equal(x_left[: 90 + given], torch.cat([x[:given], x[7:]]))
+    assert left.notes == {"marks": "3", "positives_doubted": 7 - given} and feedback.notes == {"marks": "3"}
+    if given:  # more than a tenth of the label's are left
+        assert torch.equal(labels_left, torch.cat([labels[:4], labels[7:]]))
+    else:
+        assert len(x_left) == 97 and (x_left[90:] < 8).all() and labels_left.sum(0).tolist() == [90, 7]
+
+
+@pytest.mark.parametrize(("above", "given"), [(99, 0), (-99, 0), (-99, 8)])
+def test_who_doubts_nothing_or_nearly_all_is_not_heard(mixture, above, given):
+    x = TensorSamples(torch.randn(8, 2))
+    feedback = Feedback(x, x, negative, False, 0.1, {}, given=given)
+    assert without_doubted(mixture, feedback, lambda y: y[:, 0] > above, seed=0) is feedback
 
 
 def test_nothing_left_is_told(mixture):

@@ -75,7 +75,7 @@ def test_what_is_held_finds_negatives(image_gan):
     images = TensorSamples(torch.rand(9, 1, 8, 8))
     above = float(image_gan.sample(40, 5).flatten(1).mean(1).median())
     known = image_gan.inputs(3, 1)
-    feedback = Feedback(images, images, lambda x: x.flatten(1).mean(1) > above, False, 0.5, {}, known)
+    feedback = Feedback(images, images, lambda x: x.flatten(1).mean(1) > above, True, 0.5, {}, known)
 
     def new():
         return Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=1), 800, seed=0)
@@ -194,6 +194,30 @@ def test_guide_rests_in_stage_2(image_gan, is_oracle):
     assert not torch.equal(again.guide.log_odds(bright), before)
     again.load_state_dict(copy.deepcopy(steering.state_dict()))
     assert torch.equal(again.guide.log_odds(bright), before)
+
+
+@pytest.mark.parametrize("is_oracle", [True, False])
+def test_guide_learns_anew_without_what_the_probe_passed_over(image_gan, is_oracle):
+    """A third of the positives are like the marks: an oracle has said that they are not, a probe is not believed. The
+    guide's word counts beside the probe's from then on."""
+    rng = torch.Generator().manual_seed(0)
+    dark = torch.rand(110, 1, 8, 8, generator=rng) * 0.2 - 0.9
+    images = torch.cat([dark[:60] + 1.6, dark])
+    marked, positives = TensorSamples(images[:30]), TensorSamples(images[30:])
+    feedback = Feedback(marked, positives, lambda x: is_bright(x) & False, is_oracle, 0.2, {}, image_gan.inputs(3, 1))
+    steering = Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=150), 800, seed=0)
+    left = steering.feedback.positives.tensor
+    says = torch.sigmoid(steering.guide.log_odds(images))
+    if is_oracle:
+        assert left is positives.tensor
+        assert 0.6 < float(says[30:60].mean()) < 0.85  # of marks and positives 1 and 3/8 are so: 8/11
+    else:
+        assert not is_bright(left).any() and torch.equal(left, images[60:]) and float(says[:60].min()) > 0.9
+    original = steering.bank.original
+    steering.bank.original = lambda z, c: original(z, c) * 0 + 0.7
+    found = len(steering.bank) + len(steering.bank.found)
+    steering.hold()
+    assert (len(steering.bank) + len(steering.bank.found) > found) != is_oracle
 
 
 def is_bright(x):

@@ -172,7 +172,9 @@ def repel_gan(
     with fork_rng(gan.device, stream_seed(seed, Stream.REPEL)):
         steers = cfg.guide_steps and (cfg.guide_weight or cfg.hold_weight)
         steering = Steering(gan, twin, feedback, cfg, steps, seed) if steers else None
-        bank = None if steering is None else steering.bank
+        bank = None
+        if steering is not None:
+            feedback, bank = steering.feedback, steering.bank
         trainer = AdversarialTrainer(
             twin,
             feedback.positives,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import config
-from ...feedback.feedback import Feedback
+from ...feedback.feedback import Feedback, without_doubted
 from ...gan import BIG, GAN
 from ...support import world
 from ...support.seeding import Stream, fork_rng, stream_seed
@@ -32,7 +32,8 @@ class Steering:
 
     guide: mean of -log(1 - P(negative)) by the guide's balanced odds; of fresh latents where the sample looks negative,
     or the original's did. The guide has learnt before the first step and learns no more: to follow what evades it costs
-    more good samples than it removes negatives.
+    more good samples than it removes negatives. Where a probe chose the positives, it learns twice: a second one
+    without those that the first takes for negatives.
     nearby: distance of samples of latents whose original is negative to good samples that the original makes nearby.
     held: distance to the original's sample of the same latent and noise, for fresh latents of which it makes no
     negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there.
@@ -43,25 +44,14 @@ class Steering:
     """
 
     def __init__(self, gan: GAN, twin: GAN, feedback: Feedback, cfg: config.Repel, steps: int, seed: int):
-        self.gan, self.twin, self.feedback, self.cfg = gan, twin, feedback, cfg
+        self.gan, self.twin, self.cfg = gan, twin, cfg
         unset = 4.0 if len(gan.sample_shape) == 3 else 1.0  # images, and what is of few dimensions
         self.nearby_weight = unset if cfg.nearby_weight is None else cfg.nearby_weight
         positives = feedback.positives
         some = positives.batch(torch.arange(min(len(positives), 500)))
         # Of big samples no more at once than the training takes, whose batch the user has fitted to the memory.
         at_once = None if math.prod(gan.sample_shape) < BIG else cfg.adversarial.batch_size
-        self.guide = Guide(
-            gan,
-            feedback.negatives,
-            positives,
-            cfg.guide_steps,
-            64 if at_once is None else min(64, at_once),
-            r1=cfg.guide_r1,
-            scale=float(some.var(0).mean()),
-            seed=stream_seed(seed, Stream.GUIDE),
-            at_once=at_once,
-            rounds=min(ROUNDS, 1 + steps // max(cfg.guide_steps, 1)),
-        )
+        self.guide, self.feedback = _taught(gan, feedback, cfg, steps, seed, float(some.var(0).mean()), at_once)
         known = feedback.negative_latents
         self.bank: NegativeLatents | None = None
         if cfg.hold_weight and known is not None and len(known[0]):
@@ -79,10 +69,18 @@ class Steering:
         seen = self.guide.look(fake, c)
         terms: dict[str, Tensor] = {}
         if wanted is not None:
-            terms["nearby"] = self.nearby_weight * self._apart(seen, wanted, c)
+            with torch.no_grad():
+                target = self.guide.look(wanted, c)
+            terms["nearby"] = self.nearby_weight * self._apart(seen, target)
         if self.cfg.guide_weight > 0:
             terms["guide"] = self._guided(seen)
         return sum(terms.values(), start=fake.new_zeros(())), {k: float(v.detach()) for k, v in terms.items()}
+
+    def _negative(self, seen: Seen) -> Tensor:
+        """Which samples are negative, bools [N]: by the oracle; without one by the probe or the guide, which pass over
+        different ones."""
+        flags = self.feedback.is_negative(seen.samples.detach()).to(seen.log_odds.device)
+        return flags if self.feedback.is_oracle else flags | (seen.log_odds.detach() > 0)
 
     def hold(self) -> tuple[Tensor, dict[str, float]]:
         """The loss of fresh latents, half a batch of them, and its parts; those of negatives join the bank."""
@@ -93,31 +91,27 @@ class Steering:
         own_z, own_c = z[own], None if c is None else c[own]
         with gan.autocast(), world.own_rng(gan.device):
             with torch.no_grad(), fork_rng(gan.device):
-                wanted = self.bank.original(own_z, own_c)
+                target = self.guide.look(self.bank.original(own_z, own_c), own_c)
             x = gan.fake(own_z, own_c, generator=self.twin.generator)
-        flags = self.feedback.is_negative(world.gather(wanted, group)).to(z.device)
+        flags = world.gather(self._negative(target), group)
         self.bank.add(z[flags], None if c is None else c[flags])
         seen = self.guide.look(x, own_c)
-        held = self.cfg.hold_weight * self._apart(seen, wanted, own_c, ~flags[own])
+        held = self.cfg.hold_weight * self._apart(seen, target, ~flags[own])
         guide = held * 0
         if self.cfg.guide_weight > 0:
             guide = self._guided(seen, flags[own])
         return held + guide, {"held": float(held.detach()), "guide of held": float(guide.detach())}
 
     def _guided(self, seen: Seen, were: Tensor | None = None) -> Tensor:
-        """The guide's loss of samples; of fresh latents where they `were` negative, or the sample looks so: by the
-        oracle; without one by the probe or the guide, which pass over different ones."""
+        """The guide's loss of samples; of fresh latents where they `were` negative, or the sample is."""
         loss = F.softplus(seen.log_odds)
         if were is not None:
-            flags = self.feedback.is_negative(seen.samples.detach()).to(were.device)
-            loss = loss * (were | (flags if self.feedback.is_oracle else flags | (seen.log_odds.detach() > 0)))
+            loss = loss * (were | self._negative(seen))
         return self.cfg.guide_weight * loss.mean()
 
-    def _apart(self, seen: Seen, wanted: Tensor, c: Tensor | None, where: Tensor | float = 1.0) -> Tensor:
-        """Mean distance, each sample weighted by the guide's odds that what is wanted is good, and by `where`."""
-        with torch.no_grad():
-            target = self.guide.look(wanted, c)
-            good = torch.sigmoid(-target.log_odds) * where
+    def _apart(self, seen: Seen, target: Seen, where: Tensor | float = 1.0) -> Tensor:
+        """Mean distance, each sample weighted by the guide's odds that its target is good, and by `where`."""
+        good = torch.sigmoid(-target.log_odds) * where
         return (good * self.distance(seen, target)).mean()
 
     # --- resuming
@@ -129,6 +123,30 @@ class Steering:
         self.guide.load_state_dict(state["guide"])
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
+
+
+def _taught(
+    gan: GAN, feedback: Feedback, cfg: config.Repel, steps: int, seed: int, scale: float, at_once: int | None
+) -> tuple[Guide, Feedback]:
+    """A guide that has learnt from the feedback, and the feedback: without an oracle less the generated positives that
+    a first guide takes for negatives, from which the one that is given has not learnt."""
+    teach = partial(
+        Guide,
+        gan,
+        feedback.negatives,
+        steps=cfg.guide_steps,
+        batch_size=64 if at_once is None else min(64, at_once),
+        r1=cfg.guide_r1,
+        scale=scale,
+        seed=stream_seed(seed, Stream.GUIDE),
+        at_once=at_once,
+        rounds=min(ROUNDS, 1 + steps // max(cfg.guide_steps, 1)),
+    )
+    guide = teach(feedback.positives)
+    if feedback.is_oracle:
+        return guide, feedback
+    left = without_doubted(gan, feedback, guide.is_negative, stream_seed(seed, Stream.LABELS_FILLED))
+    return (guide if left is feedback else teach(left.positives)), left
 
 
 def hold_statistics(*networks: nn.Module | None) -> None:
