@@ -122,3 +122,23 @@ def tv_redistribution(before: Judged, after: Judged, negative: Sequence[int], cl
     labels = torch.where(before.negative, after.labels, before.labels)
     there = ~before.negative | ~after.negative
     return total_variation(before.labels[~before.negative], labels[there], negative, classes)
+
+
+def frechet_redistribution(reference: Tensor, before: Judged, after: Judged) -> float | None:
+    """The `frechet_kept` that landing alone explains: good latents as they were, formerly negative ones as good samples
+    of the original of the class that they are of now, one after another. None without classes.
+
+    What lands on some classes only makes those more, however good its samples are.
+    """
+    if before.labels is None or after.labels is None:
+        return None
+    source = torch.arange(len(before.labels))
+    there = ~before.negative
+    for label in after.labels[before.negative & ~after.negative].unique():
+        landed = (before.negative & ~after.negative & (after.labels == label)).nonzero().flatten()
+        same = (~before.negative & (before.labels == label)).nonzero().flatten()
+        if len(same):
+            source[landed] = same[torch.arange(len(landed)) % len(same)]
+            there[landed] = True
+    size = min(int((~before.negative).sum()), int((~after.negative).sum()))
+    return frechet(reference, before.features[source[there]][:size])

@@ -29,7 +29,16 @@ from ..support import progress
 from ..support.digest import sha256
 from ..support.modules import state_of
 from ..support.seeding import Stream, stream_seed
-from .collateral import MOVED, SURE, changed_by_a_pixel, good_changed, kept_numbers, landing, tv_redistribution
+from .collateral import (
+    MOVED,
+    SURE,
+    changed_by_a_pixel,
+    frechet_redistribution,
+    good_changed,
+    kept_numbers,
+    landing,
+    tv_redistribution,
+)
 from .judges import Judge, Judged, as_classifier, as_judge, judge_samples
 from .metrics import compute, description, load_metrics
 
@@ -93,10 +102,10 @@ def evaluate(
         fid_cls_before, fid_cls_after, kid_cls_before, kid_cls_after (generated against real images without the class;
         None without real images), frechet_kept, kid_kept, precision_kept_after and the like with what chance gives (see
         `kept_numbers`), landing, good_changed, tv_kept (of the class shares among non-negative samples),
-        tv_redistribution (see collateral.py), class_histogram_before, class_histogram_after, confident_before,
-        confident_after (share judged with a confidence of 0.9 or more), attributes_before, attributes_after, metrics,
-        n, seed, features, judge (the name of the judge whose figures these are), probe (a probe's counts on
-        held-out marks, `Probe.marks`, where it is the judge), judges (by name, the first too: see
+        tv_redistribution, frechet_redistribution (see collateral.py), class_histogram_before, class_histogram_after,
+        confident_before, confident_after (share judged with a confidence of 0.9 or more), attributes_before,
+        attributes_after, metrics, n, seed, features, judge (the name of the judge whose figures these are), probe (a
+        probe's counts on held-out marks, `Probe.marks`, where it is the judge), judges (by name, the first too: see
         `judge_numbers`), distances (by extractor: see `_distances`).
 
     Raises:
@@ -277,6 +286,7 @@ def _collateral(reference: Tensor, before: Judged, after: Judged, judge: Judge) 
     numbers = kept_numbers(reference, before.features[~before.negative], after.features[~after.negative])
     numbers["landing"] = landing(reference, before, after, judge.classes)
     numbers["good_changed"] = good_changed(before, after)
+    numbers["frechet_redistribution"] = frechet_redistribution(reference, before, after)
     numbers["tv_redistribution"] = tv_redistribution(before, after, judge.negative, len(judge.classes))
     return numbers
 

@@ -238,6 +238,8 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
             f"times chance: Fréchet distance {number(data['frechet_kept'])} to the original's good samples, which are "
             f"{number(data['frechet_kept_chance'])} from each other"
         )
+        alone = ratio(data.get("frechet_redistribution"), data["frechet_kept_chance"])
+        note += "" if alone is None else f"; {alone:.1f} × by where the unwanted went"
         found.append(dict(name="Distance to kept samples", value=f"{apart:.1f} ×", note=note))
     if data["tv_kept"] is not None:
         alone = data.get("tv_redistribution")
@@ -263,7 +265,9 @@ def explain(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the run decided, and why, as (question, answer)."""
     rows = [_round(decisions), _kept(decisions), _stopped(decisions), _who_answered(decisions)]
     if "positives" in decisions:
-        rows.append(("What it learned from", f"{decisions['positives']}."))
+        doubted = decisions.get("positives_doubted")
+        more = f", {doubted:,} more at second sight" if doubted else ""
+        rows.append(("What it learned from", f"{decisions['positives']}{more}."))
     if "precision" in decisions:
         rows.append(("Precision", _precision(decisions["precision"])))
     if decisions.get("negatives_found"):

@@ -7,6 +7,7 @@ import torch
 
 from atu.evaluation.collateral import (
     changed_by_a_pixel,
+    frechet_redistribution,
     good_changed,
     kept_numbers,
     landing,
@@ -21,7 +22,7 @@ CLASSES = ["a", "b", "c"]  # "b" is negative
 
 
 def judged(labels, features=None):
-    labels = torch.tensor(labels)
+    labels = torch.as_tensor(labels)
     features = torch.randn(len(labels), 2) if features is None else features
     return Judged(labels == 1, features, labels, torch.ones(len(labels)), torch.empty(0))
 
@@ -72,6 +73,28 @@ def test_redistribution_is_what_landing_alone_explains():
     assert tv_redistribution(BEFORE, AFTER, [1], 3) == pytest.approx(abs(3 / 6 - 5 / 9))
     unlabelled = Judged(BEFORE.negative, BEFORE.features, None, None, torch.empty(0))
     assert tv_redistribution(unlabelled, unlabelled, [], 0) is None
+
+
+def test_distance_that_landing_alone_explains():
+    """Of a, b, c at three places, b is unwanted and all of it lands on a: a mixture of two thirds a, one third c, whose
+    mean and variance are known; what the samples there look like does not count."""
+    n = 3000
+    labels = torch.arange(n) % 3
+    places = torch.tensor([[0.0], [50.0], [6.0]])
+    before = judged(labels, places[labels])
+    after = judged(torch.where(labels == 1, 0, labels), torch.randn(n, 1))
+    reference = places[labels[labels != 1]]
+    # a and c alike: mean 3, variance 9; two thirds of a: mean 2, variance 8
+    assert frechet_redistribution(reference, before, after) == pytest.approx(1 + (3 - 8**0.5) ** 2, rel=1e-2)
+    assert frechet_redistribution(reference, before, before) == pytest.approx(0, abs=1e-9)
+    unlabelled = Judged(before.negative, before.features, None, None, torch.empty(0))
+    assert frechet_redistribution(reference, unlabelled, unlabelled) is None
+
+
+def test_landing_on_a_class_that_was_not_there_explains_nothing():
+    after = judged([2] * 4 + [0] * 6)
+    before = judged([1] * 4 + [0] * 6, torch.randn(10, 2))
+    assert frechet_redistribution(before.features[4:], before, after) == pytest.approx(0, abs=1e-9)
 
 
 def test_landing_is_of_formerly_negative_latents_alone():

@@ -135,6 +135,7 @@ def test_same_model_twice_changes_nothing_and_reads_as_chance():
     assert numbers["good_changed"]["count"] == 0
     assert numbers["landing"]["still_negative"] == numbers["landing"]["latents"] == numbers["negatives_before"]
     assert numbers["tv_redistribution"] == 0.0
+    assert numbers["frechet_redistribution"] == numbers["frechet_kept_chance"]
     assert numbers["tv_kept"] == 0.0
     assert numbers["class_histogram_before"] == numbers["class_histogram_after"]
 

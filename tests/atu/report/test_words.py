@@ -22,6 +22,9 @@ def test_cards_and_summary_in_words(evaluation, context):
     assert cards["What replaces them"]["value"] == "55 % clear"
     assert cards["What replaces them"]["note"].endswith("of the original's good samples 78 %")
     assert cards["Distance to kept samples"]["value"] == "1.2 ×"
+    assert cards["Distance to kept samples"]["note"].endswith("; 1.1 × by where the unwanted went")
+    learnt = dict(words.explain(data["decisions"]))["What it learned from"]
+    assert learnt == "4000 generated samples, 1000 dropped as negative, 96 more at second sight."
     assert cards["Distance to real data"]["value"] == "× 1.50"
     assert cards["Kept classes"]["value"] == "3.1 %"
     assert cards["Time"]["value"] == "61 s"
