@@ -159,22 +159,30 @@ def _subset(samples: TensorSamples, keep: Tensor) -> TensorSamples:
     return TensorSamples(samples.tensor[keep], None if labels is None else labels[keep])
 
 
-def without_doubted(gan: GAN, feedback: Feedback, is_negative: IsNegative, seed: int) -> Feedback:
-    """The feedback without the generated positives that another one, who sees what the probe passes over, takes for
-    negatives; as it is where that would leave less than a quarter of them, as such a one cannot tell."""
-    made = len(feedback.positives) - feedback.given
-    positives = feedback.positives
-    if not made or not isinstance(positives, TensorSamples):
-        return feedback
-    parts = positives.tensor[feedback.given :].split(gan.fitting(100))
-    flags = torch.cat([is_negative(part.to(gan.device)).cpu() for part in parts])
-    dropped = int(flags.sum())
-    if not dropped or made - dropped < max(made // 4, 2):
-        return feedback
-    kept = _subset(positives, torch.cat([torch.ones(feedback.given, dtype=torch.bool), ~flags]))
-    if positives.labels is not None:
-        kept, _ = fill_labels(kept, positives.labels, seed)
+def doubted(gan: GAN, feedback: Feedback, is_negative: IsNegative) -> Tensor:
+    """Bools [N]: which of the generated positives another one takes for negatives, who sees what the probe passes over.
+    None are where that would leave less than a quarter of them: such a one cannot tell."""
+    positives, given = feedback.positives, feedback.given
+    flags = torch.zeros(len(positives), dtype=torch.bool)
+    if given == len(positives) or not isinstance(positives, TensorSamples):
+        return flags
+    parts = positives.tensor[given:].split(gan.fitting(100))
+    flags[given:] = torch.cat([is_negative(part.to(gan.device)).cpu() for part in parts])
+    made, dropped = len(positives) - given, int(flags.sum())
+    if made - dropped < max(made // 4, 2):
+        return torch.zeros_like(flags)
     progress.log.info("Of the positives %d of %d look negative at second sight, and are left out", dropped, made)
+    return flags
+
+
+def without_doubted(feedback: Feedback, flags: Tensor, seed: int) -> Feedback:
+    """The feedback without these positives, bools [N]; a label that lost (nearly) all of its own is filled up."""
+    positives, dropped = feedback.positives, int(flags.sum())
+    if not dropped or not isinstance(positives, TensorSamples):
+        return feedback
+    kept = _subset(positives, ~flags)
+    if positives.labels is not None:
+        kept, _ = fill_labels(kept, positives.labels, stream_seed(seed, Stream.LABELS_FILLED))
     return replace(feedback, positives=kept, notes={**feedback.notes, "positives_doubted": dropped})
 
 

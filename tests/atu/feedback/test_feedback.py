@@ -12,7 +12,7 @@ from atu.assets import asset
 from atu.config import Feedback as FeedbackConfig
 from atu.data.samples import TensorSamples
 from atu.evaluation.classifier import Classifier
-from atu.feedback.feedback import Feedback, build_feedback, check_distinct, pool_size, without_doubted
+from atu.feedback.feedback import Feedback, build_feedback, check_distinct, doubted, pool_size, without_doubted
 from atu.feedback.oracles import Oracle
 from atu.feedback.probe import Probe, amid, fit_probe
 from atu.gan import GAN
@@ -184,7 +184,8 @@ def test_generated_positives_that_are_doubted_are_left_out(mixture, given):
     labels = torch.eye(2)[(x[:, 0] == 9).long()]
     marked, positives, notes = TensorSamples(x[:3]), TensorSamples(x, labels), {"marks": "3"}
     feedback = Feedback(marked, positives, negative, False, 0.1, notes, given=given)
-    left = without_doubted(mixture, feedback, lambda y: y[:, 0] > 8, seed=0)
+    flags = doubted(mixture, feedback, lambda y: y[:, 0] > 8)
+    left = without_doubted(feedback, flags, seed=0)
     x_left, labels_left = left.positives.tensor, left.positives.labels
     assert torch.equal(x_left[: 90 + given], torch.cat([x[:given], x[7:]]))
     assert left.notes == {"marks": "3", "positives_doubted": 7 - given} and feedback.notes == {"marks": "3"}
@@ -198,7 +199,8 @@ def test_generated_positives_that_are_doubted_are_left_out(mixture, given):
 def test_who_doubts_nothing_or_nearly_all_is_not_heard(mixture, above, given):
     x = TensorSamples(torch.randn(8, 2))
     feedback = Feedback(x, x, negative, False, 0.1, {}, given=given)
-    assert without_doubted(mixture, feedback, lambda y: y[:, 0] > above, seed=0) is feedback
+    flags = doubted(mixture, feedback, lambda y: y[:, 0] > above)
+    assert not flags.any() and without_doubted(feedback, flags, seed=0) is feedback
 
 
 def test_nothing_left_is_told(mixture):

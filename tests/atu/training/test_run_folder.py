@@ -150,7 +150,7 @@ def test_folder_holds_what_it_says_and_a_second_call_adds_nothing(image_gan, tmp
     first = unlearn(image_gan, x, config=CONFIG, out=tmp_path / "a" / "run")
     out = first.out
     found = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and "tb" not in p.parts}
-    checkpoints = {"checkpoints/adapted-0.safetensors", "checkpoints/repel-state.safetensors"}
+    checkpoints = {f"checkpoints/{name}.safetensors" for name in ("adapted-0", "repel-prepared", "repel-state")}
     assert found >= {"config.toml", "run.json", "metrics.jsonl", "result.safetensors", "decisions.json"} | checkpoints
     assert not any(".partial" in name or (name.startswith(".") and name != ".lock") for name in found)
     assert any((out / "tb").iterdir())

@@ -38,7 +38,8 @@ class NegativeLatents(ABC):
     Args:
         original: the pretrained generator's samples of latents and labels, differentiable in the latents.
         guide: whose log-odds are to fall. known: (latents, labels) of negatives. at_once: samples that pass at once;
-            what suits small ones when not given. steps: of Adam, by which a kind learns what its moves need.
+            what suits small ones when not given. steps: of Adam, by which a kind learns what its moves need. saved: a
+            bank (`state_dict`) to go on from, in place of moving those that are known.
     """
 
     small_at_once = 64
@@ -51,6 +52,7 @@ class NegativeLatents(ABC):
         known: tuple[Tensor, Tensor | None],
         at_once: int | None = None,
         steps: int = 200,
+        saved: dict[str, Any] | None = None,
     ):
         self.gan, self.original, self.guide = gan, original, guide
         self.at_once = at_once or self.small_at_once
@@ -58,11 +60,14 @@ class NegativeLatents(ABC):
         self.keeps_norm = gan.latent_sampler is None  # normal latents of one length are all alike
         z, c = known
         self.z, self.c = z[:MOST], None if c is None else c[:MOST]
+        self.found: list[Tensor] = []
+        self.found_c: list[Tensor] = []
+        if saved is not None:
+            self.load_state_dict(saved)
+            return
         self._begin(steps)
         parts = torch.arange(len(self.z)).split(self.at_once)
         self.good = self._moved_all(self.z, self.c, progress.track("nearby good samples", parts, len(self.z)))
-        self.found: list[Tensor] = []
-        self.found_c: list[Tensor] = []
 
     def __len__(self) -> int:
         return len(self.z)

@@ -171,9 +171,12 @@ def repel_gan(
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
     with fork_rng(gan.device, stream_seed(seed, Stream.REPEL)):
         steers = cfg.guide_steps and (cfg.guide_weight or cfg.hold_weight)
-        steering = Steering(gan, twin, feedback, cfg, steps, seed) if steers else None
-        bank = None
-        if steering is not None:
+        steering, bank = None, None
+        if steers:
+            prepared = run.load("repel-prepared")
+            steering = Steering(gan, twin, feedback, cfg, steps, seed, prepared)
+            if prepared is None:
+                run.save("repel-prepared", steering.prepared())
             feedback, bank = steering.feedback, steering.bank
         trainer = AdversarialTrainer(
             twin,

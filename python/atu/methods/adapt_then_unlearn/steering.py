@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import config
-from ...feedback.feedback import Feedback, without_doubted
+from ...feedback.feedback import Feedback, doubted, without_doubted
 from ...gan import BIG, GAN
 from ...support import world
 from ...support.seeding import Stream, fork_rng, stream_seed
@@ -40,10 +41,20 @@ class Steering:
 
     Args:
         gan: pretrained pair. twin: the pair that is trained, a copy of it. steps: of stage 2; the guide learns on
-            for no longer than that, nor do the ways to good samples.
+            for no longer than that, nor do the ways to good samples. prepared: what an interrupted run had of this
+            (`prepared`), which is not learnt again.
     """
 
-    def __init__(self, gan: GAN, twin: GAN, feedback: Feedback, cfg: config.Repel, steps: int, seed: int):
+    def __init__(
+        self,
+        gan: GAN,
+        twin: GAN,
+        feedback: Feedback,
+        cfg: config.Repel,
+        steps: int,
+        seed: int,
+        prepared: dict[str, Any] | None = None,
+    ):
         self.gan, self.twin, self.cfg = gan, twin, cfg
         unset = 4.0 if len(gan.sample_shape) == 3 else 1.0  # images, and what is of few dimensions
         self.nearby_weight = unset if cfg.nearby_weight is None else cfg.nearby_weight
@@ -51,7 +62,23 @@ class Steering:
         some = positives.batch(torch.arange(min(len(positives), 500)))
         # Of big samples no more at once than the training takes, whose batch the user has fitted to the memory.
         at_once = None if math.prod(gan.sample_shape) < BIG else cfg.adversarial.batch_size
-        self.guide, self.feedback = _taught(gan, feedback, cfg, steps, seed, float(some.var(0).mean()), at_once)
+        teach = partial(
+            Guide,
+            gan,
+            feedback.negatives,
+            batch_size=64 if at_once is None else min(64, at_once),
+            r1=cfg.guide_r1,
+            scale=float(some.var(0).mean()),
+            seed=stream_seed(seed, Stream.GUIDE),
+            at_once=at_once,
+            rounds=min(ROUNDS, 1 + steps // max(cfg.guide_steps, 1)),
+        )
+        if prepared is None:
+            self.guide, self.doubts = _taught(teach, gan, feedback, cfg.guide_steps, seed)
+        else:
+            self.guide, self.doubts = teach(positives, steps=0), prepared["doubts"]
+            self.guide.load_state_dict(prepared["guide"])
+        self.feedback = without_doubted(feedback, self.doubts, seed)
         known = feedback.negative_latents
         self.bank: NegativeLatents | None = None
         if cfg.hold_weight and known is not None and len(known[0]):
@@ -62,7 +89,8 @@ class Steering:
                 original = partial(gan.fake, generator=generator)
                 learnt = min(cfg.guide_steps, steps)
                 kind = MovedLatents if gan.is_stylegan else WayLatents
-                self.bank = kind(gan, original, self.guide, known, at_once, learnt)
+                bank = None if prepared is None else prepared["bank"]
+                self.bank = kind(gan, original, self.guide, known, at_once, learnt, bank)
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
@@ -116,37 +144,28 @@ class Steering:
 
     # --- resuming
 
+    def prepared(self) -> dict[str, Any]:
+        """What was learnt before the first step, to go on from: the guide, which positives it doubts, and the bank."""
+        return {"guide": self.guide.state_dict(), "doubts": self.doubts, **self.state_dict()}
+
     def state_dict(self) -> dict[str, Any]:
-        return {"guide": self.guide.state_dict(), "bank": {} if self.bank is None else self.bank.state_dict()}
+        return {"bank": {} if self.bank is None else self.bank.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.guide.load_state_dict(state["guide"])
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
 
 
-def _taught(
-    gan: GAN, feedback: Feedback, cfg: config.Repel, steps: int, seed: int, scale: float, at_once: int | None
-) -> tuple[Guide, Feedback]:
-    """A guide that has learnt from the feedback, and the feedback: without an oracle less the generated positives that
-    a first guide takes for negatives, from which the one that is given has not learnt."""
-    teach = partial(
-        Guide,
-        gan,
-        feedback.negatives,
-        steps=cfg.guide_steps,
-        batch_size=64 if at_once is None else min(64, at_once),
-        r1=cfg.guide_r1,
-        scale=scale,
-        seed=stream_seed(seed, Stream.GUIDE),
-        at_once=at_once,
-        rounds=min(ROUNDS, 1 + steps // max(cfg.guide_steps, 1)),
-    )
-    guide = teach(feedback.positives)
+def _taught(teach: Callable[..., Guide], gan: GAN, feedback: Feedback, steps: int, seed: int) -> tuple[Guide, Tensor]:
+    """A guide that has learnt, and which positives are doubted, bools [N]: without an oracle those that a first guide
+    takes for negatives, from which the one that is given has not learnt."""
+    guide = teach(feedback.positives, steps=steps)
     if feedback.is_oracle:
-        return guide, feedback
-    left = without_doubted(gan, feedback, guide.is_negative, stream_seed(seed, Stream.LABELS_FILLED))
-    return (guide if left is feedback else teach(left.positives)), left
+        return guide, torch.zeros(len(feedback.positives), dtype=torch.bool)
+    doubts = doubted(gan, feedback, guide.is_negative)
+    if doubts.any():
+        guide = teach(without_doubted(feedback, doubts, seed).positives, steps=steps)
+    return guide, doubts
 
 
 def hold_statistics(*networks: nn.Module | None) -> None:
