@@ -63,13 +63,24 @@ class Probe:
                 keep = torch.ones(len(unknown), dtype=torch.bool)
                 break
         others = _held_out(fine, lambda seen: fit_logistic(marked[agreed], torch.cat([unknown[keep], fine[seen]])))
+        unseen = _held_out(marked, lambda seen: self._fit_anew(marked[seen], unknown, fine, rounds))
         self.marks = dict(
-            recognised=int((scores >= self.threshold).sum()),
+            recognised=int((unseen >= self.threshold).sum()),
             of=len(marked),
             alarms=int((others >= self.threshold).sum()),
             of_good=len(fine),
             contradicted=int((~agreed).sum()),
         )
+
+    def _fit_anew(self, marked: Tensor, unknown: Tensor, fine: Tensor, rounds: int) -> Tensor:
+        """Weights from some of the negatives alone: what is left out of the unknown follows from these, too."""
+        keep = torch.ones(len(unknown), dtype=torch.bool)
+        for _ in range(rounds):
+            weight = fit_logistic(marked, torch.cat([unknown[keep], fine]))
+            keep = logit(unknown, weight) < self.threshold
+            if keep.sum() < max(len(unknown) // 4, 2):
+                break
+        return weight
 
     def _score(self, whitened: Tensor) -> Tensor:
         return logit(whitened, self.weight)
