@@ -28,7 +28,7 @@ class Feedback:
     negative_share: of the pretrained GAN's samples, by is_negative. notes: what was built and dropped, for the report.
     negative_latents: (latents [n, ...], labels or None) of the pretrained GAN's samples that is_negative finds. given:
     how many of the positives, the first of them, the user gave; the rest are generated samples that is_negative passed.
-    missed: how many of the pool's negatives a probe passed over, by the marks held out from it.
+    missed: share of the generated samples that a probe passed which are negative, by the marks held out from it.
     """
 
     negatives: Samples
@@ -39,7 +39,7 @@ class Feedback:
     notes: dict[str, object]
     negative_latents: tuple[Tensor, Tensor | None] | None = None
     given: int = 0
-    missed: int = 0
+    missed: float = 0.0
 
 
 def check_distinct(negatives: Samples, positives: Samples) -> None:
@@ -75,11 +75,11 @@ def build_feedback(
         told = [gan.range_remark, *told]
     notes: dict[str, object] = {"pool": len(pool), "judge": judge, "negative_share": share, "warnings": told}
     notes["marks"] = _count_of(negatives)
-    missed = 0
+    missed = 0.0
     if isinstance(is_negative, Probe):
         notes["probe"] = is_negative.marks
         seen, of = is_negative.marks["recognised"], is_negative.marks["of"]
-        missed = round(int(flags.sum()) * (of - seen) / max(seen, 1))
+        missed = int(flags.sum()) * (of - seen) / max(seen, 1) / max(int((~flags).sum()), 1)
     progress.log.info("%s", notes["marks"])
     progress.log.info("The %s calls %.1f %% of %d generated samples negative", judge, 100 * share, len(pool))
     given, good = 0 if positives is None else len(positives), positives
@@ -171,11 +171,11 @@ def doubted(gan: GAN, feedback: Feedback, log_odds: Callable[[Tensor], Tensor]) 
     positives, given = feedback.positives, feedback.given
     flags = torch.zeros(len(positives), dtype=torch.bool)
     if given == len(positives) or not isinstance(positives, TensorSamples):
-        return flags, 0.0
+        return flags, float("inf")
     with torch.no_grad():
         parts = [log_odds(part.to(gan.device)).cpu() for part in positives.tensor[given:].split(gan.fitting(100))]
     scores = torch.cat(parts).float()
-    most = min(feedback.missed, 3 * len(scores) // 4)
+    most = min(round(feedback.missed * len(scores)), 3 * len(scores) // 4)
     above = max(float(scores.sort(descending=True).values[most]), 0.0)
     flags[given:] = scores > above
     return flags, above
