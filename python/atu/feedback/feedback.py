@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from .. import config
 from ..data.samples import Samples, TensorSamples
 from ..gan import GAN
+from ..measures.intervals import wilson
 from ..support import progress
 from ..support.seeding import Stream, stream_seed
 from . import checks
@@ -27,6 +29,8 @@ class Feedback:
     negative_share: of the pretrained GAN's samples, by is_negative. notes: what was built and dropped, for the report.
     negative_latents: (latents [n, ...], labels or None) of the pretrained GAN's samples that is_negative finds. given:
     how many of the positives, the first of them, the user gave; the rest are generated samples that is_negative passed.
+    missed: share of the generated samples that a probe passed which are negative, at most (95 % interval), by the marks
+    held out from it.
     """
 
     negatives: Samples
@@ -37,6 +41,7 @@ class Feedback:
     notes: dict[str, object]
     negative_latents: tuple[Tensor, Tensor | None] | None = None
     given: int = 0
+    missed: float = 0.0
 
 
 def check_distinct(negatives: Samples, positives: Samples) -> None:
@@ -72,8 +77,11 @@ def build_feedback(
         told = [gan.range_remark, *told]
     notes: dict[str, object] = {"pool": len(pool), "judge": judge, "negative_share": share, "warnings": told}
     notes["marks"] = _count_of(negatives)
+    missed = 0.0
     if isinstance(is_negative, Probe):
         notes["probe"] = is_negative.marks
+        least = max(wilson(is_negative.marks["recognised"], is_negative.marks["of"])[0], 1 / len(pool))
+        missed = int(flags.sum()) * (1 - least) / least / max(int((~flags).sum()), 1)
     progress.log.info("%s", notes["marks"])
     progress.log.info("The %s calls %.1f %% of %d generated samples negative", judge, 100 * share, len(pool))
     given, good = 0 if positives is None else len(positives), positives
@@ -84,7 +92,7 @@ def build_feedback(
     else:
         good = _with_generated(good, pool, flags, cfg.least_positives, notes)
     latents = z[flags.to(z.device)], None if pool.labels is None else pool.labels[flags].to(z.device)
-    return Feedback(negatives, good, is_negative, oracle is not None, share, notes, latents, given)
+    return Feedback(negatives, good, is_negative, oracle is not None, share, notes, latents, given, missed)
 
 
 def _count_of(negatives: Samples) -> str:
@@ -159,20 +167,20 @@ def _subset(samples: TensorSamples, keep: Tensor) -> TensorSamples:
     return TensorSamples(samples.tensor[keep], None if labels is None else labels[keep])
 
 
-def doubted(gan: GAN, feedback: Feedback, is_negative: IsNegative) -> Tensor:
-    """Bools [N]: which of the generated positives another one takes for negatives, who sees what the probe passes over.
-    None are where that would leave less than a quarter of them: such a one cannot tell."""
+def doubted(gan: GAN, feedback: Feedback, log_odds: Callable[[Tensor], Tensor]) -> tuple[Tensor, float]:
+    """Which of the generated positives another one takes for negatives, who sees what the probe passes over: bools [N];
+    and above which log-odds. Of those above 0 no more than the probe may have missed, the likeliest."""
     positives, given = feedback.positives, feedback.given
     flags = torch.zeros(len(positives), dtype=torch.bool)
     if given == len(positives) or not isinstance(positives, TensorSamples):
-        return flags
-    parts = positives.tensor[given:].split(gan.fitting(100))
-    flags[given:] = torch.cat([is_negative(part.to(gan.device)).cpu() for part in parts])
-    made, dropped = len(positives) - given, int(flags.sum())
-    if made - dropped < max(made // 4, 2):
-        return torch.zeros_like(flags)
-    progress.log.info("Of the positives %d of %d look negative at second sight, and are left out", dropped, made)
-    return flags
+        return flags, float("inf")
+    with torch.no_grad():
+        parts = [log_odds(part.to(gan.device)).cpu() for part in positives.tensor[given:].split(gan.fitting(100))]
+    scores = torch.cat(parts).float()
+    most = min(round(feedback.missed * len(scores)), 3 * len(scores) // 4)
+    above = max(float(scores.sort(descending=True).values[most]), 0.0)
+    flags[given:] = scores > above
+    return flags, above
 
 
 def without_doubted(feedback: Feedback, flags: Tensor, seed: int) -> Feedback:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import nn
 
 from atu.assets import asset
@@ -177,6 +178,10 @@ def test_positives_by_the_probe(mixture):
     negatives = TensorSamples(torch.tensor([[3.0, 0.0]]) + 0.2 * torch.randn(40, 2))
     made = build_feedback(mixture, negatives, None, None, POOL, seed=0)
     assert not made.is_oracle and len(made.negatives) == 40
+    counts = made.notes["probe"]
+    least = binomtest(counts["recognised"], counts["of"]).proportion_ci(0.95, "wilson").low
+    found = made.negative_share / (1 - made.negative_share)
+    assert made.missed == pytest.approx(found * (1 - least) / least)
     left = negative(made.positives.tensor)
     assert float(left.float().mean()) < 0.1 and len(made.positives) > 400
     assert made.negative_share == pytest.approx(0.25, abs=0.08)
@@ -201,11 +206,11 @@ def test_generated_positives_that_are_doubted_are_left_out(mixture, given):
     x[:7] = 9.0
     labels = torch.eye(2)[(x[:, 0] == 9).long()]
     marked, positives, notes = TensorSamples(x[:3]), TensorSamples(x, labels), {"marks": "3"}
-    feedback = Feedback(marked, positives, negative, False, 0.1, notes, given=given)
-    flags = doubted(mixture, feedback, lambda y: y[:, 0] > 8)
+    feedback = Feedback(marked, positives, negative, False, 0.1, notes, given=given, missed=0.3)
+    flags, above = doubted(mixture, feedback, lambda y: y[:, 0] - 8)
     left = without_doubted(feedback, flags, seed=0)
     x_left, labels_left = left.positives.tensor, left.positives.labels
-    assert torch.equal(x_left[: 90 + given], torch.cat([x[:given], x[7:]]))
+    assert above == 0 and torch.equal(x_left[: 90 + given], torch.cat([x[:given], x[7:]]))
     assert left.notes == {"marks": "3", "positives_doubted": 7 - given} and feedback.notes == {"marks": "3"}
     if given:  # more than a tenth of the label's are left
         assert torch.equal(labels_left, torch.cat([labels[:4], labels[7:]]))
@@ -213,12 +218,18 @@ def test_generated_positives_that_are_doubted_are_left_out(mixture, given):
         assert len(x_left) == 97 and (x_left[90:] < 8).all() and labels_left.sum(0).tolist() == [90, 7]
 
 
-@pytest.mark.parametrize(("above", "given"), [(99, 0), (-99, 0), (-99, 8)])
-def test_who_doubts_nothing_or_nearly_all_is_not_heard(mixture, above, given):
-    x = TensorSamples(torch.randn(8, 2))
-    feedback = Feedback(x, x, negative, False, 0.1, {}, given=given)
-    flags = doubted(mixture, feedback, lambda y: y[:, 0] > above)
-    assert not flags.any() and without_doubted(feedback, flags, seed=0) is feedback
+@pytest.mark.parametrize(("missed", "given", "count"), [(0, 0, 0), (0.4, 0, 3), (99, 0, 6), (99, 8, 0), (0.4, 5, 1)])
+def test_no_more_are_doubted_than_were_missed_or_three_quarters(mixture, missed, given, count):
+    """The likeliest of them, and the log-odds that they are above."""
+    x = torch.tensor([0.3, 0.1, 0.8, 0.5, 0.2, 0.6, 0.7, 0.4])[:, None].expand(8, 2)
+    feedback = Feedback(TensorSamples(x), TensorSamples(x), negative, False, 0.1, {}, given=given, missed=missed)
+    flags, above = doubted(mixture, feedback, lambda y: y[:, 0])
+    assert int(flags.sum()) == count and not flags[:given].any()
+    assert torch.equal(x[given:, 0][flags[given:]].sort().values, x[given:, 0].sort().values[8 - given - count :])
+    if count:
+        assert above == pytest.approx(float(x[given:, 0].sort().values[-count - 1]))
+    else:
+        assert without_doubted(feedback, flags, seed=0) is feedback
 
 
 def test_nothing_left_is_told(mixture):

@@ -74,9 +74,9 @@ class Steering:
             rounds=min(ROUNDS, 1 + steps // max(cfg.guide_steps, 1)),
         )
         if prepared is None:
-            self.guide, self.doubts = _taught(teach, gan, feedback, cfg.guide_steps, seed)
+            self.guide, self.doubts, self.bar = _taught(teach, gan, feedback, cfg.guide_steps, seed)
         else:
-            self.guide, self.doubts = teach(positives, steps=0), prepared["doubts"]
+            self.guide, self.doubts, self.bar = teach(positives, steps=0), prepared["doubts"], prepared["bar"]
             self.guide.load_state_dict(prepared["guide"])
         self.feedback = without_doubted(feedback, self.doubts, seed)
         known = feedback.negative_latents
@@ -104,11 +104,11 @@ class Steering:
             terms["guide"] = self._guided(seen)
         return sum(terms.values(), start=fake.new_zeros(())), {k: float(v.detach()) for k, v in terms.items()}
 
-    def _negative(self, seen: Seen) -> Tensor:
-        """Which samples are negative, bools [N]: by the oracle; without one by the probe or the guide, which pass over
-        different ones."""
+    def _negative(self, seen: Seen, bar: float = 0.0) -> Tensor:
+        """Which samples are negative, bools [N]: by the oracle; without one by the probe or the guide (log-odds above
+        the bar), which pass over different ones."""
         flags = self.feedback.is_negative(seen.samples.detach()).to(seen.log_odds.device)
-        return flags if self.feedback.is_oracle else flags | (seen.log_odds.detach() > 0)
+        return flags if self.feedback.is_oracle else flags | (seen.log_odds.detach() > bar)
 
     def hold(self) -> tuple[Tensor, dict[str, float]]:
         """The loss of fresh latents, half a batch of them, and its parts; those of negatives join the bank."""
@@ -121,7 +121,7 @@ class Steering:
             with torch.no_grad(), fork_rng(gan.device):
                 target = self.guide.look(self.bank.original(own_z, own_c), own_c)
             x = gan.fake(own_z, own_c, generator=self.twin.generator)
-        flags = world.gather(self._negative(target), group)
+        flags = world.gather(self._negative(target, self.bar), group)
         self.bank.add(z[flags], None if c is None else c[flags])
         seen = self.guide.look(x, own_c)
         held = self.cfg.hold_weight * self._apart(seen, target, ~flags[own])
@@ -146,7 +146,7 @@ class Steering:
 
     def prepared(self) -> dict[str, Any]:
         """What was learnt before the first step, to go on from: the guide, which positives it doubts, and the bank."""
-        return {"guide": self.guide.state_dict(), "doubts": self.doubts, **self.state_dict()}
+        return {"guide": self.guide.state_dict(), "doubts": self.doubts, "bar": self.bar, **self.state_dict()}
 
     def state_dict(self) -> dict[str, Any]:
         return {"bank": {} if self.bank is None else self.bank.state_dict()}
@@ -156,16 +156,19 @@ class Steering:
             self.bank.load_state_dict(state["bank"])
 
 
-def _taught(teach: Callable[..., Guide], gan: GAN, feedback: Feedback, steps: int, seed: int) -> tuple[Guide, Tensor]:
-    """A guide that has learnt, and which positives are doubted, bools [N]: without an oracle those that a first guide
-    takes for negatives, from which the one that is given has not learnt."""
+def _taught(
+    teach: Callable[..., Guide], gan: GAN, feedback: Feedback, steps: int, seed: int
+) -> tuple[Guide, Tensor, float]:
+    """A guide that has learnt; which positives are doubted, bools [N], and above which log-odds: without an oracle, of
+    those that a first guide takes for negatives no more than the probe may have missed. The one that is given has not
+    learnt from them."""
     guide = teach(feedback.positives, steps=steps)
     if feedback.is_oracle:
-        return guide, torch.zeros(len(feedback.positives), dtype=torch.bool)
-    doubts = doubted(gan, feedback, guide.is_negative)
+        return guide, torch.zeros(len(feedback.positives), dtype=torch.bool), 0.0
+    doubts, _ = doubted(gan, feedback, guide.log_odds)
     if doubts.any():
         guide = teach(without_doubted(feedback, doubts, seed).positives, steps=steps)
-    return guide, doubts
+    return guide, doubts, doubted(gan, feedback, guide.log_odds)[1]
 
 
 def hold_statistics(*networks: nn.Module | None) -> None:
