@@ -133,12 +133,12 @@ def frechet_redistribution(reference: Tensor, before: Judged, after: Judged) -> 
     if before.labels is None or after.labels is None:
         return None
     source = torch.arange(len(before.labels))
-    there = ~before.negative
-    for label in after.labels[before.negative & ~after.negative].unique():
-        landed = (before.negative & ~after.negative & (after.labels == label)).nonzero().flatten()
+    there, landed = ~before.negative, before.negative & ~after.negative
+    for label in after.labels[landed].unique():
+        here = (landed & (after.labels == label)).nonzero().flatten()
         same = (~before.negative & (before.labels == label)).nonzero().flatten()
         if len(same):
-            source[landed] = same[torch.arange(len(landed)) % len(same)]
-            there[landed] = True
+            source[here] = same[torch.arange(len(here)) % len(same)]
+            there[here] = True
     size = min(int((~before.negative).sum()), int((~after.negative).sum()))
     return frechet(reference, before.features[source[there]][:size])

@@ -130,11 +130,6 @@ class Guide:
         with self.gan.autocast_unscaled(twice):
             return self.gan.logits(x, c, self.discriminator)
 
-    @torch.no_grad()
-    def is_negative(self, x: Tensor) -> Tensor:
-        """Bools [N]: whether samples are negative, at even odds."""
-        return self.log_odds(x) > 0
-
     def look(self, x: Tensor, c: Tensor | None = None) -> Seen:
         """As `log_odds`, with the features of the same pass. Labels are no features."""
         if c is None:

@@ -165,10 +165,11 @@ def _taught(
     guide = teach(feedback.positives, steps=steps)
     if feedback.is_oracle:
         return guide, torch.zeros(len(feedback.positives), dtype=torch.bool), 0.0
-    doubts, _ = doubted(gan, feedback, guide.log_odds)
+    doubts, bar = doubted(gan, feedback, guide.log_odds)
     if doubts.any():
         guide = teach(without_doubted(feedback, doubts, seed).positives, steps=steps)
-    return guide, doubts, doubted(gan, feedback, guide.log_odds)[1]
+        _, bar = doubted(gan, feedback, guide.log_odds)
+    return guide, doubts, bar
 
 
 def hold_statistics(*networks: nn.Module | None) -> None:
