@@ -13,7 +13,6 @@ from torch import Tensor
 from .. import config
 from ..data.samples import Samples, TensorSamples
 from ..gan import GAN
-from ..measures.intervals import wilson
 from ..support import progress
 from ..support.seeding import Stream, stream_seed
 from . import checks
@@ -29,8 +28,8 @@ class Feedback:
     negative_share: of the pretrained GAN's samples, by is_negative. notes: what was built and dropped, for the report.
     negative_latents: (latents [n, ...], labels or None) of the pretrained GAN's samples that is_negative finds. given:
     how many of the positives, the first of them, the user gave; the rest are generated samples that is_negative passed.
-    missed: share of the generated samples that a probe passed which are negative, at most (95 % interval), by the marks
-    held out from it.
+    missed: share of the generated samples that a probe passed which may be negative: twice what the marks held out from
+    it say.
     """
 
     negatives: Samples
@@ -80,8 +79,9 @@ def build_feedback(
     missed = 0.0
     if isinstance(is_negative, Probe):
         notes["probe"] = is_negative.marks
-        least = max(wilson(is_negative.marks["recognised"], is_negative.marks["of"])[0], 1 / len(pool))
-        missed = int(flags.sum()) * (1 - least) / least / max(int((~flags).sum()), 1)
+        found, of = is_negative.marks["recognised"], is_negative.marks["of"]
+        # Rule of succession; twice, as of those that a guide finds half or more are good ones on the boundary.
+        missed = 2 * (of - found + 1) / (found + 1) * int(flags.sum()) / max(int((~flags).sum()), 1)
     progress.log.info("%s", notes["marks"])
     progress.log.info("The %s calls %.1f %% of %d generated samples negative", judge, 100 * share, len(pool))
     given, good = 0 if positives is None else len(positives), positives

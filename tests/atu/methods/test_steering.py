@@ -54,9 +54,9 @@ def test_steering_is_the_formula(image_gan):
         return torch.sigmoid(-judge(x)).flatten().double()
 
     before, after = image_gan.generator(latents).detach(), twin.generator(latents)
-    kept = (~is_negative(before)).double()
+    kept = (~is_negative(before) & (good(before) >= 0.5)).double()  # no oracle: the guide says too
     assert 0 < kept.sum() < 8
-    unwanted = ~kept.bool() | is_negative(after) | (good(after) < 0.5)  # no oracle: the guide says too
+    unwanted = is_negative(before) | is_negative(after) | (good(after) < 0.5)
     assert 0 < unwanted.sum() < 8
     guide, guide_held = -good(fake).log().mean(), -(unwanted * good(after).log()).mean()
     nearby = (good(wanted) * (torch.arange(8.0).double() / 10) ** 2 / variance).mean()
@@ -235,6 +235,10 @@ def test_guide_learns_anew_without_what_the_probe_passed_over(image_gan, is_orac
     found = len(steering.bank) + len(steering.bank.found)
     steering.hold()
     assert (len(steering.bank) + len(steering.bank.found) > found) != is_oracle
+    found, steering.bar = len(steering.bank) + len(steering.bank.found), 1e9
+    _, parts = steering.hold()  # suspected, but not of the likeliest: neither held nor in the bank
+    assert len(steering.bank) + len(steering.bank.found) == found
+    assert (parts["held"] > 0) == is_oracle
 
 
 def is_bright(x):

@@ -37,7 +37,8 @@ class Steering:
     without those that the first takes for negatives.
     nearby: distance of samples of latents whose original is negative to good samples that the original makes nearby.
     held: distance to the original's sample of the same latent and noise, for fresh latents of which it makes no
-    negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there.
+    negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there; and
+    without an oracle nothing is that the guide suspects, of which only the likeliest join the bank.
 
     Args:
         gan: pretrained pair. twin: the pair that is trained, a copy of it. steps: of stage 2; the guide learns on
@@ -104,11 +105,14 @@ class Steering:
             terms["guide"] = self._guided(seen)
         return sum(terms.values(), start=fake.new_zeros(())), {k: float(v.detach()) for k, v in terms.items()}
 
-    def _negative(self, seen: Seen, bar: float = 0.0) -> Tensor:
-        """Which samples are negative, bools [N]: by the oracle; without one by the probe or the guide (log-odds above
-        the bar), which pass over different ones."""
-        flags = self.feedback.is_negative(seen.samples.detach()).to(seen.log_odds.device)
-        return flags if self.feedback.is_oracle else flags | (seen.log_odds.detach() > bar)
+    def _found(self, seen: Seen) -> Tensor:
+        """Which samples the oracle calls negative, or the probe: bools [N]."""
+        return self.feedback.is_negative(seen.samples.detach()).to(seen.log_odds.device)
+
+    def _suspected(self, seen: Seen, above: float = 0.0) -> Tensor:
+        """Which the guide takes for negative (log-odds above that), where no oracle has the last word: bools [N]."""
+        suspected = seen.log_odds.detach() > above
+        return suspected & (not self.feedback.is_oracle)
 
     def hold(self) -> tuple[Tensor, dict[str, float]]:
         """The loss of fresh latents, half a batch of them, and its parts; those of negatives join the bank."""
@@ -121,20 +125,22 @@ class Steering:
             with torch.no_grad(), fork_rng(gan.device):
                 target = self.guide.look(self.bank.original(own_z, own_c), own_c)
             x = gan.fake(own_z, own_c, generator=self.twin.generator)
-        flags = world.gather(self._negative(target, self.bar), group)
+        found = self._found(target)
+        negative = found | self._suspected(target, self.bar)
+        flags = world.gather(negative, group)
         self.bank.add(z[flags], None if c is None else c[flags])
         seen = self.guide.look(x, own_c)
-        held = self.cfg.hold_weight * self._apart(seen, target, ~flags[own])
+        held = self.cfg.hold_weight * self._apart(seen, target, ~(found | self._suspected(target)))
         guide = held * 0
         if self.cfg.guide_weight > 0:
-            guide = self._guided(seen, flags[own])
+            guide = self._guided(seen, negative)
         return held + guide, {"held": float(held.detach()), "guide of held": float(guide.detach())}
 
     def _guided(self, seen: Seen, were: Tensor | None = None) -> Tensor:
         """The guide's loss of samples; of fresh latents where they `were` negative, or the sample is."""
         loss = F.softplus(seen.log_odds)
         if were is not None:
-            loss = loss * (were | self._negative(seen))
+            loss = loss * (were | self._found(seen) | self._suspected(seen))
         return self.cfg.guide_weight * loss.mean()
 
     def _apart(self, seen: Seen, target: Seen, where: Tensor | float = 1.0) -> Tensor:
