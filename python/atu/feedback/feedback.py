@@ -80,7 +80,7 @@ def build_feedback(
     if isinstance(is_negative, Probe):
         notes["probe"] = is_negative.marks
         found, of = is_negative.marks["recognised"], is_negative.marks["of"]
-        # Rule of succession; twice, as of those that a guide finds half or more are good ones on the boundary.
+        # Rule of succession; twice, as many of those that a guide finds are good ones on the boundary.
         missed = 2 * (of - found + 1) / (found + 1) * int(flags.sum()) / max(int((~flags).sum()), 1)
     progress.log.info("%s", notes["marks"])
     progress.log.info("The %s calls %.1f %% of %d generated samples negative", judge, 100 * share, len(pool))
