@@ -37,8 +37,8 @@ class Steering:
     without those that the first takes for negatives.
     nearby: distance of samples of latents whose original is negative to good samples that the original makes nearby.
     held: distance to the original's sample of the same latent and noise, for fresh latents of which it makes no
-    negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there; and
-    without an oracle nothing is that the guide suspects, of which only the likeliest join the bank.
+    negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there.
+    Without an oracle nothing that the guide suspects is held, and only the likeliest of it joins the bank.
 
     Args:
         gan: pretrained pair. twin: the pair that is trained, a copy of it. steps: of stage 2; the guide learns on
