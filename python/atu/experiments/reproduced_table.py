@@ -8,6 +8,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 from ..report import report
 from ..support import environment
 from ..support.files import write_atomic, write_json, write_text
@@ -212,24 +215,33 @@ def _beside_the_paper(fid: float) -> list[str]:
     ]
 
 
-def save_figure(path: Path, table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
-    """PUL against FID_cls after / before, one point a method: the means over its targets."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.8, 4.2), layout="constrained", dpi=120)
-    axes = figure.add_subplot()
-    for index, (method, rows) in enumerate(table.items()):
-        points = [(r["ratio"]["mean"], r["pul"]["mean"]) for r in rows.values() if r["ratio"] and r["pul"]]
-        if points:
-            x, y = (mean(values) for values in zip(*points, strict=True))
-            axes.plot(x, y, "osD^vP"[index % 6], ms=7, color=f"C{index % 10}", label=method)
-    axes.axvline(1, color="0.7", lw=1)
-    axes.set(xlabel="FID_cls after / before (1 = unchanged; lower is better)", ylabel="PUL, %")
-    axes.margins(0.08)
-    axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", frameon=False)
-    write_atomic(path, lambda temporary: FigureCanvasAgg(figure).print_png(temporary))
+def figure_of(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
+    """PUL against FID_cls after / before: a panel a target, as what is hard of one is easy of another; in it a point a
+    method."""
+    targets = list(dict.fromkeys(target for rows in table.values() for target in rows))
+    columns = max(min(len(targets), 3), 1)
+    lines = max(-(-len(targets) // columns), 1)
+    figure = Figure(figsize=(1.6 + 3.0 * columns, 0.6 + 2.9 * lines), layout="constrained", dpi=120)
+    panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    named: dict[str, Any] = {}
+    for axes, target in zip(panels, targets, strict=False):
+        for index, (method, rows) in enumerate(table.items()):
+            row = rows.get(target)
+            if row is not None and row["ratio"] and row["pul"]:
+                x, y, style = row["ratio"]["mean"], row["pul"]["mean"], f"C{index % 10}"
+                named[method] = axes.plot(x, y, "osD^vP"[index % 6], ms=7, color=style)[0]
+        axes.axvline(1, color="0.7", lw=1)
+        axes.set_title(target)
+        axes.margins(0.08)
+        axes.grid(alpha=0.25)
+    for axes in panels[max(len(targets) - columns, 0) :]:
+        axes.tick_params(labelbottom=True)
+    for axes in panels[len(targets) :]:
+        axes.set_axis_off()
+    figure.supxlabel("FID_cls after / before (1 = unchanged; lower is better)", fontsize="medium")
+    figure.supylabel("PUL, %", fontsize="medium")
+    figure.legend(named.values(), named.keys(), loc="outside right upper", frameon=False)
+    return figure
 
 
 def write_table(plan: Plan, out: Path) -> dict[str, Any]:
@@ -243,5 +255,5 @@ def write_table(plan: Plan, out: Path) -> dict[str, Any]:
     found.update(machine=environment.machine(plan.gan.device), versions=environment.versions())
     write_text(out / "table.md", markdown(plan, table))
     write_json(out / "table.json", found)
-    save_figure(out / "figure.png", table)
+    write_atomic(out / "figure.png", lambda temporary: FigureCanvasAgg(figure_of(table)).print_png(temporary))
     return found

@@ -122,6 +122,20 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
         reproduce.reproduce(plan_of(plan_parts, tmp_path, negatives=9), out)
 
 
+def test_a_figure_has_a_panel_for_each_target():
+    """A method that was not run on a target has no point there, and its others are not averaged with them."""
+    point = {"ratio": {"mean": 0.5}, "pul": {"mean": 90.0}}
+    other = {"ratio": {"mean": 2.0}, "pul": {"mean": 40.0}}
+    targets = ["one", "two", "three", "four"]
+    table = {"atu": dict.fromkeys(targets, point), "el2": {"two": other, "three": {"ratio": None, "pul": None}}}
+    figure = reproduced_table.figure_of(table)
+    shown = {axes.get_title(): [tuple(line.get_xydata()[0]) for line in axes.lines[:-1]] for axes in figure.axes[:4]}
+    assert shown == {"one": [(0.5, 90)], "two": [(0.5, 90), (2, 40)], "three": [(0.5, 90)], "four": [(0.5, 90)]}
+    assert [axes.axison for axes in figure.axes] == [True] * 4 + [False] * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["atu", "el2"]
+    assert not reproduced_table.figure_of({}).axes[0].lines  # before the first cell
+
+
 @pytest.mark.parametrize("samples", [90, 190])
 def test_a_picture_has_what_was_negative_above_what_was_good(plan_parts, tmp_path, samples):
     """A row before and a row after, in turn; a second pair of rows where there are enough of both for it."""
