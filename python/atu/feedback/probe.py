@@ -58,10 +58,7 @@ class Probe:
             agreed = _agreed(scores)
             self.threshold = min(float(torch.quantile(scores[agreed], 1 - recall)), 0.0)
             self.weight = fit_logistic(marked[agreed], zeros)
-            keep = self._score(unknown) < self.threshold
-            if keep.sum() < max(len(unknown) // 4, 2):  # nearly everything looks negative: the probe cannot tell
-                keep = torch.ones(len(unknown), dtype=torch.bool)
-                break
+            keep = self._passed(unknown, self.weight)
         others = _held_out(fine, lambda seen: fit_logistic(marked[agreed], torch.cat([unknown[keep], fine[seen]])))
         unseen = _held_out(marked, lambda seen: self._fit_anew(marked[seen], unknown, fine, rounds))
         self.marks = dict(
@@ -77,17 +74,17 @@ class Probe:
         keep = torch.ones(len(unknown), dtype=torch.bool)
         for _ in range(rounds):
             weight = fit_logistic(marked, torch.cat([unknown[keep], fine]))
-            keep = logit(unknown, weight) < self.threshold
-            if keep.sum() < max(len(unknown) // 4, 2):
-                break
+            keep = self._passed(unknown, weight)
         return weight
 
-    def _score(self, whitened: Tensor) -> Tensor:
-        return logit(whitened, self.weight)
+    def _passed(self, unknown: Tensor, weight: Tensor) -> Tensor:
+        """Which of the unlabelled samples count as good: all where nearly none would, as the weights cannot tell."""
+        keep = logit(unknown, weight) < self.threshold
+        return keep if keep.sum() >= max(len(unknown) // 4, 2) else torch.ones_like(keep)
 
     def judge(self, features: Tensor) -> Tensor:
         """Bools [N] for features (`sample_features`) [N, F]."""
-        return self._score(self.whiten(features).float()) >= self.threshold
+        return logit(self.whiten(features).float(), self.weight) >= self.threshold
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.judge(_features(self.gan, x.split(self.gan.fitting(100))))
