@@ -77,8 +77,16 @@ class Adversarial:
             "modes better when training from scratch."
         ),
     ] = "logistic"
-    r1_gamma: Annotated[NonNegative, Field(description="Weight of R1, the gradient penalty at real samples.")] = 1.0
-    r2_gamma: Annotated[NonNegative, Field(description="Weight of R2, the same at generated samples.")] = 0.0
+    r1_gamma: Annotated[
+        NonNegative | Literal["auto"],
+        Field(
+            description="Weight of R1, the gradient penalty at real samples. auto: 0.05, and more for big images, "
+            "0.0002 height width / batch_size (Karras et al., arXiv 2006.06676)."
+        ),
+    ] = 1.0
+    r2_gamma: Annotated[
+        NonNegative | Literal["auto"], Field(description="Weight of R2, the same at generated samples.")
+    ] = 0.0
     r1_interval: Annotated[PositiveCount, STEPS, Field(description="Every how many steps R1 and R2 are applied.")] = 16
     pl_weight: Annotated[NonNegative, Field(description="Weight of path length (StyleGAN kinds).")] = 0.0
     pl_interval: Annotated[PositiveCount, STEPS, Field(description="Every how many steps it is applied.")] = 4
@@ -137,7 +145,7 @@ class Adapt:
     ] = True
     fisher: Annotated[Fisher, Field(description="The Fisher information F.")] = field(default_factory=Fisher)
     adversarial: Annotated[Adversarial, Field(description="The adversarial loss, on the negatives.")] = field(
-        default_factory=lambda: Adversarial(augment="color,translation,cutout", ema_half_life=500.0)
+        default_factory=lambda: Adversarial(r1_gamma=1.0, augment="color,translation,cutout", ema_half_life=500.0)
     )
 
 
@@ -182,13 +190,13 @@ class Repel:
     ceiling: Annotated[Positive, Field(description="Of nl2: distance from which on it is flat.")] = 4.0
     epsilon: Annotated[Positive, Field(description="Of il2: keeps it finite at 0.")] = 1e-3
     hold_weight: Annotated[
-        NonNegative,
+        NonNegative | None,
         Field(
             description="Weight of the distance to the original's samples of latents of which it makes good ones. Half "
             "of a step's latents are such, and the adversarial loss sees only the other half, of which it makes "
-            "negatives. 0: it sees all latents, and nothing is held."
+            "negatives; unset, 30 for StyleGAN kinds and 60 for others. 0: it sees all latents, and nothing is held."
         ),
-    ] = 30.0
+    ] = None
     hold_features: Annotated[
         Fraction,
         Field(description="Share of the guide's features in that distance; the rest is the samples'."),
@@ -238,7 +246,9 @@ class Repel:
         Fraction, OF_STEPS, Field(description="The last ones, over which the learning rates fall to 0.")
     ] = 0.5
     adversarial: Annotated[Adversarial, Field(description="The adversarial loss, on the positives.")] = field(
-        default_factory=lambda: Adversarial(beta1=0.5, r2_gamma=1.0, r1_interval=8, ema_half_life=1500.0)
+        default_factory=lambda: Adversarial(
+            beta1=0.5, r1_gamma="auto", r2_gamma="auto", r1_interval=8, ema_half_life=1500.0
+        )
     )
 
 
@@ -428,6 +438,10 @@ def _defaults(method: str) -> dict[str, Any]:
     return {} if settings is None else _without_none(dataclasses.asdict(settings()))
 
 
+# What pydantic puts behind a field's name where a value may be of several kinds.
+_KINDS = ("constrained-float", "literal['auto']")
+
+
 def _checked(kind: Any, data: Any, where: str, errors: list[str]) -> Any:
     """An instance of the dataclass `kind`; what is wrong in `data` is added to `errors`."""
     if kind is None:
@@ -436,6 +450,7 @@ def _checked(kind: Any, data: Any, where: str, errors: list[str]) -> Any:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
         for one in error.errors():
-            path = f"{where}{'.'.join(map(str, one['loc']))}".removesuffix(".")
+            names = [str(part) for part in one["loc"] if part not in _KINDS]
+            path = f"{where}{'.'.join(names)}".removesuffix(".")
             errors.append(f"{path}: {one['msg']}, got {one['input']!r}")
     return None

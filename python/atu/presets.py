@@ -40,7 +40,7 @@ PAPER_REPEL: dict[str, Any] = dict(
     schedule="constant",
     strength=4.0,
     decay=0.0,
-    adversarial=dict(beta1=0.0, r2_gamma=0.0, r1_interval=16),
+    adversarial=dict(beta1=0.0, r1_gamma=1.0, r2_gamma=0.0, r1_interval=16),
     keep="final",
 )
 

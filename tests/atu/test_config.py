@@ -61,6 +61,7 @@ def test_a_section_in_part_keeps_the_rest_of_its_defaults():
     [
         ({"unknown": 1}, ["unknown"]),
         ({"repel": {"step": 5}}, ["repel.step"]),
+        ({"repel": {"guide-weight": 5}}, ["repel.guide-weight"]),
         ({"repel": {"steps": -1}}, ["repel.steps", "-1"]),
         ({"repel": {"steps": 1.5}}, ["repel.steps", "1.5"]),
         ({"repel": {"loss": "l2"}}, ["repel.loss", "el2", "l2"]),
@@ -73,6 +74,10 @@ def test_a_section_in_part_keeps_the_rest_of_its_defaults():
         ({"adapt": {"ewc_weight": "big"}}, ["adapt.ewc_weight", "big"]),
         ({"adapt": {"adversarial": {"augment": "colour"}}}, ["adapt.adversarial.augment", "colour", "color"]),
         ({"adapt": {"adversarial": {"beta1": 1.0}}}, ["adapt.adversarial.beta1"]),
+        (
+            {"repel": {"adversarial": {"r1_gamma": "some"}}},
+            ["repel.adversarial.r1_gamma: Input should be 'auto', got 'some'"],
+        ),
         ({"adapt": {"fisher": {"of": "loss"}}}, ["adapt.fisher.of", "logit"]),
         ({"adapt": {"fisher": {"parameters": ["("]}}}, ["adapt.fisher.parameters", "regular expression"]),
         ({"adapt": 3}, ["adapt"]),
@@ -243,6 +248,8 @@ def values(hint):
         return st.none() | values(hint.replace(" or unset", ""))
     if hint.startswith('"'):
         return st.sampled_from([word.strip('"') for word in hint.split(" or ")])
+    if ' or "auto"' in hint:
+        return st.just("auto") | values(hint.replace(' or "auto"', ""))
     kinds = {"whole": st.integers(3, 10**6), "number": st.floats(0.01, 0.99), "true": st.booleans()}
     return {**kinds, "list": st.lists(st.just(r"a\.b"))}[hint.split()[0]]
 

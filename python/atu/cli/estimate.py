@@ -80,7 +80,7 @@ def training_cost(gan: GAN, settings: Adversarial) -> tuple[int | None, float]:
 
     with eval_mode(*networks):
         most, seconds = memory.measure(passes, gan.device)
-        if settings.r1_gamma > 0:
+        if settings.r1_gamma != 0:
             most_r1, seconds_r1 = memory.measure(r1, gan.device)
             most = None if most is None or most_r1 is None else max(most, most_r1)
             seconds += seconds_r1 / settings.r1_interval

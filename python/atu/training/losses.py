@@ -8,6 +8,7 @@ length and lazy regularisation (Karras et al., arXiv 1912.04958).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,12 @@ def fake_loss(fake_logits: Tensor) -> Tensor:
 def relativistic_loss(wanted: Tensor, other: Tensor) -> Tensor:
     """-log sigmoid(wanted - other), mean over pairs of logits [N]: real before fake for D, fake before real for G."""
     return F.softplus(other - wanted).mean()
+
+
+def r1_gamma(shape: Sequence[int], batch_size: int) -> float:
+    """Weight of R1 and R2 at samples [*shape] that is "auto": 0.05, by which small images come out clear
+    (docs/trials.md); at big ones StyleGAN2-ADA's, 0.0002 height width / batch_size."""
+    return max(0.05, 0.0002 * shape[-2] * shape[-1] / batch_size) if len(shape) == 3 else 0.05
 
 
 def r1_penalty(real_logits: Tensor, real: Tensor) -> Tensor:

@@ -111,6 +111,8 @@ class AdversarialTrainer:
         if gan.discriminator is None:
             raise ValueError("discriminator: this GAN has none, and training needs one")
         self.gan, self.real, self.config = gan, real, config
+        auto = losses.r1_gamma(gan.sample_shape, config.batch_size)
+        self.r1_gamma, self.r2_gamma = (auto if g == "auto" else g for g in (config.r1_gamma, config.r2_gamma))
         self.extra_fakes, self.add_penalty_grad, self.fake_penalty = extra_fakes, add_penalty_grad, fake_penalty
         self.other_loss, self.latents, self.original = other_loss, latents, original
         self.extra_weight = 1.0
@@ -130,7 +132,7 @@ class AdversarialTrainer:
         g_interval = config.pl_interval if self.path_length else 0
         self.optim_g = self._adam(self.generator, g_interval, 1.0)
         self.optim_d = self._adam(
-            self.discriminator, config.r1_interval if config.r1_gamma + config.r2_gamma > 0 else 0, config.d_lr_ratio
+            self.discriminator, config.r1_interval if self.r1_gamma + self.r2_gamma > 0 else 0, config.d_lr_ratio
         )
         self.base_lr = [group["lr"] for optim in (self.optim_g, self.optim_d) for group in optim.param_groups]
 
@@ -242,7 +244,7 @@ class AdversarialTrainer:
             metrics["loss_d"] = loss + extra_loss
             metrics["logit_negative"] = extra_logits.mean()
         if self.step_count % cfg.r1_interval == 0:
-            for name, gamma, x, labels in (("r1", cfg.r1_gamma, real, real_c), ("r2", cfg.r2_gamma, fake, c)):
+            for name, gamma, x, labels in (("r1", self.r1_gamma, real, real_c), ("r2", self.r2_gamma, fake, c)):
                 if gamma > 0:
                     metrics[name] = self._gradient_penalty(x, labels, gamma * cfg.r1_interval)
         self._share_gradients(self.optim_d)

@@ -17,6 +17,7 @@ from atu.methods.adapt_then_unlearn.adapt import Ewc, fisher_of
 from atu.methods.adapt_then_unlearn.repel import RepelHooks, Repulsion, _start, repulsion
 from atu.networks.mlp import MLPDiscriminator
 from atu.networks.stylegan2 import Generator
+from atu.training.losses import r1_gamma
 from atu.training.schedules import schedule
 from atu.training.trainer import AdversarialTrainer, NonFiniteError
 
@@ -107,6 +108,22 @@ def test_lazy_regularisation_rescales_adam(vector_gan):
     c = 16 / 17
     assert (g["lr"], *g["betas"]) == pytest.approx((0.01, 0.5, 0.99))
     assert (d["lr"], *d["betas"]) == pytest.approx((0.02 * c, 0.5**c, 0.99**c))
+
+
+def test_automatic_penalties_weigh_what_suits_the_samples(vector_gan, conv_gan):
+    """0.05 of small images and of what is none; of big ones StyleGAN2-ADA's: at 256 x 256, batch 32, 0.41."""
+    for gan, real in ((vector_gan, REAL), (conv_gan, TensorSamples(torch.rand(3, 3, 8, 8)))):
+        seen = []
+        for gamma in ("auto", 0.05, 0.1):
+            torch.manual_seed(4)
+            t = trainer(gan.copy(), real, r1_gamma=gamma, r2_gamma=gamma, r1_interval=1, lr=0.01, beta1=0.5)
+            t.step()
+            seen.append(weights(t.gan)["discriminator." + list(gan.discriminator.state_dict())[0]])
+        assert torch.equal(seen[0], seen[1])
+        assert not torch.equal(seen[0], seen[2])
+    assert r1_gamma((3, 256, 256), 32) == pytest.approx(0.4096)
+    assert r1_gamma((1, 512, 256), 8) == pytest.approx(3.2768)
+    assert r1_gamma((65536,), 1) == 0.05
 
 
 def test_extra_fakes_are_shown_as_fakes(vector_gan):

@@ -25,7 +25,7 @@ from ...training.schedules import lr_decay, schedule
 from ...training.score import CheckpointKeeper, Score
 from ...training.stage import StageHooks, run_stage
 from ...training.trainer import AdversarialTrainer
-from .steering import Steering, hold_statistics
+from .steering import Steering, hold_statistics, hold_weight
 
 
 def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
@@ -170,7 +170,7 @@ def repel_gan(
     params: list[Tensor] = list(twin.generator.parameters())
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
     with fork_rng(gan.device, stream_seed(seed, Stream.REPEL)):
-        steers = cfg.guide_steps and (cfg.guide_weight or cfg.hold_weight)
+        steers = cfg.guide_steps and (cfg.guide_weight or hold_weight(gan, cfg))
         steering, bank = None, None
         if steers:
             prepared = run.load("repel-prepared")

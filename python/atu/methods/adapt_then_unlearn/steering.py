@@ -59,6 +59,7 @@ class Steering:
         self.gan, self.twin, self.cfg = gan, twin, cfg
         unset = 4.0 if len(gan.sample_shape) == 3 else 1.0  # images, and what is of few dimensions
         self.nearby_weight = unset if cfg.nearby_weight is None else cfg.nearby_weight
+        self.hold_weight = hold_weight(gan, cfg)
         positives = feedback.positives
         some = positives.batch(torch.arange(min(len(positives), 500)))
         # Of big samples no more at once than the training takes, whose batch the user has fitted to the memory.
@@ -82,7 +83,7 @@ class Steering:
         self.feedback = without_doubted(feedback, self.doubts, seed)
         known = feedback.negative_latents
         self.bank: NegativeLatents | None = None
-        if cfg.hold_weight and known is not None and len(known[0]):
+        if self.hold_weight and known is not None and len(known[0]):
             generator = copy.deepcopy(gan.sampling_generator).train().requires_grad_(False)
             hold_statistics(generator)
             self.distance = SampleDistance(self.guide, some.to(gan.device), cfg.hold_features)
@@ -130,7 +131,7 @@ class Steering:
         flags = world.gather(negative, group)
         self.bank.add(z[flags], None if c is None else c[flags])
         seen = self.guide.look(x, own_c)
-        held = self.cfg.hold_weight * self._apart(seen, target, ~(found | self._suspected(target)))
+        held = self.hold_weight * self._apart(seen, target, ~(found | self._suspected(target)))
         guide = held * 0
         if self.cfg.guide_weight > 0:
             guide = self._guided(seen, negative)
@@ -160,6 +161,12 @@ class Steering:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
+
+
+def hold_weight(gan: GAN, cfg: config.Repel) -> float:
+    """The weight of what is held; where it is unset, what suited either kind best (docs/trials.md)."""
+    unset = 30.0 if gan.is_stylegan else 60.0
+    return unset if cfg.hold_weight is None else cfg.hold_weight
 
 
 def _taught(
