@@ -118,7 +118,7 @@ def test_automatic_penalties_weigh_what_suits_the_samples(vector_gan, conv_gan):
             torch.manual_seed(4)
             t = trainer(gan.copy(), real, r1_gamma=gamma, r2_gamma=gamma, r1_interval=1, lr=0.01, beta1=0.5)
             t.step()
-            seen.append(weights(t.gan)["discriminator." + list(gan.discriminator.state_dict())[0]])
+            seen.append(weights(t.gan)["discriminator." + next(iter(gan.discriminator.state_dict()))])
         assert torch.equal(seen[0], seen[1])
         assert not torch.equal(seen[0], seen[2])
     assert r1_gamma((3, 256, 256), 32) == pytest.approx(0.4096)
