@@ -190,13 +190,13 @@ class Repel:
     ceiling: Annotated[Positive, Field(description="Of nl2: distance from which on it is flat.")] = 4.0
     epsilon: Annotated[Positive, Field(description="Of il2: keeps it finite at 0.")] = 1e-3
     hold_weight: Annotated[
-        NonNegative | None,
+        NonNegative | Literal["auto"],
         Field(
             description="Weight of the distance to the original's samples of latents of which it makes good ones. Half "
             "of a step's latents are such, and the adversarial loss sees only the other half, of which it makes "
-            "negatives; unset, 30 for StyleGAN kinds and 60 for others. 0: it sees all latents, and nothing is held."
+            "negatives. auto: 30 for StyleGAN kinds and 60 for others. 0: it sees all latents, and nothing is held."
         ),
-    ] = None
+    ] = "auto"
     hold_features: Annotated[
         Fraction,
         Field(description="Share of the guide's features in that distance; the rest is the samples'."),

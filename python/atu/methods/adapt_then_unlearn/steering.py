@@ -164,9 +164,10 @@ class Steering:
 
 
 def hold_weight(gan: GAN, cfg: config.Repel) -> float:
-    """The weight of what is held; where it is unset, what suited either kind best (docs/trials.md)."""
-    unset = 30.0 if gan.is_stylegan else 60.0
-    return unset if cfg.hold_weight is None else cfg.hold_weight
+    """The weight of what is held; where it is "auto", what suited either kind best (docs/trials.md)."""
+    if cfg.hold_weight == "auto":
+        return 30.0 if gan.is_stylegan else 60.0
+    return cfg.hold_weight
 
 
 def _taught(
