@@ -111,8 +111,10 @@ class AdversarialTrainer:
         if gan.discriminator is None:
             raise ValueError("discriminator: this GAN has none, and training needs one")
         self.gan, self.real, self.config = gan, real, config
-        auto = losses.r1_gamma(gan.sample_shape, config.batch_size)
-        self.r1_gamma, self.r2_gamma = (auto if g == "auto" else g for g in (config.r1_gamma, config.r2_gamma))
+        self.r1_gamma, self.r2_gamma = (
+            losses.r1_gamma(gan.sample_shape, config.batch_size) if gamma == "auto" else gamma
+            for gamma in (config.r1_gamma, config.r2_gamma)
+        )
         self.extra_fakes, self.add_penalty_grad, self.fake_penalty = extra_fakes, add_penalty_grad, fake_penalty
         self.other_loss, self.latents, self.original = other_loss, latents, original
         self.extra_weight = 1.0
