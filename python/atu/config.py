@@ -46,6 +46,7 @@ def _check_expression(pattern: str) -> str:
 STRICT = ConfigDict(extra="forbid", validate_assignment=True)
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegativeOrAuto = NonNegative | Literal["auto"]
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -78,15 +79,13 @@ class Adversarial:
         ),
     ] = "logistic"
     r1_gamma: Annotated[
-        NonNegative | Literal["auto"],
+        NonNegativeOrAuto,
         Field(
             description="Weight of R1, the gradient penalty at real samples. auto: 0.05, and more for big images, "
             "0.0002 height width / batch_size (Karras et al., arXiv 2006.06676)."
         ),
     ] = 1.0
-    r2_gamma: Annotated[
-        NonNegative | Literal["auto"], Field(description="Weight of R2, the same at generated samples.")
-    ] = 0.0
+    r2_gamma: Annotated[NonNegativeOrAuto, Field(description="Weight of R2, the same at generated samples.")] = 0.0
     r1_interval: Annotated[PositiveCount, STEPS, Field(description="Every how many steps R1 and R2 are applied.")] = 16
     pl_weight: Annotated[NonNegative, Field(description="Weight of path length (StyleGAN kinds).")] = 0.0
     pl_interval: Annotated[PositiveCount, STEPS, Field(description="Every how many steps it is applied.")] = 4
@@ -190,7 +189,7 @@ class Repel:
     ceiling: Annotated[Positive, Field(description="Of nl2: distance from which on it is flat.")] = 4.0
     epsilon: Annotated[Positive, Field(description="Of il2: keeps it finite at 0.")] = 1e-3
     hold_weight: Annotated[
-        NonNegative | Literal["auto"],
+        NonNegativeOrAuto,
         Field(
             description="Weight of the distance to the original's samples of latents of which it makes good ones. Half "
             "of a step's latents are such, and the adversarial loss sees only the other half, of which it makes "
@@ -202,12 +201,12 @@ class Repel:
         Field(description="Share of the guide's features in that distance; the rest is the samples'."),
     ] = 0.7
     nearby_weight: Annotated[
-        NonNegative | None,
+        NonNegativeOrAuto,
         Field(
             description="Weight of the distance of the other half to good samples that the original makes of nearby "
-            "latents; unset, 4 for images and 1 for other samples."
+            "latents. auto: 4 for images and 1 for other samples."
         ),
-    ] = None
+    ] = "auto"
     guide_weight: Annotated[NonNegative, Field(description="Weight of the guide's loss; 0: no guide.")] = 4.0
     guide_steps: Annotated[
         Count,
@@ -449,8 +448,11 @@ def _checked(kind: Any, data: Any, where: str, errors: list[str]) -> Any:
     try:
         return TypeAdapter(kind).validate_python(data)
     except ValidationError as error:
+        found: dict[str, Any] = {}
         for one in error.errors():
             names = [str(part) for part in one["loc"] if part not in _KINDS]
             path = f"{where}{'.'.join(names)}".removesuffix(".")
-            errors.append(f"{path}: {one['msg']}, got {one['input']!r}")
+            messages, _ = found.setdefault(path, ([], one["input"]))
+            messages.append(one["msg"].removeprefix("Input should be ") if messages else one["msg"])
+        errors += [f"{path}: {' or '.join(messages)}, got {given!r}" for path, (messages, given) in found.items()]
     return None

@@ -76,7 +76,11 @@ def test_a_section_in_part_keeps_the_rest_of_its_defaults():
         ({"adapt": {"adversarial": {"beta1": 1.0}}}, ["adapt.adversarial.beta1"]),
         (
             {"repel": {"adversarial": {"r1_gamma": "some"}}},
-            ["repel.adversarial.r1_gamma: Input should be 'auto', got 'some'"],
+            ["config: repel.adversarial.r1_gamma: Input should be a valid number", " or 'auto', got 'some'"],
+        ),
+        (
+            {"repel": {"hold_weight": -1}},
+            ["repel.hold_weight: Input should be greater than or equal to 0 or 'auto', got -1"],
         ),
         ({"adapt": {"fisher": {"of": "loss"}}}, ["adapt.fisher.of", "logit"]),
         ({"adapt": {"fisher": {"parameters": ["("]}}}, ["adapt.fisher.parameters", "regular expression"]),
@@ -96,6 +100,12 @@ def test_all_mistakes_are_told_at_once():
     with pytest.raises(ValueError) as error:
         Config.from_dict({"repel": {"steps": -1}, "adapt": {"models": 0}})
     assert "repel.steps" in str(error.value) and "adapt.models" in str(error.value)
+
+
+def test_a_mistake_is_told_once():
+    with pytest.raises(ValueError) as error:
+        Config.from_dict({"repel": {"nearby_weight": "some"}})
+    assert str(error.value).count("repel.nearby_weight") == 1
 
 
 def test_unreadable_files(tmp_path):

@@ -11,7 +11,7 @@ from atu.experiments.pretrain import mnist_stylegan2
 from atu.feedback.feedback import Feedback
 from atu.methods.adapt_then_unlearn.guide import ROUNDS, UNSURE, Guide
 from atu.methods.adapt_then_unlearn.nearby import MovedLatents
-from atu.methods.adapt_then_unlearn.steering import Steering, hold_weight
+from atu.methods.adapt_then_unlearn.steering import Steering, hold_weight, nearby_weight
 from atu.methods.adapt_then_unlearn.ways import WayLatents
 
 
@@ -139,12 +139,14 @@ def test_guide_slope_is_penalised(image_gan, at_once):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_held_weighs_what_suits_the_kind_of_gan(image_gan):
-    gan, settings = mnist_stylegan2(), config.Repel()
-    assert (hold_weight(gan, settings), hold_weight(image_gan, settings)) == (30, 60)
+def test_weights_that_are_auto_suit_the_kind_of_gan(image_gan, vector_gan):
+    stylegan, settings = mnist_stylegan2(), config.Repel()
+    assert [hold_weight(gan, settings) for gan in (stylegan, image_gan, vector_gan)] == [30, 60, 60]
+    assert [nearby_weight(gan, settings) for gan in (stylegan, image_gan, vector_gan)] == [4, 4, 1]
     for given in (0.0, 7.0):
-        settings = config.Repel(hold_weight=given)
-        assert hold_weight(gan, settings) == hold_weight(image_gan, settings) == given
+        settings = config.Repel(hold_weight=given, nearby_weight=given)
+        for gan in (stylegan, image_gan, vector_gan):
+            assert hold_weight(gan, settings) == nearby_weight(gan, settings) == given
 
 
 @pytest.mark.parametrize("steps, rounds", [(800, ROUNDS), (3, 4)])

@@ -57,8 +57,7 @@ class Steering:
         prepared: dict[str, Any] | None = None,
     ):
         self.gan, self.twin, self.cfg = gan, twin, cfg
-        unset = 4.0 if len(gan.sample_shape) == 3 else 1.0  # images, and what is of few dimensions
-        self.nearby_weight = unset if cfg.nearby_weight is None else cfg.nearby_weight
+        self.nearby_weight = nearby_weight(gan, cfg)
         self.hold_weight = hold_weight(gan, cfg)
         positives = feedback.positives
         some = positives.batch(torch.arange(min(len(positives), 500)))
@@ -168,6 +167,13 @@ def hold_weight(gan: GAN, cfg: config.Repel) -> float:
     if cfg.hold_weight == "auto":
         return 30.0 if gan.is_stylegan else 60.0
     return cfg.hold_weight
+
+
+def nearby_weight(gan: GAN, cfg: config.Repel) -> float:
+    """The weight of the nearby good samples; where it is "auto", what suited images, and what is of few dimensions."""
+    if cfg.nearby_weight == "auto":
+        return 4.0 if len(gan.sample_shape) == 3 else 1.0
+    return cfg.nearby_weight
 
 
 def _taught(
