@@ -64,8 +64,9 @@ class Adversarial:
     lr: Annotated[
         Positive | None,
         Field(
-            description="Adam's learning rate; unset, 0.002 for StyleGAN kinds (equalised learning rates) and 0.0005 "
-            "for others. Lazy regularisation of interval k makes it lr c, and each beta beta^c, c = k / (k + 1)."
+            description="Adam's learning rate; unset, 0.002 for StyleGAN kinds (equalised learning rates; 0.004 in "
+            "stage 2 where hold_weight is not 0) and 0.0005 for others. Lazy regularisation of interval k makes it lr "
+            "c, and each beta beta^c, c = k / (k + 1)."
         ),
     ] = None
     beta1: Annotated[Beta, Field(description="Adam's beta1.")] = 0.0
@@ -156,8 +157,8 @@ class Repel:
         Count | None,
         STEPS,
         Field(
-            description="Training steps; unset, 800 for StyleGAN kinds, and 2,500 for others, whose learning rate is a "
-            "quarter of theirs."
+            description="Training steps; unset, 400 for StyleGAN kinds (800 where hold_weight is 0, at half the "
+            "learning rate), and 2,500 for others, whose learning rate is lower."
         ),
     ] = None
     loss: Annotated[
@@ -213,7 +214,7 @@ class Repel:
         STEPS,
         Field(
             description="Steps that the guide is trained for before stage 2; where it errs up to four times as many "
-            "again, but no more than stage 2 has. The ways to nearby good samples, which StyleGANs have "
+            "again, but no more than twice stage 2's. The ways to nearby good samples, which StyleGANs have "
             "not, are learnt in as many."
         ),
     ] = 200

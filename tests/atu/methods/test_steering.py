@@ -11,6 +11,7 @@ from atu.experiments.pretrain import mnist_stylegan2
 from atu.feedback.feedback import Feedback
 from atu.methods.adapt_then_unlearn.guide import ROUNDS, UNSURE, Guide
 from atu.methods.adapt_then_unlearn.nearby import MovedLatents
+from atu.methods.adapt_then_unlearn.repel import learning_rate, most_steps
 from atu.methods.adapt_then_unlearn.steering import Steering, hold_weight, nearby_weight
 from atu.methods.adapt_then_unlearn.ways import WayLatents
 
@@ -149,10 +150,20 @@ def test_weights_that_are_auto_suit_the_kind_of_gan(image_gan, vector_gan):
             assert hold_weight(gan, settings) == nearby_weight(gan, settings) == given
 
 
-@pytest.mark.parametrize("steps, rounds", [(800, ROUNDS), (3, 4)])
+def test_a_stylegan_that_is_held_takes_half_of_the_steps_at_twice_the_rate(image_gan):
+    held, paper = config.Repel(), config.Config.of("el2").repel
+    own = config.Repel(steps=7, adversarial=config.Adversarial(lr=0.03))
+    gan = mnist_stylegan2()
+    assert [most_steps(gan, cfg) for cfg in (held, paper, own)] == [400, 800, 7]
+    assert [learning_rate(gan, cfg) for cfg in (held, paper, own)] == [0.004, None, 0.03]
+    assert [most_steps(image_gan, cfg) for cfg in (held, paper, own)] == [2500, 2500, 7]
+    assert [learning_rate(image_gan, cfg) for cfg in (held, paper, own)] == [None, None, 0.03]
+
+
+@pytest.mark.parametrize("steps, rounds", [(400, ROUNDS), (1, 3)])
 def test_guide_learns_from_batches_of_one(image_gan, steps, rounds):
-    """Big samples may leave room for one at a time; and a guide that is never sure learns on for no longer than stage 2
-    has steps."""
+    """Big samples may leave room for one at a time; and a guide that is never sure learns on for no more than twice
+    the steps of stage 2."""
     images = TensorSamples(torch.rand(5, 1, 8, 8))
     settings = config.Repel(guide_steps=1, adversarial=config.Adversarial(batch_size=1))
     steering = Steering(

@@ -7,6 +7,7 @@ best generator by a stated score.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -132,10 +133,20 @@ class RepelHooks(StageHooks):
 
 
 def most_steps(gan: GAN, cfg: config.Repel) -> int:
-    """Steps of stage 2, at most. When unset: other kinds than StyleGANs learn at a lower rate, so it takes more."""
+    """Steps of stage 2, at most. When unset: other kinds than StyleGANs learn at a lower rate, so it takes more; where
+    what is good is held, a StyleGAN bears a higher one (`learning_rate`), so it takes fewer."""
     if cfg.steps is not None:
         return cfg.steps
-    return 800 if gan.is_stylegan else 2500
+    if not gan.is_stylegan:
+        return 2500
+    return 400 if hold_weight(gan, cfg) else 800
+
+
+def learning_rate(gan: GAN, cfg: config.Repel) -> float | None:
+    """Adam's in stage 2; None: the trainer's own."""
+    if cfg.adversarial.lr is None and gan.is_stylegan and hold_weight(gan, cfg):
+        return 0.004
+    return cfg.adversarial.lr
 
 
 def planned_steps(gan: GAN, cfg: config.Config) -> tuple[int, int]:
@@ -181,7 +192,7 @@ def repel_gan(
         trainer = AdversarialTrainer(
             twin,
             feedback.positives,
-            cfg.adversarial,
+            dataclasses.replace(cfg.adversarial, lr=learning_rate(gan, cfg)),
             extra_fakes=feedback.negatives,
             add_penalty_grad=push.add_grad,
             fake_penalty=steering,

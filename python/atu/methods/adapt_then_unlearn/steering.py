@@ -42,8 +42,8 @@ class Steering:
 
     Args:
         gan: pretrained pair. twin: the pair that is trained, a copy of it. steps: of stage 2; the guide learns on
-            for no longer than that, nor do the ways to good samples. prepared: what an interrupted run had of this
-            (`prepared`), which is not learnt again.
+            for no more than twice as many, the ways to good samples for no more than these. prepared: what an
+            interrupted run had of this (`prepared`), which is not learnt again.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Steering:
             scale=float(some.var(0).mean()),
             seed=stream_seed(seed, Stream.GUIDE),
             at_once=at_once,
-            rounds=min(ROUNDS, 1 + steps // max(cfg.guide_steps, 1)),
+            rounds=min(ROUNDS, 1 + 2 * steps // max(cfg.guide_steps, 1)),
         )
         if prepared is None:
             self.guide, self.doubts, self.bar = _taught(teach, gan, feedback, cfg.guide_steps, seed)
