@@ -14,6 +14,11 @@ def _block(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
+def _channels_last(x: Tensor) -> Tensor:
+    """A pixel's channels side by side: on a CPU these networks take half to three quarters of the time."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class ConvClassifier(nn.Module):
     """Images [N, img_channels, R, R] to logits [N, num_classes]; R is halved three times.
 
@@ -58,7 +63,7 @@ class ConvClassifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate layer, [N, num_features]."""
-        return self.neck(self.body(x))
+        return self.neck(self.body(_channels_last(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
@@ -124,7 +129,7 @@ class ResidualClassifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate layer, [N, num_features]."""
-        maps = self.body(x)
+        maps = self.body(_channels_last(x))
         return self.neck(torch.cat([maps.mean(dim=(2, 3)), maps.amax(dim=(2, 3))], 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,7 +200,7 @@ class StridedClassifier(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """Penultimate layer, [N, num_features]."""
-        return self.neck(self.body(x))
+        return self.neck(self.body(_channels_last(x)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
