@@ -65,7 +65,7 @@ class Adversarial:
         Positive | None,
         Field(
             description="Adam's learning rate; unset, 0.002 for StyleGAN kinds (equalised learning rates; 0.004 in "
-            "stage 2 where hold_weight is not 0) and 0.0005 for others. Lazy regularisation of interval k makes it lr "
+            "stage 2 where it has 400 steps) and 0.0005 for others. Lazy regularisation of interval k makes it lr "
             "c, and each beta beta^c, c = k / (k + 1)."
         ),
     ] = None
@@ -157,8 +157,8 @@ class Repel:
         Count | None,
         STEPS,
         Field(
-            description="Training steps; unset, 400 for StyleGAN kinds (800 where hold_weight is 0, at half the "
-            "learning rate), and 2,500 for others, whose learning rate is lower."
+            description="Training steps; unset, 400 for StyleGAN kinds (800 at half the learning rate where "
+            "hold_weight is 0, and of 256 x 256 and more), and 2,500 for others, whose learning rate is lower."
         ),
     ] = None
     loss: Annotated[

@@ -153,7 +153,9 @@ def test_weights_that_are_auto_suit_the_kind_of_gan(image_gan, vector_gan):
 def test_a_stylegan_that_is_held_takes_half_of_the_steps_at_twice_the_rate(image_gan):
     held, paper = config.Repel(), config.Config.of("el2").repel
     own = config.Repel(steps=7, adversarial=config.Adversarial(lr=0.03))
-    gan = mnist_stylegan2()
+    gan, big = mnist_stylegan2(), mnist_stylegan2()
+    big._sample_shape = (3, 256, 256)
+    assert (most_steps(big, held), learning_rate(big, held)) == (800, None)
     assert [most_steps(gan, cfg) for cfg in (held, paper, own)] == [400, 800, 7]
     assert [learning_rate(gan, cfg) for cfg in (held, paper, own)] == [0.004, None, 0.03]
     assert [most_steps(image_gan, cfg) for cfg in (held, paper, own)] == [2500, 2500, 7]

@@ -18,7 +18,7 @@ from atu_ext.ops import ParamPenalty
 
 from ... import config
 from ...feedback.feedback import Feedback
-from ...gan import GAN
+from ...gan import BIG, GAN
 from ...support import progress
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.run_folder import RunFolder
@@ -132,19 +132,24 @@ class RepelHooks(StageHooks):
         self._set_lr(self.trainer.step_count)
 
 
+def _bears_twice_the_rate(gan: GAN, cfg: config.Repel) -> bool:
+    """Whether half of the steps at twice the learning rate do as well (docs/trials.md, "Half of the steps"): of
+    StyleGANs whose good samples are held. Those of big samples were not measured."""
+    return gan.is_stylegan and hold_weight(gan, cfg) > 0 and math.prod(gan.sample_shape) < BIG
+
+
 def most_steps(gan: GAN, cfg: config.Repel) -> int:
-    """Steps of stage 2, at most. When unset: other kinds than StyleGANs learn at a lower rate, so it takes more; where
-    what is good is held, a StyleGAN bears a higher one (`learning_rate`), so it takes fewer."""
+    """Steps of stage 2, at most. When unset: other kinds than StyleGANs learn at a lower rate, so it takes more."""
     if cfg.steps is not None:
         return cfg.steps
     if not gan.is_stylegan:
         return 2500
-    return 400 if hold_weight(gan, cfg) else 800
+    return 400 if _bears_twice_the_rate(gan, cfg) else 800
 
 
 def learning_rate(gan: GAN, cfg: config.Repel) -> float | None:
     """Adam's in stage 2; None: the trainer's own."""
-    if cfg.adversarial.lr is None and gan.is_stylegan and hold_weight(gan, cfg):
+    if cfg.adversarial.lr is None and _bears_twice_the_rate(gan, cfg):
         return 0.004
     return cfg.adversarial.lr
 
