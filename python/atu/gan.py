@@ -262,15 +262,17 @@ class GAN:
             self._cost = memory.measure(work, self.device)
         return self._cost
 
-    def fitting(self, wanted: int = 100) -> int:
-        """How many samples to make and judge at once: `self.batch` if set, else `wanted`.
+    @property
+    def is_big(self) -> bool:
+        """Whether samples are big: from 256 x 256 in colour on."""
+        return math.prod(self.sample_shape) >= BIG
 
-        Big samples (from 256 x 256 in colour on) have their cost measured; batches are then halved until they fit, see
-        `atu.support.memory.fitting`.
-        """
+    def fitting(self, wanted: int = 100) -> int:
+        """How many samples to make and judge at once: `self.batch` if set, else `wanted`. Big samples have their cost
+        measured; batches are then halved until they fit, see `atu.support.memory.fitting`."""
         if self.batch is not None:
             return self.batch
-        if math.prod(self.sample_shape) < BIG:
+        if not self.is_big:
             return wanted
         return memory.fitting(wanted, self.cost()[0], self.device)
 

@@ -1,8 +1,8 @@
-"""What a run with big samples will take, said before it starts: measured on one sample."""
+"""What a run with big samples will take, said before it starts: measured on one sample. Of small ones, most of the time
+is not the samples', and nothing is said."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,6 @@ def _time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _big(gan: GAN) -> bool:
-    """Whether one sample says how long many take: of small ones, most of the time is not the samples'."""
-    from ..gan import BIG
-
-    return math.prod(gan.sample_shape) >= BIG
-
-
 def _at_once(gan: GAN, wanted: int) -> str:
     """Memory of one batch, in words; nothing where it is not known."""
     bytes_each, _ = gan.cost()
@@ -39,7 +32,7 @@ def say_sampling(gan: GAN, samples: int) -> None:
     """Tell how long `samples` samples take, where it is long."""
     from ..support import progress
 
-    seconds = samples * gan.cost()[1] if _big(gan) else 0.0
+    seconds = samples * gan.cost()[1] if gan.is_big else 0.0
     if seconds >= LONG:
         progress.say(f"sampling: {samples:,} samples, about {_time(seconds)}{_at_once(gan, 100)}")
 
@@ -48,7 +41,7 @@ def say_evaluation(gan: GAN, samples: int, generators: int) -> None:
     """Tell what evaluating `generators` generators takes, where it is long, and offer a smaller evaluation."""
     from ..support import progress
 
-    each = generators * gan.cost()[1] if _big(gan) else 0.0
+    each = generators * gan.cost()[1] if gan.is_big else 0.0
     if samples * each < LONG:
         return
     text = f"evaluation: {samples:,} samples of each of {generators} generators, about {_time(samples * each)}"
@@ -93,7 +86,7 @@ def say_training(gan: GAN, config: Path | None, method: str | None, compat: str 
     from ..methods.adapt_then_unlearn.repel import planned_steps
     from ..support import memory, progress
 
-    if gan.discriminator is None or not _big(gan):
+    if gan.discriminator is None or not gan.is_big:
         return
     settings = Config.of(method, compat) if config is None else Config.load(config, method, compat)
     bytes_each, seconds_each = training_cost(gan, settings.repel.adversarial)

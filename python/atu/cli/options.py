@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import shlex
 import sys
@@ -289,7 +288,7 @@ def weights_of(text: str, argument: str = "CKPT") -> str:
 def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT", model: Model | None = None) -> GAN:
     """The GAN that a CKPT stands for, on `device`."""
     from ..formats.own_model import load_own
-    from ..gan import BIG, GAN
+    from ..gan import GAN
     from ..support.environment import give_back_freed_memory
 
     own, weights = (model or Model()).of(str(name))
@@ -297,7 +296,7 @@ def load_gan(name: str | Path, device: str | None = None, argument: str = "CKPT"
         gan = GAN.load(checkpoint_of(name, argument))
     else:
         gan = load_own(own, None if weights is None else weights_of(weights, argument))
-    if math.prod(gan.sample_shape) >= BIG:
+    if gan.is_big:
         give_back_freed_memory()
     return gan if device is None else gan.to(device)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data.samples import Samples
 from ..feedback.feedback import Feedback
-from ..gan import BIG, GAN
+from ..gan import GAN
 from ..measures.features import Whitening, discriminator_features
 from ..measures.frechet import frechet_distance, moments
 from ..support.seeding import Stream, stream_seed
@@ -69,7 +69,7 @@ class Score:
 
 def pictured(gan: GAN) -> int:
     """How many samples a picture in the course of training shows: few big ones, as each takes seconds."""
-    return 100 if math.prod(gan.sample_shape) < BIG else 16
+    return 16 if gan.is_big else 100
 
 
 class CheckpointKeeper:

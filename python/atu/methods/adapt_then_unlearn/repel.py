@@ -18,7 +18,7 @@ from atu_ext.ops import ParamPenalty
 
 from ... import config
 from ...feedback.feedback import Feedback
-from ...gan import BIG, GAN
+from ...gan import GAN
 from ...support import progress
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.run_folder import RunFolder
@@ -135,7 +135,7 @@ class RepelHooks(StageHooks):
 def _bears_twice_the_rate(gan: GAN, cfg: config.Repel) -> bool:
     """Whether half of the steps at twice the learning rate do as well (docs/trials.md, "Half of the steps"): of
     StyleGANs whose good samples are held. Those of big samples were not measured."""
-    return gan.is_stylegan and hold_weight(gan, cfg) > 0 and math.prod(gan.sample_shape) < BIG
+    return gan.is_stylegan and hold_weight(gan, cfg) > 0 and not gan.is_big
 
 
 def most_steps(gan: GAN, cfg: config.Repel) -> int:

@@ -7,7 +7,6 @@ Beyond the paper; docs/trials.md says why.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from ... import config
 from ...feedback.feedback import Feedback, doubted, without_doubted
-from ...gan import BIG, GAN
+from ...gan import GAN
 from ...support import world
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.trainer import together
@@ -62,7 +61,7 @@ class Steering:
         positives = feedback.positives
         some = positives.batch(torch.arange(min(len(positives), 500)))
         # Of big samples no more at once than the training takes, whose batch the user has fitted to the memory.
-        at_once = None if math.prod(gan.sample_shape) < BIG else cfg.adversarial.batch_size
+        at_once = cfg.adversarial.batch_size if gan.is_big else None
         teach = partial(
             Guide,
             gan,
