@@ -226,7 +226,7 @@ class Repel:
         NonNegative, Field(description="w of the weights to start at, theta_G - w (theta_N - theta_G).")
     ] = 0.0
     check_every: Annotated[PositiveCount, STEPS, Field(description="How often the generator is scored.")] = 100
-    check_samples: Annotated[PositiveCount, SAMPLES, Field(description="On how many it is scored.")] = 2000
+    check_samples: Annotated[PositiveCount, SAMPLES, Field(description="On how many it is scored.")] = 1000
     keep: Annotated[
         Literal["best", "final"],
         Field(

@@ -29,6 +29,7 @@ from ..support import progress
 from ..support.digest import sha256
 from ..support.modules import state_of
 from ..support.seeding import Stream, stream_seed
+from .classifier import few_at_once
 from .collateral import (
     MOVED,
     SURE,
@@ -152,7 +153,7 @@ def evaluate(
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
     if numbers["good_changed"] is not None and len(before.sample_shape) == 3:
         some = before.batches(min(n, MOVED), seed, batch_size)
-        numbers["good_changed"]["by_a_pixel"] = changed_by_a_pixel(some, judge.score)
+        numbers["good_changed"]["by_a_pixel"] = changed_by_a_pixel(few_at_once(some), judge.score)
     numbers["distances"] = {name: _distances(name, reference, drawn, models) for name in networks}
     for name, judged in models.items():
         shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}
@@ -239,11 +240,10 @@ def judge_numbers(verdicts: Mapping[str, Tensor], judge: Judge, answered: bool |
 
     Returns:
         negatives_before, negatives_after, pul, pul_ci95; answered: whether it was an oracle of the run, None where
-        that is not known; sensitivity,
-        specificity: count, share and interval on held_out real samples, and corrected: PUL and shares corrected by
-        them (measures/prevalence.py), None where they are not known; over_removal, None without a retrained GAN: the
-        share of negatives that it makes (retrained), the difference of the unlearned GAN's with its interval, and
-        whether that is fewer for certain.
+        that is not known; sensitivity, specificity: count, share and interval on held_out real samples, and corrected:
+        PUL and shares corrected by them (measures/prevalence.py), None where they are not known; over_removal, None
+        without a retrained GAN: the share of negatives that it makes (retrained), the difference of the unlearned
+        GAN's with its interval, and whether that is fewer for certain.
     """
     before, after = verdicts["before"], verdicts["after"]
     numbers: dict[str, Any] = dict(unlearning(before, after), answered=answered)
