@@ -7,7 +7,7 @@ errors on held-out images as JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,6 @@ NETWORKS: dict[str, type[Network]] = {
     "residual": ResidualClassifier,
     "timm": TimmClassifier,
 }
-# Of a batch that passes a network on a CPU: what the layers of 42 samples of 64 x 64 in colour give stays near the
-# cache, and takes half to two thirds of the time of 250.
-ELEMENTS = 2**19
 
 
 def class_indices(names: Sequence[str], classes: Iterable[int | str]) -> list[int]:
@@ -186,20 +183,13 @@ class Classifier:
         return cls(module, classes, image_range, Path(path).stem, counts)
 
 
-def few_at_once(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The samples [N, ...] of the batches, on a CPU in parts of at most `ELEMENTS` (8 samples at least)."""
-    for x in batches:
-        most = len(x) if x.device.type != "cpu" else max(ELEMENTS // max(x[:1].numel(), 1), 8)
-        yield from x.split(max(most, 1))
-
-
 def confusion(classifier: Any, images: Tensor, labels: Tensor, batch_size: int = 500) -> Tensor:
     """int64 [classes, classes]: of the images of class i (labels int64 [N]), those that the classifier calls j.
 
     images: [N, ...] in the classifier's range.
     """
-    size, parts = len(classifier.classes), few_at_once(images.split(batch_size))
-    calls = torch.cat([classifier.logits_and_features(x)[0].argmax(1).cpu() for x in parts])
+    size = len(classifier.classes)
+    calls = torch.cat([classifier.logits_and_features(x)[0].argmax(1).cpu() for x in images.split(batch_size)])
     return torch.bincount(labels.cpu() * size + calls, minlength=size * size).reshape(size, size)
 
 

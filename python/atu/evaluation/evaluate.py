@@ -29,7 +29,6 @@ from ..support import progress
 from ..support.digest import sha256
 from ..support.modules import state_of
 from ..support.seeding import Stream, stream_seed
-from .classifier import few_at_once
 from .collateral import (
     MOVED,
     SURE,
@@ -153,7 +152,7 @@ def evaluate(
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
     if numbers["good_changed"] is not None and len(before.sample_shape) == 3:
         some = before.batches(min(n, MOVED), seed, batch_size)
-        numbers["good_changed"]["by_a_pixel"] = changed_by_a_pixel(few_at_once(some), judge.score)
+        numbers["good_changed"]["by_a_pixel"] = changed_by_a_pixel(some, judge.score)
     numbers["distances"] = {name: _distances(name, reference, drawn, models) for name in networks}
     for name, judged in models.items():
         shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}

@@ -26,7 +26,7 @@ from ..measures.prevalence import Errors
 from ..support import progress
 from ..support.modules import eval_mode
 from ..support.seeding import Stream, stream_seed
-from .classifier import Classifier, ModuleClassifier, check_logits, error_counts, few_at_once
+from .classifier import Classifier, ModuleClassifier, check_logits, error_counts
 
 SHOWN = 24  # negatives of each model that are kept to be looked at
 Scores = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -238,7 +238,7 @@ def judge_samples(
     asked = _Asked({name: Oracle(has) for name, has in (attributes or {}).items()})
     verdicts = _Asked({name: _verdict(judge) for name, judge in (judges or {}).items()})
     extracted = _Asked(dict(extractors or {}))
-    for x in few_at_once(batches):
+    for x in batches:
         scores.append(score(x))
         for questions in (asked, verdicts, extracted):
             questions.add(x)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from atu.evaluation.classifier import ELEMENTS, Classifier, ModuleClassifier, confusion, error_counts, few_at_once
+from atu.evaluation.classifier import Classifier, ModuleClassifier, confusion, error_counts
 from atu.evaluation.evaluate import evaluate
 from atu.evaluation.judges import Judge, as_judge
 from atu.formats.tensors import CheckpointError
@@ -167,13 +165,3 @@ def test_a_file_with_errors_that_cannot_be(tmp_path, counts):
     save_tensors(path, tensors, {"format": metadata["format"], "config": config})
     with pytest.raises(CheckpointError, match="its config cannot be read"):
         Classifier.load(path)
-
-
-@given(st.lists(st.integers(0, 101), max_size=5), st.sampled_from([(3,), (1, 37, 37), (3, 64, 64), (3, 257, 257)]))
-def test_batches_are_judged_in_parts_that_stay_in_the_cache(sizes, shape):
-    batches = [torch.arange(start, start + n) for start, n in zip(range(0, 1000, 200), sizes, strict=False)]
-    samples = [n.float().reshape(-1, *[1] * len(shape)).expand(-1, *shape) for n in batches]
-    parts = list(few_at_once(samples))
-    told = torch.cat([part.flatten(1)[:, 0] for part in parts]) if parts else torch.empty(0)
-    assert torch.equal(told.long(), torch.cat(batches) if batches else torch.empty(0, dtype=torch.long))
-    assert all(part.numel() <= ELEMENTS or len(part) <= 8 for part in parts)
