@@ -2,14 +2,82 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import presets
 from ..assets import DOMAINS
-from .options import BATCH, CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_option, common, load_gan, renamed
+from ..support.processes import beside
+from .options import (
+    BATCH,
+    CONFIG,
+    FILE,
+    FOLDER,
+    MARKS,
+    SAMPLES,
+    Common,
+    begin,
+    class_option,
+    common,
+    load_gan,
+    renamed,
+    use_threads,
+)
+
+if TYPE_CHECKING:
+    from ..experiments.cells import Plan
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for, as one process can tell it another; options: of every plan."""
+
+    dataset: str
+    classes: tuple[str, ...]
+    data: Path | None
+    ckpt: str | None
+    classifiers: Path | None
+    extractor: Path | None
+    device: str | None
+    batch: int | None
+    options: dict[str, Any]
+
+    def plan(self, out: Path) -> Plan:
+        """All that is to be computed, in OUT."""
+        from ..experiments import recipes
+        from ..measures.extractors import torchscript
+
+        options = dict(self.options)
+        if self.extractor is not None:
+            options["extractor"] = torchscript(self.extractor)
+        gan = None if self.ckpt is None else load_gan(self.ckpt, self.device, "ckpt")
+        if self.dataset == "mnist":
+            plan = recipes.mnist_plan(self.classes or ("1", "4", "8"), gan=gan, **options)
+        elif self.dataset == "animals":
+            plan = recipes.animals_plan(self.classes, gan=gan, **options)
+        else:
+            assert self.data is not None and gan is not None
+            plan = recipes.PLANS[self.dataset](self.data, gan, out, self.classes, self.classifiers, **options)
+        plan.gan.to(self.device or plan.gan.device)
+        plan.gan.batch = self.batch
+        for task in plan.tasks:
+            task.judge.to(plan.gan.device)
+            task.asked.to(plan.gan.device)
+        return plan
+
+
+def take_part(wanted: Wanted, out: Path) -> None:
+    """Compute cells as one of several processes; the first alone speaks."""
+    from ..experiments.reproduce import reproduce
+    from ..support.remarks import InputWarning
+
+    begin(quiet=True, device=wanted.device)
+    warnings.simplefilter("ignore", InputWarning)
+    reproduce(wanted.plan(out), out)
 
 
 @click.command("reproduce")
@@ -40,6 +108,12 @@ from .options import BATCH, CONFIG, FILE, FOLDER, MARKS, SAMPLES, Common, class_
 @renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu audit)")
 @CONFIG
 @SAMPLES
+@click.option(
+    "--jobs",
+    type=click.IntRange(1),
+    help="Cells to compute side by side, each with its share of the threads; when not given one a thread on a CPU, as "
+    "far as memory allows, and one on a GPU.",
+)
 @BATCH
 @common("Folder; goes on from it.", seed=False, threads=True)
 def reproduce(
@@ -57,6 +131,7 @@ def reproduce(
     no_oracle: bool,
     config: Path | None,
     samples: int,
+    jobs: int | None,
     batch: int | None,
 ) -> None:
     """Compute the published table.
@@ -65,38 +140,28 @@ def reproduce(
 
     DATASET: mnist, animals, afhq or celebahq.
     """
-    from ..experiments import recipes
-    from ..experiments import reproduce as table
-    from ..measures.extractors import torchscript
+    import torch
 
+    from ..experiments import reproduce as table
+
+    if dataset in DOMAINS and data is not None:
+        raise click.UsageError(f"{dataset} takes no --data")
+    if dataset not in DOMAINS and (data is None or ckpt is None):
+        raise click.UsageError(f"{dataset} needs --data FOLDER and --ckpt CKPT")
     options: dict[str, Any] = dict(seeds=seeds, negatives=marks, samples=samples, oracle=not no_oracle)
     options.update(methods=table.check_methods(methods), config=table.read_config(config))
-    if extractor is not None:
-        options["extractor"] = torchscript(extractor)
-    if dataset in DOMAINS:
-        if data is not None:
-            raise click.UsageError(f"{dataset} takes no --data")
-        options["gan"] = None if ckpt is None else load_gan(ckpt, run.device, "ckpt")
-        if dataset == "mnist":
-            plan = recipes.mnist_plan(classes or ("1", "4", "8"), **options)
-        else:
-            plan = recipes.animals_plan(classes, **options)
-        plan.gan.to(run.device or plan.gan.device)
-    else:
-        if data is None or ckpt is None:
-            raise click.UsageError(f"{dataset} needs --data FOLDER and --ckpt CKPT")
-        plan = recipes.PLANS[dataset](
-            data, load_gan(ckpt, run.device, "ckpt"), run.out, classes, classifiers, **options
-        )
-    plan.gan.batch = batch
-    for task in plan.tasks:
-        task.judge.to(plan.gan.device)
-        task.asked.to(plan.gan.device)
+    wanted = Wanted(dataset, classes, data, ckpt, classifiers, extractor, run.device, batch, options)
+    plan = wanted.plan(run.out)
+    threads = torch.get_num_threads()
+    jobs = jobs or table.jobs_for(plan, run.out, threads)
+    if jobs > 1:
+        use_threads(max(threads // jobs, 1))  # of the others too, which take over the environment
     if dry_run or not run.quiet:
-        click.echo(table.told(table.forecast(plan, run.out)), err=not dry_run)
+        click.echo(table.told(table.forecast(plan, run.out), jobs), err=not dry_run)
     if dry_run:
         return
-    found = table.reproduce(plan, run.out)
+    with beside(jobs - 1, take_part, wanted, run.out):
+        found = table.reproduce(plan, run.out)
     click.echo(f"{found['cells_done']} of {found['cells']} cells", err=True)
     for name in ("table.md", "table.json", "figure.png"):
         click.echo(str(run.out / name))

@@ -188,9 +188,13 @@ def confusion(classifier: Any, images: Tensor, labels: Tensor, batch_size: int =
 
     images: [N, ...] in the classifier's range.
     """
-    size = len(classifier.classes)
     calls = torch.cat([classifier.logits_and_features(x)[0].argmax(1).cpu() for x in images.split(batch_size)])
-    return torch.bincount(labels.cpu() * size + calls, minlength=size * size).reshape(size, size)
+    return count_calls(labels.cpu(), calls, len(classifier.classes))
+
+
+def count_calls(labels: Tensor, calls: Tensor, size: int) -> Tensor:
+    """int64 [size, size]: how often class i (labels int64 [N]) was called j (calls int64 [N])."""
+    return torch.bincount(labels * size + calls, minlength=size * size).reshape(size, size)
 
 
 def _counts(rows: Any, size: int) -> Tensor:

@@ -180,7 +180,8 @@ class PartsView(ModuleClassifier):
         ]
         classes = list(dict.fromkeys(name or OTHER for name in named))
         index = [classes.index(name or OTHER) for name in named]
-        super().__init__(_Joint(classifier, parts, index), classes, classifier.image_range, classifier.name)
+        self._joint = _Joint(classifier, parts, index)
+        super().__init__(self._joint, classes, classifier.image_range, classifier.name)
         self.members = {
             name: sorted({i for i, cell in zip(index, cells, strict=True) if _holds(rule, parts, cell)})
             for name, rule in rules.items()
@@ -201,6 +202,10 @@ class PartsView(ModuleClassifier):
         """Move the network in place; returns self."""
         self.module.to(device)
         return self
+
+    def of_parts(self, logits: Tensor) -> Tensor:
+        """Log probabilities [N, classes] by logits [N, C] of the `PartsClassifier`, so that many views ask it once."""
+        return self._joint.joint(logits)
 
     def truth(self, labels: Tensor) -> Tensor:
         """The class, int64 [N], of samples whose parts are known: labels int64 [N, parts]."""
@@ -243,7 +248,11 @@ class _Joint(nn.Module):
         self.register_buffer("members", members)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.split(self.net(x))
+        return self.joint(self.net(x))
+
+    def joint(self, together: Tensor) -> Tensor:
+        """Log probabilities [N, classes] by the network's logits [N, C]."""
+        logits = self.split(together)
         joint = logits[self.parts[0]].log_softmax(1)
         for part in self.parts[1:]:
             joint = (joint[:, :, None] + logits[part].log_softmax(1)[:, None, :]).flatten(1)

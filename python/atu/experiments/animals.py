@@ -19,7 +19,7 @@ from ..assets import asset
 from ..data import animals
 from ..data.images import map_range, to_range
 from ..evaluation.audit import Rule
-from ..evaluation.classifier import confusion
+from ..evaluation.classifier import count_calls
 from ..evaluation.goals import Goal, class_goal
 from ..evaluation.judges import Judge
 from ..evaluation.parts import PartsClassifier, PartsView
@@ -82,8 +82,9 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
     result = unlearned(gan, marked, [finds(names), *map(finds, before)], settings)
     began = time.monotonic()
     own = judges_of(names, gan.device)
-    images, labels = held_out(own["classifier"])
-    images = map_range(images, measuring.image_range, gan.image_range)
+    drawn = held_out()
+    images = to_range(drawn.images, gan.image_range)
+    labels = own["classifier"].truth(drawn.labels)
     measures = {**own, "real": (images, labels)} if given is None else {**given, "real": images}
     measures["answered"] = own["answered"] if settings.oracle else []
     has = _Answers(measuring, gan.image_range)
@@ -135,21 +136,25 @@ class _Answers:
         return has
 
 
-def held_out(view: PartsView) -> tuple[Tensor, Tensor]:
-    """(images [HELD_OUT, 3, R, R] in the view's range, the view's class of each): drawings that no network has seen."""
-    data = animals.drawings("held-out", HELD_OUT)
-    return to_range(data.images, view.image_range), view.truth(data.labels)
+def held_out() -> animals.Drawings:
+    """Drawings that no network has seen."""
+    return animals.drawings("held-out", HELD_OUT)
 
 
-def with_errors(view: PartsView) -> PartsView:
-    """The view, its errors on unseen drawings counted (`confusion`)."""
-    view.confusion = confusion(view, *held_out(view))
-    return view
+def with_errors(classifier: PartsClassifier, *names: tuple[str, ...]) -> list[PartsView]:
+    """The classifier's view of each group of names, its errors on unseen drawings counted (`confusion`)."""
+    data, views = held_out(), [classifier.view(group) for group in names]
+    batches = (to_range(x, classifier.image_range) for x in data.images.split(500))
+    logits = torch.cat([classifier.logits_and_features(x)[0] for x in batches])
+    for view in views:
+        calls = view.of_parts(logits).argmax(1).cpu()
+        view.confusion = count_calls(view.truth(data.labels), calls, len(view.classes))
+    return views
 
 
 def judges_of(names: tuple[str, ...], device: torch.device | str) -> dict[str, Any]:
     """Of `evaluate`: the judge of what names stand for, and beside it the oracle, which answers in runs."""
-    asked, measuring = (with_errors(one.to(device).view(names)) for one in (oracle(), judge()))
+    (asked,), (measuring,) = (with_errors(one.to(device), names) for one in (oracle(), judge()))
     return dict(classifier=measuring, negative_classes=names, judges={asked.name: asked}, answered=[asked.name])
 
 
@@ -184,10 +189,10 @@ class LikeDrawings:
 
     def __init__(self, n: int = HELD_OUT, without: Iterable[Mapping[str, Iterable[str]]] = ()):
         self.n, self.classifier = n, oracle()
-        held_out = animals.without_any(animals.drawings("held-out", HELD_OUT), without)
-        images = (to_range(part, self.classifier.image_range) for part in held_out.images.split(500))
+        kept = animals.without_any(held_out(), without)
+        images = (to_range(part, self.classifier.image_range) for part in kept.images.split(500))
         self.features = torch.cat([self.classifier.logits_and_features(x)[1] for x in images])
-        self.shares = self._shares(held_out.labels)
+        self.shares = self._shares(kept.labels)
 
     def _shares(self, labels: Tensor) -> dict[str, Tensor]:
         columns = zip(self.classifier.parts.items(), labels.t(), strict=True)

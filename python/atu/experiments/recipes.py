@@ -65,14 +65,16 @@ def animals_plan(classes: Sequence[str] = (), gan: GAN | None = None, **options:
         ValueError: the GAN makes samples of another shape.
     """
     gan = gan or GAN.load(asset("animals-gan.safetensors"))
-    asked, measuring = animals.oracle(), animals.judge()
-    tasks = []
-    for name in dict.fromkeys(classes or ANIMALS):
-        oracle, judge = (animals.with_errors(one.view([name])) for one in (asked, measuring))
-        images, labels = animals.held_out(judge)
-        _check_shape(gan, images, "drawings")
-        real = map_range(images, judge.image_range, gan.image_range), labels
-        tasks.append(Task(name, judge, (name,), real, oracle))
+    names = list(dict.fromkeys(classes or ANIMALS))
+    alone = [(name,) for name in names]
+    oracles, judges = (animals.with_errors(one, *alone) for one in (animals.oracle(), animals.judge()))
+    data = animals.held_out()
+    _check_shape(gan, data.images, "drawings")
+    images = to_range(data.images, gan.image_range)
+    tasks = [
+        Task(name, judge, (name,), (images, judge.truth(data.labels)), oracle)
+        for name, oracle, judge in zip(names, oracles, judges, strict=True)
+    ]
     return Plan("animals", gan, tasks, **options)
 
 

@@ -1,5 +1,7 @@
 """The published table again: every method on every target with several seeds, cell by cell, beside the paper's rows.
 
+Cells are computed side by side where several processes do so in one folder: each takes one that no other has begun.
+
 OUT/cells/METHOD-TARGET-SEED.json   one finished cell; what is there is not computed again
 OUT/runs/...                        the run folder of a cell, from which a stopped one goes on
 OUT/pictures/METHOD-TARGET-SEED.png samples before and after, 40 latents that were negative above 40 good ones
@@ -21,13 +23,17 @@ from ..data.images import map_range
 from ..data.samples import TensorSamples
 from ..methods.adapt_then_unlearn.repel import planned_steps
 from ..report.words import duration
-from ..support import progress
+from ..support import memory, progress
 from ..support.files import write_json
+from ..support.lock import claimed
 from ..support.seeding import fork_rng
 from ..training.run_folder import gan_digest
 from ..training.trainer import AdversarialTrainer
-from .cells import Plan, cell_path, run_cell
+from .cells import Plan, Task, cell_path, run_cell
 from .reproduced_table import write_table
+
+WAIT = 2.0  # seconds between looks at what other processes have finished
+CELL_BYTES = 3 * 2**30  # memory that a cell takes on a CPU, about: those of the bundled GANs take less
 
 
 def check_methods(methods: Sequence[str]) -> list[str]:
@@ -50,25 +56,55 @@ def read_config(path: Path | None) -> dict[str, Any]:
 def reproduce(plan: Plan, out: str | Path) -> dict[str, Any]:
     """Compute every cell that is not there yet, then write the table and the figure; returns table.json's content.
 
-    The table is written anew after each cell, so that a stopped reproduction shows what it has.
+    The table is written anew after each cell, so that a stopped reproduction shows what it has. Other processes may do
+    the same in OUT meanwhile; each returns when all cells are there.
     """
     out = Path(out)
     _check_identity(plan, out)
-    cells = list(plan.cells())
-    done = [cell for cell in cells if cell_path(out, *cell).is_file()]
-    with progress.bar("reproduce", len(cells), len(done)) as bar:
-        for task, seed, method in cells:
-            path = cell_path(out, task, seed, method)
-            if path.is_file():
+    missing = _missing(plan, out)
+    total = len(list(plan.cells()))
+    with progress.bar("reproduce", total, total - len(missing)) as bar:
+        while missing:
+            if not _compute_one(plan, out, missing):
+                time.sleep(WAIT)  # the others are at what is left
+            missing = _missing(plan, out)
+            if total - len(missing) > bar.done:
+                bar.update(steps=total - len(missing) - bar.done)
+    return write_table(plan, out)
+
+
+def _missing(plan: Plan, out: Path) -> list[tuple[Task, int, str]]:
+    return [cell for cell in plan.cells() if not cell_path(out, *cell).is_file()]
+
+
+def _compute_one(plan: Plan, out: Path, missing: Sequence[tuple[Task, int, str]]) -> bool:
+    """Compute the first of the missing cells that no other process has begun; whether there was one."""
+    retraining = {(task.name, seed) for task, seed, method in missing if method == "retrain"}
+    for task, seed, method in missing:
+        if method != "retrain" and (task.name, seed) in retraining:
+            continue  # Ret-FID is the distance to the retrained GAN
+        path = cell_path(out, task, seed, method)
+        with claimed(out / ".claims" / path.stem) as own:
+            if not own or path.is_file():
                 continue
             start = time.monotonic()
             found = run_cell(plan, task, seed, method, out)
             seconds = time.monotonic() - start
             write_json(path, {**found, "seconds_in_all": round(seconds, 1)})
-            progress.log.info("%s, %s, seed %d: %s", method, task.name, seed, duration(seconds))
-            bar.update()
-            write_table(plan, out)
-    return write_table(plan, out)
+        progress.log.info("%s, %s, seed %d: %s", method, task.name, seed, duration(seconds))
+        write_table(plan, out)
+        return True
+    return False
+
+
+def jobs_for(plan: Plan, out: str | Path, threads: int) -> int:
+    """How many cells to compute side by side with so many threads in all: one on a GPU, which a cell fills; else one a
+    thread, as far as there are cells to do and memory for them."""
+    if plan.gan.device.type != "cpu":
+        return 1
+    there = memory.free(plan.gan.device)
+    room = threads if there is None else there // CELL_BYTES
+    return max(min(threads, room, len(_missing(plan, Path(out)))), 1)
 
 
 def _check_identity(plan: Plan, out: Path) -> None:
@@ -136,8 +172,8 @@ def _measured(plan: Plan, steps: int = 2, samples: int = 250) -> tuple[float, fl
     return step, (time.monotonic() - start) / samples
 
 
-def told(forecast: Mapping[str, Mapping[str, float]]) -> str:
-    """A forecast in words."""
+def told(forecast: Mapping[str, Mapping[str, float]], jobs: int = 1) -> str:
+    """A forecast in words, for so many cells side by side."""
 
     def time_of(seconds: float) -> str:
         return duration(seconds) if seconds < 7200 else f"{seconds / 3600:.1f} hours"
@@ -146,6 +182,7 @@ def told(forecast: Mapping[str, Mapping[str, float]]) -> str:
         f"{method}: {row['cells']} cells of up to {row['steps']:,} steps, about {time_of(row['seconds'])} each"
         for method, row in forecast.items()
     ]
-    total = sum(row["cells"] * row["seconds"] for row in forecast.values())
+    total = sum(row["cells"] * row["seconds"] for row in forecast.values()) / jobs
     cells = sum(row["cells"] for row in forecast.values())
-    return "\n".join([*lines, f"{cells} cells to do, about {time_of(total)} in all on this machine"])
+    beside = f", {jobs} side by side" if jobs > 1 else ""
+    return "\n".join([*lines, f"{cells} cells to do{beside}, about {time_of(total)} in all on this machine"])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
+import time
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from torch import nn
 
 from atu import presets
 from atu.cli import main as cli
+from atu.cli.reproduce import Wanted, take_part
 from atu.data.images import load_images
 from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import evaluate
@@ -25,6 +29,9 @@ from atu.gan import GAN
 from atu.measures import extractors
 from atu.measures.frechet import frechet
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.support import memory
+from atu.support.lock import claimed
+from atu.support.processes import beside
 from atu.support.seeding import Stream, stream_seed
 
 # TorchScript is what such files come in, whatever its future.
@@ -120,6 +127,44 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
         assert picture.width > 500
     with pytest.raises(ValueError, match=r"another negatives \(8 there, 9 now\)"):
         reproduce.reproduce(plan_of(plan_parts, tmp_path, negatives=9), out)
+
+
+def test_what_another_process_has_begun_is_left_to_it(plan_parts, tmp_path, monkeypatch):
+    """Its cell is computed here where it gives it up; what waits for that one's retrained GAN comes after it."""
+    plan, out = plan_of(plan_parts, tmp_path, seeds=1), tmp_path / "out"
+    ran = []
+    run_cell = reproduction.run_cell
+
+    def counted(*arguments):
+        ran.append(f"{arguments[3]}-{arguments[1].name}")
+        return run_cell(*arguments)
+
+    def wait(seconds):
+        ran.append("waited")
+        other.close()
+
+    with ExitStack() as other:
+        assert other.enter_context(claimed(out / ".claims" / "retrain-left-0"))
+        monkeypatch.setattr(reproduce, "run_cell", counted)
+        # Time of its own: a thread of another library sleeps too.
+        monkeypatch.setattr(reproduce, "time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
+        table = reproduce.reproduce(plan, out)
+    assert ran == ["retrain-right", "ewc-right", "waited", "retrain-left", "ewc-left"]
+    assert table["cells_done"] == 4
+    assert all(table["table"]["ewc"][name]["ret_fid_cls"]["n"] == 1 for name in ("left", "right"))
+
+
+def test_as_many_cells_at_once_as_threads_memory_and_work_allow(plan_parts, tmp_path, monkeypatch):
+    plan = plan_of(plan_parts, tmp_path)  # of 8 cells
+    free = [None]
+    monkeypatch.setattr(memory, "free", lambda device: free[0])
+    assert [reproduce.jobs_for(plan, tmp_path, threads) for threads in (1, 5, 64)] == [1, 5, 8]
+    free[0] = 3 * reproduce.CELL_BYTES + 1
+    assert reproduce.jobs_for(plan, tmp_path, 5) == 3
+    free[0] = 1
+    assert reproduce.jobs_for(plan, tmp_path, 5) == 1
+    text = reproduce.told({"ewc": dict(cells=6, seconds=50.0, steps=3)}, jobs=3)
+    assert text.endswith("6 cells to do, 3 side by side, about 100 s in all on this machine")
 
 
 def test_a_figure_has_a_panel_for_each_target():
@@ -392,7 +437,7 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
     arguments = ["reproduce", "celebahq", "--data", celebahq, "--ckpt", ckpt, "--class", "bangs"]
     arguments += ["--class", "eyeglasses"]
     arguments += ["--method", "extrapolate", "--method", "ewc", "--seeds", 1, "--samples", 60, "--marks", 6]
-    arguments += ["--config", tmp_path / "quick.toml", "--quiet", "--out", out]
+    arguments += ["--config", tmp_path / "quick.toml", "--jobs", 2, "--quiet", "--out", out]
     with pytest.raises(SystemExit) as done:
         cli.main(list(map(str, arguments)))
     assert done.value.code == 0
@@ -404,6 +449,19 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
     assert PUBLISHED["celebahq"]["el2"]["bangs"][0] == 90.45
     cell = json.loads((out / "cells" / "extrapolate-bangs-0.json").read_text())
     assert 0 < cell["numbers"]["negatives_before"] < 60
+    assert cell["machine"]["threads"] == 1
+
+    # Another process computes the same from what was asked for.
+    options = dict(seeds=1, negatives=6, samples=60, oracle=True, methods=["ewc"])
+    options["config"] = reproduce.read_config(tmp_path / "quick.toml")
+    wanted = Wanted("celebahq", ("bangs",), celebahq, str(ckpt), out / "classifiers", None, "cpu", 7, options)
+    with beside(1, take_part, wanted, tmp_path / "there"):
+        pass
+    (found,) = (tmp_path / "there" / "cells").iterdir()
+    assert found.name == "ewc-bangs-0.json"
+    own, there = (json.loads(path.read_text())["numbers"] for path in (out / "cells" / found.name, found))
+    assert there["negatives_before"] == own["negatives_before"]
+    assert there["fid_cls_after"] == pytest.approx(own["fid_cls_after"], rel=1e-3)
 
 
 def test_attribute_lists(celebahq, tmp_path):
