@@ -44,6 +44,7 @@ from .metrics import compute, description, load_metrics
 
 Real = Tensor | tuple[Tensor, Tensor]
 Judges = dict[str, Judge]
+COMPARED = ("before", "after", "retrained")  # the models that every judge is asked about
 
 
 @dataclass
@@ -135,15 +136,15 @@ def evaluate(
         # A retrained GAN may take other latents.
         source = retrained if name == "retrained" and isinstance(retrained, GAN) else before
         batches = progress.track(f"evaluate {name}", source.batches(n, seed, batch_size, generator), n)
-        models[name] = judge_samples(batches, judge.score, keep, attributes, judges=further, extractors=networks)
+        asked = further if name in COMPARED else {}
+        models[name] = judge_samples(batches, judge.score, keep, attributes, judges=asked, extractors=networks)
     first, last = models["before"], models["after"]
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
     numbers.update(judge=judge.name, probe=judge.marks, judges={})
     for name, one in {judge.name: judge, **further}.items():
-        numbers["judges"][name] = judge_numbers(
-            {key: model.verdicts.get(name, model.negative) for key, model in models.items()}, one, spoke[name]
-        )
+        verdicts = {key: models[key].verdicts.get(name, models[key].negative) for key in COMPARED if key in models}
+        numbers["judges"][name] = judge_numbers(verdicts, one, spoke[name])
     numbers.update(_real_numbers(None if reference is None else reference.features, models))
     others_latents = before.batches(n, stream_seed(seed, Stream.KEPT_REFERENCE), batch_size)
     drawn = judge_samples(

@@ -180,7 +180,7 @@ class PartsView(ModuleClassifier):
         ]
         classes = list(dict.fromkeys(name or OTHER for name in named))
         index = [classes.index(name or OTHER) for name in named]
-        self._joint = _Joint(classifier, parts, index)
+        self.classifier, self._joint = classifier, _Joint(classifier, parts, index)
         super().__init__(self._joint, classes, classifier.image_range, classifier.name)
         self.members = {
             name: sorted({i for i, cell in zip(index, cells, strict=True) if _holds(rule, parts, cell)})
@@ -189,6 +189,11 @@ class PartsView(ModuleClassifier):
         self.sample_shape = classifier.sample_shape
         self.columns = [list(classifier.parts).index(part) for part in parts]
         self.cell_class = torch.tensor(index).reshape([len(classifier.parts[part]) for part in parts])
+
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(log probabilities [N, classes], penultimate features [N, F]) of images in `image_range`."""
+        logits, features = self.classifier.logits_and_features(x)
+        return self.of_parts(logits), features
 
     def logits(self, x: Tensor) -> Tensor:
         """Log probabilities [N, classes]."""

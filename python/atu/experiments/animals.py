@@ -65,10 +65,11 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
         The content of OUT/report.json.
     """
     names = settings.names
-    asked, measuring = oracle(), judge()
+    asked, measuring = oracle(), _Remembering.of(judge())
     asked.view(names)  # what is wrong with the names is told now
     if settings.device is not None:
-        asked, measuring = asked.to(settings.device), measuring.to(settings.device)
+        asked.to(settings.device)
+        measuring.to(settings.device)
     earlier = [] if settings.source is None else earlier_targets(Path(settings.source), ["names"])
     gans = gans_of(settings, settings.ckpt or asset("animals-gan.safetensors"))
     gan = gans.start
@@ -81,7 +82,7 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
     before = [tuple(plain["names"]) for plain in earlier]
     result = unlearned(gan, marked, [finds(names), *map(finds, before)], settings)
     began = time.monotonic()
-    own = judges_of(names, gan.device)
+    own = judges_of(names, gan.device, measuring)
     drawn = held_out()
     images = to_range(drawn.images, gan.image_range)
     labels = own["classifier"].truth(drawn.labels)
@@ -114,6 +115,21 @@ def called(view: PartsView, names: tuple[str, ...], image_range: tuple[float, fl
     """Images in image_range -> bool [N]: whether the classifier finds one of the names in them."""
     finds = view.oracle(names)
     return lambda x: finds(map_range(x, image_range, view.image_range))
+
+
+class _Remembering(PartsClassifier):
+    """Remembers what it said of the last batch, about which `evaluate` and then the rules ask."""
+
+    last: tuple[Tensor, Tensor, Tensor] | None = None  # the batch, its logits and its features
+
+    @classmethod
+    def of(cls, one: PartsClassifier) -> _Remembering:
+        return cls(one.module, one.parts, one.rules, one.image_range, one.name)
+
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.last is None or not torch.equal(self.last[0], x):
+            self.last = (x.clone(), *super().logits_and_features(x))
+        return self.last[1:]
 
 
 class _Answers:
@@ -152,10 +168,14 @@ def with_errors(classifier: PartsClassifier, *names: tuple[str, ...]) -> list[Pa
     return views
 
 
-def judges_of(names: tuple[str, ...], device: torch.device | str) -> dict[str, Any]:
-    """Of `evaluate`: the judge of what names stand for, and beside it the oracle, which answers in runs."""
-    (asked,), (measuring,) = (with_errors(one.to(device), names) for one in (oracle(), judge()))
-    return dict(classifier=measuring, negative_classes=names, judges={asked.name: asked}, answered=[asked.name])
+def judges_of(
+    names: tuple[str, ...], device: torch.device | str, measuring: PartsClassifier | None = None
+) -> dict[str, Any]:
+    """Of `evaluate`: the judge of what names stand for (of `measuring`, the bundled one when not given), and beside it
+    the oracle, which answers in runs."""
+    networks = oracle(), measuring or judge()
+    (asked,), (first,) = (with_errors(one.to(device), names) for one in networks)
+    return dict(classifier=first, negative_classes=names, judges={asked.name: asked}, answered=[asked.name])
 
 
 def subject_of(names: tuple[str, ...]) -> str:

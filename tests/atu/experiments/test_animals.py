@@ -117,6 +117,23 @@ def test_small_gan_shows_the_faces_to_both_classifiers():
         assert float(share) == pytest.approx(float(true), abs=0.12)
 
 
+def test_the_judge_looks_once_at_a_batch(monkeypatch):
+    """Views and rules ask about the same one; another one, or the same tensor with other values, is looked at anew."""
+    plain = demo.judge()
+    one, looks = demo._Remembering.of(plain), []
+    features = plain.module.features
+    monkeypatch.setattr(plain.module, "features", lambda x: looks.append(len(x)) or features(x))
+    x = to_range(shown().images[:7], one.image_range)
+    said, rule = one.view(["antlers"]).logits_and_features(x), demo._Answers(one, one.image_range).rule("antlers")
+    assert rule(x).tolist() == drawn.holds(shown().labels[:7], ANTLERS).tolist() and looks == [7]
+    for own, expected in zip(said, plain.view(["antlers"]).logits_and_features(x), strict=True):
+        torch.testing.assert_close(own, expected)
+    x.copy_(x.flip(0))
+    torch.testing.assert_close(one.labels(x), plain.labels(x))
+    one.labels(x[:5])
+    assert looks == [7, 7, 7, 7, 5]
+
+
 @pytest.mark.slow
 def test_a_feature_is_judged_by_the_judge_alone(small, monkeypatch):
     used = []
