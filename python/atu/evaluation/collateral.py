@@ -100,18 +100,26 @@ def good_changed(before: Judged, after: Judged) -> dict[str, Any] | None:
     return {**share_of(int((changed & good).sum()), int(good.sum())), "sure": of_sure}
 
 
-def changed_by_a_pixel(images: Iterable[Tensor], score: Callable[[Tensor], Scores]) -> dict[str, Any] | None:
-    """Count, share and interval of good images [N, C, H, W] whose class is another one when they are moved by one pixel
-    to the right: a change that no one sees, so `good_changed` can hardly be told from less. None without classes."""
-    good = changed = 0
+def changed_by_a_pixel(
+    images: Iterable[Tensor], before: Judged, score: Callable[[Tensor], Scores]
+) -> dict[str, Any] | None:
+    """Count, share and interval of good images whose class is another one when they are moved by one pixel to the
+    right: a change that no one sees, so `good_changed` can hardly be told from less. None without classes.
+
+    images: batches [N, C, H, W] of the first ones that `before` judged; `MOVED` are taken, in whole batches.
+    """
+    if before.labels is None:
+        return None
+    moved: list[Tensor] = []
     for x in images:
-        negative, _, labels, _ = score(x)
-        moved = score(torch.cat([x[..., :1], x[..., :-1]], -1))[2]
-        if labels is None or moved is None:
-            return None
-        good += int((~negative).sum())
-        changed += int(((labels != moved) & ~negative).sum())
-    return share_of(changed, good)
+        labels = score(torch.cat([x[..., :1], x[..., :-1]], -1))[2]
+        assert labels is not None
+        moved.append(labels)
+        if sum(map(len, moved)) >= MOVED:
+            break
+    found = torch.cat(moved)
+    good = ~before.negative[: len(found)]
+    return share_of(int(((found != before.labels[: len(found)]) & good).sum()), int(good.sum()))
 
 
 def tv_redistribution(before: Judged, after: Judged, negative: Sequence[int], classes: int) -> float | None:

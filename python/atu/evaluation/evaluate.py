@@ -30,7 +30,6 @@ from ..support.digest import sha256
 from ..support.modules import state_of
 from ..support.seeding import Stream, stream_seed
 from .collateral import (
-    MOVED,
     SURE,
     changed_by_a_pixel,
     frechet_redistribution,
@@ -152,8 +151,8 @@ def evaluate(
     )
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
     if numbers["good_changed"] is not None and len(before.sample_shape) == 3:
-        some = before.batches(min(n, MOVED), seed, batch_size)
-        numbers["good_changed"]["by_a_pixel"] = changed_by_a_pixel(some, judge.score)
+        again = before.batches(n, seed, batch_size)
+        numbers["good_changed"]["by_a_pixel"] = changed_by_a_pixel(again, first, judge.score)
     numbers["distances"] = {name: _distances(name, reference, drawn, models) for name in networks}
     for name, judged in models.items():
         shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from atu.evaluation import collateral
 from atu.evaluation.collateral import (
     changed_by_a_pixel,
     frechet_redistribution,
@@ -51,7 +52,7 @@ def test_good_latents_changed_of_whose_class_the_judge_was_sure():
     assert (sure["count"], sure["of"], sure["share"]) == (1, 4, 0.25)  # a to c was not sure, c to b was
 
 
-def test_images_on_a_boundary_change_when_they_are_moved_by_a_pixel():
+def test_images_on_a_boundary_change_when_they_are_moved_by_a_pixel(monkeypatch):
     """Three classes by the brightest column of seven; the first is negative. The edge comes in from the left."""
 
     def score(x):
@@ -62,10 +63,17 @@ def test_images_on_a_boundary_change_when_they_are_moved_by_a_pixel():
     for image, column in zip(images, (0, 1, 2, 3, 4, 5, 5, 6, 6), strict=True):
         image[..., column] = 1
     images[7, ..., 5] = 0.5  # 6 comes to lie outside, and 5 where it was: still the third class; of 8 nothing is left
-    found = changed_by_a_pixel(images.split(4), score)
+    negative, features, labels, confidence = score(images)
+    before = Judged(negative, features, labels, confidence, torch.empty(0))
+    found = changed_by_a_pixel(images.split(4), before, score)
     # Good: columns 3 to 6. 5 goes to 6 and changes; the last is all dark, and so of the first class.
     assert (found["count"], found["share"]) == (3, 0.5)
-    assert changed_by_a_pixel([images], lambda x: (score(x)[0], x, None, None)) is None
+    # No more are moved than are needed, in whole batches.
+    monkeypatch.setattr(collateral, "MOVED", 5)
+    found = changed_by_a_pixel(images.split(4), before, score)
+    assert (found["count"], found["share"]) == (2, 0.4)
+    without_classes = Judged(negative, features, None, None, torch.empty(0))
+    assert changed_by_a_pixel([images], without_classes, score) is None
 
 
 def test_redistribution_is_what_landing_alone_explains():
