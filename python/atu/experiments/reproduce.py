@@ -3,6 +3,7 @@
 Cells are computed side by side where several processes do so in one folder: each takes one that no other has begun.
 
 OUT/cells/METHOD-TARGET-SEED.json   one finished cell; what is there is not computed again
+OUT/moments/METHOD-TARGET-SEED.safetensors  mean and covariance of the judge's features of its samples, for Ret-FID_cls
 OUT/runs/...                        the run folder of a cell, from which a stopped one goes on
 OUT/pictures/METHOD-TARGET-SEED.png samples before and after, 40 latents that were negative above 40 good ones
 OUT/table.md, table.json, figure.png
@@ -29,7 +30,7 @@ from ..support.lock import claimed
 from ..support.seeding import fork_rng
 from ..training.run_folder import gan_digest
 from ..training.trainer import AdversarialTrainer
-from .cells import Plan, Task, cell_path, run_cell
+from .cells import Plan, Task, cell_path, read_cell, run_cell
 from .reproduced_table import write_table
 
 WAIT = 2.0  # seconds between looks at what other processes have finished
@@ -81,8 +82,8 @@ def _compute_one(plan: Plan, out: Path, missing: Sequence[tuple[Task, int, str]]
     """Compute the first of the missing cells that no other process has begun; whether there was one."""
     retraining = {(task.name, seed) for task, seed, method in missing if method == "retrain"}
     for task, seed, method in missing:
-        if method != "retrain" and (task.name, seed) in retraining:
-            continue  # Ret-FID is the distance to the retrained GAN
+        if plan.extractor is not None and method != "retrain" and (task.name, seed) in retraining:
+            continue  # Ret-FID is the distance to the retrained GAN's samples
         path = cell_path(out, task, seed, method)
         with claimed(out / ".claims" / path.stem) as own:
             if not own or path.is_file():
@@ -134,7 +135,7 @@ def forecast(plan: Plan, out: str | Path) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for method in dict.fromkeys(plan.methods):
         cells = [cell_path(out, task, seed, method) for task in plan.tasks for seed in range(plan.seeds)]
-        done = [json.loads(path.read_text(encoding="utf-8")) for path in cells if path.is_file()]
+        done = [cell for cell in map(read_cell, cells) if cell is not None]
         steps = _steps(plan, method)
         if done:
             seconds = mean(cell.get("seconds_in_all", cell["seconds"]) for cell in done)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -15,7 +14,7 @@ from ..report import report
 from ..support import environment
 from ..support.files import write_atomic, write_json, write_text
 from ..support.markdown import markdown_table
-from .cells import Plan, cell_path
+from .cells import Plan, beside_retrained, cell_path, read_cell
 from .published import PRETRAINED_FID, PUBLISHED
 
 
@@ -73,7 +72,7 @@ def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     found: dict[str, Any] = {name: spread(columns[name]) for name in FIGURES}
     metrics = dict.fromkeys(name for one in numbers for name in one.get("metrics") or {})
-    found["over_removal"] = sum(bool((_first(one).get("over_removal") or {}).get("fewer")) for one in numbers)
+    found["over_removal"] = sum(bool(cell.get("over_removal")) for cell in cells)
     found["metrics"] = {name: spread([(one.get("metrics") or {}).get(name) for one in numbers]) for name in metrics}
     return found
 
@@ -101,8 +100,11 @@ def collect(plan: Plan, out: Path) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for method in plan.methods:
         for task in plan.tasks:
-            paths = [cell_path(out, task, seed, method) for seed in range(plan.seeds)]
-            cells = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+            cells = []
+            for seed in range(plan.seeds):
+                cell = read_cell(cell_path(out, task, seed, method))
+                if cell is not None:
+                    cells.append({**cell, **beside_retrained(plan, out, task, seed, method)})
             if cells:
                 found.setdefault(method, {})[task.name] = summarise(cells)
     return found

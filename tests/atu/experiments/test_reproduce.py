@@ -25,9 +25,10 @@ from atu.experiments import recipes, reproduce, reproduced_table
 from atu.experiments.cells import Plan, Task
 from atu.experiments.classifiers import train_classifier
 from atu.experiments.published import PRETRAINED_FID, PUBLISHED
+from atu.formats.tensors import load_tensors
 from atu.gan import GAN
 from atu.measures import extractors
-from atu.measures.frechet import frechet
+from atu.measures.frechet import frechet, frechet_distance, moments
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support import memory
 from atu.support.lock import claimed
@@ -129,9 +130,16 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
         reproduce.reproduce(plan_of(plan_parts, tmp_path, negatives=9), out)
 
 
-def test_what_another_process_has_begun_is_left_to_it(plan_parts, tmp_path, monkeypatch):
-    """Its cell is computed here where it gives it up; what waits for that one's retrained GAN comes after it."""
-    plan, out = plan_of(plan_parts, tmp_path, seeds=1), tmp_path / "out"
+def halves(x):
+    """Features [N, 4] of uint8 images [N, 1, 8, 8]: the mean of each quarter."""
+    return nn.functional.adaptive_avg_pool2d(x.float(), 2).flatten(1)
+
+
+@pytest.mark.parametrize("extractor", [None, halves])
+def test_what_another_process_has_begun_is_left_to_it(plan_parts, tmp_path, monkeypatch, extractor):
+    """Its cell is computed here where it gives it up; what needs that one's retrained GAN, for Ret-FID in an
+    extractor's features, comes after it."""
+    plan, out = plan_of(plan_parts, tmp_path, seeds=1, extractor=extractor), tmp_path / "out"
     ran = []
     run_cell = reproduction.run_cell
 
@@ -149,9 +157,39 @@ def test_what_another_process_has_begun_is_left_to_it(plan_parts, tmp_path, monk
         # Time of its own: a thread of another library sleeps too.
         monkeypatch.setattr(reproduce, "time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
         table = reproduce.reproduce(plan, out)
-    assert ran == ["retrain-right", "ewc-right", "waited", "retrain-left", "ewc-left"]
+    if extractor is None:
+        assert ran == ["ewc-left", "retrain-right", "ewc-right", "waited", "retrain-left"]
+    else:
+        assert ran == ["retrain-right", "ewc-right", "waited", "retrain-left", "ewc-left"]
+        assert all(table["table"]["ewc"][name]["ret_fid"]["n"] == 1 for name in ("left", "right"))
     assert table["cells_done"] == 4
     assert all(table["table"]["ewc"][name]["ret_fid_cls"]["n"] == 1 for name in ("left", "right"))
+
+
+def test_a_cell_beside_that_of_the_retrained_gan(plan_parts, tmp_path):
+    """The distance of their samples, by the judge's features of both; and a star where fewer negatives are left."""
+    plan, out = plan_of(plan_parts, tmp_path, methods=("extrapolate", "retrain"), seeds=1), tmp_path / "out"
+    reproduce.reproduce(plan, out)
+    task = plan.tasks[0]
+    retrained = GAN.load(out / "retrained" / "left-0.safetensors")
+    z = stream_seed(0, Stream.EVALUATION)
+    features = task.judge.features(retrained.sample(80, z))
+    found = reproduction.beside_retrained(plan, out, task, 0, "extrapolate")
+    saved = load_tensors(reproduction.moments_path(out, task, 0, "extrapolate"))[0]
+    expected = frechet_distance(moments(features), (saved["mean"].double(), saved["cov"].double()))
+    assert found["ret_fid_cls"] == pytest.approx(expected, rel=1e-3)
+    paths = [reproduction.cell_path(out, task, 0, method) for method in ("retrain", "extrapolate")]
+    cells = [reproduction.read_cell(path) for path in paths]
+    for made, left, fewer in ((40, 0, True), (40, 39, False), (3, 40, False), (None, 0, None)):
+        for path, cell, negatives in zip(paths, cells, (made, left), strict=True):
+            cell["numbers"]["negatives_after"] = negatives
+            path.write_text(json.dumps(cell))
+        assert reproduction.beside_retrained(plan, out, task, 0, "extrapolate").get("over_removal") is fewer
+        row = reproduced_table.write_table(plan, out)["table"]["extrapolate"]["left"]
+        assert row["over_removal"] == (1 if fewer else 0)
+        assert (" 0 * |" in (out / "table.md").read_text()) == bool(fewer)
+    assert reproduction.beside_retrained(plan, out, task, 0, "retrain") == {}
+    assert reproduction.beside_retrained(plan, out, task, 1, "extrapolate") == {}
 
 
 def test_as_many_cells_at_once_as_threads_memory_and_work_allow(plan_parts, tmp_path, monkeypatch):
