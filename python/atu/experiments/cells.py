@@ -100,23 +100,31 @@ def moments_path(out: Path, task: Task, seed: int, method: str) -> Path:
 
 
 def beside_retrained(plan: Plan, out: Path, task: Task, seed: int, method: str) -> dict[str, Any]:
-    """A finished cell compared with that of the GAN which was retrained, as far as both are there.
+    """A finished cell compared with a GAN that was retrained: of the same seed, else of the first seed there is.
 
     ret_fid_cls: distance of their samples in the judge's features. over_removal: whether fewer negatives are made than
-    by the retrained GAN (the 95 % interval of the difference is below 0).
+    by the retrained GAN (the 95 % interval of the difference is below 0). Each is absent where it is not known.
     """
     if method == "retrain":
         return {}
     found: dict[str, Any] = {}
-    features = [moments_path(out, task, seed, one) for one in ("retrain", method)]
-    if all(path.is_file() for path in features):
-        read = [load_tensors(path)[0] for path in features]
+    seeds = [seed, *range(plan.seeds)]
+    own = moments_path(out, task, seed, method)
+    there = [path for one in seeds if (path := moments_path(out, task, one, "retrain")).is_file()]
+    if own.is_file() and there:
+        read = [load_tensors(path)[0] for path in (there[0], own)]
         found["ret_fid_cls"] = frechet_distance(*((one["mean"].double(), one["cov"].double()) for one in read))
-    cells = [read_cell(cell_path(out, task, seed, one)) for one in ("retrain", method)]
-    made, left = (None if cell is None else cell["numbers"].get("negatives_after") for cell in cells)
+    left = _negatives(cell_path(out, task, seed, method))
+    made = next((n for one in seeds if (n := _negatives(cell_path(out, task, one, "retrain"))) is not None), None)
     if made is not None and left is not None:
         found["over_removal"] = difference(left, plan.samples, made, plan.samples)[1] < 0
     return found
+
+
+def _negatives(path: Path) -> int | None:
+    """How many are left in a finished cell; None without the cell, or where it does not say."""
+    cell = read_cell(path)
+    return None if cell is None else cell["numbers"].get("negatives_after")
 
 
 def save_picture(path: Path, evaluation: Evaluation) -> None:
