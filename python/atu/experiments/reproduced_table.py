@@ -201,9 +201,9 @@ def _who_judged(plan: Plan) -> list[str]:
         "good ones of other latents, over that of two halves of these. Good changed: good latents whose samples the",
         "judge gives another class; where it knows two alone (a species, and all else), those that became negative.",
         "Sure: the judge's probability of a class is 0.9 or more.",
-        "FID_cls: a Fréchet distance in the judge's features to real samples without the target. Ret-FID_cls: to those of",
-        "a GAN retrained without it, of the same seed or the first there is. Landing: precision of what negatives'",
-        "latents give, over that of good samples.",
+        "FID_cls: a Fréchet distance in the judge's features to real samples without the target. Ret-FID_cls: to a GAN",
+        "retrained without it, of the same seed or the first there is. Landing: precision of what negatives' latents",
+        "give, over that of good samples.",
     ]
 
 
