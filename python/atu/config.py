@@ -132,7 +132,7 @@ class Adapt:
     """Stage 1: adapt the GAN to the negatives."""
 
     models: Annotated[PositiveCount, Field(description="Adapted generators, each with a seed of its own.")] = 1
-    steps: Annotated[Count, STEPS, Field(description="Training steps of each.")] = 200
+    steps: Annotated[Count, STEPS, Field(description="Training steps of each.")] = 100
     ewc_weight: Annotated[
         NonNegative,
         Field(

@@ -31,6 +31,9 @@ METHODS: Registry[Any] = Registry(
 REPULSION = (DEFAULT, "el2", "nl2", "il2")  # methods whose second stage is `atu.methods.adapt_then_unlearn.repel`
 COMPAT = ("reference",)
 
+# Methods that go by the adapted weights alone adapt for longer than the default, on which these weigh little.
+PAPER_ADAPT: dict[str, Any] = dict(steps=200)
+
 # The paper's stage 2 is the adversarial loss on positives and the repulsion, for a fixed number of steps: no more.
 PAPER_REPEL: dict[str, Any] = dict(
     negatives_weight=0.0,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import SAMPLES, STRICT, Config, NonNegative, PositiveCount
 from ..feedback.feedback import Feedback
 from ..gan import GAN
+from ..presets import PAPER_ADAPT
 from ..training.run_folder import RunFolder
 from ..training.score import Score, pictured
 from .adapt_then_unlearn.adapt import adapt_all
@@ -53,4 +54,4 @@ def extrapolate(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed:
     return Outcome(twin, {"s": own.s, **found, **feedback.notes}, adapted)
 
 
-EXTRAPOLATE = Method(extrapolate, Extrapolate, stages={"adapt": "Stage 1"})
+EXTRAPOLATE = Method(extrapolate, Extrapolate, preset={"adapt": PAPER_ADAPT}, stages={"adapt": "Stage 1"})

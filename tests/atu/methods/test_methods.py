@@ -115,6 +115,7 @@ def test_default_method_is_the_config_alone():
 @pytest.mark.parametrize("loss", ["el2", "nl2", "il2"])
 def test_the_papers_methods_add_nothing_of_ours(loss):
     repel = Config.of(loss).repel
+    assert Config.of(loss).adapt.steps == Config.of("extrapolate").adapt.steps == 200
     assert repel.loss == loss and repel.keep == "final" and repel.schedule == "constant"
     assert repel.guide_weight == repel.hold_weight == repel.negatives_weight == repel.warm_start == 0
     assert Config.of(loss, data={"repel": {"guide_weight": 0.5}}).repel.guide_weight == 0.5

@@ -31,7 +31,7 @@ STAGES = {"adapt": "Stage 1", "repel": "Stage 2"}
 
 def _of_the_paper(loss: str) -> Method:
     """The paper's method with one of its losses, and nothing added to it."""
-    preset = {"repel": {**presets.PAPER_REPEL, "loss": loss}}
+    preset = {"adapt": presets.PAPER_ADAPT, "repel": {**presets.PAPER_REPEL, "loss": loss}}
     return Method(adapt_then_unlearn, preset=preset, check=_check_loss, stages=STAGES)
 
 
