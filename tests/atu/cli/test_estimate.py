@@ -60,7 +60,7 @@ def test_training_that_does_not_fit_is_said(said, monkeypatch, tmp_path):
     estimate.say_training(big(), tmp_path / "c.toml", None, None)
     assert said[0] == "training: up to 50 steps of 32 samples, about 4 s, 96.0 GiB"
     estimate.say_training(big(), None, "atu", None)  # of a GAN that is no StyleGAN
-    assert said.pop().endswith("in --config fit") and said.pop().startswith("training: up to 2,700 steps of 32 samples")
+    assert said.pop().endswith("in --config fit") and said.pop().startswith("training: up to 2,600 steps of 32 samples")
     assert "16.0 GiB that are free" in said[1] and said[1].endswith("batch_size = 2 in --config fit")
 
 

@@ -89,12 +89,12 @@ def test_a_run_whose_page_was_killed_is_found_again(orphaned):
 
 
 def test_the_share_that_is_done_is_of_the_steps_that_this_kind_of_gan_takes(marks, tmp_path):
-    """7 of 200 + 2,500 and those of guide and ways; of a StyleGAN 200 + 400 and those of the guide."""
+    """7 of 100 + 2,500 and those of guide and ways; of a StyleGAN 100 + 400 and those of the guide."""
     session, runs = opened(marks)
     runs.folder(1).mkdir()
     (runs.folder(1) / "metrics.jsonl").write_text('{"stage": "adapt-0", "step": 7}\n')
-    assert runs.status(1)["done"] == pytest.approx(7 / (200 + 2500 + 2 * 200))
-    assert Runs(session, mnist_stylegan2(), []).status(1)["done"] == pytest.approx(7 / (200 + 400 + 200))
+    assert runs.status(1)["done"] == pytest.approx(7 / (100 + 2500 + 2 * 200))
+    assert Runs(session, mnist_stylegan2(), []).status(1)["done"] == pytest.approx(7 / (100 + 400 + 200))
     given = tmp_path / "c.toml"
     given.write_text("[adapt]\nmodels = 2\nsteps = 10\n[repel]\nsteps = 0\nguide_steps = 5\n")
     assert Runs(session, runs.gan, [], given).status(1)["done"] == pytest.approx(7 / (20 + 0 + 10))
