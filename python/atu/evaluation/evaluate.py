@@ -46,13 +46,33 @@ Judges = dict[str, Judge]
 COMPARED = ("before", "after", "retrained")  # the models that every judge is asked about
 
 
+@dataclass(frozen=True)
+class RealFeatures:
+    """Features of the real images that are not negative: the judge's, and those of further networks."""
+
+    features: Tensor
+    extracted: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Original:
+    """What is the same beside any `after`. judged: the original's samples of the latents compared. drawn: of others.
+    by_a_pixel: see collateral.py; None where it was not asked. real: None without real images."""
+
+    judged: Judged
+    drawn: Judged
+    by_a_pixel: dict[str, Any] | None
+    real: RealFeatures | None
+
+
 @dataclass
 class Evaluation:
-    """numbers: what report.json holds. models: by name, `before` and `after` among them. sha256: of the weights of
-    `before` and `after`."""
+    """numbers: what report.json holds. models: by name, `before` and `after` among them. original: for a further
+    comparison with `before`. sha256: of the weights of `before` and `after`."""
 
     numbers: dict[str, Any]
     models: dict[str, Judged]
+    original: Original
     image_range: tuple[float, float]
     classes: list[str] = field(default_factory=list)
     negative_classes: list[int] = field(default_factory=list)
@@ -77,6 +97,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int | None = None,
     keep: int = 512,
+    original: Original | None = None,
 ) -> Evaluation:
     """Compare a GAN before and after unlearning on n fixed latents.
 
@@ -96,6 +117,8 @@ def evaluate(
         extractors: further feature networks by name (measures/extractors.py), for distances of their own.
         batch_size: samples at once; 250, or as many as fit in memory of big ones.
         keep: how many of the first samples are kept for grids.
+        original: `Evaluation.original` of an earlier call with the same `before`, judges, real, attributes, extractors,
+            n, seed, batch_size and keep: then neither it nor the real images are judged again.
 
     Returns:
         Evaluation; its numbers are pul, pul_ci95 (paired: see intervals.py), negatives_before, negatives_after,
@@ -125,18 +148,20 @@ def evaluate(
         )
     networks = {name: _of_range(network, before) for name, network in (extractors or {}).items()}
     batch_size = batch_size or before.fitting(250)
-    reference = None if real is None else _real_samples(real, judge, before, networks)
-    generators = {"before": before.sampling_generator, **(others or {})}
+    if original is None:
+        asked = dict(keep=keep, attributes=attributes, judges=further)
+        original = _original(before, judge, real, networks, n, seed, batch_size, **asked)
+    generators = dict(others or {})
     if retrained is not None:
         generators["retrained"] = _generator(retrained)
     generators["after"] = _generator(after)
-    models = {}
+    models = {"before": original.judged}
     for name, generator in generators.items():
         # A retrained GAN may take other latents.
         source = retrained if name == "retrained" and isinstance(retrained, GAN) else before
         batches = progress.track(f"evaluate {name}", source.batches(n, seed, batch_size, generator), n)
-        asked = further if name in COMPARED else {}
-        models[name] = judge_samples(batches, judge.score, keep, attributes, judges=asked, extractors=networks)
+        compared = further if name in COMPARED else {}
+        models[name] = judge_samples(batches, judge.score, keep, attributes, judges=compared, extractors=networks)
     first, last = models["before"], models["after"]
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
@@ -144,16 +169,12 @@ def evaluate(
     for name, one in {judge.name: judge, **further}.items():
         verdicts = {key: models[key].verdicts.get(name, models[key].negative) for key in COMPARED if key in models}
         numbers["judges"][name] = judge_numbers(verdicts, one, spoke[name])
-    numbers.update(_real_numbers(None if reference is None else reference.features, models))
-    others_latents = before.batches(n, stream_seed(seed, Stream.KEPT_REFERENCE), batch_size)
-    drawn = judge_samples(
-        progress.track("evaluate reference", others_latents, n), judge.score, shown=0, extractors=networks
-    )
+    numbers.update(_real_numbers(None if original.real is None else original.real.features, models))
+    drawn = original.drawn
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
-    if numbers["good_changed"] is not None and len(before.sample_shape) == 3:
-        again = before.batches(n, seed, batch_size)
-        numbers["good_changed"]["by_a_pixel"] = changed_by_a_pixel(again, first, judge.score)
-    numbers["distances"] = {name: _distances(name, reference, drawn, models) for name in networks}
+    if original.by_a_pixel is not None:
+        numbers["good_changed"]["by_a_pixel"] = original.by_a_pixel
+    numbers["distances"] = {name: _distances(name, original.real, drawn, models) for name in networks}
     for name, judged in models.items():
         shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}
         numbers[f"attributes_{name}"] = shares or None
@@ -162,7 +183,28 @@ def evaluate(
     numbers["metric_descriptions"] = {name: description(metric) for name, metric in metrics.items()}
     numbers.update(n=n, seed=seed, features=judge.features)
     hashes = {"before": _weights(before), "after": _weights(after)}
-    return Evaluation(numbers, models, before.image_range, list(judge.classes), list(judge.negative), hashes)
+    return Evaluation(numbers, models, original, before.image_range, list(judge.classes), list(judge.negative), hashes)
+
+
+def _original(
+    gan: GAN,
+    judge: Judge,
+    real: Real | None,
+    networks: Mapping[str, Extractor],
+    n: int,
+    seed: int,
+    batch_size: int,
+    **asked: Any,
+) -> Original:
+    """Of the GAN before unlearning. asked: further arguments of `judge_samples`, of the samples that are compared."""
+    reference = None if real is None else _real_samples(real, judge, gan, networks)
+    compared = progress.track("evaluate before", gan.batches(n, seed, batch_size), n)
+    judged = judge_samples(compared, judge.score, extractors=networks, **asked)
+    others = gan.batches(n, stream_seed(seed, Stream.KEPT_REFERENCE), batch_size)
+    drawn = judge_samples(progress.track("evaluate reference", others, n), judge.score, shown=0, extractors=networks)
+    images = len(gan.sample_shape) == 3
+    moved = changed_by_a_pixel(gan.batches(n, seed, batch_size), judged, judge.score) if images else None
+    return Original(judged, drawn, moved, reference)
 
 
 def _further(judges: Mapping[str, Any], first: Judge, gan: GAN, wanted: tuple[int | str, ...], seed: int) -> Judges:
@@ -189,15 +231,7 @@ def _weights(model: GAN | nn.Module) -> str:
     return sha256({f"{name}.{key}": v for name, module in modules.items() for key, v in state_of(module).items()})
 
 
-@dataclass
-class _Real:
-    """Features of the real images that are not negative: the judge's, and those of further networks."""
-
-    features: Tensor
-    extracted: dict[str, Tensor]
-
-
-def _real_samples(real: Real, judge: Judge, gan: GAN, networks: Mapping[str, Extractor]) -> _Real:
+def _real_samples(real: Real, judge: Judge, gan: GAN, networks: Mapping[str, Extractor]) -> RealFeatures:
     """Of the real images that are not negative: by their labels where classes are, else by the judge."""
     images, labels = real if isinstance(real, tuple) else (real, None)
     if tuple(images.shape[1:]) != gan.sample_shape:
@@ -206,7 +240,7 @@ def _real_samples(real: Real, judge: Judge, gan: GAN, networks: Mapping[str, Ext
     drop = judged.negative
     if labels is not None and judge.negative:
         drop = torch.isin(labels, torch.tensor(list(judge.negative)))
-    return _Real(judged.features[~drop], {name: found[~drop] for name, found in judged.extracted.items()})
+    return RealFeatures(judged.features[~drop], {name: found[~drop] for name, found in judged.extracted.items()})
 
 
 def _real_numbers(reference: Tensor | None, models: Mapping[str, Judged]) -> dict[str, Any]:
@@ -267,7 +301,7 @@ def judge_numbers(verdicts: Mapping[str, Tensor], judge: Judge, answered: bool |
 
 
 def _distances(
-    network: str, real: _Real | None, drawn: Judged, models: Mapping[str, Judged]
+    network: str, real: RealFeatures | None, drawn: Judged, models: Mapping[str, Judged]
 ) -> dict[str, float | None]:
     """Distances in the features of one further network: frechet_kept and kid_kept with what chance gives, as in
     `kept_numbers`; fid and kid of all samples of each model to the real ones that are not negative, if there are."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..api import unlearn
 from ..data.images import save_grid, to_uint8
 from ..evaluation.classifier import Classifier
-from ..evaluation.evaluate import Evaluation, evaluate
+from ..evaluation.evaluate import Evaluation, Original, evaluate
 from ..evaluation.goals import class_goal
 from ..evaluation.parts import PartsView
 from ..feedback.feedback import pool_size
@@ -66,6 +66,7 @@ class Plan:
     config: Mapping[str, Any] = field(default_factory=dict)
     extractor: Callable[[Tensor], Tensor] | None = None
     oracle: bool = True
+    originals: dict[tuple[str, int], Original] = field(default_factory=dict)
 
     @property
     def judges(self) -> str:
@@ -171,7 +172,9 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
         n=plan.samples,
         seed=stream_seed(seed, Stream.EVALUATION),
         keep=pool_size(gan, KEPT, 2**28),
+        original=plan.originals.get((task.name, seed)),
     )
+    plan.originals = {(task.name, seed): evaluation.original}
     save_picture(picture_path(out, task, seed, method), evaluation)
     numbers = {name: value for name, value in evaluation.numbers.items() if not name.startswith("class_histogram")}
     found: dict[str, Any] = dict(method=method, target=task.name, seed=seed, negatives=len(marked), looked=looked)

@@ -256,6 +256,21 @@ def test_images_are_moved_by_a_pixel_to_tell_the_judges_own_doubt():
     assert found["count"] == 0
 
 
+def test_the_original_is_judged_once_beside_several():
+    """What an earlier comparison found of it gives the same numbers, and it makes no sample again."""
+    first, other = gan(), gan(0.3)
+    options = dict(negative_classes=["3"], judges={"right": lambda x: x[:, 0] > 0}, n=301, keep=7)
+    options["real"] = torch.rand(101, 2) * 2 - 1
+    known = evaluate(first, gan(-0.4), Quadrants(), **options).original
+    first.generator.modes.clear()
+    found = evaluate(first, other, Quadrants(), **options, original=known)
+    assert not first.generator.modes and other.generator.modes
+    anew = evaluate(first, other, Quadrants(), **options)
+    assert first.generator.modes
+    assert found.numbers == anew.numbers and found.numbers["fid_cls_before"] != found.numbers["fid_cls_after"]
+    assert torch.equal(found.models["before"].first, anew.models["before"].first)
+
+
 def test_judging_keeps_no_more_than_asked():
     judged = judge_samples(torch.arange(20.0).reshape(20, 1).split(8), lambda x: (x[:, 0] > 3, x, None, None), keep=10)
     assert judged.first.flatten().tolist() == list(range(10))

@@ -103,6 +103,21 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
         reproduce.reproduce(plan_of(plan_parts, tmp_path, negatives=9), out)
 
 
+def test_one_target_and_seeds_original_is_judged_once_for_all_methods(plan_parts, tmp_path, monkeypatch):
+    handed = []
+
+    def noted(*arguments, **options):
+        found = evaluate(*arguments, **options)
+        handed.append((options["original"], found.original))
+        return found
+
+    monkeypatch.setattr(reproduction, "evaluate", noted)
+    reproduce.reproduce(plan_of(plan_parts, tmp_path, seeds=1), tmp_path / "out")
+    assert len(handed) == 4  # two methods of each of two targets
+    assert [one is None for one, _ in handed] == [True, False, True, False]
+    assert handed[1][0] is handed[0][1] and handed[3][0] is handed[2][1] is not handed[0][1]
+
+
 def halves(x):
     """Features [N, 4] of uint8 images [N, 1, 8, 8]: the mean of each quarter."""
     return nn.functional.adaptive_avg_pool2d(x.float(), 2).flatten(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atu.evaluation.evaluate import Evaluation
+from atu.evaluation.evaluate import Evaluation, Original
 from atu.evaluation.judges import Judged
 from atu.measures.shares import histogram
 from atu.report import report
@@ -66,7 +66,8 @@ def evaluation():
     )
     for name, model in models.items():
         numbers[f"class_histogram_{name}"] = histogram(model.labels, ["a", "b", "c"])
-    return Evaluation(numbers, models, (-1.0, 1.0), ["a", "b", "c"], [1])
+    original = Original(models["before"], judged(flags, 3), None, None)
+    return Evaluation(numbers, models, original, (-1.0, 1.0), ["a", "b", "c"], [1])
 
 
 @pytest.fixture
