@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from ..measures.shares import share_of
 from ..networks.classifier import ConvClassifier, ResidualClassifier
 from ..networks.timm_classifier import TimmClassifier
 from ..support.modules import eval_mode
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FORMAT = "atu-classifier"
 Network = ConvClassifier | ResidualClassifier | TimmClassifier
@@ -51,7 +54,47 @@ def class_indices(names: Sequence[str], classes: Iterable[int | str]) -> list[in
     return unique
 
 
-class Classifier:
+class FrozenNetwork:
+    """A trained network in eval mode, with gradients off, and the range of the images that it expects.
+
+    Args:
+        module: one of networks/classifier.py or the like, with `features` and a `head`; it is frozen in place.
+        image_range: (low, high) of the images. name: what figures that it gave are said to come from.
+    """
+
+    def __init__(self, module: Any, image_range: tuple[float, float], name: str):
+        self.module = module.eval().requires_grad_(False)
+        self.image_range = (float(image_range[0]), float(image_range[1]))
+        self.name = name
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        return self.module.img_channels, self.module.img_resolution, self.module.img_resolution
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the network in place; returns self."""
+        self.module.to(device)
+        return self
+
+    @torch.no_grad()
+    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [N, C], penultimate features [N, F]) of images [N, ...] in `image_range`.
+
+        Raises:
+            ValueError: images of another size.
+        """
+        if tuple(x.shape[1:]) != self.sample_shape:
+            expected = ", ".join(map(str, self.sample_shape))
+            raise ValueError(f"images: the classifier expects [N, {expected}], got {list(x.shape)}")
+        features = self.module.features(x.to(self.device, torch.float32))
+        return self.module.head(features), features
+
+
+class Classifier(FrozenNetwork):
     """A trained network of `NETWORKS` in eval mode, with class names and the range of the images it expects.
 
     Args:
@@ -73,39 +116,9 @@ class Classifier:
     ):
         if len(classes) != module.head.out_features:
             raise ValueError(f"classes: expected {module.head.out_features} names, got {len(classes)}")
-        self.module = module.eval().requires_grad_(False)
+        super().__init__(module, image_range, name)
         self.classes = [str(name) for name in classes]
-        self.image_range = (float(image_range[0]), float(image_range[1]))
-        self.name, self.confusion = name, confusion
-
-    @property
-    def num_features(self) -> int:
-        return self.module.num_features
-
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        return self.module.img_channels, self.module.img_resolution, self.module.img_resolution
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
-
-    def to(self, device: torch.device | str) -> Classifier:
-        """Move the network in place; returns self."""
-        self.module.to(device)
-        return self
-
-    def _check(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or tuple(x.shape[1:]) != self.sample_shape:
-            expected = ", ".join(map(str, self.sample_shape))
-            raise ValueError(f"images: the classifier expects [N, {expected}], got {list(x.shape)}")
-        return x.to(self.device, torch.float32)
-
-    @torch.no_grad()
-    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [N, classes], penultimate features [N, num_features]) of images in `image_range`."""
-        features = self.module.features(self._check(x))
-        return self.module.head(features), features
+        self.confusion = confusion
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [N, classes]."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..formats.tensors import CheckpointError, fill, load_format, module_tensors, save_tensors
 from ..networks.classifier import ConvClassifier, StridedClassifier
-from .classifier import ModuleClassifier
+from .classifier import FrozenNetwork, ModuleClassifier
 
 FORMAT = "atu-parts-classifier"
 PartsNetwork = ConvClassifier | StridedClassifier
@@ -35,7 +35,7 @@ Rule = Mapping[str, Sequence[str]]  # part -> values: what holds where each part
 Rules = Mapping[str, Rule]
 
 
-class PartsClassifier:
+class PartsClassifier(FrozenNetwork):
     """A trained network in eval mode, with the names of the parts and of what each may be.
 
     Args:
@@ -56,42 +56,14 @@ class PartsClassifier:
         sizes = [len(values) for values in parts.values()]
         if module.head.out_features != sum(sizes):
             raise ValueError(f"parts: expected {module.head.out_features} values in all, got {sum(sizes)}")
-        self.module = module.eval().requires_grad_(False)
+        super().__init__(module, image_range, name)
         self.parts = {part: tuple(values) for part, values in parts.items()}
         self.rules = {name: {part: tuple(values) for part, values in rule.items()} for name, rule in rules.items()}
-        self.image_range = (float(image_range[0]), float(image_range[1]))
-        self.name = name
-
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        return self.module.img_channels, self.module.img_resolution, self.module.img_resolution
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
-
-    def to(self, device: torch.device | str) -> PartsClassifier:
-        """Move the network in place; returns self."""
-        self.module.to(device)
-        return self
 
     def split(self, logits: Tensor) -> dict[str, Tensor]:
         """Logits [N, values] of each part, of the network's logits [N, C]."""
         sizes = [len(values) for values in self.parts.values()]
         return dict(zip(self.parts, logits.split(sizes, 1), strict=True))
-
-    @torch.no_grad()
-    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [N, C] of all parts side by side, penultimate features [N, F]) of images in `image_range`.
-
-        Raises:
-            ValueError: images of another size.
-        """
-        if tuple(x.shape[1:]) != self.sample_shape:
-            expected = ", ".join(map(str, self.sample_shape))
-            raise ValueError(f"images: the classifier expects [N, {expected}], got {list(x.shape)}")
-        features = self.module.features(x.to(self.device, torch.float32))
-        return self.module.head(features), features
 
     def labels(self, x: Tensor) -> Tensor:
         """The likeliest value of each part, int64 [N, parts]."""
