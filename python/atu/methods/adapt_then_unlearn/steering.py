@@ -74,11 +74,11 @@ class Steering:
             rounds=min(ROUNDS, 1 + 2 * steps // max(cfg.guide_steps, 1)),
         )
         if prepared is None:
-            self.guide, self.doubts, self.bar = _taught(teach, gan, feedback, cfg.guide_steps, seed)
+            self.guide, self.feedback, self.doubts, self.bar = _taught(teach, gan, feedback, cfg.guide_steps, seed)
         else:
             self.guide, self.doubts, self.bar = teach(positives, steps=0), prepared["doubts"], prepared["bar"]
             self.guide.load_state_dict(prepared["guide"])
-        self.feedback = without_doubted(feedback, self.doubts, seed)
+            self.feedback = without_doubted(feedback, self.doubts, seed)
         known = feedback.negative_latents
         self.bank: NegativeLatents | None = None
         if self.hold_weight and known is not None and len(known[0]):
@@ -177,18 +177,20 @@ def nearby_weight(gan: GAN, cfg: config.Repel) -> float:
 
 def _taught(
     teach: Callable[..., Guide], gan: GAN, feedback: Feedback, steps: int, seed: int
-) -> tuple[Guide, Tensor, float]:
-    """A guide that has learnt; which positives are doubted, bools [N], and above which log-odds: without an oracle, of
-    those that a first guide takes for negatives no more than the probe may have missed. The one that is given has not
-    learnt from them."""
+) -> tuple[Guide, Feedback, Tensor, float]:
+    """A guide that has learnt; the feedback without the positives that are doubted; which these are, bools [N], and
+    above which log-odds: without an oracle, of those that a first guide takes for negatives no more than the probe may
+    have missed. The one that is given has not learnt from them."""
     guide = teach(feedback.positives, steps=steps)
     if feedback.is_oracle:
-        return guide, torch.zeros(len(feedback.positives), dtype=torch.bool), 0.0
+        return guide, feedback, torch.zeros(len(feedback.positives), dtype=torch.bool), 0.0
     doubts, bar = doubted(gan, feedback, guide.log_odds)
-    if doubts.any():
-        guide = teach(without_doubted(feedback, doubts, seed).positives, steps=steps)
-        _, bar = doubted(gan, feedback, guide.log_odds)
-    return guide, doubts, bar
+    if not doubts.any():
+        return guide, feedback, doubts, bar
+    cleared = without_doubted(feedback, doubts, seed)
+    guide = teach(cleared.positives, steps=steps)
+    _, bar = doubted(gan, feedback, guide.log_odds)
+    return guide, cleared, doubts, bar
 
 
 def hold_statistics(*networks: nn.Module | None) -> None:
