@@ -174,7 +174,8 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
         keep=pool_size(gan, KEPT, 2**28),
         original=plan.originals.get((task.name, seed)),
     )
-    plan.originals = {(task.name, seed): evaluation.original}
+    plan.originals.clear()
+    plan.originals[task.name, seed] = evaluation.original
     save_picture(picture_path(out, task, seed, method), evaluation)
     numbers = {name: value for name, value in evaluation.numbers.items() if not name.startswith("class_histogram")}
     found: dict[str, Any] = dict(method=method, target=task.name, seed=seed, negatives=len(marked), looked=looked)
