@@ -11,11 +11,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atu.evaluation.evaluate import Original
 from atu.experiments.cells import picture_path, run_cell
 from atu.experiments.recipes import mnist_plan
 from atu.experiments.reproduced_table import summarise
@@ -62,14 +62,12 @@ def path_of(out: Path, name: str, strength: float) -> Path:
 def compute(out: Path, names: list[str]) -> None:
     wanted = [(name, strength) for name in names for strength in CURVES[name].strengths]
     missing = [pair for pair in wanted if not path_of(out, *pair).is_file()]
-    originals: dict[tuple[str, int], Original] = {}
+    plan = mnist_plan([DIGIT], methods=sorted({CURVES[name].method for name in names}), seeds=1)
     with progress.bar("frontier", len(wanted), len(wanted) - len(missing)) as bar:
         for name, strength in missing:
             curve = CURVES[name]
-            plan = mnist_plan([DIGIT], methods=[curve.method], seeds=1, config=curve.settings(strength))
-            plan.originals = originals  # judged once for all
             folder = out / "work" / f"{name}-{strength:g}"
-            cell = run_cell(plan, plan.tasks[0], SEED, curve.method, folder)
+            cell = run_cell(replace(plan, config=curve.settings(strength)), plan.tasks[0], SEED, curve.method, folder)
             picture = picture_path(folder, plan.tasks[0], SEED, curve.method)
             (out / "pictures").mkdir(parents=True, exist_ok=True)
             picture.replace(out / "pictures" / f"{name}-{strength:g}.png")
