@@ -9,7 +9,7 @@ from torch import nn
 
 from atu.data.samples import TensorSamples
 from atu.gan import GAN
-from atu.methods.adapt_then_unlearn.distance import SampleDistance
+from atu.methods.adapt_then_unlearn.distance import SampleDistance, _mean_square
 from atu.methods.adapt_then_unlearn.guide import Guide
 from atu.methods.adapt_then_unlearn.nearby import BEYOND, LONGEST, MARGIN, MOVES, SHORTEST, WAIT, MovedLatents
 from atu.methods.adapt_then_unlearn.steering import hold_statistics
@@ -117,6 +117,28 @@ def test_distance_is_the_formula(share, dtype):
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-5)
     found.sum().backward()
     assert x.grad is not None and all(p.grad is None for p in guide.discriminator.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_mean_squares_of_16_bits_are_summed_in_float32(dtype):
+    x = torch.randn(5, 37, 11, 13).to(dtype).requires_grad_(True)
+    found = _mean_square(x)
+    assert found.dtype == torch.float32
+    exact = x.detach().double()
+    torch.testing.assert_close(found.double(), exact.square().mean((1, 2, 3)), rtol=1e-5, atol=0)
+    weights = torch.randn(5)
+    (found * weights).sum().backward()
+    slope = 2 / (37 * 11 * 13) * weights.double().view(5, 1, 1, 1) * exact
+    unit = {torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
+    torch.testing.assert_close(x.grad.double(), slope, rtol=unit, atol=1e-7)  # float16 is as coarse as that near 0
+
+
+def test_mean_squares_have_their_slope():
+    x = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_mean_square, x)
+    still = torch.zeros(2, 3, requires_grad=True)
+    _mean_square(still).sum().backward()
+    assert torch.equal(still.grad, torch.zeros(2, 3))
 
 
 def untrained_guide(gan):

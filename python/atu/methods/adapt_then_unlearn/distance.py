@@ -2,10 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ...support.modules import unless_16_bit
 from .guide import Guide, Seen
+
+
+class _MeanSquare(torch.autograd.Function):
+    """Of samples' elements [N, ...], [N]. One pass each way, without a tensor of squares; bfloat16 is summed in float32
+    and has a gradient of its own kind, as its range is the same."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.float() if x.dtype == torch.float16 else x
+        ctx.save_for_backward(x)
+        flat = x.flatten(1)
+        dtype = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+        return torch.linalg.vector_norm(flat, dim=1, dtype=dtype).square() / flat.shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        slope = grad * (2 * len(x) / max(x.numel(), 1))
+        return x * slope.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+
+
+def _mean_square(x: Tensor) -> Tensor:
+    found: Tensor = _MeanSquare.apply(x)
+    return found
 
 
 class SampleDistance:
@@ -25,13 +52,13 @@ class SampleDistance:
         if share > 0:
             with torch.no_grad():
                 features = guide.look(positives[: guide.gan.fitting(256)]).features
-            self.units = [f.var(0).mean().clamp(min=1e-12) for f in features]
+            self.units = [unless_16_bit(f).var(0).mean().clamp(min=1e-12) for f in features]
 
     def __call__(self, x: Seen, other: Seen) -> Tensor:
         """[N], differentiable in both."""
-        distance = (x.samples - other.samples).square().flatten(1).mean(1) / self.variance
+        distance = _mean_square(x.samples - other.samples) / self.variance
         if not self.units:
             return distance
         pairs = zip(x.features, other.features, self.units, strict=True)
-        terms = [(f - g).square().flatten(1).mean(1) / unit for f, g, unit in pairs]
+        terms = [_mean_square(f - g) / unit for f, g, unit in pairs]
         return (1 - self.share) * distance + self.share * torch.stack(terms).mean(0)

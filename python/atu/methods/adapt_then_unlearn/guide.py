@@ -18,7 +18,6 @@ from ...data.samples import Samples
 from ...gan import GAN
 from ...measures.features import listening
 from ...support import progress
-from ...support.modules import unless_16_bit
 from ...support.seeding import fork_rng
 from ...training.schedules import lr_decay, set_lr
 
@@ -31,7 +30,7 @@ INTERVAL = 4  # steps from one gradient penalty to the next, which counts that m
 
 class Seen(NamedTuple):
     """Samples [N, ...] and what the guide makes of them: log-odds [N] of being negative, and what each of its layers
-    but the first takes in, [N, ...] each."""
+    but the first takes in, [N, ...] each, in the precision of the pass."""
 
     samples: Tensor
     log_odds: Tensor
@@ -145,7 +144,7 @@ class Guide:
 
         with listening(self.discriminator, remember):
             log_odds = self.log_odds(x, c)
-        return Seen(x, log_odds, [unless_16_bit(f) for f in taken[1:]])
+        return Seen(x, log_odds, taken[1:])
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.discriminator.state_dict())
