@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 SET_UP = ("pip install", "make ")
 QUICK = """
 [feedback]
-pool = 250
+pool = 120
 [adapt]
 steps = 5
 fisher.n = 8

@@ -413,7 +413,7 @@ def _gone(numbers: Mapping[str, Any]) -> str:
 
 QUICK = """
 [feedback]
-pool = 200
+pool = 100
 [adapt]
 steps = 2
 fisher.n = 2

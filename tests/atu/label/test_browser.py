@@ -27,7 +27,7 @@ FLAGS = [
 SHOTS = os.environ.get("LABEL_SHOTS")  # a folder for pictures of each step
 QUICK = """
 [feedback]
-pool = 400
+pool = 150
 [adapt]
 steps = 5
 fisher.n = 8
