@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT = "atu-classifier"
 # Bytes of a map, of some 32 channels, that a pass makes: glibc takes blocks of twice as many from the system each time,
-# which clears them page by page (1.9 times the time at 64 x 64).
-MAP_BYTES = 2**24
+# which clears them page by page (1.9 times the time at 64 x 64). Of fewer than FEWEST images a pass takes longer each.
+MAP_BYTES, FEWEST = 2**24, 8
 Network = ConvClassifier | ResidualClassifier | TimmClassifier
 NETWORKS: dict[str, type[Network]] = {
     "conv": ConvClassifier,
@@ -102,7 +102,7 @@ class FrozenNetwork:
         """How many images pass together; all of them on a GPU."""
         if self.device.type != "cpu":
             return sys.maxsize
-        return max(MAP_BYTES // (4 * 32 * self.module.img_resolution**2), 1)
+        return max(MAP_BYTES // (4 * 32 * self.module.img_resolution**2), FEWEST)
 
 
 class Classifier(FrozenNetwork):

@@ -96,15 +96,16 @@ def test_features_are_the_penultimate_layer():
     assert torch.allclose(one.probabilities(x).sum(1), torch.ones(3))
 
 
+@pytest.mark.parametrize(("fit", "size"), [(13, 13), (1, 8)])
 @pytest.mark.parametrize("n", [0, 1, 7, 53])
-def test_images_pass_in_parts(n, monkeypatch):
+def test_images_pass_in_parts(n, fit, size, monkeypatch):
     """More of them than a part holds give what each gives by itself."""
     classifier = Classifier(ConvClassifier(3, 16, 2, widths=(8, 8, 8, 8, 8), num_features=5), "abc")
     x, passed = torch.randn(n, 2, 16, 16), []
     classifier.module.body.register_forward_pre_hook(lambda _, args: passed.append(len(args[0])))
-    monkeypatch.setattr(atu.evaluation.classifier, "MAP_BYTES", 7 * 4 * 32 * 16**2)
+    monkeypatch.setattr(atu.evaluation.classifier, "MAP_BYTES", fit * 4 * 32 * 16**2)
     logits, features = classifier.logits_and_features(x)
-    assert passed == [7] * (n // 7) + [n % 7] * (n % 7 > 0 or n == 0)
+    assert passed == [size] * (n // size) + [n % size] * (n % size > 0 or n == 0)
     assert logits.shape == (n, 3) and features.shape == (n, 5)
     for one, logit, feature in zip(x, logits, features, strict=True):
         alone = classifier.module.features(one[None])

@@ -12,26 +12,25 @@ from .guide import Guide, Seen
 
 
 class _MeanSquare(torch.autograd.Function):
-    """Of samples' elements [N, ...], [N]. One pass each way, without a tensor of squares; bfloat16 is summed in float32
-    and has a gradient of its own kind, as its range is the same."""
+    """Of rows [N, M], [N]: one pass each way, without a tensor of squares. bfloat16, whose range is that of float32, is
+    summed in float32 and has a gradient of its own kind."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.float() if x.dtype == torch.float16 else x
         ctx.save_for_backward(x)
-        flat = x.flatten(1)
         dtype = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
-        return torch.linalg.vector_norm(flat, dim=1, dtype=dtype).square() / flat.shape[1]
+        return torch.linalg.vector_norm(x, dim=1, dtype=dtype).square() / x.shape[1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        slope = grad * (2 * len(x) / max(x.numel(), 1))
-        return x * slope.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        return x * (grad * (2 / x.shape[1])).to(x.dtype)[:, None]
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    found: Tensor = _MeanSquare.apply(x)
+    """Of samples' elements [N, ...], [N]."""
+    rows = x.flatten(1)
+    found: Tensor = _MeanSquare.apply(rows.float() if x.dtype == torch.float16 else rows)
     return found
 
 
