@@ -10,7 +10,7 @@ from atu import Config, adapt, presets, repel, unlearn
 from atu.methods.registry import METHODS
 from atu.training.trainer import AdversarialTrainer
 
-from .kinds import KINDS, QUICK, dcgan, marked, mlp, quick, upper_half
+from .kinds import KINDS, QUICK, dcgan, marked, mlp, quick, stylegan, upper_half
 
 
 def test_names():
@@ -107,6 +107,15 @@ def test_default_method_is_the_config_alone():
     b = unlearn(gan, marked(gan), config=QUICK, method=presets.DEFAULT)
     assert a.config == b.config and a.config.method == presets.DEFAULT
     assert torch.equal(a.gan.sample(3), b.gan.sample(3))
+
+
+@pytest.mark.parametrize("make", [dcgan, stylegan])
+@pytest.mark.parametrize("method, original", [(presets.DEFAULT, True), ("nl2", False)])
+def test_the_discriminator_that_saw_negative_latents_alone_is_not_handed_out(make, method, original):
+    gan = make()
+    result = unlearn(gan, marked(gan), is_negative=upper_half(gan), config=QUICK, method=method)
+    pairs = zip(gan.discriminator.state_dict().values(), result.gan.discriminator.state_dict().values(), strict=True)
+    assert all(torch.equal(before, after) for before, after in pairs) == original
 
 
 # --- settings

@@ -176,6 +176,8 @@ def repel_gan(
 ) -> tuple[GAN, dict[str, Any]]:
     """Stage 2 on a copy of `gan`; returns the unlearned GAN and what was decided.
 
+    Where good samples are held, the unlearned GAN's discriminator is the original's.
+
     adapted: state dicts of generators from stage 1.
     """
     steps = most_steps(gan, cfg)
@@ -213,6 +215,10 @@ def repel_gan(
         hooks = RepelHooks(keeper, push, steering, cfg, steps)
         run_stage(run, "repel", trainer, steps, hooks)
     keeper.restore()
+    if bank is not None:
+        # Its own has met the samples of negative latents alone: whoever trains on against that gets the negatives back.
+        assert gan.discriminator is not None and twin.discriminator is not None
+        twin.discriminator.load_state_dict(gan.discriminator.state_dict())
     decisions = {**keeper.decisions(), "stopped": hooks.stopped or "all steps done", **feedback.notes}
     progress.log.info("repel: kept step %s (%s)", decisions["kept_step"], decisions["stopped"])
     return twin, decisions
