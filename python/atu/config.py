@@ -194,7 +194,7 @@ class Repel:
         Field(
             description="Weight of the distance to the original's samples of latents of which it makes good ones. Half "
             "of a step's latents are such, and the adversarial loss sees only the other half, of which it makes "
-            "negatives. auto: 30 for StyleGAN kinds and 60 for others. 0: it sees all latents, and nothing is held."
+            "negatives. auto: 45 for StyleGAN kinds and 60 for others. 0: it sees all latents, and nothing is held."
         ),
     ] = "auto"
     hold_features: Annotated[
@@ -204,8 +204,8 @@ class Repel:
     nearby_weight: Annotated[
         NonNegativeOrAuto,
         Field(
-            description="Weight of the distance of the other half to good samples that the original makes of nearby "
-            "latents. auto: 4 for images and 1 for other samples."
+            description="Weight of the root of the distance of the other half to good samples that the original makes "
+            "of nearby latents. auto: 8 for images and 1 for other samples."
         ),
     ] = "auto"
     guide_weight: Annotated[NonNegative, Field(description="Weight of the guide's loss; 0: no guide.")] = 4.0

@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from atu.methods.adapt_then_unlearn.guide import Seen
+
 
 class Doubled(nn.Module):
     """x = 2 z."""
@@ -17,7 +19,14 @@ class Doubled(nn.Module):
         return self.factor * z
 
 
-class Plane:
+class Odds:
+    """A guide of log-odds alone."""
+
+    def look(self, x, c=None):
+        return Seen(x, self.log_odds(x, c), [])
+
+
+class Plane(Odds):
     """A guide whose log-odds are a x + b."""
 
     a, b = torch.tensor([3.0, 0.0, 4.0]), 5.5
@@ -28,3 +37,13 @@ class Plane:
 
 def uniform(n, rng):
     return torch.rand(n, 3, generator=rng) * 2 - 1
+
+
+def apart(seen, other):
+    """Mean squared difference of the elements."""
+    return (seen.samples - other.samples).square().flatten(1).mean(1)
+
+
+def anywhere(seen, other):
+    """All samples are alike."""
+    return 0 * apart(seen, other)

@@ -11,30 +11,41 @@ from atu.data.samples import TensorSamples
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.distance import SampleDistance, _mean_square
 from atu.methods.adapt_then_unlearn.guide import Guide
-from atu.methods.adapt_then_unlearn.nearby import BEYOND, LONGEST, MARGIN, MOVES, SHORTEST, WAIT, MovedLatents
+from atu.methods.adapt_then_unlearn.nearby import LENGTH, MARGIN, MOVES, STAY, WAIT, MovedLatents
 from atu.methods.adapt_then_unlearn.steering import hold_statistics
 from atu.methods.adapt_then_unlearn.ways import WayLatents
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
 
-from .planes import Doubled, Plane, uniform
+from .planes import Doubled, Odds, Plane, anywhere, apart, uniform
+
+
+def plane_bank(z, distance=anywhere, at_once=9):
+    gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
+    return MovedLatents(gan, gan.fake, Plane(), distance, (z, None), at_once)
 
 
 def test_latents_move_down_the_slope_until_they_are_clearly_good():
-    """Straight lines here: the longest moves along the slope, in deviations of the latents, and the last one as far as
-    -MARGIN - BEYOND, where the one before it has not come below -MARGIN."""
-    gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
+    """Straight lines here, in moves of one length, in deviations of the latents."""
     z = uniform(37, torch.Generator().manual_seed(3))
-    bank = MovedLatents(gan, gan.fake, Plane(), (z, None), at_once=5)
-    scale = gan.inputs(512)[0].std(0)
-    slope = 2 * Plane.a * scale
-    move = LONGEST * math.sqrt(3) * slope / slope.norm() * scale
+    bank = plane_bank(z, at_once=5)
+    slope = 2 * Plane.a * bank.scale
+    move = LENGTH * math.sqrt(3) * slope / slope.norm() * bank.scale
     odds, fall = 2 * z @ Plane.a + Plane.b, float(2 * move @ Plane.a)
-    needed, least = (odds + MARGIN + BEYOND) / fall, ((odds + MARGIN) / fall).ceil()
-    last = torch.maximum(needed, needed.floor() + SHORTEST / LONGEST)
-    moves = torch.where(least <= needed, least, last).clamp(0, MOVES)
-    assert moves.min() == 0 and 0 < (moves == MOVES).sum() < 37 and 0 < (least > needed).sum() < 37
+    moves = ((odds + MARGIN) / fall).ceil().clamp(0, MOVES)
+    assert moves.min() == 0 and 0 < (moves == MOVES).sum() < 37
     torch.testing.assert_close(bank.good, z - moves[:, None] * move, rtol=1e-4, atol=1e-5)
+
+
+def test_latents_stay_near_their_own_sample():
+    """Where log-odds a x + b and STAY weight |x - x_0|^2 / 3 balance, x = x_0 - 3 a / (2 STAY weight)."""
+    z, weight = uniform(37, torch.Generator().manual_seed(3)), 40.0
+    z = z[2 * z @ Plane.a + Plane.b > 0]
+    bank = plane_bank(z, lambda seen, other: weight * apart(seen, other))
+    balance = 3 * Plane.a / (2 * STAY * weight)
+    assert balance @ Plane.a < MARGIN  # none is clearly good there
+    torch.testing.assert_close(bank.good, z - (balance / 2), rtol=0, atol=1.5 * LENGTH)
+    assert (plane_bank(z).good - z).norm(dim=1).min() > 4 * (bank.good - z).norm(dim=1).max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -42,13 +53,13 @@ def test_latents_move_down_the_slope_until_they_are_clearly_good():
 def test_normal_latents_keep_their_norm_and_precision(kind, dtype):
     gan = GAN(MLPGenerator(5, [2], hidden=(7,)).to(dtype), MLPDiscriminator([2], hidden=(4,)).to(dtype))
 
-    class First:
+    class First(Odds):
         def log_odds(self, x, c=None):
             return 9 * x[:, 0] + 9
 
     z = gan.inputs(11, 2)[0].to(dtype)
     torch.manual_seed(0)
-    good = kind(gan, gan.fake, First(), (z, None)).good
+    good = kind(gan, gan.fake, First(), anywhere, (z, None)).good
     assert good.dtype == dtype
     torch.testing.assert_close(good.norm(dim=1), z.norm(dim=1))
     before, after = (gan.generator(x).detach()[:, 0] for x in (z, good))
@@ -61,12 +72,12 @@ def test_labels_stay_with_their_latents(kind):
     generator = Generator(4, 3, 5, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=8))
     gan = GAN(generator, Discriminator(3, 8, 1, channel_base=32, channel_max=8))
 
-    class Bright:
+    class Bright(Odds):
         def log_odds(self, x, c=None):
             return 300 * x.mean((1, 2, 3)) + 30 * c[:, 0]
 
     z, c = gan.inputs(13, 1)
-    bank = kind(gan, gan.fake, Bright(), (z, c), at_once=4, steps=20)
+    bank = kind(gan, gan.fake, Bright(), anywhere, (z, c), at_once=4, steps=20)
     assert bank.good.shape == z.shape and torch.equal(bank.c, c)
     index = {tuple(row.tolist()): i for i, row in enumerate(z)}
     drawn, labels, good = bank.draw(29)
@@ -82,13 +93,11 @@ def test_labels_stay_with_their_latents(kind):
 
 
 def test_found_latents_wait_for_each_other():
-    gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
     z = uniform(2 * WAIT, torch.Generator().manual_seed(4))
-    whole = MovedLatents(gan, gan.fake, Plane(), (z, None), at_once=9)
-    grown = MovedLatents(gan, gan.fake, Plane(), (z[:WAIT], None), at_once=9)
+    whole, grown = plane_bank(z, apart), plane_bank(z[:WAIT], apart)
     grown.add(z[WAIT : WAIT + 3], None)
     assert len(grown) == WAIT
-    again = MovedLatents(gan, gan.fake, Plane(), (z[:1], None))
+    again = plane_bank(z[:1], apart)
     again.load_state_dict(copy.deepcopy(grown.state_dict()))
     for one in (grown, again):
         one.add(z[WAIT + 3 :], None)
@@ -163,7 +172,8 @@ def test_moves_keep_the_latents_precision():
     gan = GAN(MLPGenerator(3, [5], hidden=(7,)).double(), MLPDiscriminator([5], hidden=(11,)).double())
     z = torch.randn(6, 3, dtype=torch.float64)
     guide = untrained_guide(gan)
-    bank = MovedLatents(gan, gan.fake, guide, (z, None), at_once=4)
+    distance = SampleDistance(guide, gan.fake(torch.randn(31, 3, dtype=torch.float64), None).detach(), 0.5)
+    bank = MovedLatents(gan, gan.fake, guide, distance, (z, None), at_once=4)
     assert bank.good.dtype == torch.float64
     before, after = (guide.log_odds(gan.fake(latents, None)) for latents in (z, bank.good))
     assert (after <= before).all() and (bank.good != z).any()

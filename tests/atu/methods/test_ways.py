@@ -9,13 +9,13 @@ from atu.methods.adapt_then_unlearn.nearby import MARGIN, MOST, WAIT
 from atu.methods.adapt_then_unlearn.ways import STEP, STEPS, WAYS, WayLatents
 from atu.networks.mlp import MLPDiscriminator
 
-from .planes import Doubled, Plane, uniform
+from .planes import Doubled, Plane, apart, uniform
 
 
 def plane_bank(z, guide=None, at_once=None, steps=200):
     gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
     torch.manual_seed(1)
-    return WayLatents(gan, gan.fake, guide or Plane(), (z, None), at_once, steps)
+    return WayLatents(gan, gan.fake, guide or Plane(), apart, (z, None), at_once, steps)
 
 
 def test_ways_lead_down_the_slope():

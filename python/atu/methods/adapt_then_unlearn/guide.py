@@ -36,6 +36,9 @@ class Seen(NamedTuple):
     log_odds: Tensor
     features: list[Tensor]
 
+    def rows(self, index: Tensor) -> Seen:
+        return Seen(self.samples[index], self.log_odds[index], [f[index] for f in self.features])
+
 
 class Guide:
     """Binary classifier with the discriminator's architecture, started from its weights.

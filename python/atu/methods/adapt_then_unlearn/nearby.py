@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ...gan import GAN
 from ...support import progress
-from .guide import Guide
+from .guide import Guide, Seen
 
 MARGIN = 3.0  # log-odds of being negative, were half of the samples so, are to come below minus this
 MOST = 4000  # latents that are kept
 WAIT = 64  # found ones that are moved together
-SHORTEST, LONGEST = 0.01, 0.06  # one move along the slope, in deviations of a latent's element
-MOVES = 28  # at most
-BEYOND = 0.3  # that a move aims below the margin, so that the last one arrives
+MOVES, LENGTH = 28, 0.03  # at most; of one, in deviations of a latent's element
+BETAS = (0.8, 0.9)
+STAY = 2.0  # log-odds that a distance of 1 to the latent's own sample counts
 
 
 def rows(c: Tensor | None, index: Tensor) -> Tensor | None:
@@ -37,9 +37,9 @@ class NegativeLatents(ABC):
 
     Args:
         original: the pretrained generator's samples of latents and labels, differentiable in the latents.
-        guide: whose log-odds are to fall. known: (latents, labels) of negatives. at_once: samples that pass at once;
-            what suits small ones when not given. steps: of Adam, by which a kind learns what its moves need. saved: a
-            bank (`state_dict`) to go on from, in place of moving those that are known.
+        guide: whose log-odds are to fall. distance: of samples to others, [N]. known: (latents, labels) of negatives.
+        at_once: samples that pass at once; what suits small ones when not given. steps: of Adam, by which a kind learns
+            what its moves need. saved: a bank (`state_dict`) to go on from, in place of moving those that are known.
     """
 
     small_at_once = 64
@@ -49,12 +49,13 @@ class NegativeLatents(ABC):
         gan: GAN,
         original: Callable[[Tensor, Tensor | None], Tensor],
         guide: Guide,
+        distance: Callable[[Seen, Seen], Tensor],
         known: tuple[Tensor, Tensor | None],
         at_once: int | None = None,
         steps: int = 200,
         saved: dict[str, Any] | None = None,
     ):
-        self.gan, self.original, self.guide = gan, original, guide
+        self.gan, self.original, self.guide, self.distance = gan, original, guide, distance
         self.at_once = at_once or self.small_at_once
         self.scale = gan.inputs(512)[0].std(0).clamp(min=1e-6)
         self.keeps_norm = gan.latent_sampler is None  # normal latents of one length are all alike
@@ -129,31 +130,41 @@ class NegativeLatents(ABC):
 
 
 class MovedLatents(NegativeLatents):
-    """Each is moved by itself, down the slope of the guide's log-odds: for StyleGANs, whose mapping network makes the
-    way of a move a rough function of the latent."""
+    """Each is moved by itself, down the slope of the guide's log-odds and of the distance to its own sample: for
+    StyleGANs, whose mapping network makes the way of a move a rough function of the latent.
+
+    The distance keeps what the guide does not ask for. Without it a face whose whiskers are to go gets another colour
+    and other ears on the way.
+    """
 
     def _moved(self, z: Tensor, c: Tensor | None) -> Tensor:
         """Until the guide finds its samples clearly good, or as far as MOVES go.
 
-        A move is as long as Newton's method has it, within bounds: on the way it is long, near the end short.
+        By Adam's rule (Kingma and Ba, arXiv 1412.6980) with one second moment a latent, so that each move is about as
+        long as any other, and goes down the slope.
         """
         out = z.clone()
+        mean, square = torch.zeros_like(z.flatten(1)), z.new_zeros(len(z), 1)
+        with torch.no_grad():
+            own = self._look(z, c)
         on = torch.arange(len(z), device=z.device)
-        for _ in range(MOVES):
+        for step in range(1, MOVES + 1):
             at = out[on].requires_grad_(True)
-            with torch.enable_grad(), self.gan.autocast():
-                own = rows(c, on)
-                log_odds = self.guide.log_odds(self.original(at, own), own)
-            (slope,) = torch.autograd.grad(log_odds.sum(), at)
-            log_odds = log_odds.detach().to(slope)
-            left = log_odds > -MARGIN
-            on, log_odds, slope, at = on[left], log_odds[left], slope[left] * self.scale, at.detach()[left]
+            with torch.enable_grad():
+                seen = self._look(at, rows(c, on))
+                cost = seen.log_odds + STAY * self.distance(seen, own.rows(on))
+            (slope,) = torch.autograd.grad(cost.sum(), at)
+            left = seen.log_odds.detach() > -MARGIN
+            on, at, slope = on[left], at.detach()[left], (slope[left].to(z) * self.scale).flatten(1)
             if not len(on):
                 break
-            flat = slope.flatten(1)
-            steepness, root = flat.norm(dim=1).clamp(min=1e-12), flat.shape[1] ** 0.5
-            length_of_move = ((log_odds + MARGIN + BEYOND) / (steepness * root)).clamp(SHORTEST, LONGEST)
-            direction = flat * (root / steepness)[:, None]
-            moved = at - (length_of_move[:, None] * direction).view_as(at) * self.scale
-            out[on] = self._of_norm(moved, z[on])
+            mean[on] = torch.lerp(slope, mean[on], BETAS[0])
+            square[on] = torch.lerp(slope.square().mean(1, keepdim=True), square[on], BETAS[1])
+            root = (square[on] / (1 - BETAS[1] ** step)).sqrt().clamp(min=1e-12)
+            move = LENGTH * mean[on] / (1 - BETAS[0] ** step) / root
+            out[on] = self._of_norm(at - move.view_as(at) * self.scale, z[on])
         return out
+
+    def _look(self, z: Tensor, c: Tensor | None) -> Seen:
+        with self.gan.autocast():
+            return self.guide.look(self.original(z, c), c)

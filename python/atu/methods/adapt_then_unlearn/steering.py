@@ -26,6 +26,8 @@ from .guide import ROUNDS, Guide, Seen
 from .nearby import MovedLatents, NegativeLatents
 from .ways import WayLatents
 
+NEAR = 1e-3  # added to a distance before its root is taken, whose slope at 0 has no bound
+
 
 class Steering:
     """The generator's loss beside the adversarial one, a weighted sum:
@@ -34,7 +36,8 @@ class Steering:
     or the original's did. The guide has learnt before the first step and learns no more: to follow what evades it costs
     more good samples than it removes negatives. Where a probe chose the positives, it learns twice: a second one
     without those that the first takes for negatives.
-    nearby: distance of samples of latents whose original is negative to good samples that the original makes nearby.
+    nearby: root of the distance of samples of latents whose original is negative to good samples that the original
+    makes nearby. Like latents have different ones of these; the distance itself draws to their mean, a blurred sample.
     held: distance to the original's sample of the same latent and noise, for fresh latents of which it makes no
     negative; those of which it does join the bank. By the guide's odds, what is on the boundary is not held there.
     Without an oracle nothing that the guide suspects is held, and only the likeliest of it joins the bank.
@@ -90,7 +93,7 @@ class Steering:
                 learnt = min(cfg.guide_steps, steps)
                 kind = MovedLatents if gan.is_stylegan else WayLatents
                 bank = None if prepared is None else prepared["bank"]
-                self.bank = kind(gan, original, self.guide, known, at_once, learnt, bank)
+                self.bank = kind(gan, original, self.guide, self.distance, known, at_once, learnt, bank)
 
     def __call__(self, fake: Tensor, c: Tensor | None, wanted: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """Of generated samples, their labels, and good ones wanted in their place, if any: the loss and its parts."""
@@ -99,7 +102,7 @@ class Steering:
         if wanted is not None:
             with torch.no_grad():
                 target = self.guide.look(wanted, c)
-            terms["nearby"] = self.nearby_weight * self._apart(seen, target)
+            terms["nearby"] = self.nearby_weight * self._apart(seen, target, root=True)
         if self.cfg.guide_weight > 0:
             terms["guide"] = self._guided(seen)
         return sum(terms.values(), start=fake.new_zeros(())), {k: float(v.detach()) for k, v in terms.items()}
@@ -142,10 +145,14 @@ class Steering:
             loss = loss * (were | self._found(seen) | self._suspected(seen))
         return self.cfg.guide_weight * loss.mean()
 
-    def _apart(self, seen: Seen, target: Seen, where: Tensor | float = 1.0) -> Tensor:
-        """Mean distance, each sample weighted by the guide's odds that its target is good, and by `where`."""
+    def _apart(self, seen: Seen, target: Seen, where: Tensor | float = 1.0, root: bool = False) -> Tensor:
+        """Mean distance, or root of it, each sample weighted by the guide's odds that its target is good, and by
+        `where`."""
         good = torch.sigmoid(-target.log_odds) * where
-        return (good * self.distance(seen, target)).mean()
+        distance = self.distance(seen, target)
+        if root:
+            distance = (distance + NEAR).sqrt()
+        return (good * distance).mean()
 
     # --- resuming
 
@@ -164,14 +171,14 @@ class Steering:
 def hold_weight(gan: GAN, cfg: config.Repel) -> float:
     """The weight of what is held; where it is "auto", what suited either kind best (docs/trials.md)."""
     if cfg.hold_weight == "auto":
-        return 30.0 if gan.is_stylegan else 60.0
+        return 45.0 if gan.is_stylegan else 60.0
     return cfg.hold_weight
 
 
 def nearby_weight(gan: GAN, cfg: config.Repel) -> float:
     """The weight of the nearby good samples; where it is "auto", what suited images, and what is of few dimensions."""
     if cfg.nearby_weight == "auto":
-        return 4.0 if len(gan.sample_shape) == 3 else 1.0
+        return 8.0 if len(gan.sample_shape) == 3 else 1.0
     return cfg.nearby_weight
 
 
