@@ -49,6 +49,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 NonNegativeOrAuto = NonNegative | Literal["auto"]
 Count = Annotated[int, Field(ge=0)]
 PositiveCount = Annotated[int, Field(ge=1)]
+PositiveCountOrAuto = PositiveCount | Literal["auto"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Expression = Annotated[str, AfterValidator(_check_expression)]
@@ -257,8 +258,13 @@ class Feedback:
     """How positives are built when the user gives none, or few."""
 
     pool: Annotated[
-        PositiveCount, SAMPLES, Field(description="Drawn from the pretrained GAN, and filtered by the oracle or probe.")
-    ] = 5000
+        PositiveCountOrAuto,
+        SAMPLES,
+        Field(
+            description="Drawn from the pretrained GAN, and filtered by the oracle or probe. auto: 5,000; of small "
+            "images of other kinds than StyleGANs, for which an oracle answers, up to 20,000."
+        ),
+    ] = "auto"
     recall: Annotated[
         Fraction,
         Field(
@@ -439,7 +445,7 @@ def _defaults(method: str) -> dict[str, Any]:
 
 
 # What pydantic puts behind a field's name where a value may be of several kinds.
-_KINDS = ("constrained-float", "literal['auto']")
+_KINDS = ("constrained-float", "constrained-int", "literal['auto']")
 
 
 def _checked(kind: Any, data: Any, where: str, errors: list[str]) -> Any:

@@ -19,6 +19,8 @@ from . import checks
 from .oracles import IsNegative, Oracle
 from .probe import Probe, fit_probe
 
+CHEAP_BYTES = 2**28  # of a pool of more than 5,000 samples
+
 
 @dataclass
 class Feedback:
@@ -54,8 +56,20 @@ def check_distinct(negatives: Samples, positives: Samples) -> None:
 
 def pool_size(gan: GAN, wanted: int, budget_bytes: int = 2**30) -> int:
     """How many samples to keep in memory at once: `wanted`, unless they take more than a GiB."""
-    bytes_each = 4 * int(np.prod(gan.sample_shape))
-    return max(min(wanted, budget_bytes // bytes_each), 64)
+    return max(min(wanted, budget_bytes // _bytes_each(gan)), 64)
+
+
+def wanted_pool(gan: GAN, cfg: config.Feedback, has_oracle: bool) -> int:
+    """How many samples to draw; where it is "auto", what is cheap and of use (docs/trials.md)."""
+    if cfg.pool != "auto":
+        return cfg.pool
+    if not has_oracle or gan.is_stylegan or len(gan.sample_shape) != 3:
+        return 5000
+    return min(max(CHEAP_BYTES // _bytes_each(gan), 5000), 20_000)
+
+
+def _bytes_each(gan: GAN) -> int:
+    return 4 * int(np.prod(gan.sample_shape))
 
 
 def build_feedback(
@@ -67,7 +81,7 @@ def build_feedback(
         ValueError: nothing can come of it (see checks.py), or the oracle or the probe calls all of the generated
             samples negative.
     """
-    pool, z = _draw_pool(gan, pool_size(gan, cfg.pool), stream_seed(seed, Stream.POOL))
+    pool, z = _draw_pool(gan, pool_size(gan, wanted_pool(gan, cfg, oracle is not None)), stream_seed(seed, Stream.POOL))
     is_negative, flags = _answers(gan, negatives, positives, pool.tensor, oracle, cfg.recall)
     share = float(flags.float().mean())
     judge = "probe" if oracle is None else "oracle"

@@ -12,12 +12,20 @@ from atu.assets import asset
 from atu.config import Feedback as FeedbackConfig
 from atu.data.samples import TensorSamples
 from atu.evaluation.classifier import Classifier
-from atu.feedback.feedback import Feedback, build_feedback, check_distinct, doubted, pool_size, without_doubted
+from atu.feedback.feedback import (
+    Feedback,
+    build_feedback,
+    check_distinct,
+    doubted,
+    pool_size,
+    wanted_pool,
+    without_doubted,
+)
 from atu.feedback.oracles import Oracle
 from atu.feedback.probe import Probe, amid, fit_probe
 from atu.gan import GAN
 from atu.measures.features import sample_features
-from atu.networks.mlp import MLPDiscriminator
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.training.score import CheckpointKeeper, Score
 
 POOL = FeedbackConfig(pool=600)
@@ -249,6 +257,20 @@ def test_pool_size_is_bounded_by_memory(image_gan):
     assert pool_size(image_gan, 500) == 500
     assert pool_size(image_gan, 10**9, budget_bytes=4 * 64 * 1000) == 1000
     assert pool_size(image_gan, 10**9, budget_bytes=1) == 64
+
+
+def test_an_oracle_is_asked_about_more_where_samples_are_cheap(mixture):
+    def of_images(*shape):
+        return GAN(MLPGenerator(4, shape, hidden=(2,)), MLPDiscriminator(shape, hidden=(2,)))
+
+    auto, small = FeedbackConfig(), of_images(1, 8, 8)
+    assert wanted_pool(small, auto, has_oracle=True) == 20_000
+    assert wanted_pool(small, auto, has_oracle=False) == 5000
+    assert wanted_pool(small, FeedbackConfig(pool=77), has_oracle=True) == 77
+    assert wanted_pool(of_images(3, 80, 80), auto, has_oracle=True) == 5000
+    assert wanted_pool(of_images(3, 60, 60), auto, has_oracle=True) == 6213  # 256 MiB of 3 * 60 * 60 * 4 bytes
+    assert wanted_pool(mixture, auto, has_oracle=True) == 5000  # points in the plane
+    assert wanted_pool(GAN.load(asset("mnist-gan.safetensors")), auto, has_oracle=True) == 5000
 
 
 def test_score_tells_negatives_and_drift_apart(mixture):
