@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import Result, adapted_generators, stage_seconds, unlearn
+from ..api import Result, stage_seconds, unlearn
 from ..assets import CLASSIFIERS
 from ..config import Config
 from ..data.images import save_folder
@@ -190,7 +190,7 @@ def finish(settings: Demo, gans: Gans, marked: Marked, result: Result, told: Tol
         result.gan,
         **told.measures,
         retrained=gans.retrained,
-        others={**adapted_generators(gan, result), **({"first": gans.first.sampling_generator} if told.before else {})},
+        others={"first": gans.first.sampling_generator} if told.before else None,
         attributes=dict(told.attributes),
         n=settings.samples,
         seed=stream_seed(seed, Stream.EVALUATION),

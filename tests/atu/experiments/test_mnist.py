@@ -148,7 +148,7 @@ def test_one_after_another(small):
     assert row["before"] == first["negatives_after"]
     assert row["pul_before"] == pytest.approx(first["pul"])
     assert row["stays_unlearned"] == (row["pul_after"] >= row["pul_before"] - 1)
-    assert second["negatives"].keys() == {"before", "adapted", "first", "after"}
+    assert second["negatives"].keys() == {"before", "first", "after"}
     assert [sorted(plain) for plain in second["targets"]] == [["classes"], ["feature", "threshold"]]
     assert ("stays unlearned" in page) or ("came back" in page)
     # Both runs are to be kept negative in a third one.
