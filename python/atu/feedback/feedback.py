@@ -56,7 +56,8 @@ def check_distinct(negatives: Samples, positives: Samples) -> None:
 
 def pool_size(gan: GAN, wanted: int, budget_bytes: int = 2**30) -> int:
     """How many samples to keep in memory at once: `wanted`, unless they take more than a GiB."""
-    return max(min(wanted, budget_bytes // _bytes_each(gan)), 64)
+    bytes_each = 4 * int(np.prod(gan.sample_shape))
+    return max(min(wanted, budget_bytes // bytes_each), 64)
 
 
 def wanted_pool(gan: GAN, cfg: config.Feedback, has_oracle: bool) -> int:
@@ -65,11 +66,7 @@ def wanted_pool(gan: GAN, cfg: config.Feedback, has_oracle: bool) -> int:
         return cfg.pool
     if not has_oracle or gan.is_stylegan or len(gan.sample_shape) != 3:
         return 5000
-    return min(max(CHEAP_BYTES // _bytes_each(gan), 5000), 20_000)
-
-
-def _bytes_each(gan: GAN) -> int:
-    return 4 * int(np.prod(gan.sample_shape))
+    return max(pool_size(gan, 20_000, CHEAP_BYTES), 5000)
 
 
 def build_feedback(
