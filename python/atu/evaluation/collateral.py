@@ -7,7 +7,7 @@ in the place of the unlearned GAN's, as many of them. A GAN compared with itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -100,26 +100,32 @@ def good_changed(before: Judged, after: Judged) -> dict[str, Any] | None:
     return {**share_of(int((changed & good).sum()), int(good.sum())), "sure": of_sure}
 
 
-def changed_by_a_pixel(
-    images: Iterable[Tensor], before: Judged, score: Callable[[Tensor], Scores]
-) -> dict[str, Any] | None:
-    """Count, share and interval of good images whose class is another one when they are moved by one pixel to the
-    right: a change that no one sees, so `good_changed` can hardly be told from less. None without classes.
+class MovedByAPixel:
+    """How many good images are of another class when they are moved by one pixel to the right: a change that no one
+    sees, so `good_changed` can hardly be told from less. They are judged as they pass by, so that none is made twice.
 
-    images: batches [N, C, H, W] of the first ones that `before` judged; `MOVED` are taken, in whole batches.
-    """
-    if before.labels is None:
-        return None
-    moved: list[Tensor] = []
-    for x in images:
-        labels = score(torch.cat([x[..., :1], x[..., :-1]], -1))[2]
-        assert labels is not None
-        moved.append(labels)
-        if sum(map(len, moved)) >= MOVED:
-            break
-    found = torch.cat(moved)
-    good = ~before.negative[: len(found)]
-    return share_of(int(((found != before.labels[: len(found)]) & good).sum()), int(good.sum()))
+    score: of a judge that knows classes."""
+
+    def __init__(self, score: Callable[[Tensor], Scores]):
+        self.score, self.labels = score, list[Tensor]()
+
+    def watch(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Batches [N, C, H, W] as they are; of the first ones, `MOVED` images or a few more, the moved are judged."""
+        for x in images:
+            if sum(map(len, self.labels)) < MOVED:
+                labels = self.score(torch.cat([x[..., :1], x[..., :-1]], -1))[2]
+                assert labels is not None
+                self.labels.append(labels)
+            yield x
+
+    def changed(self, before: Judged) -> dict[str, Any] | None:
+        """Count, share and interval of the good ones that changed, `before` being of the same images; None where none
+        were watched."""
+        if before.labels is None or not self.labels:
+            return None
+        found = torch.cat(self.labels)
+        good = ~before.negative[: len(found)]
+        return share_of(int(((found != before.labels[: len(found)]) & good).sum()), int(good.sum()))
 
 
 def tv_redistribution(before: Judged, after: Judged, negative: Sequence[int], classes: int) -> float | None:

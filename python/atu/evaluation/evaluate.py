@@ -31,7 +31,7 @@ from ..support.modules import state_of
 from ..support.seeding import Stream, stream_seed
 from .collateral import (
     SURE,
-    changed_by_a_pixel,
+    MovedByAPixel,
     frechet_redistribution,
     good_changed,
     kept_numbers,
@@ -198,13 +198,13 @@ def _original(
 ) -> Original:
     """Of the GAN before unlearning. asked: further arguments of `judge_samples`, of the samples that are compared."""
     reference = None if real is None else _real_samples(real, judge, gan, networks)
-    compared = progress.track("evaluate before", gan.batches(n, seed, batch_size), n)
+    compared: Iterable[Tensor] = progress.track("evaluate before", gan.batches(n, seed, batch_size), n)
+    moved = MovedByAPixel(judge.score)
+    compared = moved.watch(compared) if len(gan.sample_shape) == 3 and judge.classes else compared
     judged = judge_samples(compared, judge.score, extractors=networks, **asked)
     others = gan.batches(n, stream_seed(seed, Stream.KEPT_REFERENCE), batch_size)
     drawn = judge_samples(progress.track("evaluate reference", others, n), judge.score, shown=0, extractors=networks)
-    images = len(gan.sample_shape) == 3
-    moved = changed_by_a_pixel(gan.batches(n, seed, batch_size), judged, judge.score) if images else None
-    return Original(judged, drawn, moved, reference)
+    return Original(judged, drawn, moved.changed(judged), reference)
 
 
 def _further(judges: Mapping[str, Any], first: Judge, gan: GAN, wanted: tuple[int | str, ...], seed: int) -> Judges:

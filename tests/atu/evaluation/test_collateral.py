@@ -7,7 +7,7 @@ import torch
 
 from atu.evaluation import collateral
 from atu.evaluation.collateral import (
-    changed_by_a_pixel,
+    MovedByAPixel,
     frechet_redistribution,
     good_changed,
     kept_numbers,
@@ -65,15 +65,20 @@ def test_images_on_a_boundary_change_when_they_are_moved_by_a_pixel(monkeypatch)
     images[7, ..., 5] = 0.5  # 6 comes to lie outside, and 5 where it was: still the third class; of 8 nothing is left
     negative, features, labels, confidence = score(images)
     before = Judged(negative, features, labels, confidence, torch.empty(0))
-    found = changed_by_a_pixel(images.split(4), before, score)
+
+    def changed():
+        moved = MovedByAPixel(score)
+        assert torch.equal(torch.cat(list(moved.watch(images.split(4)))), images)  # they pass as they are
+        return moved.changed(before)
+
+    found = changed()
     # Good: columns 3 to 6. 5 goes to 6 and changes; the last is all dark, and so of the first class.
     assert (found["count"], found["share"]) == (3, 0.5)
     # No more are moved than are needed, in whole batches.
     monkeypatch.setattr(collateral, "MOVED", 5)
-    found = changed_by_a_pixel(images.split(4), before, score)
+    found = changed()
     assert (found["count"], found["share"]) == (2, 0.4)
-    without_classes = Judged(negative, features, None, None, torch.empty(0))
-    assert changed_by_a_pixel([images], without_classes, score) is None
+    assert MovedByAPixel(score).changed(before) is None  # nothing was watched
 
 
 def test_redistribution_is_what_landing_alone_explains():
