@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..data.images import image_grid, thumbnails
 from ..support.files import write_atomic
+from .words import number
 
 if TYPE_CHECKING:
     from ..evaluation.parameter_path import ParameterPath
@@ -173,11 +174,7 @@ def _draw_path(axes: Any, path: ParameterPath) -> None:
     columns = path.images.transpose(0, 1).reshape(count * shown, *path.images.shape[2:])
     picture = image_grid(thumbnails(columns.nan_to_num()), path.image_range, count)
     axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(-0.5, count - 0.5, 0, 1), aspect="auto")
-    labels = [
-        f"{row['s']:g}\n{100 * row['negative']['share']:.1f} %\n"
-        + ("–" if row["frechet"] is None else f"{row['frechet']:.3g}")
-        for row in path.points
-    ]
+    labels = [f"{row['s']:g}\n{100 * row['negative']['share']:.1f} %\n{number(row['frechet'])}" for row in path.points]
     axes.set_xticks(range(count), labels)
     axes.set_yticks([])
     axes.tick_params(length=0)

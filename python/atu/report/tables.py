@@ -36,7 +36,7 @@ def kept_table(data: Mapping[str, Any]) -> list[list[str]]:
     if data.get("frechet_kept") is not None:
         rows.append(["Fréchet distance", number(data.get("frechet_kept_chance")), number(data["frechet_kept"])])
     if data.get("kid_kept") is not None:
-        rows.append(["kernel distance (KID)", *(f"{data[key]:.4f}" for key in ("kid_kept_chance", "kid_kept"))])
+        rows.append(["kernel distance (KID)", *(_small(data[key]) for key in ("kid_kept_chance", "kid_kept"))])
     for what in MEASURES:
         values = [data.get(f"{what}_kept_{name}") for name in ("before", "after")]
         if any(value is not None for value in values):

@@ -74,8 +74,9 @@ def test_figures(tmp_path):
     found = parameter_path(
         gan, adapted, lambda x: (x.mean((1, 2, 3)) > 0, x.flatten(1)[:, :3], None, None), kept[:, :3], n=60
     )
+    found.points[0]["frechet"] = 1284.2  # no exponent: those of two columns would run into each other
     svg = plots.path_figure(found)
-    for text in ("-1.5", "Fréchet", f"{100 * found.points[0]['negative']['share']:.1f} %", "<image"):
+    for text in ("-1.5", "Fréchet", "1,284", f"{100 * found.points[0]['negative']['share']:.1f} %", "<image"):
         assert text in svg
     with Image.open(plots.save_path(tmp_path / "path.png", found)) as picture:
         assert picture.width > 500

@@ -184,6 +184,13 @@ def test_images_round_trip_through_files(tmp_path):
 # --- judges
 
 
+def test_kernel_distances_have_the_digits_that_tell_them_apart():
+    """Near 0 four decimals; in the features of a network whose distances are large no more than three digits."""
+    found = tables.kept_table(dict(kid_kept=0.01, kid_kept_chance=-0.0001))
+    assert found[-1] == ["kernel distance (KID)", "-0.0001", "0.0100"]
+    assert tables.kept_table(dict(kid_kept=74.5683, kid_kept_chance=-19.2034))[-1][1:] == ["-19.2", "74.6"]
+
+
 def test_distances_of_each_network_stand_in_rows_of_their_own(evaluation, context):
     kept = dict(frechet_kept=2.0, frechet_kept_chance=0.5, kid_kept=0.001, kid_kept_chance=0.0)
     evaluation.numbers["distances"] = {
