@@ -23,7 +23,7 @@ from ..measures.extractors import Extractor
 from ..measures.frechet import frechet
 from ..measures.intervals import difference
 from ..measures.kid import kid
-from ..measures.prevalence import corrected_unlearning
+from ..measures.prevalence import Errors, corrected_unlearning
 from ..measures.shares import histogram, share_of, total_variation, unlearning
 from ..support import progress
 from ..support.digest import sha256
@@ -129,7 +129,8 @@ def evaluate(
         confident_before, confident_after (share judged with a confidence of 0.9 or more), attributes_before,
         attributes_after, metrics, n, seed, features, judge (the name of the judge whose figures these are), probe (a
         probe's counts on held-out marks, `Probe.marks`, where it is the judge), judges (by name, the first too: see
-        `judge_numbers`), distances (by extractor: see `_distances`).
+        `judge_numbers`), agreed (the same of what all of them call negative; None with one judge), distances (by
+        extractor: see `_distances`).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -149,8 +150,8 @@ def evaluate(
     networks = {name: _of_range(network, before) for name, network in (extractors or {}).items()}
     batch_size = batch_size or before.fitting(250)
     if original is None:
-        asked = dict(keep=keep, attributes=attributes, judges=further)
-        original = _original(before, judge, real, networks, n, seed, batch_size, **asked)
+        options = dict(keep=keep, attributes=attributes, judges=further)
+        original = _original(before, judge, real, networks, n, seed, batch_size, **options)
     generators = dict(others or {})
     if retrained is not None:
         generators["retrained"] = _generator(retrained)
@@ -160,15 +161,22 @@ def evaluate(
         # A retrained GAN may take other latents.
         source = retrained if name == "retrained" and isinstance(retrained, GAN) else before
         batches = progress.track(f"evaluate {name}", source.batches(n, seed, batch_size, generator), n)
-        compared = further if name in COMPARED else {}
-        models[name] = judge_samples(batches, judge.score, keep, attributes, judges=compared, extractors=networks)
+        others_too = further if name in COMPARED else {}
+        models[name] = judge_samples(batches, judge.score, keep, attributes, judges=others_too, extractors=networks)
     first, last = models["before"], models["after"]
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
-    numbers.update(judge=judge.name, probe=judge.marks, judges={})
-    for name, one in {judge.name: judge, **further}.items():
-        verdicts = {key: models[key].verdicts.get(name, models[key].negative) for key in COMPARED if key in models}
-        numbers["judges"][name] = judge_numbers(verdicts, one, spoke[name])
+    numbers.update(judge=judge.name, probe=judge.marks, judges={}, agreed=None)
+    asked = {judge.name: judge, **further}
+    compared = [name for name in COMPARED if name in models]
+    said = {
+        name: {model: models[model].verdicts.get(name, models[model].negative) for model in compared} for name in asked
+    }
+    for name, one in asked.items():
+        numbers["judges"][name] = judge_numbers(said[name], one.errors, spoke[name])
+    if further:
+        unanimous = {model: torch.stack([one[model] for one in said.values()]).all(0) for model in compared}
+        numbers["agreed"] = judge_numbers(unanimous, None, None)
     numbers.update(_real_numbers(None if original.real is None else original.real.features, models))
     drawn = original.drawn
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
@@ -265,11 +273,12 @@ def _spoke(answered: Iterable[str] | bool | None, known: Sequence[str]) -> dict[
     return {name: name in names for name in known}
 
 
-def judge_numbers(verdicts: Mapping[str, Tensor], judge: Judge, answered: bool | None) -> dict[str, Any]:
-    """What one judge says.
+def judge_numbers(verdicts: Mapping[str, Tensor], errors: Errors | None, answered: bool | None) -> dict[str, Any]:
+    """What one judge says, or all of them with one voice.
 
     Args:
         verdicts: bool [n] of the same latents under `before`, `after` and, where there is one, `retrained`.
+        errors: the judge's on held-out real samples, where they are known.
 
     Returns:
         negatives_before, negatives_after, pul, pul_ci95; answered: whether it was an oracle of the run, None where
@@ -282,12 +291,11 @@ def judge_numbers(verdicts: Mapping[str, Tensor], judge: Judge, answered: bool |
     numbers: dict[str, Any] = dict(unlearning(before, after), answered=answered)
     numbers.update(sensitivity=None, specificity=None, held_out=None, corrected=None, over_removal=None)
     n, both, first, last = len(before), int((before & after).sum()), int(before.sum()), int(after.sum())
-    if judge.errors is not None:
-        known = judge.errors
-        numbers["sensitivity"] = share_of(known.hits, known.negatives)
-        numbers["specificity"] = share_of(known.passed, known.others)
-        numbers["held_out"] = known.negatives + known.others
-        numbers["corrected"] = corrected_unlearning(both, first, last, n, known)
+    if errors is not None:
+        numbers["sensitivity"] = share_of(errors.hits, errors.negatives)
+        numbers["specificity"] = share_of(errors.passed, errors.others)
+        numbers["held_out"] = errors.negatives + errors.others
+        numbers["corrected"] = corrected_unlearning(both, first, last, n, errors)
     if "retrained" in verdicts:
         made = int(verdicts["retrained"].sum())
         apart = difference(last, n, made, n)

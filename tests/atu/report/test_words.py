@@ -248,6 +248,13 @@ def test_the_table_rounds_as_the_headline_does(judges):
     assert table[1][4].startswith("15.0 (") and table[1][5].startswith("99.9 (")
 
 
+def test_what_all_judges_call_unwanted_stands_last(judges, evaluation, context):
+    evaluation.numbers["agreed"] = one_judge(30, 3, made=2)
+    data = report.report_data(evaluation, context)
+    assert judged_words.judges_table(data)[-1] == ["all of them", "30", "3", "2", "90.0 (88.0 to 91.0)", "–", "–", "–"]
+    assert "those that all" in report.render(data, evaluation, context)
+
+
 def test_over_removal_and_judges_that_disagree_are_said(judges, evaluation, context):
     warnings = report.report_data(evaluation, context)["warnings"]
     assert any(text.startswith("Over-removal: 0 of 200 samples are negative, and 9 of a GAN") for text in warnings)
