@@ -129,8 +129,8 @@ def evaluate(
         confident_before, confident_after (share judged with a confidence of 0.9 or more), attributes_before,
         attributes_after, metrics, n, seed, features, judge (the name of the judge whose figures these are), probe (a
         probe's counts on held-out marks, `Probe.marks`, where it is the judge), judges (by name, the first too: see
-        `judge_numbers`), agreed (the same of what all of them call negative; None with one judge), distances (by
-        extractor: see `_distances`).
+        `judge_numbers`), agreed (the same of what all of those that did not answer call negative; None with fewer than
+        two of them), distances (by extractor: see `_distances`).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -174,9 +174,10 @@ def evaluate(
     }
     for name, one in asked.items():
         numbers["judges"][name] = judge_numbers(said[name], one.errors, spoke[name])
-    if further:
-        unanimous = {model: torch.stack([one[model] for one in said.values()]).all(0) for model in compared}
-        numbers["agreed"] = judge_numbers(unanimous, None, None)
+    blind = [said[name] for name in asked if not spoke[name]]  # an oracle of the run may have been learnt to be fooled
+    if len(blind) > 1:
+        unanimous = {model: torch.stack([one[model] for one in blind]).all(0) for model in compared}
+        numbers["agreed"] = judge_numbers(unanimous, None, False)
     numbers.update(_real_numbers(None if original.real is None else original.real.features, models))
     drawn = original.drawn
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
@@ -274,7 +275,7 @@ def _spoke(answered: Iterable[str] | bool | None, known: Sequence[str]) -> dict[
 
 
 def judge_numbers(verdicts: Mapping[str, Tensor], errors: Errors | None, answered: bool | None) -> dict[str, Any]:
-    """What one judge says, or all of them with one voice.
+    """What one judge says, or several with one voice.
 
     Args:
         verdicts: bool [n] of the same latents under `before`, `after` and, where there is one, `retrained`.

@@ -57,13 +57,14 @@ def _of_marks(counts: Mapping[str, int]) -> str:
 
 
 def judges_table(data: Mapping[str, Any]) -> list[list[str]]:
-    """What each judge says, one row a judge, the one whose figures these are first; last what all of them call
-    negative, where there are several. Empty for reports without."""
+    """What each judge says, one row a judge, the one whose figures these are first; last what all that did not answer
+    call negative, where there are several. Empty for reports without."""
     judges: Mapping[str, Any] = data.get("judges") or {}
     if not judges:
         return []
     if data.get("agreed"):
-        judges = {**judges, "all of them": data["agreed"]}
+        asked = any(one["answered"] for one in judges.values())
+        judges = {**judges, "all but the oracle" if asked else "all of them": data["agreed"]}
     with_retrained = any(one["over_removal"] is not None for one in judges.values())
     header = ["judge", "before", "after", *["retrained"] * with_retrained, "gone, %", "corrected, %"]
     rows = [[*header, "finds, %", "false alarms, %"]]

@@ -251,8 +251,11 @@ def test_the_table_rounds_as_the_headline_does(judges):
 def test_what_all_judges_call_unwanted_stands_last(judges, evaluation, context):
     evaluation.numbers["agreed"] = one_judge(30, 3, made=2)
     data = report.report_data(evaluation, context)
-    assert judged_words.judges_table(data)[-1] == ["all of them", "30", "3", "2", "90.0 (88.0 to 91.0)", "–", "–", "–"]
+    row = ["30", "3", "2", "90.0 (88.0 to 91.0)", "–", "–", "–"]
+    assert judged_words.judges_table(data)[-1] == ["all but the oracle", *row]
     assert "those that all" in report.render(data, evaluation, context)
+    judges["asked"]["answered"] = False
+    assert judged_words.judges_table(data)[-1] == ["all of them", *row]
 
 
 def test_over_removal_and_judges_that_disagree_are_said(judges, evaluation, context):
