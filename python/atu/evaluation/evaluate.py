@@ -177,7 +177,7 @@ def evaluate(
     blind = [said[name] for name in asked if not spoke[name]]  # an oracle of the run may have been learnt to be fooled
     if len(blind) > 1:
         unanimous = {model: torch.stack([one[model] for one in blind]).all(0) for model in compared}
-        numbers["agreed"] = judge_numbers(unanimous, None, False)
+        numbers["agreed"] = judge_numbers(unanimous, None, None)
     numbers.update(_real_numbers(None if original.real is None else original.real.features, models))
     drawn = original.drawn
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
