@@ -150,8 +150,8 @@ def evaluate(
     networks = {name: _of_range(network, before) for name, network in (extractors or {}).items()}
     batch_size = batch_size or before.fitting(250)
     if original is None:
-        options = dict(keep=keep, attributes=attributes, judges=further)
-        original = _original(before, judge, real, networks, n, seed, batch_size, **options)
+        asked = dict(keep=keep, attributes=attributes, judges=further)
+        original = _original(before, judge, real, networks, n, seed, batch_size, **asked)
     generators = dict(others or {})
     if retrained is not None:
         generators["retrained"] = _generator(retrained)
@@ -161,23 +161,13 @@ def evaluate(
         # A retrained GAN may take other latents.
         source = retrained if name == "retrained" and isinstance(retrained, GAN) else before
         batches = progress.track(f"evaluate {name}", source.batches(n, seed, batch_size, generator), n)
-        others_too = further if name in COMPARED else {}
-        models[name] = judge_samples(batches, judge.score, keep, attributes, judges=others_too, extractors=networks)
+        compared = further if name in COMPARED else {}
+        models[name] = judge_samples(batches, judge.score, keep, attributes, judges=compared, extractors=networks)
     first, last = models["before"], models["after"]
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
-    numbers.update(judge=judge.name, probe=judge.marks, judges={}, agreed=None)
-    asked = {judge.name: judge, **further}
-    compared = [name for name in COMPARED if name in models]
-    said = {
-        name: {model: models[model].verdicts.get(name, models[model].negative) for model in compared} for name in asked
-    }
-    for name, one in asked.items():
-        numbers["judges"][name] = judge_numbers(said[name], one.errors, spoke[name])
-    blind = [said[name] for name in asked if not spoke[name]]  # an oracle of the run may have been learnt to be fooled
-    if len(blind) > 1:
-        unanimous = {model: torch.stack([one[model] for one in blind]).all(0) for model in compared}
-        numbers["agreed"] = judge_numbers(unanimous, None, None)
+    numbers.update(judge=judge.name, probe=judge.marks)
+    numbers.update(_judges_numbers({judge.name: judge, **further}, models, spoke))
     numbers.update(_real_numbers(None if original.real is None else original.real.features, models))
     drawn = original.drawn
     numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
@@ -272,6 +262,22 @@ def _spoke(answered: Iterable[str] | bool | None, known: Sequence[str]) -> dict[
     if unknown:
         raise ValueError(f"answered: expected names of judges ({', '.join(known)}), got {unknown[0]!r}")
     return {name: name in names for name in known}
+
+
+def _judges_numbers(judges: Judges, models: Mapping[str, Judged], spoke: Mapping[str, bool | None]) -> dict[str, Any]:
+    """judges: what each says. agreed: what those say with one voice that did not answer, as an oracle of the run may be
+    fooled; None with fewer than two of them."""
+    compared = {name: models[name] for name in COMPARED if name in models}
+    said = {
+        judge: {name: model.verdicts.get(judge, model.negative) for name, model in compared.items()} for judge in judges
+    }
+    blind = [said[judge] for judge in judges if not spoke[judge]]
+    agreed = None
+    if len(blind) > 1:
+        unanimous = {name: torch.stack([verdicts[name] for verdicts in blind]).all(0) for name in compared}
+        agreed = judge_numbers(unanimous, None, None)
+    each = {name: judge_numbers(said[name], judge.errors, spoke[name]) for name, judge in judges.items()}
+    return dict(judges=each, agreed=agreed)
 
 
 def judge_numbers(verdicts: Mapping[str, Tensor], errors: Errors | None, answered: bool | None) -> dict[str, Any]:
