@@ -15,10 +15,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from .support import memory
 from .support.image_range import checked_range, inferred_range
-from .support.modules import eval_mode, parameter_dtype, plain, required_arguments, takes_two, uncompiled, unless_16_bit
+from .support.modules import (
+    copied,
+    eval_mode,
+    parameter_dtype,
+    plain,
+    required_arguments,
+    takes_two,
+    uncompiled,
+    unless_16_bit,
+)
 from .support.remarks import InputWarning
 from .support.seeding import fork_rng, mix_seed
 
@@ -40,7 +50,7 @@ class GAN:
         discriminator: samples (and labels) to logits [N] or [N, 1]; None where there is none.
         latent_dim: size of a standard normal latent, or sizes: (64, 1, 1) for latents [N, 64, 1, 1]. Read off the
             generator (`z_dim` or `latent_dim`) when not given.
-        generator_ema: weight-averaged generator, used for sampling when there is one.
+        generator_ema: weight-averaged generator, used for sampling when there is one; or torch's AveragedModel of it.
         latent_sampler: (n, torch.Generator) -> z, instead of a standard normal.
         label_sampler: (n, torch.Generator) -> labels [n, c_dim], or int64 [n], for a conditional GAN; uniform one-hot
             by default.
@@ -88,6 +98,8 @@ class GAN:
             raise ValueError(f"discriminator_output: expected auto, logit or probability, got {discriminator_output!r}")
         if label_format not in ("auto", "one-hot", "index"):
             raise ValueError(f"label_format: expected auto, one-hot or index, got {label_format!r}")
+        if isinstance(generator_ema, AveragedModel):
+            generator_ema = generator_ema.module
         given = (generator, discriminator, generator_ema)
         self.generator: nn.Module = plain(generator)
         self.discriminator = None if discriminator is None else plain(discriminator)
@@ -198,7 +210,7 @@ class GAN:
         twin._compiled = []
         for name, module in self.modules().items():
             memo: dict[int, Any] = {}
-            setattr(twin, name, copy.deepcopy(module, memo))
+            setattr(twin, name, copied(module, memo))
             for each in self._compiled:
                 if plain(each) is module:
                     backend = getattr(each, "dynamo_ctx", None)  # the same for both

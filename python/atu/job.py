@@ -37,11 +37,20 @@ from .gan import GAN
 from .methods.registry import METHODS
 from .support import world
 from .support.digest import digest
-from .support.modules import eval_mode
+from .support.modules import eval_mode, state_of
 from .training import precision, threads
 from .training.run_folder import RunFolder, gan_digest, recorded, samples_digest
 
 States = list[dict[str, Tensor]]
+# Of a graph, what changes nothing but the shape and the dtype of values.
+_SHAPING = (
+    "ViewBackward",
+    "UnsafeViewBackward",
+    "SqueezeBackward",
+    "SelectBackward",
+    "SliceBackward",
+    "ToCopyBackward",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +132,49 @@ def check_gan(gan: Any) -> GAN:
     x = gan.sample(2)
     if len(x) != 2 or not torch.isfinite(x).all():
         raise ValueError(f"gan: its generator gave {list(x.shape)} for 2 latents, or values that are not finite")
-    with torch.no_grad(), eval_mode(gan.discriminator):
-        gan.logits(x, gan.labels(2, torch.Generator().manual_seed(0)))
+    _check_average(gan)
+    _check_logits(gan, x)
     return gan
+
+
+def _check_average(gan: GAN) -> None:
+    """Raise ValueError where the EMA generator is another network than the generator, whose average it is to be."""
+    if gan.generator_ema is None:
+        return
+    own, average = (
+        {name: tuple(value.shape) for name, value in state_of(module).items()}
+        for module in (gan.generator, gan.generator_ema)
+    )
+    differs = sorted(name for name in {*own, *average} if own.get(name) != average.get(name))
+    if differs:
+        raise ValueError(
+            f"gan: expected a generator_ema of the generator's own parameters and buffers, but {differs[0]} is missing "
+            "in one of them, or of another shape"
+        )
+
+
+def _check_logits(gan: GAN, x: Tensor) -> None:
+    """Raise ValueError where the discriminator fails for samples x, or gives probabilities that pass for logits."""
+    c = gan.labels(len(x), torch.Generator().manual_seed(0))
+    assert gan.discriminator is not None
+    with eval_mode(gan.discriminator):
+        with torch.enable_grad():
+            squashed = _is_sigmoids(gan.logits(x.clone().requires_grad_(), c))
+        with torch.no_grad():  # last, as old hooks of spectral norm keep the graph of the last pass
+            gan.logits(x, c)
+    if gan.discriminator_output == "auto" and squashed:
+        raise ValueError(
+            "gan: its discriminator ends in torch.sigmoid, and its probabilities would be taken for logits; say so: "
+            'GAN(..., discriminator_output="probability")'
+        )
+
+
+def _is_sigmoids(y: Tensor) -> bool:
+    """Whether y is what a sigmoid gave, but for its shape and dtype."""
+    node: Any = y.grad_fn
+    while node is not None and node.name().startswith(_SHAPING):
+        node = node.next_functions[0][0] if node.next_functions else None
+    return node is not None and node.name().startswith("SigmoidBackward")
 
 
 def _device(device: str | torch.device | None, gan: GAN) -> torch.device:

@@ -5,8 +5,10 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from atu.gan import GAN
+from atu.job import check_gan
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.modules import ema_beta, eval_mode, update_ema
 
@@ -116,11 +118,70 @@ def test_copy_is_deep(conv_gan, snapshot, unchanged):
     unchanged(before, snapshot(conv_gan))
 
 
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.weight_norm])
+def test_a_copy_after_a_pass_with_gradients(norm):
+    """Their hooks leave the weight of the last pass as a plain tensor with its graph, which torch does not copy."""
+    d = nn.Sequential(norm(nn.Linear(2, 5)), nn.Tanh(), norm(nn.Linear(5, 1)))
+    gan, x = GAN(MLPGenerator(3, [2]), d), torch.randn(6, 2)
+    gan.logits(x).sum().backward()
+    twin = gan.copy()
+    for module in (gan.discriminator, twin.discriminator):
+        module.eval()
+    torch.testing.assert_close(twin.logits(x), gan.logits(x))
+    before = gan.logits(x).detach().clone()
+    with torch.no_grad():
+        for p in twin.discriminator.parameters():
+            p.mul_(2)
+    assert not torch.allclose(twin.logits(x), before)
+    assert torch.equal(gan.logits(x), before)
+
+
 def test_ema_generator_is_the_one_sampled():
     ema = MLPGenerator(4, [2], hidden=(8,))
     gan = GAN(G, D, generator_ema=ema)
     assert torch.equal(gan.sample(3), gan.sample(3, generator=ema))
     assert not torch.equal(gan.sample(3), gan.sample(3, generator=G))
+
+
+def test_an_averaged_model_of_torch_is_the_average():
+    generator = MLPGenerator(3, [2])
+    average = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    with torch.no_grad():
+        generator.net[0].weight.add_(1.0)
+    average.update_parameters(generator)
+    average.update_parameters(generator)
+    gan = GAN(generator, MLPDiscriminator([2]), generator_ema=average)
+    assert gan.generator_ema is average.module
+    check_gan(gan)
+    z, _ = gan.inputs(4, 1)
+    assert torch.equal(gan.sample(4, 1), average.module(z))
+
+
+def test_an_average_of_another_network_is_refused():
+    gan = GAN(MLPGenerator(3, [2]), MLPDiscriminator([2]), generator_ema=MLPGenerator(3, [2], hidden=(7,)))
+    with pytest.raises(ValueError, match=r"gan: expected a generator_ema of the generator's own .* net\.0\.bias is"):
+        check_gan(gan)
+
+
+class Squashed(nn.Module):
+    """A discriminator that ends in a function, not in an nn.Sigmoid."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.fc, self.last = nn.Linear(2, 1), last
+
+    def forward(self, x):
+        return self.last(self.fc(x))
+
+
+def test_probabilities_that_would_pass_for_logits_are_refused():
+    generator = MLPGenerator(3, [2])
+    for last in (torch.sigmoid, lambda y: y.sigmoid().view(-1), lambda y: torch.sigmoid(y)[:, 0].double()):
+        with pytest.raises(ValueError, match=r'ends in torch\.sigmoid.*discriminator_output="probability"'):
+            check_gan(GAN(generator, Squashed(last)))
+        check_gan(GAN(generator, Squashed(last), discriminator_output="probability"))
+    for last in (nn.Sigmoid(), torch.tanh, lambda y: 1 - torch.sigmoid(y) * y):
+        check_gan(GAN(generator, Squashed(last)))
 
 
 class Raw(nn.Module):

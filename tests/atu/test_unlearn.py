@@ -1,5 +1,6 @@
 """The door: errors before any work, the caller's modules untouched, and the outcome on a GAN of eight Gaussians."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -60,6 +61,26 @@ def test_nothing_of_the_callers_is_changed(conv_gan, snapshot, unchanged, frozen
     assert result.config is not config and result.out is None and result.seconds > 0
     assert {row["stage"] for row in result.history} == {"adapt-0", "repel"}
     assert not set(map(id, result.generator.parameters())) & set(map(id, conv_gan.generator.parameters()))
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.weight_norm])
+@pytest.mark.parametrize("method", [None, "ewc", "cdc"])
+def test_old_hooks_of_norms_run_and_leave_networks_that_can_be_copied(norm, method):
+    d = nn.Sequential(nn.Flatten(), norm(nn.Linear(64, 9)), nn.Tanh(), norm(nn.Linear(9, 1)))
+    gan = GAN(MLPGenerator(4, [1, 8, 8], hidden=(8,)), d)
+    config = SHORT if method is None else {**SHORT, "methods": {method: {"steps": 2}}}
+    result = unlearn(gan, gan.sample(5), config=config, method=method)
+    assert all(torch.isfinite(p).all() for p in result.generator.parameters())
+    for module in gan.modules().values():
+        copy.deepcopy(module)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_few_samples_at_once(image_gan, batch):
+    """As many as fit in memory of big ones may be a single one."""
+    image_gan.batch = batch
+    result = unlearn(image_gan, image_gan.sample(5), config=SHORT)
+    assert all(np.isfinite(v) for row in result.history for v in row.values() if isinstance(v, float))
 
 
 def test_same_seed_same_result(vector_gan):

@@ -6,7 +6,6 @@ observation that this direction has a meaning, and that going far along it costs
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from ..gan import GAN
 from ..measures.frechet import frechet
 from ..measures.shares import share_of
 from ..support import progress
+from ..support.modules import copied
 from .judges import Scores, judge_samples
 
 POINTS = (-1.5, -1.25, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
@@ -40,7 +40,7 @@ def between(original: nn.Module, adapted: Mapping[str, Tensor], s: float) -> nn.
     adapted: state dict of theta_N. Buffers (batch norm's) follow too, but not beyond either end, as a variance must
     stay positive.
     """
-    module = copy.deepcopy(original)
+    module = copied(original)
     parameters = {name for name, _ in module.named_parameters()}
     state = module.state_dict()
     for name, value in state.items():

@@ -150,13 +150,19 @@ def _with_generated(
 ) -> Samples:
     """The positives that were given; joined by good ones of the pool where they are too few to train a GAN on."""
     notes["positives"] = f"{len(positives)} given"
-    if not isinstance(positives, TensorSamples) or (positives.labels is None) != (pool.labels is None):
-        return positives
     chosen = (~flags).nonzero().flatten()[: max(least - len(positives), 0)]
     if not len(chosen):
         return positives
     notes["positives"] = f"{len(positives)} given, joined by {len(chosen)} generated ones"
-    return _joined(positives, TensorSamples(pool.tensor[chosen], None if pool.labels is None else pool.labels[chosen]))
+    return _joined(_labelled(positives, pool), _subset(pool, chosen))
+
+
+def _labelled(few: Samples, pool: TensorSamples) -> TensorSamples:
+    """Samples as tensors; of a conditional GAN with the labels that were given, else with some that it draws."""
+    own = few if isinstance(few, TensorSamples) else TensorSamples(few.batch(torch.arange(len(few))))
+    if own.labels is None and pool.labels is not None:
+        return TensorSamples(own.tensor, pool.labels[torch.arange(len(own)) % len(pool)])
+    return own
 
 
 def _joined(a: TensorSamples, b: TensorSamples) -> TensorSamples:

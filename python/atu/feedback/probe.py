@@ -124,7 +124,7 @@ def logit(x: Tensor, weight: Tensor) -> Tensor:
 
 def fit_logistic(ones: Tensor, zeros: Tensor, decay: float = 1e-2) -> Tensor:
     """Class-balanced logistic regression with L2 decay; weights [F + 1], the bias last."""
-    weight = torch.zeros(ones.shape[1] + 1, requires_grad=True)
+    weight = ones.new_zeros(ones.shape[1] + 1).requires_grad_(True)
     optim = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

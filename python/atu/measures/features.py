@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,9 +84,8 @@ def layer_inputs(gan: GAN, x: Tensor) -> list[Tensor]:
     taken: list[Tensor] = []
     before: list[Tensor] = []  # two layers side by side take in the same
 
-    def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        f = args[0] if args else None
-        if isinstance(f, Tensor) and f.ndim > 1 and len(f) == len(x) and not (before and f is before[0]):
+    def remember(f: Tensor) -> None:
+        if f.ndim > 1 and len(f) == len(x) and not (before and f is before[0]):
             taken.append(_coarse(f))
             before[:] = [f]
 
@@ -111,23 +111,33 @@ def last_input(discriminator: nn.Module) -> Iterator[list[Tensor]]:
     """A list that holds, after each pass, what the discriminator's last layer with weights took in."""
     last: list[Tensor] = []
 
-    def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        last[:] = args[:1]
+    def remember(f: Tensor) -> None:
+        last[:] = [f]
 
     with listening(discriminator, remember):
         yield last
 
 
 @contextmanager
-def listening(discriminator: nn.Module, hook: Callable[[nn.Module, tuple[Tensor, ...]], None]) -> Iterator[None]:
-    """Have a hook called before each layer with weights."""
+def listening(discriminator: nn.Module, hear: Callable[[Tensor], None]) -> Iterator[None]:
+    """Have heard what each layer with weights takes in, in their order, but for labels: they say nothing of samples."""
+    labels: list[Any] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        labels[:] = args[1:]
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        f = args[0] if args else None
+        if isinstance(f, Tensor) and f.is_floating_point() and not any(f is one for one in labels):
+            hear(f)
+
     # A parametrized layer (spectral norm, say) keeps its weights in a submodule, which takes in weights, not samples.
     layers = [
         m
         for name, m in discriminator.named_modules()
         if "parametrizations" not in name.split(".") and (list(m.parameters(recurse=False)) or is_parametrized(m))
     ]
-    hooks = [m.register_forward_pre_hook(hook) for m in layers]
+    hooks = [discriminator.register_forward_pre_hook(keep), *(m.register_forward_pre_hook(hook) for m in layers)]
     try:
         with uncompiled():
             yield

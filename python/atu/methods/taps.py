@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gan import GAN
-from ..support.modules import eval_mode, unless_16_bit
+from ..support.modules import copied, eval_mode, unless_16_bit
 from ..support.seeding import fork_rng
 from .layers import layers_in_order
 
@@ -83,7 +82,7 @@ class Taps:
     """
 
     def __init__(self, gan: GAN, names: Sequence[str]):
-        self.source = copy.deepcopy(gan.generator).requires_grad_(False).train()
+        self.source = copied(gan.generator).requires_grad_(False).train()
         self.gan, self.names = gan, names
 
     def __call__(self, z: Tensor, c: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,17 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
     finally:
         for m, training in before:
             m.training = training
+
+
+def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy. What the hooks of spectral_norm and weight_norm left of a pass with gradients is copied without its
+    graph, with which torch refuses to."""
+    memo = {} if memo is None else memo
+    for each in module.modules():
+        for value in vars(each).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(module, memo)
 
 
 def plain(module: nn.Module) -> nn.Module:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,19 +12,6 @@ from torch import Tensor
 from ..gan import GAN
 from ..support import progress
 from ..support.modules import eval_mode
-
-
-@contextmanager
-def _requiring_grad(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Let tensors require grad (a generator that was only sampled from may be frozen), and back."""
-    before = [t.requires_grad for t in tensors]
-    for t in tensors:
-        t.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for t, required in zip(tensors, before, strict=True):
-            t.requires_grad_(required)
 
 
 def diagonal_fisher(
@@ -50,6 +36,7 @@ def diagonal_fisher(
         raise ValueError(f"of: expected logit or log_likelihood, got {of!r}")
     if len(z) == 0:
         raise ValueError("z: expected at least one latent, got none")
+    gan = gan.copy()  # it may be frozen; and what hooks of its layers leave of a pass with gradients cannot be copied
     named = list(gan.generator.named_parameters())
     for pattern in parameters:
         if not any(re.search(pattern, name) for name, _ in named):
@@ -58,8 +45,10 @@ def diagonal_fisher(
     fisher = [torch.zeros_like(p) for _, p in named]
     wanted = [p for (_, p), take in zip(named, chosen, strict=True) if take]
     totals = [f for f, take in zip(fisher, chosen, strict=True) if take]
+    for p in wanted:
+        p.requires_grad_(True)
     assert gan.discriminator is not None
-    with eval_mode(gan.generator, gan.discriminator), _requiring_grad(wanted):
+    with eval_mode(gan.generator, gan.discriminator):
         for i in progress.track("Fisher", range(len(z)), len(z)):
             label = None if c is None else c[i : i + 1]
             logit = gan.logits(gan.fake(z[i : i + 1], label), label).sum()

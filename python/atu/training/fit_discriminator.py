@@ -7,7 +7,6 @@ regularisation are those of GAN training (non-saturating logistic, R1).
 
 from __future__ import annotations
 
-import copy
 import logging
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ..gan import GAN
 from ..networks import stylegan2
+from ..support.modules import copied
 from ..support.progress import bar
 from ..support.seeding import fork_rng
 from .losses import fake_loss, r1_penalty, real_loss
@@ -54,8 +54,7 @@ def fit_discriminator(
     base, most = _channels(gan)
     base, most = channel_base or base, channel_max or most
     fitted = gan.copy()
-    with fork_rng(gan.device):
-        torch.manual_seed(seed)
+    with fork_rng(gan.device, seed):
         network = stylegan2.Discriminator(gan.c_dim, shape[1], shape[0], channel_base=base, channel_max=most)
         fitted.discriminator = network.to(gan.device)
         _Fit(fitted, batch_size, lr, r1_gamma).run(steps)
@@ -76,8 +75,8 @@ class _Fit:
 
     def __init__(self, gan: GAN, batch_size: int, lr: float, r1_gamma: float):
         self.gan, self.batch_size, self.r1_gamma = gan, batch_size, r1_gamma
-        self.generator = copy.deepcopy(gan.sampling_generator).eval().requires_grad_(False)
-        self.disturbed = copy.deepcopy(self.generator)
+        self.generator = copied(gan.sampling_generator).eval().requires_grad_(False)
+        self.disturbed = copied(self.generator)
         assert gan.discriminator is not None
         ratio = R1_INTERVAL / (R1_INTERVAL + 1)  # lazy regularisation's correction (arXiv 1912.04958, appendix B)
         self.discriminator = gan.discriminator.train()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from itertools import chain
@@ -18,7 +17,7 @@ from ..data.samples import Samples
 from ..gan import GAN
 from ..networks.stylegan2 import MinibatchStdLayer
 from ..support import world
-from ..support.modules import ema_beta, trainable, update_ema
+from ..support.modules import copied, ema_beta, trainable, update_ema
 from ..support.seeding import fork_rng
 from . import losses
 
@@ -119,7 +118,7 @@ class AdversarialTrainer:
         self.other_loss, self.latents, self.original = other_loss, latents, original
         self.extra_weight = 1.0
         if gan.generator_ema is None:
-            gan.generator_ema = copy.deepcopy(gan.generator)
+            gan.generator_ema = copied(gan.generator)
         self.ema = gan.generator_ema.requires_grad_(False).eval()
         self.generator: nn.Module = gan.generator.train()
         self.discriminator: nn.Module = gan.discriminator.train()

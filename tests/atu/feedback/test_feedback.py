@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from atu.assets import asset
 from atu.config import Feedback as FeedbackConfig
-from atu.data.samples import TensorSamples
+from atu.data.samples import DatasetSamples, TensorSamples
 from atu.evaluation.classifier import Classifier
 from atu.feedback.feedback import (
     Feedback,
@@ -205,6 +206,29 @@ def test_positives_given_stay_and_few_are_joined_by_generated_ones(mixture, leas
     assert not negative(x[5:]).any() and (made.positives is positives) == (added == 0)
     assert made.given == 5
     assert made.notes["positives"] == "5 given" + (f", joined by {added} generated ones" if added else "")
+
+
+def test_few_positives_of_a_dataset_are_joined_too(mixture):
+    x = torch.randn(5, 2)
+    given = DatasetSamples(TensorDataset(x), lambda y: y)
+    cfg = dataclasses.replace(POOL, least_positives=9)
+    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), given, Oracle(negative), cfg, seed=0)
+    assert torch.equal(made.positives.tensor[:5], x) and len(made.positives) == 9 and made.given == 5
+    enough = dataclasses.replace(POOL, least_positives=5)
+    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), given, Oracle(negative), enough, seed=0)
+    assert made.positives is given
+
+
+def test_few_positives_without_labels_get_some_that_the_gan_draws(conv_gan):
+    x = conv_gan.sample(3, 1)
+    cfg = dataclasses.replace(POOL, pool=64, least_positives=11)
+    half = conv_gan.sample(64, 3).flatten(1).mean(1).median()
+    oracle = Oracle(lambda y: y.flatten(1).mean(1) > half)
+    made = build_feedback(conv_gan, TensorSamples(x + 1), TensorSamples(x), oracle, cfg, seed=0)
+    found = made.positives
+    assert len(found) == 11 and torch.equal(found.tensor[:3], x)
+    if conv_gan.c_dim:
+        assert found.labels.shape == (11, conv_gan.c_dim) and torch.equal(found.labels.sum(1), torch.ones(11))
 
 
 @pytest.mark.parametrize("given", [0, 4])

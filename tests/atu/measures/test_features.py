@@ -161,6 +161,33 @@ def test_features_are_what_the_last_layer_takes_in(vector_gan):
     assert discriminator_features(vector_gan, []).shape[0] == 0
 
 
+class Projection(nn.Module):
+    """A discriminator whose layer of labels comes last (Miyato and Koyama, arXiv 1802.05637)."""
+
+    def __init__(self, embed):
+        super().__init__()
+        self.body, self.out, self.embed = nn.Linear(2, 9), nn.Linear(9, 1), embed
+
+    def forward(self, x, y):
+        h = self.body(x).relu()
+        return self.out(h) + (self.embed(y) * h).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("embed", [nn.Embedding(3, 9), nn.Linear(3, 9)], ids=["index", "one-hot"])
+def test_features_are_of_samples_where_the_layer_of_labels_comes_last(embed):
+    class Generator(MLPGenerator):
+        def forward(self, z, y):
+            return super().forward(z)
+
+    d = Projection(embed)
+    labels = "index" if isinstance(embed, nn.Embedding) else "one-hot"
+    gan, x = GAN(Generator(4, [2]), d, c_dim=3, label_format=labels), torch.randn(7, 2)
+    with torch.no_grad():
+        expected = d.body(x).relu()
+    assert torch.equal(discriminator_features(gan, [x]), expected)
+    assert all(torch.equal(f, expected) for f in layer_inputs(gan, x))
+
+
 def test_features_of_spectral_and_batch_norm(conv_gan, snapshot, unchanged):
     """In eval mode, without touching running statistics, from the layer and not from its parametrization."""
     before = snapshot(conv_gan)

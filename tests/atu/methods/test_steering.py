@@ -9,6 +9,7 @@ from atu import config
 from atu.data.samples import TensorSamples
 from atu.experiments.pretrain import mnist_stylegan2
 from atu.feedback.feedback import Feedback
+from atu.methods.adapt_then_unlearn.distance import SampleDistance
 from atu.methods.adapt_then_unlearn.guide import ROUNDS, UNSURE, Guide
 from atu.methods.adapt_then_unlearn.nearby import MovedLatents
 from atu.methods.adapt_then_unlearn.repel import learning_rate, most_steps
@@ -103,6 +104,18 @@ def test_what_is_held_finds_negatives(image_gan):
             one.hold()
     assert torch.equal(steering.bank.z, again.bank.z)
     assert torch.equal(steering.bank.good, again.bank.good)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 300])
+def test_the_features_units_are_variances_however_many_pass_at_once(image_gan, at_once):
+    x, images = torch.rand(9, 1, 8, 8), TensorSamples(torch.rand(9, 1, 8, 8))
+    guide = Guide(image_gan, images, images, steps=1)
+    expected = [f.double().var(0).mean() for f in guide.look(x).features]
+    image_gan.batch = at_once
+    found = SampleDistance(guide, x, 0.5).units
+    torch.testing.assert_close([unit.double() for unit in found], expected, rtol=1e-4, atol=1e-9)
+    one = SampleDistance(guide, x[:1], 0.5)(guide.look(x[:1]), guide.look(x[1:2]))
+    assert torch.isfinite(one).all()  # a sample alone has no variance
 
 
 def test_each_kind_of_gan_has_its_bank(image_gan):
@@ -233,6 +246,37 @@ def test_what_was_prepared_is_not_learnt_again(image_gan, is_stylegan, monkeypat
     assert torch.equal(first.guide.log_odds(images), again.guide.log_odds(images))
     for name, value in first.bank.state_dict().items():
         assert torch.equal(value, again.bank.state_dict()[name]), name
+
+
+def test_preparing_leaves_the_runs_random_state_alone(conv_gan):
+    """Of a conditional GAN it draws labels; a run that was stopped after it goes on as if it had not been."""
+    images = conv_gan.sample(60, 1)
+    feedback = Feedback(
+        TensorSamples(images[:20]),
+        TensorSamples(images[20:]),
+        is_bright,
+        False,
+        0.2,
+        {},
+        conv_gan.inputs(3, 1),
+        missed=9,
+    )
+    prepared, drawn = None, []
+    for _ in range(2):
+        torch.manual_seed(4)
+        steering = Steering(conv_gan, conv_gan.copy(), feedback, config.Repel(guide_steps=3), 3, 0, prepared)
+        drawn.append(torch.rand(3))
+        prepared = copy.deepcopy(steering.prepared())
+    assert torch.equal(*drawn)
+
+
+def test_a_run_that_was_prepared_with_other_positives_is_told(image_gan):
+    images = TensorSamples(torch.rand(30, 1, 8, 8) - 1)
+    feedback = Feedback(images, images, is_bright, False, 0.2, {}, image_gan.inputs(3, 1))
+    prepared = Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=1), 3, 0).prepared()
+    feedback.positives = TensorSamples(images.tensor[:29])
+    with pytest.raises(ValueError, match="out: this run was prepared with 30 positives, and now there are 29"):
+        Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=1), 3, 0, prepared)
 
 
 @pytest.mark.parametrize("is_oracle", [True, False])

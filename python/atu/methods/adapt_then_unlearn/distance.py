@@ -34,6 +34,26 @@ def _mean_square(x: Tensor) -> Tensor:
     return found
 
 
+def variance(x: Tensor) -> Tensor:
+    """Of the elements of samples [N, ...]; 0 where there is one."""
+    return x.var(0, correction=min(len(x) - 1, 1))
+
+
+@torch.no_grad()
+def _variances(guide: Guide, x: Tensor) -> list[Tensor]:
+    """Of the elements of each of the guide's features of samples [N, ...], as many at once as fit."""
+    at_once = guide.gan.fitting(len(x))
+    if at_once >= len(x):
+        return [variance(unless_16_bit(f)) for f in guide.look(x).features]
+    sums: list[list[Tensor]] = []
+    for part in x.split(at_once):
+        features = [f.double() for f in guide.look(part).features]
+        new = [[f.sum(0), f.square().sum(0)] for f in features]
+        sums = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(sums, new, strict=True)] if sums else new
+    n = len(x)
+    return [((squares - total.square() / n) / max(n - 1, 1)).float() for total, squares in sums]
+
+
 class SampleDistance:
     """Mean squared difference of samples' elements over the positives' variance, and the same of features.
 
@@ -46,12 +66,10 @@ class SampleDistance:
 
     def __init__(self, guide: Guide, positives: Tensor, share: float):
         self.share = share
-        self.variance = float(positives.var(0).mean().clamp(min=1e-12))
+        self.variance = float(variance(positives).mean().clamp(min=1e-12))
         self.units: list[Tensor] = []
         if share > 0:
-            with torch.no_grad():
-                features = guide.look(positives[: guide.gan.fitting(256)]).features
-            self.units = [unless_16_bit(f).var(0).mean().clamp(min=1e-12) for f in features]
+            self.units = [unit.mean().clamp(min=1e-12) for unit in _variances(guide, positives[:256])]
 
     def __call__(self, x: Seen, other: Seen) -> Tensor:
         """[N], differentiable in both."""

@@ -6,18 +6,18 @@ about each of them, and says nothing (a gradient near 0) about samples that are 
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...data.augment import augment
 from ...data.samples import Samples
 from ...gan import GAN
 from ...measures.features import listening
 from ...support import progress
+from ...support.modules import copied
 from ...support.seeding import fork_rng
 from ...training.schedules import lr_decay, set_lr
 
@@ -74,7 +74,8 @@ class Guide:
         rounds: int = ROUNDS,
     ):
         self.gan, self.slope_weight, self.step_count, self.at_once = gan, r1 * scale, 0, at_once
-        self.discriminator = copy.deepcopy(gan.discriminator).train().requires_grad_(True)  # type: ignore[union-attr]
+        assert gan.discriminator is not None
+        self.discriminator = copied(gan.discriminator).train().requires_grad_(True)
         lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
         self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
         if policy is None:
@@ -138,12 +139,9 @@ class Guide:
             c = self.gan.labels(len(x), torch.default_generator)
         taken: list[Tensor] = []
 
-        def remember(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            first = args[0] if args else None
-            if not isinstance(first, Tensor) or not first.is_floating_point() or len(first) != len(x) or first is c:
-                return
-            if not any(first is other for other in taken):
-                taken.append(first)
+        def remember(f: Tensor) -> None:
+            if len(f) == len(x) and not any(f is other for other in taken):
+                taken.append(f)
 
         with listening(self.discriminator, remember):
             log_odds = self.log_odds(x, c)

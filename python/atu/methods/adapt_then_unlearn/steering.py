@@ -6,7 +6,6 @@ Beyond the paper; docs/trials.md says why.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import config
+from ...data.samples import Samples
 from ...feedback.feedback import Feedback, doubted, without_doubted
 from ...gan import GAN
 from ...support import world
+from ...support.modules import copied
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.trainer import together
-from .distance import SampleDistance
+from .distance import SampleDistance, variance
 from .guide import ROUNDS, Guide, Seen
 from .nearby import MovedLatents, NegativeLatents
 from .ways import WayLatents
@@ -71,21 +72,23 @@ class Steering:
             feedback.negatives,
             batch_size=64 if at_once is None else min(64, at_once),
             r1=cfg.guide_r1,
-            scale=float(some.var(0).mean()),
+            scale=float(variance(some).mean()),
             seed=stream_seed(seed, Stream.GUIDE),
             at_once=at_once,
             rounds=min(ROUNDS, 1 + 2 * steps // max(cfg.guide_steps, 1)),
         )
         if prepared is None:
-            self.guide, self.feedback, self.doubts, self.bar = _taught(teach, gan, feedback, cfg.guide_steps, seed)
+            with fork_rng(gan.device, stream_seed(seed, Stream.GUIDE)):  # labels are drawn; a resumed run draws none
+                self.guide, self.feedback, self.doubts, self.bar = _taught(teach, gan, feedback, cfg.guide_steps, seed)
         else:
+            _check_positives(prepared["doubts"], positives)
             self.guide, self.doubts, self.bar = teach(positives, steps=0), prepared["doubts"], prepared["bar"]
             self.guide.load_state_dict(prepared["guide"])
             self.feedback = without_doubted(feedback, self.doubts, seed)
         known = feedback.negative_latents
         self.bank: NegativeLatents | None = None
         if self.hold_weight and known is not None and len(known[0]):
-            generator = copy.deepcopy(gan.sampling_generator).train().requires_grad_(False)
+            generator = copied(gan.sampling_generator).train().requires_grad_(False)
             hold_statistics(generator)
             self.distance = SampleDistance(self.guide, some.to(gan.device), cfg.hold_features)
             with fork_rng(gan.device, stream_seed(seed, Stream.NEARBY)):
@@ -166,6 +169,16 @@ class Steering:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.bank is not None:
             self.bank.load_state_dict(state["bank"])
+
+
+def _check_positives(doubts: Tensor, positives: Samples) -> None:
+    """Raise ValueError where a run was prepared with other positives than are there now."""
+    if len(doubts) != len(positives):
+        raise ValueError(
+            f"out: this run was prepared with {len(doubts)} positives, and now there are {len(positives)}: the samples "
+            "that a GAN makes depend on how many it makes at once (batch, or the memory that is free), and on the "
+            "device. Go on with those of before, or give another folder"
+        )
 
 
 def hold_weight(gan: GAN, cfg: config.Repel) -> float:
