@@ -80,7 +80,7 @@ def audit(
     from ..support import environment, progress
 
     check_replaceable(run.out, "audit", "seconds_by_part")
-    check_judge(asked, negatives)
+    check_judge(asked, negatives, "--oracle")
     first, last = load_pair(before, after, run.device, model)
     other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
     for gan in (first, last, *([] if other is None else [other])):
@@ -126,10 +126,10 @@ def _who_says(
     judges: dict[str, Rule] = {}
     if judge is not None:
         judges[judge.spec] = judge
-    elif oracle is not None and bundled(asked) == "mnist":
+    elif oracle is not None and oracle.chosen and bundled(asked) == "mnist":
         own = mnist_judge().to(gan.device)
         judges[own.name] = class_goal(own, oracle.chosen, gan.image_range).is_negative
-    elif oracle is not None and bundled(asked) == "animals":
+    elif oracle is not None and oracle.chosen and bundled(asked) == "animals":
         names = animal_names(oracle)
         view = animals.judge().to(gan.device).view(names)
         judges[view.name] = animals.called(view, names, gan.image_range)

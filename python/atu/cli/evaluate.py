@@ -103,7 +103,7 @@ def evaluate(
     found = compare(
         first,
         last,
-        real=_real(real, first),
+        real=_real(real, first, bundled(asked)),
         retrained=other,
         extractors=networks,
         n=samples,
@@ -153,7 +153,7 @@ def _judged(asked: Asked, judge: Answers, gan: GAN, answered: bool | None) -> di
     from ..experiments.judge import beside_the_judge, mnist_judge
 
     domain = bundled(asked)
-    if domain is None:
+    if domain is None or not judge.chosen:  # with a threshold of the user's it is that very classifier that judges
         return dict(judge.judge_arguments(), answered=answered)
     if domain == "animals":
         found = judges_of(animal_names(judge), gan.device)
@@ -175,11 +175,12 @@ def load_pair(first: str, second: str, device: str | None, model: Model) -> tupl
     return before, after
 
 
-def _real(real: str | None, gan: GAN) -> Real | None:
+def _real(real: str | None, gan: GAN, domain: str | None) -> Real | None:
+    """What --real names, in the GAN's range; with labels only where `domain`'s judge has these classes."""
     import torch
 
     from ..data.animals import drawings
-    from ..data.images import to_range
+    from ..data.images import map_range, to_range
     from ..data.mnist import mnist
     from ..data.samples import as_samples
 
@@ -187,7 +188,9 @@ def _real(real: str | None, gan: GAN) -> Real | None:
         return None
     if is_bundled(real):
         if real == "mnist":
-            return mnist(gan.sample_shape[-1])
+            images, labels = mnist(gan.sample_shape[-1])
+            images = map_range(images, (-1.0, 1.0), gan.image_range)
+            return (images, labels) if domain == "mnist" else images
         return to_range(drawings("held-out", 4000, gan.sample_shape[-1]).images, gan.image_range)
     samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
     return samples.batch(torch.arange(len(samples)))

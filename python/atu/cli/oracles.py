@@ -129,12 +129,12 @@ def _options(function: Callable, first: Callable) -> Callable:
     return command
 
 
-def check_judge(asked: Asked, negatives: Path | None) -> None:
-    """An error unless --judge or --negatives says which samples are unwanted."""
+def check_judge(asked: Asked, negatives: Path | None, option: str = "--judge") -> None:
+    """An error unless a spec, that of `option`, or --negatives says which samples are unwanted."""
     if asked.oracle is None and negatives is None:
         raise click.UsageError(
-            "--judge SPEC (a classifier with --class K, a function, --text WORDS) is needed, or --negatives FOLDER, to "
-            "say which samples are unwanted"
+            f"{option} SPEC (a classifier with --class K, a function, --text WORDS) is needed, or --negatives FOLDER, "
+            "to say which samples are unwanted"
         )
 
 
@@ -160,10 +160,11 @@ def described(answers: Answers) -> str:
 
 
 def answered_in(run: str, judge: Answers | None) -> bool | None:
-    """Whether `judge` (None: a probe) is recorded as what answered in the run folder that a CKPT names; None where
-    that is not known."""
+    """Whether `judge` (None: a probe) is recorded as what answered in the run whose folder or result a CKPT names; None
+    where that is not known."""
     try:
-        found = json.loads((Path(run) / "run.json").read_text(encoding="utf-8"))["identity"]["oracle"]
+        folder = Path(run).parent if Path(run).name == "result.safetensors" else Path(run)
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))["identity"]["oracle"]
         if judge is None or not found:
             return judge is None and not found
         return None if judge.sha256 is None else bool(found["sha256"] == judge.sha256)

@@ -38,7 +38,7 @@ from ..training.run_folder import gan_digest
 from ..training.trainer import AdversarialTrainer
 from .goals import Goal
 from .relearning import relearn
-from .residue import probed_layers, residue
+from .residue import probeable, probed_layers, residue
 from .search import AT_ONCE, latent_search, spaces_of
 
 Rule = Callable[[Tensor], Tensor]
@@ -200,8 +200,9 @@ def compute(audit: Audit, model: str, measure: str, pictures: Path | None = None
     if kind == "residue":
         latents = stream_seed(seed, Stream.RESIDUE)
         with torch.no_grad():
-            flags = [audit.judge(x).cpu() for x in audit.before.batches(budget.samples, latents, 250)]
-        return residue(gan, torch.cat(flags), latents)
+            batches = audit.before.batches(budget.samples, latents, audit.before.fitting(250))
+            flags = torch.cat([audit.judge(x).cpu() for x in batches])
+        return residue(gan, flags, latents) if probeable(flags) else {}
     samples = audit.good[: budget.unrelated] if kind == "unrelated" else audit.negatives[: int(argument)]
     return relearn(
         gan, samples, audit.judge, budget.images, budget.looks, budget.relearn_rate, budget.check_samples, seed
@@ -268,7 +269,7 @@ def collect(audit: Audit, out: Path) -> dict[str, Any]:
         budget=_budget(audit),
         seed=audit.seed,
         spaces=spaces_of(audit.before),
-        notes=_notes(audit),
+        notes=[*_notes(audit), *_unprobed(parts["before"])],
     )
 
 
@@ -290,6 +291,12 @@ def _notes(audit: Audit) -> list[str]:
     if audit.retrained is None:
         found.append("No retrained GAN was given, and search alone finds what fools a judge in any generator.")
     return found
+
+
+def _unprobed(original: Mapping[str, Any]) -> list[str]:
+    if original.get("residue") != {}:
+        return []
+    return ["Too few samples of the original are negative, or too few are not, for a linear probe."]
 
 
 def _check_identity(audit: Audit, out: Path) -> None:
@@ -374,13 +381,13 @@ def _seconds_of_training(audit: Audit) -> float:
 def rows(found: Mapping[str, Any], labels: Mapping[str, str]) -> list[list[str]]:
     """The outcome of `run` as a table, one column a model; the first row is the header."""
     parts, judge = found["parts"], found["judges"][0]
-    original = max(parts["before"]["rate"][judge]["share"], 1e-12)
+    original = parts["before"]["rate"][judge]["share"]
     models = list(parts)
     lines = [["", *(labels.get(name, name) for name in models)]]
 
     def line(text: str, cell: Callable[[Any], str], measure: str) -> None:
         if any(measure in parts[name] for name in models):
-            lines.append([text, *(cell(parts[name][measure]) if measure in parts[name] else "–" for name in models)])
+            lines.append([text, *(cell(parts[name][measure]) if parts[name].get(measure) else "–" for name in models)])
 
     line("negative samples, %", lambda one: _percent(one[judge]), "rate")
     for space in found["spaces"]:
@@ -410,6 +417,8 @@ def _percent(row: Mapping[str, Any]) -> str:
 
 def _level(one: Mapping[str, Any], original: float) -> str:
     """Mean over the images seen, and the end of the curve, of the original's rate."""
+    if not original:
+        return "–"
     return f"{100 * one['area'] / original:.0f}, at the end {100 * one['curve'][-1][1] / original:.0f}"
 
 
@@ -420,7 +429,7 @@ def _auc(one: Mapping[str, Any], layer: str) -> str:
 
 def probe_table(found: Mapping[str, Any], labels: Mapping[str, str]) -> list[list[str]]:
     """AUC of the linear probe on each layer, one column a model; empty where nothing was probed."""
-    probed = {name: parts["residue"] for name, parts in found["parts"].items() if "residue" in parts}
+    probed = {name: parts["residue"] for name, parts in found["parts"].items() if parts.get("residue")}
     if not probed:
         return []
     layers = list(dict.fromkeys(layer for one in probed.values() for layer in one))

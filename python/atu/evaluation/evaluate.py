@@ -129,8 +129,8 @@ def evaluate(
         confident_before, confident_after (share judged with a confidence of 0.9 or more), attributes_before,
         attributes_after, metrics, n, seed, features, judge (the name of the judge whose figures these are), probe (a
         probe's counts on held-out marks, `Probe.marks`, where it is the judge), judges (by name, the first too: see
-        `judge_numbers`), agreed (the same of what all of those that did not answer call negative; None with fewer than
-        two of them), distances (by extractor: see `_distances`).
+        `judge_numbers`), agreed (the same of what all of those that did not answer call negative; None where fewer
+        than two are known not to have), distances (by extractor: see `_distances`).
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -239,7 +239,10 @@ def _real_samples(real: Real, judge: Judge, gan: GAN, networks: Mapping[str, Ext
     drop = judged.negative
     if labels is not None and judge.negative:
         drop = torch.isin(labels, torch.tensor(list(judge.negative)))
-    return RealFeatures(judged.features[~drop], {name: found[~drop] for name, found in judged.extracted.items()})
+    # Shuffled: files come sorted by class, and some distances take the first so many.
+    order = torch.randperm(len(drop), generator=torch.Generator().manual_seed(0))
+    kept = order[~drop[order]]
+    return RealFeatures(judged.features[kept], {name: found[kept] for name, found in judged.extracted.items()})
 
 
 def _real_numbers(reference: Tensor | None, models: Mapping[str, Judged]) -> dict[str, Any]:
@@ -265,13 +268,13 @@ def _spoke(answered: Iterable[str] | bool | None, known: Sequence[str]) -> dict[
 
 
 def _judges_numbers(judges: Judges, models: Mapping[str, Judged], spoke: Mapping[str, bool | None]) -> dict[str, Any]:
-    """judges: what each says. agreed: what those say with one voice that did not answer, as an oracle of the run may be
-    fooled; None with fewer than two of them."""
+    """judges: what each says. agreed: what those say with one voice that are known not to have answered, as an oracle
+    of the run may be fooled; None with fewer than two of them."""
     compared = {name: models[name] for name in COMPARED if name in models}
     said = {
         judge: {name: model.verdicts.get(judge, model.negative) for name, model in compared.items()} for judge in judges
     }
-    blind = [said[judge] for judge in judges if not spoke[judge]]
+    blind = [said[judge] for judge in judges if spoke[judge] is False]
     agreed = None
     if len(blind) > 1:
         unanimous = {name: torch.stack([verdicts[name] for verdicts in blind]).all(0) for name in compared}

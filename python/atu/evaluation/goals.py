@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import Feedback
 from ..data.images import map_range
 from ..data.samples import TensorSamples
+from ..feedback.feedback import pool_size
 from ..feedback.oracles import IsNegative, Oracle
 from ..feedback.probe import Probe, fit_probe, logit
 from ..gan import GAN
@@ -65,7 +66,7 @@ def rule_goal(rule: IsNegative, gan: GAN, seed: int = 0, samples: int = 2000) ->
     """
     if isinstance(rule, Probe):
         return Goal(rule, lambda x: _probe_score(rule, x))
-    oracle = Oracle(rule)
+    oracle, samples = Oracle(rule), pool_size(gan, samples)
     x = gan.sample(samples, seed=stream_seed(seed, Stream.ATTACK_PROBE))
     flags = torch.cat([oracle(part) for part in x.split(250)])
     if not 0 < int(flags.sum()) < samples:

@@ -113,6 +113,11 @@ def inner_maps(gan: GAN, n: int, seed: int, batch_size: int | None = None) -> di
     return {name: torch.cat(found) for name, found in parts.items() if sum(map(len, found)) == n}
 
 
+def probeable(labels: Tensor) -> bool:
+    """Whether labels bool [N] are of both kinds in both halves, the even and the odd."""
+    return all(0 < int(half.sum()) < len(half) for half in (labels[::2], labels[1::2]))
+
+
 def linear_probe(features: Tensor, labels: Tensor, steps: int = 60) -> tuple[float, list[float]]:
     """AUC and its interval of a logistic regression on features [N, F] (their principal components), fitted on the even
     rows and tested on the odd ones.
@@ -121,7 +126,7 @@ def linear_probe(features: Tensor, labels: Tensor, steps: int = 60) -> tuple[flo
         ValueError: labels of one kind only in either half.
     """
     halves = [(features[i::2], labels[i::2]) for i in (0, 1)]
-    if any(not 0 < int(y.sum()) < len(y) for _, y in halves):
+    if not probeable(labels):
         raise ValueError("labels: expected negatives and others in both halves of the latents")
     whiten = Whitening(halves[0][0], COMPONENTS)
     x, y = whiten(halves[0][0]), halves[0][1].double()

@@ -203,7 +203,8 @@ def _extracted(
         x = gan.sample(n, stream_seed(seed, Stream.EVALUATION), plan.gan.fitting()).cpu()
         return extract(to_uint8(x, gan.image_range))
 
-    own, reference = of(after), extract(to_uint8(real[:n], plan.gan.image_range))
+    drawn = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:n]  # they come sorted by class
+    own, reference = of(after), extract(to_uint8(real[drawn], plan.gan.image_range))
     found = {"fid_before": frechet(reference, of(plan.gan)), "fid_after": frechet(reference, own)}
     if method != "retrain" and retrained.is_file():
         found["ret_fid"] = frechet(of(GAN.load(retrained)), own)

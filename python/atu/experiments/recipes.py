@@ -95,6 +95,7 @@ def afhq_plan(
     images = _images([path for part in paths for path in part], gan)
     labels = torch.cat([torch.full((len(part),), index) for index, part in enumerate(paths)])
     judge = _classifier("afhq", images, labels, AFHQ_CLASSES, gan, out, classifiers)
+    labels = _counted_by(judge, labels, AFHQ_CLASSES)
     return Plan("afhq", gan, [Task(name, judge, (name,), (images, labels)) for name in wanted], **options)
 
 
@@ -123,7 +124,7 @@ def celebahq_plan(
     for column, name in enumerate(wanted):
         labels = torch.tensor([int(table[path.name][column]) for path in paths])
         judge = _classifier(name, images, labels, ("without", name), gan, out, classifiers)
-        tasks.append(Task(name, judge, (name,), (images, labels)))
+        tasks.append(Task(name, judge, (name,), (images, _counted_by(judge, labels, ("without", name)))))
     return Plan("celebahq", gan, tasks, **options)
 
 
@@ -176,6 +177,12 @@ def _animal_paths(data: Path, name: str) -> list[Path]:
 def _images(paths: Sequence[Path], gan: GAN) -> Tensor:
     """The images [N, C, R, R] in the GAN's range, resized where they have another size."""
     return to_range(load_images(paths, gan.sample_shape, "data", resize=True), gan.image_range)
+
+
+def _counted_by(judge: Classifier, labels: Tensor, classes: Sequence[str]) -> Tensor:
+    """Labels [M] that count `classes`, by the judge's own order; another class of its where it knows no "without"."""
+    rest = next(index for index, name in enumerate(judge.classes) if name not in classes[1:])
+    return torch.tensor([judge.classes.index(name) if name in judge.classes else rest for name in classes])[labels]
 
 
 def _classifier(

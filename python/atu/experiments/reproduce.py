@@ -168,7 +168,7 @@ def _measured(plan: Plan, steps: int = 2, samples: int = 250) -> tuple[float, fl
             trainer.step()
         step = (time.monotonic() - start) / steps
     start = time.monotonic()
-    for x in gan.batches(samples, batch_size=samples):
+    for x in gan.batches(samples, batch_size=gan.fitting(samples)):
         task.judge.logits_and_features(map_range(x, gan.image_range, task.judge.image_range))
     return step, (time.monotonic() - start) / samples
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+import shutil
 
 import click
 import pytest
@@ -14,7 +15,11 @@ from torch import nn
 from atu.assets import asset
 from atu.cli import main as cli
 from atu.cli import models, oracles
+from atu.cli.audit import _who_says
+from atu.cli.evaluate import _judged, _real
 from atu.data.images import map_range, save_folder
+from atu.data.mnist import mnist
+from atu.evaluation.judges import as_judge
 from atu.experiments import animals
 from atu.experiments.judge import mnist_judge
 from atu.feedback.answers import Answers
@@ -120,6 +125,34 @@ def test_eval_by_the_bundled_classifier_of_samples_of_another_size(tmp_path):
     assert data["n"] == 20 and len(data["judges"]) == 1
 
 
+@pytest.mark.parametrize(("domain", "wanted"), [("mnist", "7"), ("animals", "antlers")])
+def test_with_a_threshold_the_bundled_classifier_judges_itself(domain, wanted):
+    """And is what is searched, with no judge beside it that answers by its likeliest class."""
+    gan = GAN.load(asset(f"{domain}-gan.safetensors"))
+    asked = oracles.Asked(f"{domain}?class={wanted}&threshold=0.9")
+    answers = asked.find(asked.oracle, gan)
+    found = _judged(asked, answers, gan, None)
+    x = gan.sample(300, seed=8)
+    judge = as_judge(found.get("classifier"), gan, found.get("negative_classes", ()), found.get("is_negative"))
+    sure = answers(x).cpu()
+    assert 0 < int(sure.sum()) < 300 and torch.equal(judge.score(x)[0].cpu(), sure)
+    _, judges, searched = _who_says(asked, answers, None, None, gan, 0)
+    assert list(judges) == [searched]
+
+
+@pytest.mark.parametrize("image_range", [(0.0, 1.0), (0.0, 255.0)])
+def test_real_digits_come_in_the_gans_range_and_with_labels_for_their_own_judge_alone(image_range):
+    shape = [1, 32, 32]
+    gan = GAN(MLPGenerator(3, shape, hidden=(2,)), MLPDiscriminator(shape, hidden=(2,)), image_range=image_range)
+    images, labels = mnist()
+    found, their = _real("mnist", gan, "mnist")
+    assert torch.equal(their, labels)
+    assert (float(found.min()), float(found.max())) == pytest.approx(image_range, abs=1e-4)
+    torch.testing.assert_close(map_range(found, image_range, (-1.0, 1.0)), images, atol=1e-5, rtol=0)
+    for domain in (None, "animals"):
+        assert torch.equal(_real("mnist", gan, domain), found)
+
+
 def test_eval_says_where_the_judge_had_answered(folder, tmp_path):
     gan, oracle = folder / "gan.safetensors", folder / "oracle.pt"
     assert run(*unlearn(folder, tmp_path / "run", "--oracle", f"{oracle}?class=0")) == 0
@@ -135,14 +168,25 @@ def test_eval_says_where_the_judge_had_answered(folder, tmp_path):
         assert ("It is the oracle that answered during the run" in page) == again
         assert ("which answered during the run too" in page) == again
         assert ("which did not answer during the run" in page) != again
-    # Of a file it is not known what answered.
-    command = ["eval", gan, tmp_path / "run/result.safetensors", "--judge", oracle, "--class", 0, "--samples", 60]
-    assert run(*command, "--quiet", "--out", tmp_path / "file") == 0
-    assert "during the run" not in (tmp_path / "file/report.html").read_text()
+    # A run's result is as its folder; of any other file it is not known what answered.
+    shutil.copy(tmp_path / "run/result.safetensors", tmp_path / "moved.safetensors")
+    for file, known in (("run/result.safetensors", True), ("moved.safetensors", False)):
+        command = ["eval", gan, tmp_path / file, "--judge", oracle, "--class", 0, "--samples", 60]
+        assert run(*command, "--quiet", "--out", tmp_path / f"file-{known}") == 0
+        assert ("during the run" in (tmp_path / f"file-{known}/report.html").read_text()) == known
     audit = ["audit", gan, tmp_path / "run", "--oracle", f"{oracle}?class=0", "--starts", 2, "--steps", 1]
     assert run(*audit, "--images", 4, "--samples", 200, "--quiet", "--out", tmp_path / "audit") == 0
     data = json.loads((tmp_path / "audit/audit.json").read_text())
     assert data["subject"] == "class 0" and 0 < data["parts"]["before"]["rate"][data["judges"][0]]["share"] < 1
+
+
+def test_what_is_missing_is_named_and_not_what_was_given(folder, tmp_path, capsys):
+    gan, judge = folder / "gan.safetensors", f"{folder}/judge.pt?class=0"
+    line = error(capsys, "audit", gan, gan, "--judge", judge, "--out", tmp_path / "out")
+    assert line.startswith("Error: --oracle SPEC (a classifier") and "or --negatives FOLDER" in line
+    line = error(capsys, "eval", gan, gan, "--out", tmp_path / "out")
+    assert line.startswith("Error: --judge SPEC (a classifier")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_function_of_mine_answers(folder, tmp_path, capsys):
@@ -250,8 +294,6 @@ def test_a_wrong_oracle_is_told_before_a_discriminator_is_fitted(folder, tmp_pat
     [("mnist", ("8", "1"), "mnist-judge"), ("animals", ("antlers", "cat"), "animals-judge")],
 )
 def test_of_a_bundled_domain_the_audit_is_judged_by_the_network_that_never_answers(domain, classes, measured):
-    from atu.cli.audit import _who_says
-
     gan = GAN.load(asset(f"{domain}-gan.safetensors"))
     asked = oracles.Asked(domain, classes=classes)
     goal, judges, searched = _who_says(asked, *asked.find_both(gan), None, gan, 0)

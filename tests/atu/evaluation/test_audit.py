@@ -294,6 +294,37 @@ def test_an_audit_of_three_models(tmp_path):
     assert {row[0] for row in auditing.probe_table(found, {})[1:]} == set(found["parts"]["before"]["residue"])
 
 
+def test_an_original_that_makes_next_to_no_negatives_is_audited_without_a_probe(tmp_path):
+    rare = judges(judge=lambda x: x[:, 0] > 9.0)
+    given = dict(negatives=torch.full((4, 2), 9.5), retrained=None)
+    audit = auditing.subject_of(pair(), pair(Passing(-1.0)), beyond(9.0), rare, QUICK, 0, **given)
+    found = auditing.run(audit, tmp_path)
+    assert found["parts"]["before"]["residue"] == found["parts"]["after"]["residue"] == {}
+    assert any(note.startswith("Too few samples of the original are negative") for note in found["notes"])
+    table = {row[0]: row[1:] for row in auditing.rows(found, {})}
+    assert table["linear probe on the last maps, AUC"] == ["–", "–"]
+    assert table["relearned from 4 negatives, % of the original’s rate"] == ["–", "–"]  # of a rate of 0
+    assert table["negative samples, %"][0].startswith("0.0 (")
+    assert auditing.probe_table(found, {}) == []
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+def test_the_probes_labels_are_of_batches_as_its_features_are(monkeypatch, batch):
+    """Noise is drawn a batch, and memory may allow no more than so many."""
+    audit, sizes = small_audit(), []
+    audit.before.batch = audit.after.batch = batch
+    monkeypatch.setattr(auditing, "residue", lambda gan, labels, seed: {"labels": labels.tolist()})
+    batches = GAN.batches
+
+    def watched(self, n, seed=0, batch_size=None, *more, **options):
+        sizes.append(batch_size)
+        return batches(self, n, seed, batch_size, *more, **options)
+
+    monkeypatch.setattr(GAN, "batches", watched)
+    found = auditing.compute(audit, "after", "residue")
+    assert sizes == [batch or 250] and sum(found["labels"]) > 0
+
+
 def test_what_cannot_be_done_is_left_out_and_said(tmp_path):
     class Wide(Passing):
         latent_dim = 5

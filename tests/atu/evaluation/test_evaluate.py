@@ -14,6 +14,7 @@ from atu.evaluation.judges import judge_samples, probe_of
 from atu.gan import GAN
 from atu.measures.features import discriminator_features
 from atu.measures.frechet import frechet
+from atu.measures.kid import kid
 from atu.measures.shares import histogram, total_variation
 from atu.networks.classifier import ConvClassifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
@@ -123,6 +124,18 @@ def test_fid_is_against_real_samples_without_the_class():
     labels = (torch.arange(3000) % 4 == 0).long() * 2 + 1  # labels that are given win over the judge's
     by_label = evaluate(gan(), gan(0.5), Quadrants(), ["1"], (real, labels), n=1000)
     assert by_label.numbers["real_images"] == int((labels != 1).sum())
+
+
+def test_the_kernel_distance_does_not_depend_on_the_order_of_the_real_samples():
+    """Files come sorted by class, and it takes the first 2,000 of each side."""
+    real = torch.randn(6000, 2, generator=torch.Generator().manual_seed(9))
+    by_class = real[real[:, 0].argsort()]
+    found = [
+        evaluate(gan(), gan(), Quadrants(), ["3"], one, n=1000).numbers["kid_cls_before"] for one in (real, by_class)
+    ]
+    assert found[1] == pytest.approx(found[0], abs=0.02)
+    kept = by_class[(by_class <= 0).any(1)]
+    assert kid(kept, gan().sample(1000, 0, batch_size=250)) > found[1] + 0.2  # what the first of them alone would give
 
 
 def test_same_model_twice_changes_nothing_and_reads_as_chance():

@@ -42,6 +42,20 @@ def test_class_goal_agrees_with_the_classifier_and_its_score_can_be_differentiat
     assert float(torch.autograd.grad(goal.score(inside).sum(), inside)[0].abs().sum()) > 0
 
 
+def test_a_rules_probe_is_fitted_on_what_memory_allows(monkeypatch):
+    gan, drawn = pair(), []
+    sample = GAN.sample
+
+    def watched(self, n, *more, **options):
+        drawn.append(n)
+        return sample(self, n, *more, **options)
+
+    monkeypatch.setattr(GAN, "sample", watched)
+    monkeypatch.setattr(goals, "pool_size", lambda gan, wanted: min(wanted, 211))
+    goal = goals.rule_goal(lambda x: x[:, 0] > 0.5, gan)
+    assert max(drawn) == 211 and goal.score(torch.tensor([[2.0, 0.0], [-2.0, 0.0]])).diff() < 0
+
+
 class Sides(nn.Module):
     """Logits of left and right."""
 

@@ -91,6 +91,8 @@ def test_what_all_judges_call_negative_is_counted_beside_each():
     alone = dict(judges={"fooled": other["fooled"]}, answered=["fooled"], n=99)
     assert evaluate(gan(), gan(1.0), judge(), ["left"], **alone).numbers["agreed"] is None
     assert evaluate(gan(), gan(1.0), judge(), ["left"], n=99).numbers["agreed"] is None
+    unknown = dict(judges=other, answered=None, n=99)  # any of them may have answered
+    assert evaluate(gan(), gan(1.0), judge(), ["left"], **unknown).numbers["agreed"] is None
 
 
 def test_over_removal_is_what_a_retrained_gan_would_not_do():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import warnings
@@ -15,6 +16,7 @@ from atu import presets
 from atu.cli import main as cli
 from atu.cli.reproduce import Wanted, take_part
 from atu.data.images import load_images
+from atu.evaluation.classifier import Classifier
 from atu.experiments import recipes, reproduce
 from atu.experiments.published import PUBLISHED
 from atu.gan import GAN
@@ -88,6 +90,33 @@ def test_afhq_recipe(afhq, tmp_path):
         recipes.afhq_plan(tmp_path, gan, out, methods=[], seeds=1)
     with pytest.raises(ValueError, match=r"classifiers: expected .*afhq\.safetensors"):
         recipes.afhq_plan(afhq, gan, out, [], tmp_path, methods=[], seeds=1)
+
+
+def test_labels_are_counted_as_a_given_classifier_counts_its_classes(afhq, celebahq, tmp_path, monkeypatch):
+    """Its classes may come in another order, and "without" may be called otherwise."""
+    monkeypatch.setattr(recipes, "EPOCHS", 4)
+    gan, out, given = coloured_gan(), tmp_path / "out", tmp_path / "given"
+    options = dict(methods=["extrapolate"], seeds=1)
+
+    def turned(judge, order, names):
+        """The same classifier with its classes in another order."""
+        module = copy.deepcopy(judge.module)
+        with torch.no_grad():
+            for p in (module.head.weight, module.head.bias):
+                p.copy_(p[order].clone())
+        return Classifier(module, names, gan.image_range)
+
+    bangs = recipes.celebahq_plan(celebahq, gan, out, ["bangs"], **options).tasks[0]
+    turned(bangs.judge, [1, 0], ["bangs", "none"]).save(given / "bangs.safetensors")
+    again = recipes.celebahq_plan(celebahq, gan, out, ["bangs"], given, **options).tasks[0]
+    assert torch.equal(again.real[1], 1 - bangs.real[1]) and 0 < int(again.real[1].sum()) < 80
+    assert torch.equal(again.judge.predict(again.real[0]), 1 - bangs.judge.predict(bangs.real[0]))
+
+    cats = recipes.afhq_plan(afhq, gan, out, **options).tasks[0]
+    turned(cats.judge, [2, 0, 1], ["wild", "cat", "dog"]).save(given / "afhq.safetensors")
+    again = recipes.afhq_plan(afhq, gan, out, [], given, **options).tasks[0]
+    assert again.real[1].tolist() == [1] * 30 + [2] * 30 + [0] * 30
+    assert torch.equal(again.judge.predict(again.real[0]), again.real[1])
 
 
 def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):

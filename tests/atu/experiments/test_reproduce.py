@@ -7,6 +7,7 @@ import shutil
 import statistics
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -322,6 +323,33 @@ def test_forecast_is_of_what_is_left(plan_parts, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_forecast_makes_no_more_at_once_than_was_said(plan_parts, tmp_path, monkeypatch):
+    plan, sizes = plan_of(plan_parts, tmp_path), []
+    batches = type(plan.gan).batches
+
+    def watched(self, *arguments, **options):
+        for x in batches(self, *arguments, **options):
+            sizes.append(len(x))
+            yield x
+
+    monkeypatch.setattr(type(plan.gan), "batches", watched)
+    monkeypatch.setattr(plan.gan, "batch", 9)
+    reproduce.forecast(plan, tmp_path / "out")
+    assert sizes and max(sizes) <= 9
+
+
+def test_an_extractors_reference_is_drawn_from_all_real_images(plan_parts, tmp_path):
+    """They come sorted by class, and it takes no more than so many."""
+    gan, _ = plan_parts
+    plan = plan_of(plan_parts, tmp_path, extractor=halves, samples=40)
+    real = torch.cat([torch.full((60, 1, 8, 8), -0.9), torch.full((60, 1, 8, 8), 0.9)])
+    seen = []
+    plan.extractor = lambda x: seen.append(x) or halves(x)
+    reproduction._extracted(plan, real, gan, tmp_path / "none", "ewc", 0)
+    bright = [int((x.float().flatten(1).mean(1) > 200).sum()) for x in seen if len(x.unique()) == 2]
+    assert len(bright) == 1 and 8 < bright[0] < 32
+
+
 def test_a_dry_run_computes_nothing(tmp_path, capsys):
     with pytest.raises(SystemExit) as done:
         cli.main(
@@ -368,9 +396,10 @@ def test_features_of_a_torchscript_file(plan_parts, tmp_path, module):
     expected = x.float().reshape(5, 2, 4, 2, 4).mean((2, 4)).reshape(5, 4).repeat(1, 3)
     assert torch.allclose(extract(x), expected)
     plan = plan_of(plan_parts, tmp_path, extractor=extract)
-    found = reproduction.run_cell(plan, plan.tasks[1], 0, "ewc", tmp_path)
-    real, labels = plan.tasks[1].real
-    levels = ((real[labels != 1][:80] + 1) / 2 * 255).round().to(torch.uint8)
+    kept = plan.tasks[1].real[1] != 1
+    real, labels = (one[kept][:80] for one in plan.tasks[1].real)
+    found = reproduction.run_cell(plan, replace(plan.tasks[1], real=(real, labels)), 0, "ewc", tmp_path)
+    levels = ((real + 1) / 2 * 255).round().to(torch.uint8)
     own = ((plan.gan.sample(80, stream_seed(0, Stream.EVALUATION)) + 1) / 2 * 255).round().to(torch.uint8)
     assert found["fid_before"] == pytest.approx(frechet(extract(levels), extract(own)), rel=1e-4)
     assert found["fid_after"] > 0
