@@ -188,7 +188,10 @@ def _check(device: str, dtypes: tuple[str, ...]) -> None:
 
     from atu_ext import _native
 
-    kind = torch.device(device).type
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:  # no name of torch's
+        kind = ""
     if kind not in ("cpu", "cuda"):
         raise click.BadParameter(f"expected cpu or cuda, got {device!r}", param_hint="--device")
     if kind == "cuda" and not torch.cuda.is_available():

@@ -56,12 +56,12 @@ def training_cost(gan: GAN, settings: Adversarial) -> tuple[int | None, float]:
     import torch
 
     from ..support import memory
-    from ..support.modules import eval_mode
+    from ..support.modules import eval_mode, trainable
     from ..training.losses import r1_penalty
 
     networks = [module for module in (gan.generator, gan.discriminator) if module is not None]
     z, c = gan.inputs(1)
-    params, params_d = ([p for p in module.parameters() if p.requires_grad] for module in networks)
+    params, params_d = map(trainable, networks)
     sample = gan.sample(1)
 
     def passes() -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER_OR_FILE = click.Path(path_type=Path)
+FOLDER_OR_FILE.name = FOLDER.name  # of --out, which is shown alike in every command
 MARKED = click.Path(path_type=Path)  # a folder of images or of marks, or a labels.json
 
 
@@ -40,15 +42,22 @@ class Common:
 
 
 def common(
-    out_help: str, *, seed: bool = True, device: bool = True, threads: bool = False, several: bool = False
+    out_help: str,
+    *,
+    seed: bool = True,
+    device: bool = True,
+    threads: bool = False,
+    several: bool = False,
+    file: bool = False,
 ) -> Callable:
     """Add --out, --quiet and, unless left out, --device and --seed; the command gets them as one `Common`, first.
 
     Before the command runs, the folder and the device are checked. threads: add --threads too. several: the command
-    knows what to do as one of several processes of torchrun; others refuse.
+    knows what to do as one of several processes of torchrun; others refuse. file: --out may be a file, and the command
+    knows what to do with one that is there.
     """
     options = [
-        click.option("--out", required=True, type=FOLDER, help=out_help),
+        click.option("--out", required=True, type=FOLDER_OR_FILE if file else FOLDER, help=out_help),
         click.option("--quiet", is_flag=True, help="No progress output."),
     ]
     if device:
@@ -70,7 +79,7 @@ def common(
             if not several and torchrun.is_one_of_several():
                 path = click.get_current_context().command_path.removeprefix("atu ")
                 raise click.UsageError(f"{path} runs in one process: start it without torchrun")
-            check_writable(out)
+            check_writable(out.parent if out.is_file() else out)
             if threads:
                 use_threads(rest.pop("threads"))
             begin(quiet, device)

@@ -12,6 +12,27 @@ import click
 from .models import Model, model_options
 from .options import FOLDER, check_writable, checkpoint_of, load_gan
 
+MODELS = ("before", "after", "adapted", "previous", "retrained")
+KEPT = ("precision_kept", "recall_kept", "density_kept", "coverage_kept")
+OF_MODELS = ("fid", "fid_cls", "kid", "kid_cls", "confident", *KEPT)
+# What numbers.json holds of a report, at any depth: names that atu itself gives. What is by class, attribute or target
+# is left out altogether: its order would tell what was unlearned even without its names.
+TOLD = {
+    *MODELS, *(f"{what}_{model}" for what in OF_MODELS for model in MODELS),
+    "agreed", "alarms", "answered", "by_a_pixel", "ci95", "ci95_exact", "compared", "contradicted", "cores",
+    "corrected", "count", "decisions", "density", "density_chance", "difference", "difference_ci95", "distances",
+    "drawn_without_a_rule", "drift", "dropped_as_negative", "fewer", "frechet", "frechet_chance", "frechet_kept",
+    "frechet_kept_chance", "frechet_redistribution", "good_changed", "held_out", "judges", "k", "kept_compared",
+    "kept_reference", "kept_step", "kid_kept", "kid_kept_chance", "l1_weight", "landing", "latents", "load_average",
+    "machine", "metrics", "n", "negative", "negative_rate", "negative_share", "negatives", "negatives_after",
+    "negatives_before", "negatives_found", "of", "of_good", "over_removal", "parameter_path", "person", "pool",
+    "positives_doubted", "precision", "precision_chance", "probe", "pul", "pul_ci95", "real_images", "recognised",
+    "round", "run_seed", "s", "score", "seconds", "seed", "sensitivity", "share", "share_after", "share_after_ci95",
+    "share_before", "share_before_ci95", "specificity", "steps_run", "still_negative", "sure", "sure_chance", "threads",
+    "trained_on", "tv_kept", "tv_redistribution", "unsure", "unwanted",
+}  # fmt: skip
+COUNTED = ("judges", "distances", "metrics")  # keys in these, names that the user gave, become 1, 2 ...
+
 
 @click.command("release")
 @click.argument("run", type=FOLDER)
@@ -20,9 +41,9 @@ from .options import FOLDER, check_writable, checkpoint_of, load_gan
 def release(run: Path, model: Model, out: Path) -> None:
     """Write what may be handed over of a run.
 
-    RUN: the folder of a finished run. Writes generator.safetensors (the unlearned generator alone), numbers.json (the
-    report's numbers, and no text), config.toml and SHA256SUMS: no picture, no path, no adapted generator and no
-    discriminator.
+    RUN: the folder of a finished run. Writes generator.safetensors (the unlearned generator alone), numbers.json (those
+    of the report's numbers that do not tell what was unlearned), config.toml and SHA256SUMS: no picture, no path, no
+    adapted generator and no discriminator.
     """
     from ..formats import native
     from ..gan import GAN
@@ -39,7 +60,10 @@ def release(run: Path, model: Model, out: Path) -> None:
         found.sampling_generator,
         latent_dim=found.latent_dim,
         latent_sampler=found.latent_sampler,
+        label_sampler=found.label_sampler,
         image_range=found.image_range,
+        c_dim=found.c_dim,
+        label_format=found.label_format,
     )
     paths = [
         native.save(alone, out / "generator.safetensors"),
@@ -53,13 +77,22 @@ def release(run: Path, model: Model, out: Path) -> None:
 
 
 def _numbers(data: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of nested dicts and lists; text, which may name folders or people, is left out."""
-    return {name: kept for name, value in data.items() if (kept := _kept(value)) not in (None, {}, [])}
+    """The numbers under names in `TOLD`, however deep; text, which may name folders or people, is left out."""
+    found = {}
+    for name, value in data.items():
+        if name in COUNTED and isinstance(value, dict):
+            value = {str(number): _kept(one) for number, one in enumerate(value.values(), 1)}
+        else:
+            value = _kept(value)
+        if name in TOLD and value not in (None, {}, []):
+            found[name] = value
+    return found
 
 
 def _kept(value: Any) -> Any:
     if isinstance(value, dict):
         return _numbers(value)
-    if isinstance(value, list):
-        return [kept for item in value if (kept := _kept(item)) is not None]
+    if isinstance(value, list):  # of an interval, a bound that is not known stays in its place
+        found = [_kept(item) for item in value]
+        return found if any(item not in (None, {}, []) for item in found) else []
     return value if isinstance(value, (int, float)) else None

@@ -78,7 +78,7 @@ def train_classifier() -> None:
 )
 @click.option("--backbone", metavar="NAME", help="A network of timm instead of a small one; it is kept as it is.")
 @click.option("--weights", type=FILE, help="Of the backbone; nothing is downloaded.")
-@common("The classifier's file, ending in .safetensors, or a folder for classifier.safetensors.")
+@common("The classifier's file, ending in .safetensors, or a folder for classifier.safetensors.", file=True)
 def own(
     run: Common,
     folder: Path,
@@ -96,6 +96,8 @@ def own(
     """
     from ..experiments.own_classifier import Plan, remarks, train_folder
 
+    if run.out.is_file() and run.out.suffix != ".safetensors":
+        raise ValueError(f"out: expected a file ending in .safetensors, or a folder, but {run.out} is a file")
     names = tuple(name for name in augment.split(",") if name and name != "none")
     plan = Plan(
         size=size,

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -86,11 +86,9 @@ class Guard:
         return True
 
     def _knows(self, cookies: list[str]) -> bool:
-        try:
-            found = SimpleCookie("; ".join(cookies)).get(self.name)
-        except CookieError:
-            return False
-        return found is not None and _same(found.value, self.key)
+        # Not by http.cookies, which stops at what other servers of this machine may have set: name=Jane Doe.
+        found = cookie_parser("; ".join(cookies)).get(self.name)
+        return found is not None and _same(found, self.key)
 
 
 def _same(a: str, b: str) -> bool:

@@ -8,9 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+NAME = "journal.jsonl"
+FIRST = b'{"op":"open"'  # what its first line begins with
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether the journal of a folder holds a first line, whole."""
+    try:
+        with open(folder / NAME, "rb") as file:
+            return file.readline().endswith(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
 
 class Journal:
-    """FOLDER/journal.jsonl, one object a line. A last line that a killed process left unfinished is cut off."""
+    """FOLDER/journal.jsonl, one object a line. A last line that a killed process left unfinished is cut off.
+
+    Raises:
+        ValueError: a line is not JSON, or another program wrote the file, of which nothing is cut off then.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -20,19 +36,26 @@ class Journal:
     def _read(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():
             return
-        good = 0
+        good, torn = 0, b""
         with open(self.path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
+                    torn = line
                     break
                 try:
                     entry = json.loads(line)
                 except ValueError:
                     raise ValueError(f"out: line {number} of {self.path} is not JSON; was it edited?") from None
+                self._check(number > 1 or (isinstance(entry, dict) and entry.get("op") == "open"))
                 good += len(line)
                 yield entry
-        if good < self.path.stat().st_size:
+        self._check(good > 0 or FIRST.startswith(torn.rstrip(b"\0")[: len(FIRST)]))  # a torn file may end in zeros
+        if torn:
             os.truncate(self.path, good)
+
+    def _check(self, ours: bool) -> None:
+        if not ours:
+            raise ValueError(f"out: {self.path} is no journal of atu label; give another folder")
 
     def append(self, entry: dict[str, Any]) -> None:
         """Write one entry and flush it to disk.

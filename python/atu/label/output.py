@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,11 +16,9 @@ from ..feedback.places import generator_digest
 from ..support.digest import sha256_of
 from ..support.files import write_atomic, write_json
 from .pool import Pool
-from .session import GOOD, UNSURE, UNWANTED, Session
+from .session import FOLDERS, PICTURE, UNSURE, Session
 
-FOLDERS = {UNWANTED: "unwanted", GOOD: "good"}
 LABELS = {**FOLDERS, UNSURE: "unsure"}
-OURS = re.compile(r"r\d+-\d+\.png")  # names of files that are written and removed here
 
 
 def file_name(number: int, index: int) -> str:
@@ -70,7 +67,7 @@ class Output:
     def _remove_others(self, wanted: set[Path]) -> None:
         for folder in FOLDERS.values():
             for path in (self.session.folder / folder).iterdir():
-                if OURS.fullmatch(path.name) and path not in wanted:
+                if PICTURE.fullmatch(path.name) and path not in wanted:
                     path.unlink()
                     self.hashes.pop(path, None)
 

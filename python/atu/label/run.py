@@ -24,7 +24,8 @@ from torch import Tensor
 from ..config import Config
 from ..gan import GAN
 from ..methods.adapt_then_unlearn.repel import planned_steps
-from ..support.modules import eval_mode
+from ..support.modules import eval_mode, trainable
+from .journal import has_begun
 from .session import Session
 
 PASSES = 2.5  # of a training step, in passes of one sample forth and back through both networks
@@ -202,6 +203,19 @@ class Runs:
         )
 
 
+def refuse_earlier_runs(marks: Path) -> None:
+    """Raise ValueError where a new folder of marks would go on from the runs of earlier ones under its name."""
+    marks = marks.absolute()
+    if has_begun(marks):
+        return
+    name = re.compile(re.escape(marks.name) + r"-run-\d+")
+    for path in sorted(marks.parent.glob("*-run-*")):
+        if name.fullmatch(path.name):
+            raise ValueError(
+                f"out: {path} is of earlier marks under this name; move it away, or give another folder for the marks"
+            )
+
+
 def _most_bytes() -> int:
     """The most memory that this process has taken so far."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -218,7 +232,7 @@ def _one_sample(gan: GAN, n: int) -> tuple[float, int]:
         return t
 
     z, c = gan.inputs(n)
-    params = [p for module in networks for p in module.parameters() if p.requires_grad]
+    params = [p for module in networks for p in trainable(module)]
     known = {p.data_ptr() for p in params}
     start = time.monotonic()
     with eval_mode(*networks), torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):

@@ -8,8 +8,9 @@ FOLDER/labels.json       their seeds, indices, hashes and times
 from __future__ import annotations
 
 import datetime
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ import numpy as np
 from ..measures.intervals import wilson
 from ..support.files import check_writable, remove_partial
 from ..support.lock import FolderLock
-from .journal import Journal
+from .journal import NAME, Journal, has_begun
 
 FORMAT = 1
 NONE, UNWANTED, GOOD, UNSURE = b".ngu"
+FOLDERS = {UNWANTED: "unwanted", GOOD: "good"}
+PICTURE = re.compile(r"r\d+-\d+\.png")  # names of files that are written and removed in them
+RUN_FILE = re.compile(r"run-\d+\.(log|lock)")
 CODES = {"none": NONE, "unwanted": UNWANTED, "good": GOOD, "unsure": UNSURE}
 # The first indices are a random sample of their own: shown in one row, in order, and nowhere else.
 RANDOM = 1024
@@ -72,17 +76,19 @@ class Session:
             samples. block: samples made at once, part of what a sample is keyed by. samples: how many are offered.
 
     Raises:
-        ValueError: the folder cannot be written, is in use, holds a symbolic link, or marks of another GAN.
+        ValueError: the folder cannot be written, is in use, holds a symbolic link, marks of another GAN, or, without a
+            journal, files that would be overwritten.
     """
 
     def __init__(self, folder: Path, ckpt: str, gan: str, seed: int, block: int, samples: int):
         self.folder, self.size = check_writable(folder, "out"), RANDOM + samples
         _refuse_links(folder)
+        _refuse_foreign(folder)
         self._lock = FolderLock(folder, "out")
         self._mutex = threading.Lock()
         try:
+            self.journal = Journal(folder / NAME)
             remove_partial(folder)
-            self.journal = Journal(folder / "journal.jsonl")
             if not self.journal.entries:
                 self.journal.append({"op": "open", "format": FORMAT, "seed": seed, "block": block, **_of(ckpt, gan)})
             entries = self.journal.entries or [dict(seed=seed, block=block, gan=gan, format=FORMAT, ckpt=ckpt)]
@@ -248,6 +254,24 @@ def _refuse_links(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_symlink():
             raise ValueError(f"out: {path} is a symbolic link, and the page would write to what it leads to; remove it")
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Without a journal, what a session would write over or remove is the user's own, or of marks from elsewhere."""
+    found = None if has_begun(folder) else next(_written(folder), None)
+    if found is not None:
+        raise ValueError(
+            f"out: {found} is there without a journal of atu label, and would be overwritten; give another folder"
+        )
+
+
+def _written(folder: Path) -> Iterator[Path]:
+    """What is there under the names of files that a session and its runs write."""
+    for path in sorted(folder.iterdir()):
+        if path.name in ("labels.json", "latents.safetensors") or RUN_FILE.fullmatch(path.name):
+            yield path
+        elif path.name in FOLDERS.values() and path.is_dir():
+            yield from (inner for inner in sorted(path.iterdir()) if PICTURE.fullmatch(inner.name))
 
 
 def _answered(codes: bytearray) -> bytearray:

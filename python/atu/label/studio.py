@@ -24,7 +24,7 @@ from . import suggest
 from .like import nearest, read_picture
 from .output import Output
 from .pool import Pool, Space, block_size
-from .run import Runs
+from .run import Runs, refuse_earlier_runs
 from .session import GOOD, JUDGED, NONE, RANDOM, UNWANTED, Session
 
 WAITING = 64  # blocks that are asked for and not made yet; of more, the oldest are forgotten
@@ -54,7 +54,7 @@ class Studio:
         self.views: dict[str, list[int]] = {}
         self.history: list[tuple[int, float]] = []
         self.steady = False  # whether the held-out agreement has settled in this round
-        self.cost: dict[str, float] | None = None
+        self.cost: dict[str, float] | None = None  # empty where it could not be estimated
         self.error = ""
         self.fit_seconds = 0.0
         self._fitted = self._written = -1
@@ -238,7 +238,7 @@ class Studio:
             oracle=None if self.oracle is None else self.oracle.spec,
             called=[i for i in self.views.get("ranked", []) if self.pools[self.number].called[i]],
             made=int(self.pools[self.number].made.sum()) * session.block,
-            cost=self.cost,
+            cost=self.cost or None,
             run=self.runs.status(self.number),
             error=self.error,
         )
@@ -333,8 +333,15 @@ class Studio:
             self._fitted, self._news = -1, 0
             return True
         if self.cost is None:
-            self.cost = self.runs.cost()
+            self.cost = self._estimated()
         return False
+
+    def _estimated(self) -> dict[str, float]:
+        try:
+            return self.runs.cost()
+        except Exception as error:  # of the user's networks, or memory is short: marking can do without
+            progress.log.warning("what training takes cannot be estimated: %s: %s", type(error).__name__, error)
+            return {}
 
     def _make(self, pool: Pool, block: int) -> None:
         """Make a block of samples, and have the oracle look at them."""
@@ -482,10 +489,12 @@ def open_studio(
     like: Sequence[Path] = (),
     oracle: Answers | None = None,
 ) -> Studio:
-    """Open a folder of marks, new or not, for the samples of a GAN; arguments and errors as of `Session`.
+    """Open a folder of marks, new or not, for the samples of a GAN; arguments and errors as of `Session`, and of
+    `refuse_earlier_runs`.
 
     like: pictures of the user's own; samples like them are offered. oracle: what ranks samples, and proposes marks.
     """
+    refuse_earlier_runs(folder)
     block_size(gan)  # an error where the samples are no images
     pictures = [read_picture(path, gan.sample_shape, gan.image_range) for path in like]
     session = Session(folder, ckpt, gan_digest(gan), seed, block_size(gan), samples)

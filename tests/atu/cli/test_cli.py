@@ -358,6 +358,27 @@ def test_errors_are_one_clear_line(folder, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_classifier_that_is_there_already_is_named(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    there, other = tmp_path / "there.safetensors", tmp_path / "notes.txt"
+    for path in (there, other):
+        path.write_text("kept")
+    line = error(capsys, "train-classifier", tmp_path / "data", "--out", there)
+    assert line == f"Error: out: {there} is there already; give another name"
+    line = error(capsys, "train-classifier", tmp_path / "data", "--out", other)
+    assert f"out: expected a file ending in .safetensors, or a folder, but {other} is a file" in line
+    assert there.read_text() == other.read_text() == "kept"
+    line = error(capsys, "train-classifier", "mnist", "--out", there)  # of the others it is a folder
+    assert line.endswith("is a file.")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cpu:x", "meta"])
+def test_a_device_that_bench_does_not_know(name, capsys):
+    line = error(capsys, "bench", "--device", name)
+    assert line == f"Error: Invalid value for --device: expected cpu or cuda, got '{name}'"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tells what happens without CUDA")
 def test_cuda_asked_for_and_absent(folder, tmp_path, capsys):
     line = error(capsys, "sample", folder / "gan.safetensors", "--device", "cuda", "--out", tmp_path / "out")

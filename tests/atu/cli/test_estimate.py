@@ -74,6 +74,24 @@ def test_training_cost_leaves_the_networks_as_they_are():
     assert all(p.grad is None for p in gan.generator.parameters())
 
 
+@pytest.mark.parametrize("alone", ["generator", "discriminator", None])
+def test_frozen_networks_are_estimated_as_they_will_be_trained(said, monkeypatch, alone):
+    """As a --model function returns them that builds networks for sampling."""
+    gan = big()
+    for name, module in gan.modules().items():
+        module.requires_grad_(name == alone)
+    asked = []
+    grad = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda y, of, **more: asked.append(len(of)) or grad(y, of, **more))
+    _, seconds = estimate.training_cost(gan, Adversarial(r1_gamma=1.0))
+    assert seconds > 0
+    both = [len(list(module.parameters())) for module in (gan.generator, gan.discriminator)]
+    assert asked[0] == sum(both) and asked[-1] == both[1]
+    monkeypatch.setattr(memory, "free", lambda device: 1)
+    estimate.say_training(gan, None, None, None)
+    assert said[0].startswith("training: up to 2,600 steps")
+
+
 def test_training_cost_counts_the_double_backward_of_r1(monkeypatch):
     """R1 keeps the discriminator's passes twice: at big samples that is the peak of a step."""
     needed = iter([(3 * GIB, 2.0), (5 * GIB, 8.0)])

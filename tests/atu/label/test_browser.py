@@ -290,6 +290,69 @@ def test_from_marks_to_a_report(page, server, tmp_path):
     assert len(list((tmp_path / "marks" / "unwanted").glob("r2-*.png"))) == 1
 
 
+def test_keys_do_what_they_say_whatever_was_clicked(page, server):
+    opened(page, server.link)
+    page.click("#tab-all")
+    for key in "nnn":
+        page.keyboard.press(key)
+    wait_for_counts(page, 3, 0, 0)
+    page.keyboard.press("Enter")  # the next page, and not this one from its beginning
+    active = page.locator(".cell.active")
+    sync_api.expect(active).to_have_count(1)
+    first = int(active.get_attribute("data-position"))
+    assert first > 3
+    page.click("#zoom [data-zoom='1']")
+    page.keyboard.press(" ")
+    sync_api.expect(page.locator(f"#cell-{first}")).to_have_attribute("aria-label", f"Sample {1024 + first}, unwanted")
+    page.keyboard.press("ArrowRight")
+    sync_api.expect(page.locator("#tab-all")).to_have_attribute("aria-selected", "true")
+    sync_api.expect(active).to_have_attribute("data-position", str(first + 1))
+
+    page.click("#rest-unwanted")
+    unwanted = int(page.get_attribute(".cell.active", "data-position")) - first + 3
+    wait_for_counts(page, unwanted, 0, 0)
+    page.keyboard.press("Shift+Enter")
+    good = int(page.get_attribute(".cell.active", "data-position")) - first - (unwanted - 3)
+    assert good > 0
+    wait_for_counts(page, unwanted, good, 0)
+    page.click("#undo")
+    wait_for_counts(page, unwanted, 0, 0)
+    page.keyboard.press("Shift+Enter")
+    sync_api.expect(page.locator("#count-good")).not_to_have_text("0")
+    assert counts(page)[0] == unwanted
+
+    # Whoever came to a button by keys presses it.
+    more = counts(page)[1]
+    page.locator("#undo").focus()
+    page.keyboard.press("Enter")
+    wait_for_counts(page, unwanted, 0, 0)
+    page.keyboard.press(" ")
+    wait_for_counts(page, 4, 0, 0)
+    page.locator("#redo").focus()
+    page.keyboard.press(" ")
+    wait_for_counts(page, unwanted, 0, 0)
+    page.keyboard.press("Shift+Enter")  # no key of a button's
+    sync_api.expect(page.locator("#count-good")).not_to_have_text("0")
+    assert more > 0 and page.faults == []
+
+
+def test_a_touch_presses_buttons(browser, server):
+    context = browser.new_context(viewport=dict(width=390, height=844), has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    opened(page, server.link)
+    page.tap("#brush [data-label=good]")
+    page.tap("#cell-1")
+    wait_for_counts(page, 0, 1, 0)
+    page.tap("#undo")
+    wait_for_counts(page, 0, 0, 0)
+    page.tap("#tab-random")
+    sync_api.expect(page.locator("#tab-random")).to_have_attribute("aria-selected", "true")
+    page.tap("summary")
+    sync_api.expect(page.locator("#command")).to_be_visible()
+    context.close()
+
+
 def test_a_phone_and_a_dark_room(marked_page):
     page = marked_page
     for scheme in ("light", "dark"):

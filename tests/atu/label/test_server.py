@@ -207,6 +207,19 @@ def test_a_wrong_cookie(guard, page):
     assert other.get("/").status_code == 403
 
 
+FOREIGN = [b'prefs={"a":1}', b"[x]=1", b"user=Jane Doe", b"name=caf\xe9", b"=", b"bare", b'a="; b=']
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_cookies_of_other_apps_on_this_machine_keep_nobody_out(guard, foreign):
+    own = f"{guard.name}={guard.key}".encode()
+    for text in (b"; ".join((foreign, own)), b"; ".join((own, foreign)), own):
+        assert client(guard).get("/", headers={"cookie": text}).status_code == 200
+    assert client(guard).get("/", headers=[("cookie", foreign), ("cookie", own)]).status_code == 200
+    for text in (foreign, own[:-1], b"x" + own, own + b"x"):
+        assert client(guard).get("/", headers={"cookie": text}).status_code == 403
+
+
 @pytest.mark.parametrize(
     "host", ["evil.example", f"evil.example:{PORT}", "127.0.0.1", "127.0.0.1:1", f"127.0.0.2:{PORT}"]
 )

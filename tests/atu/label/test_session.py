@@ -141,6 +141,57 @@ def test_a_broken_line_within_is_an_error(marks):
         Journal(marks / "journal.jsonl")
 
 
+@pytest.mark.parametrize("torn", [b"", b"{", b'{"op":"op', b'{"op":"open","format":1,"se', b'{"op\0\0\0', b"\0\0\0"])
+def test_a_journal_torn_in_its_first_line_begins_anew(marks, torn):
+    marks.mkdir()
+    (marks / "journal.jsonl").write_bytes(torn)
+    session = opened(marks)
+    session.mark([4], "good")
+    session.close()
+    lines = [json.loads(line) for line in (marks / "journal.jsonl").read_text().splitlines()]
+    assert [line["op"] for line in lines] == ["open", "mark"]
+
+
+FOREIGN = [b"a note", b'{"event":1', b'{"op":"opera', b"[1, 2]\n", b'{"event": 1}\n{"event": 2}', b'"open"\n', b"{}\n{"]
+
+
+@pytest.mark.parametrize("text", FOREIGN)
+def test_a_journal_of_something_else_is_left_alone(marks, text):
+    marks.mkdir()
+    (marks / "journal.jsonl").write_bytes(text)
+    with pytest.raises(ValueError, match=r"out: .*journal\.jsonl is no journal of atu label; give another folder"):
+        opened(marks)
+    assert (marks / "journal.jsonl").read_bytes() == text
+    (marks / "journal.jsonl").unlink()
+    opened(marks).close()  # the lock was let go
+
+
+WRITTEN = ["labels.json", "latents.safetensors", "unwanted/r1-0001025.png", "good/r12-0000003.png", "run-1.log"]
+
+
+@pytest.mark.parametrize("name", [*WRITTEN, "run-2.lock"])
+@pytest.mark.parametrize("journal", [None, b"", b'{"op":"op'])
+def test_files_that_would_be_overwritten_are_left_alone_without_a_journal(marks, name, journal):
+    """They are the user's own, or of marks whose journal was not handed over."""
+    (marks / name).parent.mkdir(parents=True)
+    (marks / name).write_text("kept")
+    (marks / ".x.json.partial.json").write_text("kept")
+    if journal is not None:
+        (marks / "journal.jsonl").write_bytes(journal)
+    before = {path: path.read_bytes() for path in marks.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=f"out: .*{name} is there without a journal of atu label, and would be"):
+        opened(marks)
+    assert {path: path.read_bytes() for path in marks.rglob("*") if path.is_file()} == before
+
+
+def test_other_files_in_a_new_folder_are_no_hindrance(marks):
+    for name in ("notes.txt", "run-a.log", "unwanted/red-cat.png", "good/r1.png", "elsewhere/labels.json"):
+        (marks / name).parent.mkdir(parents=True, exist_ok=True)
+        (marks / name).write_text("kept")
+    opened(marks).close()
+    assert (marks / "unwanted" / "red-cat.png").read_text() == "kept"
+
+
 def test_a_mark_that_cannot_be_written_does_not_count(marks, monkeypatch):
     session = opened(marks)
     session.mark([1], "good")

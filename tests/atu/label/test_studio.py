@@ -208,6 +208,58 @@ def test_files_are_written_at_the_end(image_gan, marks):
     assert [path.name for path in (marks / "unwanted").iterdir()] == ["r1-0001025.png"]
 
 
+def test_a_folder_of_marks_without_its_journal_keeps_its_pictures(image_gan, marks):
+    """As it may be handed on."""
+    studio = open_studio(image_gan, "small", marks, 300, 5, [], None)
+    studio.session.mark([RANDOM + 1, RANDOM + 2], "unwanted")
+    studio.close()
+    (marks / "journal.jsonl").unlink()
+    before = {path: path.read_bytes() for path in marks.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"out: .* is there without a journal"):
+        open_studio(image_gan, "small", marks, 300, 5, [], None).close()
+    assert {path: path.read_bytes() for path in marks.rglob("*") if path.is_file()} == before
+    assert len(list((marks / "unwanted").iterdir())) == 2
+
+
+def test_runs_of_earlier_marks_under_this_name_are_not_taken_for_its_own(image_gan, marks):
+    run, new = marks.with_name("marks-run-2"), (image_gan, "small", marks, 300, 5, [], None)
+    for path in (run, marks.with_name("marks-run-1-stopped-1"), marks.with_name("marks-run-notes")):
+        path.mkdir()
+    with pytest.raises(ValueError, match=r"out: .*marks-run-2 is of earlier marks .* move it away, or give another"):
+        open_studio(*new)
+    assert not marks.exists()
+    run.rmdir()  # the others are no run that it would go on with
+    open_studio(*new).close()
+    run.mkdir()
+    open_studio(*new).close()  # of these marks
+
+
+def test_what_training_takes_is_estimated_of_frozen_networks_too(image_gan, marks):
+    for module in image_gan.modules().values():
+        module.requires_grad_(False)
+    studio = open_studio(image_gan, "small", marks, 100, 5, [], None)
+    work(studio)
+    cost = studio.state(-1, 0)["cost"]
+    studio.close()
+    weights = 4 * sum(p.numel() for module in image_gan.modules().values() for p in module.parameters())
+    assert cost["seconds"] > 0 and cost["bytes"] > studio.runs.own_bytes + 8 * weights
+
+
+def test_an_estimate_that_fails_is_not_shown_and_stops_nothing(studio, marks, monkeypatch):
+    asked = []
+
+    def short():
+        asked.append(1)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(studio.runs, "cost", short)
+    work(studio)
+    studio.session.mark([RANDOM + 1], "unwanted")
+    work(studio)
+    assert asked == [1] and studio.state(-1, 0)["cost"] is None
+    assert len(list((marks / "unwanted").iterdir())) == 1
+
+
 def test_a_gan_without_a_discriminator_can_be_marked(marks):
     gan = GAN(MLPGenerator(4, [1, 8, 8], hidden=(16,), output="tanh"))
     studio = open_studio(gan, "small", marks, 100, 0, [], None)

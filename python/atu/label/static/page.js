@@ -6,6 +6,7 @@ import { CODES, Server } from "./server.js";
 
 const $ = (id) => document.getElementById(id);
 const KEYS = { n: "unwanted", g: "good", u: "unsure" };
+const CONTROLS = "button, a, summary"; // Enter and Space press them
 const ROW = 24; // random samples, and samples to judge, shown at once
 
 const VIEWS = [
@@ -202,8 +203,8 @@ function key(event) {
     }
     return;
   }
-  const onControl = event.target.closest?.("button, a, summary");
-  if (onControl && (pressed === "Enter" || pressed === " ")) return;
+  const presses = pressed === " " || (pressed === "Enter" && !event.shiftKey);
+  if (presses && event.target.closest?.(CONTROLS)) return;
   if (pressed.startsWith("Arrow") || pressed === "Home" || pressed === "End") grid.move(pressed, event.shiftKey);
   else if (KEYS[pressed]) markAndMove(KEYS[pressed]);
   else if (pressed === " ") toggle(grid.chosen());
@@ -267,6 +268,10 @@ makeTabs();
 setBrush(brush);
 setZoom(storedZoom());
 document.addEventListener("keydown", key);
+// A click leaves the focus where it was: else Enter and Space would press again what was clicked.
+document.addEventListener("mousedown", (event) => {
+  if (event.target.closest?.(CONTROLS)) event.preventDefault();
+});
 for (const button of document.querySelectorAll("#brush button"))
   button.addEventListener("click", () => setBrush(button.dataset.label));
 for (const button of document.querySelectorAll("#zoom button"))
