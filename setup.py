@@ -30,6 +30,8 @@ class CMakeBuild(build_ext):
         # One build tree for each interpreter, kept between runs, so that a second `pip install -e .` is incremental.
         tree = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         tree.mkdir(parents=True, exist_ok=True)
+        # The objects are kept, what CMake found is not: nvcc may have come or gone since, the checkout have moved.
+        (tree / "CMakeCache.txt").unlink(missing_ok=True)
         options = {
             "CMAKE_BUILD_TYPE": "Release",
             "CMAKE_MAKE_PROGRAM": tool("ninja"),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import venv
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from atu_ext import _native
 
@@ -67,7 +71,7 @@ def test_importing_the_ops_imports_no_training_code():
     assert out.stdout.strip() == "False"
 
 
-def configure(tree: Path, cuda: str, path: str) -> tuple[int, str]:
+def configure(tree: Path, cuda: str, path: str, *extra: str) -> tuple[int, str]:
     """Run CMake as setup.py does, with only `path` and the compilers' folders to look for nvcc in."""
     pybind11 = pytest.importorskip("pybind11")
     cmake = shutil.which("cmake", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
@@ -76,7 +80,7 @@ def configure(tree: Path, cuda: str, path: str) -> tuple[int, str]:
     options = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
     env = {k: v for k, v in os.environ.items() if k not in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "PATH")}
     env["PATH"] = os.pathsep.join([path, "/usr/bin", "/bin"])
-    command = [cmake, "-S", str(ROOT), "-B", str(tree), "-G", "Unix Makefiles", *options, f"-DATU_CUDA={cuda}"]
+    command = [cmake, "-S", str(ROOT), "-B", str(tree), "-G", "Unix Makefiles", *options, f"-DATU_CUDA={cuda}", *extra]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     return done.returncode, " ".join((done.stdout + done.stderr).split())
 
@@ -101,6 +105,92 @@ def test_the_build_says_why_there_is_no_cuda(tmp_path):
     assert code != 0 and f"ATU_CUDA=on but {folder}/nvcc failed on a trial program" in text
     code, text = configure(tmp_path / "wrong", "maybe", folder)
     assert code != 0 and "ATU_CUDA must be auto, on or off, got 'maybe'" in text
+
+
+def real_nvcc(folder: Path) -> str:
+    """An nvcc that works with this machine's compiler."""
+    nvcc = shutil.which("nvcc", path=os.pathsep.join([os.environ["PATH"], "/usr/local/cuda/bin"]))
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    (folder / "trial.cu").write_text("int main() {}\n")
+    if subprocess.run([nvcc, "trial.cu", "-o", "trial"], cwd=folder, capture_output=True).returncode:
+        pytest.skip(f"{nvcc} does not work")
+    return nvcc
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make", path="/usr/bin:/bin") is None, reason="no make")
+def test_nvcc_is_looked_for_again_where_none_worked(tmp_path):
+    nvcc = real_nvcc(tmp_path)
+    code, text = configure(tmp_path / "tree", "auto", broken_nvcc(tmp_path))
+    assert code == 0 and "CUDA kernels: 0" in text
+    code, text = configure(tmp_path / "tree", "on", str(Path(nvcc).parent))
+    assert code == 0 and "CUDA kernels: 1" in text, text[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make", path="/usr/bin:/bin") is None, reason="no make")
+def test_an_nvcc_that_is_too_old_leaves_cuda_out(tmp_path):
+    header, nvcc = tmp_path / "eleven.h", tmp_path / "nvcc"
+    header.write_text("#undef __CUDACC_VER_MAJOR__\n#define __CUDACC_VER_MAJOR__ 11\n")
+    nvcc.write_text(f'#!/bin/sh\nexec {real_nvcc(tmp_path)} --pre-include {header} "$@"\n')
+    nvcc.chmod(0o755)
+    for cuda, architectures in (("auto", ""), ("auto", "80-real"), ("on", "")):  # the second and third take no time
+        code, text = configure(tmp_path / "tree", cuda, str(tmp_path), f"-DATU_CUDA_ARCHITECTURES={architectures}")
+        expected = "ATU_CUDA=on but CUDA 11." if cuda == "on" else "CUDA kernels: 0 CUDA 11."
+        assert (code == 0) == (cuda == "auto") and expected in text, text[-2000:]
+
+
+@pytest.mark.slow
+def test_a_checkout_that_moved_is_configured_anew_and_keeps_its_objects(tmp_path, monkeypatch):
+    pytest.importorskip("pybind11")
+    import setuptools
+
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **kw: None if "--build" in command else run(command, **kw))
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setenv("ATU_CUDA", "off")
+
+    def configured(root: Path) -> Path:
+        """The build tree of setup.py in `root`, with nothing compiled."""
+        monkeypatch.chdir(root)
+        build = runpy.run_path(str(root / "setup.py"))["CMakeBuild"](setuptools.Distribution())
+        build.ensure_finalized()
+        build.build_extension(setuptools.Extension("atu_ext._C", sources=[]))
+        (tree,) = (root / "build").glob("cmake-*")
+        return tree
+
+    first = tmp_path / "first"
+    first.mkdir()
+    for name in ("setup.py", "CMakeLists.txt"):
+        shutil.copy(ROOT / name, first)
+    for name in ("cmake", "csrc"):
+        shutil.copytree(ROOT / name, first / name)
+    (configured(first) / "CMakeFiles" / "some.o").touch()
+    tree = configured(first.rename(tmp_path / "second"))
+    assert f"CMAKE_HOME_DIRECTORY:INTERNAL={tmp_path / 'second'}\n" in (tree / "CMakeCache.txt").read_text()
+    assert (tree / "CMakeFiles" / "some.o").exists()
+
+
+@pytest.mark.parametrize("python", ["3.10.0", "3.11.0", "3.12.0", "3.13.0", "3.14.0"])
+def test_what_is_pinned_can_be_installed_on_every_python(python):
+    """As far as the pinned versions are installed here."""
+    here = {"python_full_version": python, "python_version": python.rpartition(".")[0]}
+    seen, cannot = 0, []
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        try:
+            package = metadata.distribution(pin.name)
+        except metadata.PackageNotFoundError:
+            continue
+        if not pin.specifier.contains(package.version) or (pin.marker and not pin.marker.evaluate(here)):
+            continue
+        seen += 1
+        if not SpecifierSet(package.metadata.get("Requires-Python", "")).contains(python):
+            cannot.append(line)
+    assert seen and cannot == []
 
 
 @pytest.mark.slow

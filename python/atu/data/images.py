@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def _to_channels(image: Image.Image, channels: int, what: str) -> np.ndarray:
+def _to_channels(image: Image.Image, channels: int, what: str) -> np.ndarray[Any, Any]:
     modes = {1: "L", 3: "RGB", 4: "RGBA"}
     if channels not in modes:
         raise ValueError(f"{what}: image files hold 1, 3 or 4 channels, and the GAN makes {channels}")
