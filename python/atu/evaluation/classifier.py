@@ -201,7 +201,7 @@ class Classifier(FrozenNetwork):
             classes, image_range = config["classes"], tuple(config["image_range"])
             known = config.get("confusion")
             counts = None if known is None else _counts(known, len(classes))
-        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
         fill(module, {name.removeprefix("net."): t for name, t in tensors.items()}, str(path))
         return cls(module, classes, image_range, Path(path).stem, counts)

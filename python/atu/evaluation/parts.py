@@ -126,7 +126,7 @@ class PartsClassifier(FrozenNetwork):
             config = json.loads(metadata["config"])
             module = NETWORKS[config["network"]](**config["kwargs"])
             parts, rules, image_range = config["parts"], config["rules"], tuple(config["image_range"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
         floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
         fill(module, {name.removeprefix("net."): t for name, t in floats.items()}, str(path))

@@ -13,6 +13,8 @@ from .tensors import CheckpointError
 MAX_RESOLUTION = 4096
 MAX_WIDTH = 2**16  # of latents, labels and feature maps
 MAX_LAYERS = 64
+_MAX_OPTIONS = 64  # of one mapping
+_MAX_NESTED = 3  # mappings in mappings
 
 
 class TensorLike(Protocol):
@@ -24,15 +26,21 @@ class TensorLike(Protocol):
     def nbytes(self) -> int: ...
 
 
-def check_options(options: Mapping[str, Any], where: str = "") -> None:
+def check_options(options: Mapping[str, Any], where: str = "", depth: int = 0) -> None:
     """Refuse options whose sizes no real network has, so that building even its skeleton stays cheap.
 
     Raises:
         CheckpointError: naming the option, what was expected and what came.
     """
+    if len(options) > _MAX_OPTIONS or depth > _MAX_NESTED:
+        what = where.rstrip(".")[:200] or "options"
+        raise CheckpointError(
+            f"{what}: expected at most {_MAX_OPTIONS} options, nested {_MAX_NESTED} deep, got {len(options)}, "
+            f"{depth} deep"
+        )
     for name, value in options.items():
         if isinstance(value, Mapping):
-            check_options(value, f"{where}{name}.")
+            check_options(value, f"{where}{name}.", depth + 1)
             continue
         if isinstance(value, list | tuple):
             if len(value) > 256 or not all(isinstance(v, int | float) for v in value):

@@ -96,7 +96,7 @@ def _numel(tensor: TensorLike) -> int:
 def inspect_nvidia(path: Path, found: dict[str, Any]) -> None:
     snapshot = nvidia.read_snapshot(path)
     found["format"] = "nvidia-pkl"
-    found["options"] = {key: plain(value) for key, value in snapshot.rest.items() if value is not None}
+    found["options"] = plain({key: value for key, value in snapshot.rest.items() if value is not None}, 7)
     for key, stored in snapshot.networks.items():
         kind = nvidia.kind_of(stored)
         try:
@@ -115,11 +115,9 @@ def inspect_torch(path: Path, found: dict[str, Any]) -> None:
         found["notes"].append(f"not a StyleGAN2 checkpoint: {list_content(structure)}")
         return
     found["format"] = "rosinality-pt"
-    found["options"] = {
-        key: plain(value)
-        for key, value in structure.items()
-        if key not in rosinality.NETWORK_KEYS and "optim" not in str(key)
-    }
+    skipped = rosinality.NETWORK_KEYS
+    rest = {key: value for key, value in structure.items() if key not in skipped and "optim" not in str(key)}
+    found["options"] = plain(rest, 7)
     found["notes"] += [f"{key}: optimiser state, not used" for key in ("g_optim", "d_optim") if key in structure]
     for key, name in rosinality.NETWORK_KEYS.items():
         stored = tensors_at(structure.get(key))
@@ -152,8 +150,9 @@ def inspect_native(path: Path, found: dict[str, Any]) -> None:
             kind = (entry.get("network") or entry.get("class", "unknown")).replace(".", " ").lower()
             buffers = {n for n in own if n.endswith(stylegan2.BUFFERS)}
             found["networks"][name] = _network(kind, entry.get("kwargs", {}), own, buffers)
-        found["options"] = {key: value for key, value in config.items() if key != "modules" and value is not None}
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        rest = {key: value for key, value in config.items() if key != "modules" and value is not None}
+        found["options"] = plain(rest, 7)
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
 
 

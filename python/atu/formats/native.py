@@ -5,7 +5,6 @@ Nothing is unpickled.
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..gan import GAN, LatentSampler
 from ..networks.registry import NETWORKS
+from ..support.modules import copied
 from .assemble import assemble
 from .tensors import CheckpointError, fill, load_tensors, module_tensors, save_tensors
 
@@ -51,11 +51,14 @@ def _build(entry: dict[str, Any], given: nn.Module | None, state: dict[str, Tens
             f"{what} is a {entry.get('class')}, which atu does not build itself; pass {argument}=<an instance>, "
             "or on the command line --model FILE.py:FUNCTION"
         )
-    if entry["network"] not in NETWORKS:
-        raise CheckpointError(f"{what}: unknown network {entry['network']!r}, expected one of {', '.join(NETWORKS)}")
+    network, kwargs = entry["network"], entry.get("kwargs")
+    if not isinstance(network, str) or network not in NETWORKS:
+        raise CheckpointError(f"{what}: unknown network {network!r}, expected one of {', '.join(NETWORKS)}")
+    if not isinstance(kwargs, dict):
+        raise CheckpointError(f"{what}: kwargs: expected the network's options by name, got {type(kwargs).__name__}")
     try:
         # The tensors lie in a mapped file: the network gets copies, so that the file may change.
-        return assemble(NETWORKS[entry["network"]], entry["kwargs"], state, lambda name: state[name].clone(), size)
+        return assemble(NETWORKS[network], kwargs, state, lambda name: state[name].clone(), size)
     except CheckpointError as error:
         raise CheckpointError(f"{what}: {error}") from error
 
@@ -77,7 +80,7 @@ def load_native(
         entries = config["modules"]
         latent_dim, image_range = config["latent_dim"], tuple(config["image_range"])
         names = [name for name, entry in entries.items() if isinstance(entry, dict)]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its config cannot be read ({error!r})") from error
     given = {"generator": generator, "discriminator": discriminator, "generator_ema": None}
     if "generator" not in names or not set(names) == set(entries) <= set(given):
@@ -92,7 +95,7 @@ def load_native(
     for name, entry in entries.items():
         template = given[name]
         if name == "generator_ema" and generator is not None:
-            template = copy.deepcopy(generator)
+            template = copied(generator)
         # Mapped anew for each: what was read of a mapped file counts as memory until its mapping goes.
         state = {key.removeprefix(f"{name}."): t for key, t in load_tensors(path, f"{name}.")[0].items()}
         modules[name] = _build(entry, template, state, f"{path}: {name}", path.stat().st_size)

@@ -146,7 +146,8 @@ def _stylegan2_options(stored: StoredModule) -> dict[str, Any]:
     options = {name: value for name, value in options.items() if name not in sizes}
     mapping = _keep(options.pop("mapping_kwargs", {}), _MAPPING, "mapping_kwargs")
     # One of the two code bases nests the synthesis options, the other has them flat.
-    synthesis = _keep({**options.pop("synthesis_kwargs", {}), **options}, _SYNTHESIS, "synthesis_kwargs")
+    nested = _keep(options.pop("synthesis_kwargs", {}), _SYNTHESIS, "synthesis_kwargs")
+    synthesis = {**nested, **_keep(options, _SYNTHESIS, "synthesis_kwargs")}
     # Options left out have other defaults in the two code bases; the instance knows what it was built with.
     mapping["w_avg_beta"] = stored.attribute("mapping", "w_avg_beta", mapping.get("w_avg_beta", 0.995))
     synthesis["conv_clamp"] = stored.attribute("synthesis.b4.conv1", "conv_clamp", synthesis.get("conv_clamp"))

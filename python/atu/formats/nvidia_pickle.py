@@ -13,12 +13,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from .pickle_machine import Admitted, Buildable, GlobalName, Handler, PickleMachine, RefusedPickle, Span, refuse_call
-from .stored_tensors import TENSOR_HANDLERS, StoredTensor, locate_legacy_storage
+from .pickle_machine import (
+    Admitted,
+    Budget,
+    Buildable,
+    GlobalName,
+    Handler,
+    PickleMachine,
+    RefusedPickle,
+    Span,
+    refuse_call,
+    shown,
+)
+from .stored_tensors import StoredTensor, locate_legacy_storage, tensor_handlers
 
 MAX_DEPTH = 32  # of nested modules
+MAX_MODULES = 20_000
 MAX_TENSORS = 20_000
-_MAX_SMALL = 4096  # bytes of a NumPy scalar or array among the options
+_MAX_SMALL = 4096  # bytes of a NumPy array that is read; larger ones stay in the file
+_MAX_SHOWN = 10_000  # values of the options that are shown
 _SCALARS = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b"} | {
     "u8": "Q",
     "u4": "I",
@@ -44,10 +57,10 @@ class StoredModule:
         """Parameters and buffers by their state-dict names.
 
         Raises:
-            RefusedPickle: modules nested in themselves, or too many tensors.
+            RefusedPickle: modules nested in themselves, or too many modules or tensors.
         """
         found: dict[str, StoredTensor] = {}
-        for name, _, tensor in self._walk("", 0):
+        for name, _, tensor in self._walk():
             found[name] = tensor
             if len(found) > MAX_TENSORS:
                 raise RefusedPickle(f"a network of more than {MAX_TENSORS} tensors")
@@ -55,9 +68,13 @@ class StoredModule:
 
     def buffers(self) -> set[str]:
         """State-dict names of the buffers, and of parameters of frozen layers."""
-        return {name for name, group, _ in self._walk("", 0) if group == "_buffers"}
+        return {name for name, group, _ in self._walk() if group == "_buffers"}
 
-    def _walk(self, prefix: str, depth: int) -> Iterator[tuple[str, str, StoredTensor]]:
+    def _walk(
+        self, prefix: str = "", depth: int = 0, budget: Budget | None = None
+    ) -> Iterator[tuple[str, str, StoredTensor]]:
+        budget = Budget(MAX_MODULES, "modules in a network") if budget is None else budget
+        budget.spend(1)  # the same module may be named again and again
         if depth > MAX_DEPTH:
             raise RefusedPickle(f"modules nested more than {MAX_DEPTH} deep")
         unsaved = self.attributes.get("_non_persistent_buffers_set")
@@ -68,7 +85,7 @@ class StoredModule:
                 if isinstance(value, StoredTensor) and kept:
                     yield f"{prefix}{name}", group, value
         for name, child in self.children().items():
-            yield from child._walk(f"{prefix}{name}.", depth + 1)
+            yield from child._walk(f"{prefix}{name}.", depth + 1, budget)
 
     def find(self, path: str) -> StoredModule | None:
         """The submodule at a dotted path."""
@@ -95,23 +112,20 @@ class StoredModule:
 
 @dataclass
 class _NumpyType:
-    """A NumPy dtype: its code without byte order, and the order that BUILD gives."""
+    """A NumPy dtype: its code without byte order."""
 
     code: str
-    order: str = "<"
-
-    def set_state(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", "|", "="):
-            self.order = "<"
-        else:
-            raise RefusedPickle(f"a NumPy dtype with state {str(state)[:100]}")
 
 
 def _numpy_dtype(code: Any, *_: Any) -> Buildable:
     if not isinstance(code, str) or code not in _SCALARS:
-        raise RefusedPickle(f"a NumPy dtype {str(code)[:40]!r} among the options")
-    kind = _NumpyType(code)
-    return Buildable(kind.set_state, kind)
+        raise RefusedPickle(f"a NumPy value of dtype {shown(code, 40)!r}; expected numbers or booleans")
+    return Buildable(_check_order, _NumpyType(code))
+
+
+def _check_order(state: Any) -> None:
+    if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
+        raise RefusedPickle(f"a NumPy dtype with state {shown(state)}; expected little-endian numbers")
 
 
 def _type_code(dtype: Any) -> str:
@@ -121,33 +135,49 @@ def _type_code(dtype: Any) -> str:
 
 
 class _NumpyValues:
-    """Handlers of NumPy scalars and small arrays, which become Python numbers and flat lists."""
+    """Handlers of NumPy scalars, which become Python numbers, and of arrays: small ones become flat lists, whose items
+    are charged to the file's budget, and others stay in the file."""
 
-    def __init__(self, stream: BinaryIO):
-        self.stream = stream
+    def __init__(self, stream: BinaryIO, budget: Budget):
+        self.stream, self.budget = stream, budget
+        self.encoded: set[Span] = set()
+
+    def encode(self, text: Any, codec: Any) -> Any:
+        """Bytes, which protocol 2 has as text."""
+        if codec not in ("latin1", "latin-1"):
+            raise RefusedPickle(f"bytes in the encoding {shown(codec, 40)}; expected latin1")
+        if isinstance(text, Span):  # torch's loader makes bytes of it each time
+            if text in self.encoded:
+                raise RefusedPickle("one text that gives its bytes twice")
+            self.encoded.add(text)
+        return text
 
     def _small(self, data: Any) -> bytes:
         if isinstance(data, str) and len(data) <= _MAX_SMALL:  # protocol 2 has no byte strings: latin-1 text
             return data.encode("latin-1")
-        if not isinstance(data, Span) or data.length > _MAX_SMALL:
-            raise RefusedPickle("a NumPy value without data, or larger than options are")
+        if not isinstance(data, Span):
+            raise RefusedPickle("a NumPy value without data")
         position = self.stream.tell()
         self.stream.seek(data.start)
         found = self.stream.read(data.length)
         self.stream.seek(position)
         return found
 
-    def _values(self, dtype: Any, data: Any) -> list[Any]:
-        code, raw = _type_code(dtype), self._small(data)
+    def _values(self, dtype: Any, data: Any) -> list[Any] | Span:
+        code = _type_code(dtype)
+        if isinstance(data, Span) and data.length > _MAX_SMALL:
+            return data
+        raw = self._small(data)
         size = struct.calcsize(f"<{code}")
         if len(raw) % size:
             raise RefusedPickle(f"{len(raw)} bytes of NumPy values of {size} bytes each")
+        self.budget.spend(len(raw) // size)
         return list(struct.unpack(f"<{len(raw) // size}{code}", raw))
 
     def scalar(self, dtype: Any, data: Any) -> Any:
         values = self._values(dtype, data)
-        if len(values) != 1:
-            raise RefusedPickle(f"a NumPy scalar of {len(values)} values")
+        if isinstance(values, Span) or len(values) != 1:
+            raise RefusedPickle(f"a NumPy scalar of {shown(values)}; expected one value")
         return values[0]
 
     def array(self, *_: Any) -> Buildable:
@@ -159,24 +189,26 @@ class _NumpyValues:
         array = Buildable(build, [])
         return array
 
-    def from_buffer(self, data: Any, dtype: Any, *_: Any) -> list[Any]:
+    def from_buffer(self, data: Any, dtype: Any, *_: Any) -> list[Any] | Span:
         return self._values(dtype, data)
 
 
-def option_handlers(stream: BinaryIO) -> dict[GlobalName, Handler]:
-    """Admitted globals of options: mappings, sets, NumPy scalars and small arrays."""
-    numpy = _NumpyValues(stream)
+def option_handlers(stream: BinaryIO, budget: Budget) -> dict[GlobalName, Handler]:
+    """Admitted globals of options: mappings, sets, NumPy scalars and arrays of numbers."""
+    numpy = _NumpyValues(stream, budget)
     table: dict[GlobalName, Handler] = {
         ("collections", "OrderedDict"): _mapping,
+        ("collections", "Counter"): _counter,
         ("collections", "defaultdict"): lambda *_: {},
         ("builtins", "set"): _set,
         ("__builtin__", "set"): _set,
-        ("builtins", "dict"): refuse_call,
-        ("builtins", "list"): refuse_call,
         ("numpy", "dtype"): _numpy_dtype,
         ("numpy", "ndarray"): refuse_call,
-        ("_codecs", "encode"): lambda text, *_: text,
+        ("_codecs", "encode"): numpy.encode,
     }
+    for package in ("builtins", "__builtin__"):
+        table |= {(package, name): refuse_call for name in ("dict", "list", "int", "long", "float")}
+        table[(package, "bytes")] = lambda: ""  # empty ones in protocol 2
     for package in ("numpy.core", "numpy._core"):
         table[(f"{package}.multiarray", "scalar")] = numpy.scalar
         table[(f"{package}.multiarray", "_reconstruct")] = numpy.array
@@ -194,22 +226,29 @@ def read_network_pickle(stream: BinaryIO, length: int) -> Any:
     Raises:
         RefusedPickle: naming the first thing in the stream that is not admitted.
     """
+    budget = Budget()
     handlers: dict[GlobalName, Handler] = {
-        **TENSOR_HANDLERS,
-        **option_handlers(stream),
-        ("torch.storage", "_load_from_bytes"): lambda span: locate_legacy_storage(stream, span),
+        **tensor_handlers(budget),
+        **option_handlers(stream, budget),
+        ("torch.storage", "_load_from_bytes"): lambda span: locate_legacy_storage(stream, span, budget),
         ("torch_utils.persistence", "_reconstruct_persistent_obj"): _stored_module,
         ("dnnlib.util", "EasyDict"): _mapping,
         ("dnnlib", "EasyDict"): _mapping,
     }
     stream.seek(0)
-    return PickleMachine(stream, length, handlers).run()
+    return PickleMachine(stream, length, handlers, budget=budget).run()
 
 
 def _mapping(*arguments: Any) -> dict[Any, Any]:
     if arguments:
         raise RefusedPickle("a mapping that is built from arguments")
     return {}
+
+
+def _counter(items: Any) -> dict[Any, Any]:
+    if not isinstance(items, dict):
+        raise RefusedPickle(f"a Counter of {type(items).__name__}; expected a mapping")
+    return dict(items)
 
 
 def _set(items: Any = ()) -> set[Any]:
@@ -227,18 +266,22 @@ def _stored_module(meta: Any) -> StoredModule:
     return StoredModule(meta["class_name"], state)
 
 
-def plain(value: Any, depth: int = 6) -> Any:
-    """Options as JSON-like data: mappings, lists and scalars; anything else as a short text."""
+def plain(value: Any, depth: int = 6, budget: Budget | None = None) -> Any:
+    """Options as JSON-like data: mappings, lists and scalars; anything else, and what is too much, as a short text."""
+    budget = Budget(_MAX_SHOWN) if budget is None else budget
+    budget.left -= 1
     if isinstance(value, Buildable):
         value = value.value
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if depth == 0:
+    if depth == 0 or budget.left < 0:
         return "..."
     if isinstance(value, dict):
-        return {str(k)[:100]: plain(v, depth - 1) for k, v in list(value.items())[:200]}
+        return {str(k)[:100]: plain(v, depth - 1, budget) for k, v in list(value.items())[:200]}
     if isinstance(value, list | tuple | set):
-        return [plain(item, depth - 1) for item in list(value)[:200]]
+        return [plain(item, depth - 1, budget) for item in list(value)[:200]]
     if isinstance(value, Admitted):
         return str(value)
+    if isinstance(value, Span):
+        return f"{value.length} bytes"
     return type(value).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from atu_ext.ops import default_impl
 
 from ..gan import GAN
 from ..support.files import write_atomic
+from ..support.modules import copied
 from .tensors import CheckpointError
 
 log = logging.getLogger("atu")
@@ -50,7 +50,7 @@ def write_onnx(gan: GAN, path: Path) -> Path:
         import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
         raise ImportError(f"ONNX export needs the optional packages of atu-ext[onnx]: {error}") from error
-    generator = copy.deepcopy(gan.sampling_generator).cpu().eval().requires_grad_(False)
+    generator = copied(gan.sampling_generator).cpu().eval().requires_grad_(False)
     model = _Exported(generator, gan.is_stylegan).eval()
     rng = torch.Generator().manual_seed(0)
     inputs = _inputs(gan, 2, rng)

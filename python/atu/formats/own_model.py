@@ -7,7 +7,6 @@ whose is told by names and shapes, which must fit exactly.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import logging
@@ -21,9 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..gan import GAN
-from ..support.modules import eval_mode, plain_name
+from ..support.modules import copied, eval_mode, plain_name
 from ..support.user_code import load_object
 from .native import FORMAT, load_native
+from .pickle_machine import Budget
 from .recognise import is_safetensors, is_torch
 from .tensors import CheckpointError, fill, load_tensors, misfits
 from .torch_file import load_values, read_structure
@@ -128,7 +128,7 @@ def load_like(path: str | Path, gan: GAN) -> GAN:
     """
     path = Path(path)
     foreign = _foreign(path)
-    given = {name: copy.deepcopy(getattr(gan, name)) for name in ("generator", "discriminator") if name in foreign}
+    given = {name: copied(getattr(gan, name)) for name in ("generator", "discriminator") if name in foreign}
     for name, module in given.items():
         if module is None:
             raise CheckpointError(f"{path}: holds a {name} of the class {foreign[name]}, and the model has none")
@@ -143,7 +143,7 @@ def _foreign(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             modules = json.loads((file.metadata() or {})["config"])["modules"]
         return {name: str(entry.get("class")) for name, entry in modules.items() if entry.get("network") is None}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable file of format {FORMAT} ({error})") from error
 
 
@@ -257,7 +257,7 @@ def _is_averaged(name: str) -> bool:
 
 def _filled(gan: GAN, plan: Plan) -> GAN:
     if "generator_ema" in plan.states and gan.generator_ema is None:
-        gan.generator_ema = copy.deepcopy(gan.generator)
+        gan.generator_ema = copied(gan.generator)
     elif gan.generator_ema is not None and "generator_ema" not in plan.states:
         log.info("no weights of an averaged generator: the generator itself is sampled")
         gan.generator_ema = None
@@ -293,9 +293,11 @@ def read_states(path: str | Path) -> dict[str, State]:
         raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
 
 
-def _groups(value: Any, name: str = "", depth: int = 0) -> dict[str, State]:
+def _groups(value: Any, name: str = "", depth: int = 0, budget: Budget | None = None) -> dict[str, State]:
     if not isinstance(value, Mapping) or depth > _DEPTH:
         return {}
+    budget = Budget(what="entries in groups of weights") if budget is None else budget
+    budget.spend(10 + len(value))  # a mapping may be named again and again
     tensors = {_bare(str(key)): item for key, item in value.items() if isinstance(item, Tensor)}
     found = {name: tensors} if tensors else {}
     parts: dict[str, State] = {}
@@ -306,7 +308,8 @@ def _groups(value: Any, name: str = "", depth: int = 0) -> dict[str, State]:
     if len(parts) > 1:
         found.update({f"{name}.{first}".lstrip("."): state for first, state in parts.items()})
     for key, item in value.items():
-        found.update(_groups(item, f"{name}.{key}".lstrip("."), depth + 1))
+        if isinstance(item, Mapping):
+            found.update(_groups(item, f"{name}.{key}".lstrip("."), depth + 1, budget))
     return found
 
 

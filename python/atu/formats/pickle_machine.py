@@ -6,9 +6,10 @@ that stands for that global; a name without an entry is refused before anything 
 texts stay in the file: the machine notes where they lie (`Span`), so that reading a network's structure costs memory
 for the structure alone, and so that a tensor can later be replaced in place.
 
-Bounds, all checked before memory is taken: every length against the bytes left in the stream, the number of opcodes,
-the memo's indices (a dictionary, never an array), the size of integers, and the kinds of dictionary keys (hashing a
-nest of shared tuples takes exponential time).
+Bounds, all checked before memory is taken: every length against the bytes left in the stream, the number of opcodes and
+of items that calls copy (one budget for all pickles of a file), the memo's indices (a dictionary, never an array), the
+size of integers, and the kinds of dictionary keys (hashing a nest of shared tuples takes exponential time, and so does
+writing it out: messages show scalars only).
 
 Source: the opcodes are documented in Python's own `pickletools` module. Protocols 2 to 5 are read.
 """
@@ -22,7 +23,8 @@ from typing import Any, BinaryIO
 
 from .tensors import CheckpointError
 
-MAX_OPCODES = 2_000_000  # a 1024-pixel snapshot of G, D and G_ema takes about 20,000
+MAX_OPCODES = 2_000_000  # of a file, work counted along; a 1024-pixel snapshot of G, D and G_ema takes about 140,000
+_CALL = 2  # opcodes that a call is worth beside its own
 MAX_INT_BYTES = 64
 MAX_TEXT_BYTES = 4096  # longer texts (embedded source) stay in the file, as all byte strings do
 
@@ -32,6 +34,19 @@ GlobalName = tuple[str, str]
 
 class RefusedPickle(CheckpointError):
     """A pickle stream asks for something outside the admitted list, or breaks a bound."""
+
+
+class Budget:
+    """What reading one file may cost: opcodes, and the items that its calls copy. All pickles of a file share it."""
+
+    def __init__(self, limit: int = MAX_OPCODES, what: str = "pickle opcodes and copied items"):
+        self.limit = self.left = limit
+        self.what = what
+
+    def spend(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise RefusedPickle(f"more than {self.limit} {self.what}")
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,7 @@ class PickleMachine:
         end: position behind the last byte that may be read.
         handlers: the admitted globals; each handler takes the arguments of the pickled call.
         persistent: handler of persistent ids (torch's files have them), None refuses them.
+        budget: what the file's pickles may still cost; one of its own where None.
     Raises:
         RefusedPickle: from `run`, on anything outside the list, past a bound, or malformed.
     """
@@ -87,12 +103,13 @@ class PickleMachine:
         end: int,
         handlers: Mapping[GlobalName, Handler],
         persistent: Handler | None = None,
+        budget: Budget | None = None,
     ):
         self.stream, self.end, self.handlers, self.persistent = stream, end, handlers, persistent
+        self.budget = Budget() if budget is None else budget
         self.position = stream.tell()
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
-        self.opcodes = 0
 
     def run(self) -> Any:
         """Return the pickled value; the stream stands behind the STOP opcode."""
@@ -105,9 +122,7 @@ class PickleMachine:
 
     def _run(self) -> Any:
         while True:
-            self.opcodes += 1
-            if self.opcodes > MAX_OPCODES:
-                raise RefusedPickle(f"more than {MAX_OPCODES} pickle opcodes")
+            self.budget.spend(1)
             code = self._take(1)
             if code == b".":
                 return self._pop()
@@ -189,7 +204,7 @@ class PickleMachine:
         handler = self.handlers.get((module, name)) if isinstance(module, str) and isinstance(name, str) else None
         if handler is None:
             raise RefusedPickle(
-                f"the pickle asks for {str(module)[:200]}.{str(name)[:200]}, which is not on the list of admitted "
+                f"the pickle asks for {shown(module, 200)}.{shown(name, 200)}, which is not on the list of admitted "
                 "globals; nothing of it was imported or called"
             )
         self.stack.append(Admitted(module, name, handler))
@@ -197,8 +212,8 @@ class PickleMachine:
     def _call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, Admitted) or not isinstance(arguments, tuple):
             raise RefusedPickle(f"a call of something that is not an admitted global at byte {self.position}")
-        # A handler may copy what it is given; charged to the budget, lest one big list be copied a million times.
-        self.opcodes += sum(len(a) for a in arguments if isinstance(a, list | tuple | dict | set | str | bytes))
+        # A call may copy what it is given; charged to the budget, lest one big list be copied a million times.
+        self.budget.spend(_CALL + _items(arguments))
         self.stack.append(function.handler(*arguments))
 
     def _reduce(self) -> None:
@@ -208,15 +223,15 @@ class PickleMachine:
     def _newobj_ex(self) -> None:
         function, arguments, keywords = self._pop_many(3)
         if keywords != {}:
-            raise RefusedPickle(f"keyword arguments for {function} at byte {self.position}")
+            raise RefusedPickle(f"keyword arguments for {shown(function)} at byte {self.position}")
         self._call(function, arguments)
 
     def _build(self) -> None:
         state, target = self._pop(), self._top()
+        self.budget.spend(_items((state,)))
         if isinstance(target, Buildable):
             target.build(state)
         elif isinstance(target, dict) and isinstance(state, dict):
-            self.opcodes += len(state)
             target.update(state)  # attributes of a dict subclass
         else:
             raise RefusedPickle(f"state for {type(target).__name__}, which takes none, at byte {self.position}")
@@ -281,6 +296,27 @@ def plain_key(key: Any) -> Any:
     if isinstance(key, str | int | float | bytes | bool) or key is None:
         return key
     raise RefusedPickle(f"a dictionary key of type {type(key).__name__}")
+
+
+def shown(value: Any, limit: int = 100) -> str:
+    """A value for a message: a scalar, or a few of them, as text, and anything else by its type."""
+    scalar = str | int | float | bytes | Admitted | None
+    few = isinstance(value, list | tuple) and len(value) <= 16 and all(isinstance(item, scalar) for item in value)
+    return str(value)[:limit] if few or isinstance(value, scalar) else type(value).__name__
+
+
+def _items(arguments: tuple[Any, ...]) -> int:
+    """How many items there are in the containers among the arguments, and in those of a tuple among them."""
+    containers = list | tuple | dict | set
+    count = 0
+    for argument in arguments:
+        if isinstance(argument, str):
+            count += len(argument) // 64  # a character is one byte, an item some tens
+        elif isinstance(argument, containers):
+            count += len(argument)
+        if isinstance(argument, tuple):
+            count += sum(len(item) for item in argument if isinstance(item, containers))
+    return count
 
 
 def refuse_call(*_arguments: Any) -> Any:

@@ -149,14 +149,21 @@ def _fill(
     with torch.device("meta"):
         shapes = {name: tuple(t.shape) for name, t in network(**options).state_dict().items()}
     names = _names(key, options)
+    drawn = _noise_maps(names, stored)
     unknown = sorted(stored.keys() - {theirs for theirs, _ in names})
-    missing = sorted({theirs for theirs, _ in names} - stored.keys())
+    missing = sorted({theirs for theirs, _ in names} - stored.keys() - drawn.keys())
     if unknown or missing:
         listed = [f"missing {n}" for n in missing] + [f"unexpected {n}" for n in unknown]
         raise CheckpointError(f"the tensors do not fit the network: {'; '.join(listed[:8])}")
     ours: dict[str, TensorLike] = {}
     read: dict[str, Callable[[], Tensor]] = {}
+    rng = torch.Generator().manual_seed(0)
+    for name in drawn.values():
+        ours[name] = _Reshaped(shapes[name], 0)
+        read[name] = partial(torch.randn, shapes[name], generator=rng)
     for theirs, name in names:
+        if theirs in drawn:
+            continue
         shape = shapes.get(name, ())
         ours[name] = _Reshaped.of(stored[theirs], shape)
         if theirs not in values:
@@ -166,6 +173,16 @@ def _fill(
         ours[name] = _Reshaped(shapes[name], 0)
         read[name] = partial(_default, name, shapes[name])
     return assemble(network, options, ours, lambda name: read[name](), size)
+
+
+def _noise_maps(names: list[tuple[str, str]], stored: Mapping[str, TensorLike]) -> dict[str, str]:
+    """(their name: our name) of the noise maps, where a file has none: the trainer's first versions, and the checkpoint
+    that its author published, drew noise anew each time. The maps are what noise_mode="const" adds."""
+    maps = {theirs: ours for theirs, ours in names if theirs.startswith("noises.")}
+    if not maps or maps.keys() & stored.keys():
+        return {}
+    log.info("the file has no noise maps: they are drawn")
+    return maps
 
 
 def _ours(value: Tensor, shape: tuple[int, ...], scale: float, mapped: bool) -> Tensor:

@@ -15,10 +15,22 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from .pickle_machine import Admitted, GlobalName, Handler, PickleMachine, RefusedPickle, Span, refuse_call
+from .pickle_machine import (
+    Admitted,
+    Budget,
+    GlobalName,
+    Handler,
+    PickleMachine,
+    RefusedPickle,
+    Span,
+    refuse_call,
+    shown,
+)
 
 MAX_ELEMENTS = 2**40
 MAX_DIMENSIONS = 8
+_REBUILDING = 20  # opcodes that a tensor is worth, here and in torch's loader
+_LOCATING = 100  # opcodes that finding a storage is worth, beside those of its five pickles
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001
 
@@ -126,7 +138,7 @@ def stored_tensor(
         raise RefusedPickle(f"a tensor of {type(storage).__name__}; expected a storage")
     numbers = [offset, *_tuple(shape, "size"), *_tuple(stride, "stride")]
     if any(not isinstance(n, int) or isinstance(n, bool) or not 0 <= n <= MAX_ELEMENTS for n in numbers):
-        raise RefusedPickle(f"a tensor with offset {offset!r}, size {shape!r}, stride {stride!r}"[:300])
+        raise RefusedPickle(f"a tensor with offset {shown(offset)}, size {shown(shape)}, stride {shown(stride)}")
     if len(shape) != len(stride) or len(shape) > MAX_DIMENSIONS:
         raise RefusedPickle(f"a tensor of {len(shape)} dimensions with {len(stride)} strides")
     tensor = StoredTensor(storage, offset, tuple(shape), tuple(stride), bool(requires_grad))
@@ -156,13 +168,15 @@ def _size(value: Any = ()) -> tuple[Any, ...]:
     return tuple(value)
 
 
-TENSOR_HANDLERS: dict[GlobalName, Handler] = {
+_REBUILT: dict[GlobalName, Handler] = {
     ("torch._utils", "_rebuild_tensor_v2"): stored_tensor,
     ("torch._utils", "_rebuild_tensor"): stored_tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+}
+_PARTS: dict[GlobalName, Handler] = {
     ("torch", "Size"): _size,
-    ("torch", "device"): lambda *arguments: ":".join(str(a)[:20] for a in arguments),
+    ("torch", "device"): lambda *arguments: ":".join(shown(a, 20) for a in arguments),
     ("torch.storage", "UntypedStorage"): refuse_call,
     **{("torch", f"{name}"): refuse_call for name in STORAGE_DTYPES},
     **{("torch.cuda", f"{name}"): refuse_call for name in STORAGE_DTYPES},
@@ -173,15 +187,28 @@ TENSOR_HANDLERS: dict[GlobalName, Handler] = {
 }
 
 
+def tensor_handlers(budget: Budget) -> dict[GlobalName, Handler]:
+    """Admitted globals of tensors and of what they are made of; tensors are charged to the budget."""
+
+    def charged(rebuild: Handler) -> Handler:
+        def handler(*arguments: Any) -> Any:
+            budget.spend(_REBUILDING)
+            return rebuild(*arguments)
+
+        return handler
+
+    return {**_PARTS, **{name: charged(rebuild) for name, rebuild in _REBUILT.items()}}
+
+
 def parse_storage_id(pid: Any) -> tuple[torch.dtype, str, int]:
     """dtype, key and element count of torch's persistent id ('storage', class, key, location, count, ...)."""
     if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
-        raise RefusedPickle(f"a persistent id that is no storage: {str(pid)[:100]}")
+        raise RefusedPickle(f"a persistent id that is no storage: {shown(pid)}")
     _, kind, key, _, count = pid[:5]
     if not isinstance(kind, Admitted) or kind.name not in STORAGE_DTYPES:
-        raise RefusedPickle(f"a storage of an unknown class: {str(kind)[:100]}")
+        raise RefusedPickle(f"a storage of an unknown class: {shown(kind)}")
     if not isinstance(key, str) or not isinstance(count, int) or not 0 <= count <= MAX_ELEMENTS:
-        raise RefusedPickle(f"a storage of key {str(key)[:50]!r} and {str(count)[:50]} elements")
+        raise RefusedPickle(f"a storage of key {shown(key, 50)!r} and {shown(count, 50)} elements")
     if len(pid) > 5 and pid[5] is not None:
         raise RefusedPickle("a storage that is a view of another one")
     return STORAGE_DTYPES[kind.name], key, count
@@ -193,10 +220,14 @@ def check_system(system: Any) -> None:
         raise RefusedPickle("a file that was not written on a little-endian machine")
 
 
-def locate_legacy_storage(stream: BinaryIO, span: Any) -> StoredStorage:
-    """Find the raw data of a storage that torch wrote in its older format into `span` of the stream."""
+def locate_legacy_storage(stream: BinaryIO, span: Any, budget: Budget) -> StoredStorage:
+    """Find the raw data of a storage that torch wrote in its older format into `span` of the stream.
+
+    Its five pickles are charged to the budget of the file: a pickle may name the same span a million times.
+    """
     if not isinstance(span, Span):
         raise RefusedPickle("a storage's bytes are not where torch puts them")
+    budget.spend(_LOCATING)
     position = stream.tell()
     end = span.start + span.length
     stream.seek(span.start)
@@ -207,12 +238,11 @@ def locate_legacy_storage(stream: BinaryIO, span: Any) -> StoredStorage:
         return found.setdefault(key, StoredStorage(-1, count, dtype))
 
     def section() -> Any:
-        machine = PickleMachine(stream, end, TENSOR_HANDLERS, persistent)
-        return machine.run()
+        return PickleMachine(stream, end, _PARTS, persistent, budget).run()
 
     magic, version, system, storage, keys = (section() for _ in range(5))
     if magic != LEGACY_MAGIC or version != LEGACY_VERSION:
-        raise RefusedPickle(f"a storage whose file begins with {str(magic)[:40]}, version {str(version)[:40]}")
+        raise RefusedPickle(f"a storage whose file begins with {shown(magic, 40)}, version {shown(version, 40)}")
     check_system(system)
     if not isinstance(storage, StoredStorage) or keys != list(found) or len(found) != 1:
         raise RefusedPickle("a storage's bytes hold something other than one storage")

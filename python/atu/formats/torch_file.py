@@ -7,6 +7,7 @@ file. Then, when that stands, the values, by torch.load(weights_only=True).
 from __future__ import annotations
 
 import argparse
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -16,15 +17,15 @@ import torch
 from torch import Tensor
 
 from .nvidia_pickle import option_handlers
-from .pickle_machine import Buildable, Handler, PickleMachine, RefusedPickle
+from .pickle_machine import Budget, Buildable, Handler, PickleMachine, RefusedPickle
 from .stored_tensors import (
     LEGACY_MAGIC,
     LEGACY_VERSION,
-    TENSOR_HANDLERS,
     StoredStorage,
     StoredTensor,
     check_system,
     parse_storage_id,
+    tensor_handlers,
 )
 from .tensors import CheckpointError
 
@@ -53,10 +54,45 @@ def is_mapped(path: Path) -> bool:
 def load_values(path: Path) -> Any:
     """The object in the file with its tensors, by torch's weights-only loader; call after `read_structure`."""
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *_STAND_INS]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped(path))
     except Exception as error:  # torch raises many kinds here
-        raise CheckpointError(f"{path}: torch cannot read it: {str(error)[:300]}") from error
+        raise CheckpointError(f"{path}: torch cannot read it: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch's loader stumbled over, without terminal colours and its advice to load the file unchecked."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    culprit = text.rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0].partition(" Please use ")[0]
+    return culprit[:300] or type(error).__name__
+
+
+class _LeftOut:
+    """What stands for a NumPy value, a type or empty bytes among torch's values: the structure has told what they are,
+    nothing asks for them again, and NumPy's own functions see nothing of the file."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _mapping(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+# Names that the structure may hold and torch's weights-only loader does not know, and what it calls for them.
+_STAND_INS: list[tuple[Any, str]] = [
+    (_mapping, "collections.defaultdict"),
+    *((_LeftOut, f"builtins.{name}") for name in ("bytes", "dict", "list", "int", "float")),
+    *((_LeftOut, f"numpy.{name}") for name in ("dtype", "ndarray")),
+    *(
+        (_LeftOut, f"numpy.{core}.{name}")
+        for core in ("core", "_core")
+        for name in ("multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")
+    ),
+]
 
 
 def tensors_at(structure: Any, prefix: str = "") -> dict[str, StoredTensor]:
@@ -72,8 +108,8 @@ def values_at(values: Any) -> dict[str, Tensor]:
     return {str(k).removeprefix("module."): v for k, v in values.items() if isinstance(v, Tensor)}
 
 
-def _handlers(stream: BinaryIO) -> dict[tuple[str, str], Handler]:
-    return {**TENSOR_HANDLERS, **option_handlers(stream), ("argparse", "Namespace"): _namespace}
+def _handlers(stream: BinaryIO, budget: Budget) -> dict[tuple[str, str], Handler]:
+    return {**tensor_handlers(budget), **option_handlers(stream, budget), ("argparse", "Namespace"): _namespace}
 
 
 def _namespace(*arguments: Any) -> Buildable:
@@ -124,9 +160,10 @@ def _read_zip(stream: BinaryIO, size: int) -> Any:
             )
         return StoredStorage(start[record.filename], count, dtype)
 
-    main = mains[0]
+    main, budget = mains[0], Budget()
     stream.seek(start[main.filename])
-    return PickleMachine(stream, start[main.filename] + main.file_size, _handlers(stream), persistent).run()
+    end = start[main.filename] + main.file_size
+    return PickleMachine(stream, end, _handlers(stream, budget), persistent, budget).run()
 
 
 def _data_start(stream: BinaryIO, record: zipfile.ZipInfo, size: int) -> int:
@@ -155,17 +192,18 @@ def _read_legacy(stream: BinaryIO, size: int) -> Any:
             raise RefusedPickle(f"storage {key[:40]} is claimed with two sizes")
         return StoredStorage(0, count, dtype)
 
-    def section(persistent: Handler) -> Any:
-        return PickleMachine(stream, size, _handlers(stream), persistent).run()
+    def section(persistent: Handler, budget: Budget) -> Any:
+        return PickleMachine(stream, size, _handlers(stream, budget), persistent, budget).run()
 
-    magic, version, system = (section(note) for _ in range(3))
+    budget = Budget()
+    magic, version, system = (section(note, budget) for _ in range(3))
     if magic != LEGACY_MAGIC or version != LEGACY_VERSION:
         raise CheckpointError("not a file of torch.save")
     check_system(system)
     main = stream.tell()
-    section(note)
-    keys = section(note)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+    section(note, budget)
+    keys = section(note, budget)
+    if not _are_texts(keys) or sorted(keys) != sorted(storages):
         raise RefusedPickle("the list of storages differs from the storages in use")
     start: dict[str, int] = {}
     for key in keys:
@@ -182,5 +220,9 @@ def _read_legacy(stream: BinaryIO, size: int) -> Any:
         dtype, key, count = parse_storage_id(pid)
         return StoredStorage(start[key], count, dtype)
 
-    stream.seek(main)  # the same pickle once more, now that the places are known
-    return section(place)
+    stream.seek(main)  # the same pickle once more, at the same cost, now that the places are known
+    return section(place, Budget())
+
+
+def _are_texts(keys: Any) -> bool:
+    return isinstance(keys, list) and all(isinstance(key, str) for key in keys)

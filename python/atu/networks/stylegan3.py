@@ -24,6 +24,8 @@ from atu_ext.ops.dispatch import autocast_dtype
 from .filtered_lrelu import filtered_lrelu, lowpass_filter
 from .stylegan2 import NOISE_MODES, FullyConnectedLayer, MappingNetwork, block_dtype, without_autocast
 
+MAX_TAPS = 256  # of a resampling filter; the published networks have 12 to 24
+
 
 class SynthesisInput(nn.Module):
     """Fourier features of a translated and rotated grid, mixed by a learned matrix (section 3.1)."""
@@ -167,7 +169,12 @@ def _resampling(rate: int, at: int, filter_size: int, is_torgb: bool) -> tuple[i
     factor = int(np.rint(rate / at))
     if at * factor != rate:
         raise ValueError(f"sampling rates: expected multiples, got {rate} and {at}")
-    return factor, filter_size * factor if factor > 1 and not is_torgb else 1
+    taps = filter_size * factor if factor > 1 and not is_torgb else 1
+    if taps > MAX_TAPS:  # a radial filter has their square
+        raise ValueError(
+            f"filter_size {filter_size} at {factor} times the rate: expected at most {MAX_TAPS} taps, got {taps}"
+        )
+    return factor, taps
 
 
 class SynthesisNetwork(nn.Module):

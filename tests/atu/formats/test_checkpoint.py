@@ -9,8 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from atu.formats.inspect import inspect_checkpoint
+from atu.formats.own_model import load_like
 from atu.formats.tensors import CheckpointError, load_tensors
 from atu.gan import GAN
+from atu.networks import stylegan3
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
@@ -139,7 +142,12 @@ def mutate(config, path, value):
     "where, value, words",
     [
         (["modules", "generator", "network"], "mlp.Unknown", "generator: unknown network 'mlp.Unknown'"),
+        (["modules", "generator", "network"], ["mlp"], r"generator: unknown network \['mlp'\]"),
         (["modules", "generator", "kwargs"], {"widths": 3}, "generator: .*widths"),
+        (["modules", "generator", "kwargs"], None, "generator: kwargs: expected the network's options by name, got N"),
+        (["modules", "generator", "kwargs"], [3], "generator: kwargs: expected the network's options by name, got l"),
+        (["modules", "generator", "kwargs"], {"a": {"a": {"a": {"a": {}}}}}, r"a\.a\.a\.a: expected .* nested 3 deep"),
+        (["modules", "generator", "kwargs"], {f"a{i}": 1 for i in range(65)}, "expected at most 64 options.* got 65"),
         (["modules", "generator"], "x", "expected a generator"),
         (["modules"], {}, "expected a generator among .* got none"),
         (["modules", "critic"], {"network": None}, "got .*critic"),
@@ -159,10 +167,31 @@ def test_broken_configs_are_named(tmp_path, where, value, words):
     assert str(path) in str(error.value)
 
 
-def test_config_that_is_no_json(tmp_path):
-    save_file({"generator.w": torch.zeros(1)}, tmp_path / "a.safetensors", {"format": "atu-gan", "config": "{"})
-    with pytest.raises(CheckpointError, match="its config cannot be read"):
-        GAN.load(tmp_path / "a.safetensors")
+@pytest.mark.parametrize("config", ["{", "[" * 200_000, '{"a":' * 200_000, '{"latent_dim": ' + "1" * 5000 + "}"])
+def test_config_that_is_no_json(tmp_path, config):
+    path = tmp_path / "a.safetensors"
+    save_file({"generator.w": torch.zeros(1)}, path, {"format": "atu-gan", "config": config})
+    for read in (GAN.load, inspect_checkpoint):
+        with pytest.raises(CheckpointError, match=r"a\.safetensors: its config cannot be read"):
+            read(path)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: not a readable file"):
+        load_like(path, small())
+
+
+def test_filters_of_a_million_taps_are_refused_before_they_are_made(tmp_path, monkeypatch):
+    """Options of half a terabyte, each within its own limits."""
+    sizes = dict(z_dim=4, c_dim=0, w_dim=4, img_resolution=4096, img_channels=3, num_layers=2, num_critical=0)
+    bands = dict(first_cutoff=2, first_stopband=2048, last_stopband_rel=2**-16)
+    kwargs = {**sizes, **bands, "filter_size": 64, "lrelu_upsampling": 16, "use_radial_filters": True}
+    config = {"latent_dim": 4, "image_range": [-1, 1]}
+    config["modules"] = {"generator": {"network": "stylegan3.Generator", "kwargs": kwargs}}
+    path = tmp_path / "a.safetensors"
+    save_file({"generator.w": torch.zeros(1)}, path, {"format": "atu-gan", "config": json.dumps(config)})
+    asked = []
+    monkeypatch.setattr(stylegan3, "lowpass_filter", lambda taps, *_: asked.append(taps))
+    with pytest.raises(CheckpointError, match=r"generator: .*expected at most 256 taps, got"):
+        GAN.load(path)
+    assert max(asked, default=0) <= 256
 
 
 def test_a_failed_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):

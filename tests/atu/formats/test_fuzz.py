@@ -11,8 +11,10 @@ import resource
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy.random  # Hypothesis imports it while it runs
 import nvidia_format as nf
 import pytest
 import test_rosinality
@@ -40,6 +42,8 @@ def valid(kind):
             return path.read_bytes()
         buffer = io.BytesIO()
         content = {key: test_rosinality.state(key[0]) for key in ("g", "d", "g_ema")}
+        content["beside"] = {"rng": numpy.random.RandomState(0).get_state(), "best": numpy.float64(1.5)}
+        content["beside"] |= {"milestones": Counter([30, 80]), "loss": defaultdict(list, {"g": [0.5]})}
         torch.save(content, buffer, _use_new_zipfile_serialization=kind == "zip")
         return buffer.getvalue()
 

@@ -1,6 +1,7 @@
 """Hostile and damaged files: each is refused with a CheckpointError that says why, and nothing of it runs."""
 
 import io
+import json
 import pickle
 import struct
 import sys
@@ -11,8 +12,11 @@ import pytest
 import torch
 
 from atu.formats.inspect import inspect_checkpoint
-from atu.formats.pickle_machine import MAX_OPCODES
+from atu.formats.nvidia_pickle import MAX_MODULES, plain
+from atu.formats.pickle_machine import MAX_OPCODES, Budget, PickleMachine
+from atu.formats.stored_tensors import tensor_handlers
 from atu.formats.tensors import CheckpointError
+from atu.formats.torch_file import LEGACY_START
 from atu.gan import GAN
 
 
@@ -171,6 +175,152 @@ def test_repeated_copies_are_charged(tmp_path):
     big = b"\x80\x04](" + b"K\x01" * 100_000 + b"e\x94"
     step = b"\x8c\x08builtins\x8c\x03set\x93h\x00\x85R0"
     refused(tmp_path, big + step * 1000 + b"N.", f"more than {MAX_OPCODES}")
+
+
+def named(module, name):
+    """Opcodes that push a global."""
+    return b"".join(b"\x8c" + bytes([len(s)]) + s.encode() for s in (module, name)) + b"\x93"
+
+
+def mapping(**entries):
+    """Opcodes that push a mapping of such opcodes."""
+    pairs = (b"\x8c" + bytes([len(key)]) + key.encode() + value + b"s" for key, value in entries.items())
+    return b"}" + b"".join(pairs)
+
+
+def stored(**attributes):
+    """Opcodes that push a pickled module."""
+    meta = mapping(type=b"\x8c\x05class", class_name=b"\x8c\x01X", state=mapping(**attributes))
+    return named("torch_utils.persistence", "_reconstruct_persistent_obj") + meta + b"\x85R"
+
+
+NEST = b")" + b"2\x86" * 18  # 2^18 leaves as text, of one tuple named twice on each level
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (NEST + b"N\x93.", r"asks for tuple\.None"),
+        (NEST + b")K\x01\x92.", "keyword arguments for tuple"),
+        (named("numpy", "dtype") + b"\x8c\x02f8\x85R" + NEST + b"b.", "dtype with state tuple"),
+        (named("numpy", "dtype") + NEST + b"\x85R.", "dtype 'tuple'"),
+        (named("_codecs", "encode") + b"\x8c\x01x" + NEST + b"\x86R.", "encoding tuple"),
+        (named("_codecs", "encode") + b"\x8c\x01x\x8c\x08punycode\x86R.", "encoding punycode; expected latin1"),
+    ],
+)
+def test_nests_are_never_written_out(tmp_path, data, message):
+    refused(tmp_path, b"\x80\x04" + data, message)
+
+
+def test_a_device_of_a_nest_is_no_text_of_it():
+    data = b"\x80\x04" + named("torch", "device") + NEST + b"\x85R."
+    assert PickleMachine(io.BytesIO(data), len(data), tensor_handlers(Budget())).run() == "tuple"
+
+
+def test_options_are_shown_in_part():
+    """60 lists in each of 4 levels, all the same list: 60^4 numbers for whoever shows them all."""
+    nest = [1]
+    for _ in range(4):
+        nest = [nest] * 60
+    assert len(json.dumps(plain({"a": nest, "b": nest}))) < 500_000
+    assert plain({"a": [1, "x", None, (2.5,)]}) == {"a": [1, "x", None, [2.5]]}
+
+
+def test_copies_of_an_array_are_charged(tmp_path):
+    """Five bytes of the file would be 4096 numbers in memory, again and again."""
+    one = named("numpy.core.numeric", "_frombuffer") + b"\x94B" + struct.pack("<I", 4096) + b"\x01" * 4096
+    one += named("numpy", "dtype") + b"\x8c\x02u1\x85R\x86\x94"
+    refused(tmp_path, b"\x80\x04" + one + b"](" + b"h\x00h\x01R" * 600 + b"e.", f"more than {MAX_OPCODES}")
+    state = b"(K\x01)" + named("numpy", "dtype") + b"\x8c\x02u1\x85R\x89" + b"B" + struct.pack("<I", 4096)
+    array = named("numpy.core.multiarray", "_reconstruct") + b"\x94" + state + b"\x01" * 4096 + b"t\x94"
+    refused(tmp_path, b"\x80\x04" + array + b"](" + b"h\x00)Rh\x01b" * 600 + b"e.", f"more than {MAX_OPCODES}")
+
+
+def text(s):
+    return b"X" + struct.pack("<I", len(s)) + s.encode()
+
+
+def legacy(before=b"", key=None, count=0):
+    """A storage in torch's older format, with opcodes before its fourth pickle, and another key in the fifth."""
+    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K" + bytes([count])
+    keys = b"]" + (text("0") if key is None else key) + b"a."
+    return LEGACY_START + b"M\xe9\x03." + mapping(little_endian=b"\x88") + b"." + before + storage + b"tQ." + keys
+
+
+def located(data, times):
+    bytes_ = b"\x94B" + struct.pack("<I", len(data)) + data + b"\x85\x94"
+    step = b"h\x00h\x01R0"
+    return b"\x80\x04" + named("torch.storage", "_load_from_bytes") + bytes_ + step * times + b"]."
+
+
+def test_all_pickles_of_a_file_share_a_budget(tmp_path):
+    """A storage inside a pickle is five pickles more, and may be named again and again."""
+    whole = legacy() + struct.pack("<q", 0)
+    refused(tmp_path, located(whole, 50), "a pickle of list")
+    refused(tmp_path, located(whole, 16_000), f"more than {MAX_OPCODES}")
+    refused(tmp_path, located(legacy(b"N0" * 20_000) + struct.pack("<q", 0), 60), f"more than {MAX_OPCODES}")
+    refused(tmp_path, legacy(b"N0" * 499_990, key=b"N0" * 500_000 + text("0")), f"more than {MAX_OPCODES}")
+
+
+def test_storages_listed_by_number(tmp_path):
+    refused(tmp_path, legacy(key=b"K\x00"), "the list of storages differs")
+
+
+def test_modules_named_again_and_again(tmp_path):
+    """Two names for the same module on each of 15 levels: 2^15 modules for whoever walks them."""
+    data = b"\x80\x04" + stored() + b"\x94"
+    for level in range(15):
+        data += stored(_modules=mapping(a=b"h" + bytes([level]), b=b"h" + bytes([level]))) + b"\x94"
+    synthesis = stored(_modules=mapping(input=b"h\x00", x=b"h\x0f"))
+    network = stored(_modules=mapping(mapping=b"h\x00", synthesis=synthesis))
+    refused(tmp_path, data + mapping(G=network) + b".", f"more than {MAX_MODULES} modules")
+
+
+def numbered(count):
+    return b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(count))
+
+
+def stylegan2_of(options):
+    """A snapshot whose G has the parts of a StyleGAN2 generator and such options."""
+    b4 = stored(_modules=mapping(conv1=stored()))
+    parts = mapping(mapping=stored(), synthesis=stored(_modules=mapping(b4=b4)))
+    return b"\x80\x04" + mapping(G=stored(_init_kwargs=options, _modules=parts)) + b"."
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (mapping(synthesis_kwargs=b"K\x03"), "synthesis_kwargs: expected a mapping, got int"),
+        (mapping(mapping_kwargs=mapping(num_layers=b"}\x94" + b"\x8c\x01ah\x00s")), r"num_layers\.a\.a: .* 3 deep"),
+        (mapping(mapping_kwargs=mapping(num_layers=b"(" + numbered(65) + b"d")), "at most 64 options.* got 65"),
+    ],
+)
+def test_options_of_another_kind(tmp_path, options, message):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(stylegan2_of(options))
+    inspect_checkpoint(path)
+    with pytest.raises(CheckpointError, match=message):
+        GAN.load(path)
+
+
+def zipped(data):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/version", "3\n")
+    return buffer.getvalue()
+
+
+def test_what_torchs_loader_would_copy_is_charged(tmp_path):
+    """torch's loader runs the same pickle: bytes made of a text, attributes of a namespace, those within a tuple."""
+    encode = b"\x80\x02" + text("a" * 5000) + b"q\x00c_codecs\nencode\nq\x01h\x00" + text("latin1") + b"\x86q\x02"
+    refused(tmp_path, zipped(encode + b"](" + b"h\x01h\x02R" * 3 + b"e."), "one text that gives its bytes twice")
+    short = encode.replace(text("a" * 5000), text("a" * 4000))
+    refused(tmp_path, zipped(short + b"](" + b"h\x01h\x02R" * 40_000 + b"e."), f"more than {MAX_OPCODES}")
+    space = b"\x80\x02}(" + numbered(10_000) + b"uq\x00cargparse\nNamespace\nq\x01]("
+    refused(tmp_path, zipped(space + b"h\x01)\x81h\x00b" * 210 + b"e."), f"more than {MAX_OPCODES}")
+    state = b"\x80\x02}(" + numbered(10_000) + b"u\x85q\x00ctorch\nSize\nq\x01]("
+    refused(tmp_path, zipped(state + b"h\x01h\x00\x85R" * 210 + b"e."), f"more than {MAX_OPCODES}")
 
 
 def tensor_pickle(**changes):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,6 +14,7 @@ from torch import nn
 
 from atu.formats.own_model import OwnModel, inspect_own, load_like, load_own, read_states
 from atu.formats.tensors import CheckpointError
+from atu.formats.torch_file import load_values, read_structure
 from atu.gan import GAN
 
 SOURCE = """
@@ -243,6 +247,110 @@ def test_nothing_in_the_weights_is_executed(pair, tmp_path, capsys):
             load_own(pair[0], f"{tmp_path}/torn.pt")
     with pytest.raises(CheckpointError, match=r"none\.pt: no such file"):
         load_own(pair[0], "none.pt")
+
+
+def schedule():
+    optimiser = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    return torch.optim.lr_scheduler.MultiStepLR(optimiser, [30, 80, 80]).state_dict()
+
+
+BESIDE = {
+    "NumPy scalars": [np.float64(1.5), np.float32(0.5), np.int64(3), np.bool_(True), np.float16(2)],
+    "arrays": {"2d": np.arange(6.0).reshape(2, 3), "columns": np.asfortranarray(np.eye(3)), "number": np.array(1.5)},
+    "a long array": np.linspace(0, 1, 5000),
+    "bytes as text of two bytes each": np.full(3000, 200, np.uint8),
+    "an empty array": np.array([]),
+    "NumPy's random state": np.random.RandomState(0).get_state(),
+    "a dtype": np.dtype("f4"),
+    "a Counter": Counter("abca"),
+    "an empty Counter": Counter(),
+    "lists by name": defaultdict(list, {"loss": [0.5]}),
+    "numbers by name": defaultdict(float, {"loss": 0.5}),
+    "Lightning's schedules": [schedule()],
+    "bytes": [b"", b"abc", b"\xff" * 5000],
+    "options": argparse.Namespace(lr=np.float64(0.1), steps=3),
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_what_lies_beside_the_weights_is_passed_over(beside, legacy, tmp_path):
+    weights = nn.Linear(2, 3).state_dict()
+    content = {"before": BESIDE[beside], "netG": weights, "after": BESIDE[beside]}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy)
+    found = read_states(tmp_path / "x.pt")
+    assert found.keys() == {"netG"} and all(torch.equal(found["netG"][name], value) for name, value in weights.items())
+
+
+def test_arrays_are_read_when_small_and_numpy_sees_nothing_of_the_file(tmp_path):
+    torch.save({"x": np.arange(3, dtype="i2"), "s": np.float64(1.5), "long": np.zeros(5000)}, tmp_path / "x.pt")
+    structure = read_structure(tmp_path / "x.pt")
+    assert (structure["x"].value, structure["s"]) == ([0, 1, 2], 1.5)
+    values = load_values(tmp_path / "x.pt")
+    assert not [value for value in values.values() if isinstance(value, (np.ndarray, np.generic))]
+
+
+def test_arrays_of_either_numpy(tmp_path):
+    """NumPy 2 renamed numpy.core."""
+    content = {"netG": nn.Linear(2, 3).state_dict(), "x": [np.eye(2), np.float64(1.5)]}
+    torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=False)
+    whole = (tmp_path / "x.pt").read_bytes().replace(b"numpy._core.", b"numpy.core.")
+    for core in (b"numpy.core.", b"numpy._core."):
+        (tmp_path / "x.pt").write_bytes(whole.replace(b"numpy.core.", core))
+        assert read_states(tmp_path / "x.pt").keys() == {"netG"}
+
+
+class Claiming:
+    """An array of 2 TiB, to be made before its state comes."""
+
+    def __reduce__(self):
+        return np.zeros(1).__reduce__()[0], (np.ndarray, (2**38,), b"f8")
+
+
+def test_arrays_that_claim_memory_get_none(tmp_path):
+    torch.save({"netG": nn.Linear(2, 3).state_dict(), "x": Claiming()}, tmp_path / "x.pt")
+    assert read_states(tmp_path / "x.pt").keys() == {"netG"}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (np.array([{}], dtype=object), "a NumPy value of dtype 'O8'; expected numbers"),
+        (np.zeros(2, dtype=[("a", "f4")]), "a NumPy value of dtype 'V4'; expected numbers"),
+        (np.array(["x"]), "a NumPy value of dtype 'U1'; expected numbers"),
+        (np.arange(3, dtype=">f4"), "expected little-endian numbers"),
+        (np.ma.array([1.0]), r"numpy\.ma\.core\._mareconstruct, which is not on the list"),
+        (np.random.RandomState(0), r"numpy\.random.*, which is not on the list"),
+    ],
+)
+def test_other_objects_of_numpy_are_refused(value, words, tmp_path):
+    torch.save({"netG": nn.Linear(2, 3).state_dict(), "x": value}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=words):
+        read_states(tmp_path / "x.pt")
+
+
+def test_what_torch_refuses_is_named(tmp_path):
+    torch.save({"x": Evil()}, tmp_path / "evil.pt")
+    words = r"evil\.pt: torch cannot read it: Unsupported global: GLOBAL \S*print was not an allowed global by default"
+    with pytest.raises(CheckpointError, match=rf"{words}\.$"):
+        load_values(tmp_path / "evil.pt")  # without read_structure, which refuses it before
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_protocol_that_torch_does_not_read_is_named(tmp_path):
+    torch.save({"netG": nn.Linear(2, 3).state_dict()}, tmp_path / "x.pt", pickle_protocol=4)
+    with pytest.raises(CheckpointError, match=r"torch cannot read it: Unsupported operand 149$"):
+        read_states(tmp_path / "x.pt")
+
+
+def test_mappings_that_are_named_again_and_again(tmp_path):
+    """60 entries in each of 5 levels, all the same mapping: 60^5 groups for whoever walks them."""
+    nest = {"w": 1}
+    for _ in range(5):
+        nest = dict.fromkeys(range(60), nest)
+    torch.save(nest, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="more than 2000000 entries in groups of weights"):
+        read_states(tmp_path / "x.pt")
 
 
 def test_what_gan_save_wrote_is_taken_whole(pair, tmp_path):

@@ -88,6 +88,40 @@ def test_optimiser_states_and_options_are_left(tmp_path, caplog):
         assert found["networks"]["generator"]["latent"] == 12
 
 
+def without_noise_maps(path, legacy=False, kept=()):
+    """As the checkpoint that the trainer's author published: older than the trainer's noise maps."""
+    g = {name: value for name, value in state("g").items() if not name.startswith("noises.") or name in kept}
+    write(path, legacy, g=g, g_ema=g)
+    return path
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_noise_maps_are_drawn_where_a_file_has_none(tmp_path, caplog, legacy):
+    write(tmp_path / "whole.pt")
+    whole, z = GAN.load(tmp_path / "whole.pt").generator, numbers("z", (4, 12))
+    with caplog.at_level(logging.INFO, "atu"):
+        gan = GAN.load(without_noise_maps(tmp_path / "a.pt", legacy))
+    assert "no noise maps: they are drawn" in caplog.text
+    assert torch.equal(gan.generator(z, noise_mode="none"), whole(z, noise_mode="none"))
+    maps = {n: m for n, m in gan.generator.state_dict().items() if n.endswith("noise_const")}
+    assert [tuple(m.shape) for m in maps.values()] == [(4, 4), (8, 8), (8, 8)]
+    values = torch.cat([m.flatten() for m in maps.values()])  # 144 of a standard normal: 5 standard errors
+    assert abs(float(values.mean())) < 5 / 12 and abs(float(values.std()) - 1) < 5 / 288**0.5
+    for other in (gan.generator_ema, GAN.load(tmp_path / "a.pt").generator):
+        assert all(torch.equal(other.state_dict()[name], m) for name, m in maps.items())
+    gan.save(tmp_path / "b.pt")
+    written = torch.load(tmp_path / "b.pt", weights_only=True)["g"]
+    assert {name: list(value.shape) for name, value in written.items()} == SHAPES["g"]
+    assert torch.equal(written["noises.noise_2"][0, 0], maps["synthesis.b8.conv1.noise_const"])
+    assert "noises" not in str(inspect_checkpoint(tmp_path / "a.pt"))
+
+
+def test_a_part_of_the_noise_maps_is_an_error(tmp_path):
+    path = without_noise_maps(tmp_path / "a.pt", kept=("noises.noise_1",))
+    with pytest.raises(CheckpointError, match=r"missing noises\.noise_0; missing noises\.noise_2"):
+        GAN.load(path)
+
+
 def test_mean_of_w_is_estimated_where_the_file_has_none(tmp_path):
     write(tmp_path / "a.pt", latent_avg=None)
     gan = GAN.load(tmp_path / "a.pt")
