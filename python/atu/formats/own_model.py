@@ -128,10 +128,13 @@ def load_like(path: str | Path, gan: GAN) -> GAN:
     """
     path = Path(path)
     foreign = _foreign(path)
-    given = {name: copied(getattr(gan, name)) for name in ("generator", "discriminator") if name in foreign}
-    for name, module in given.items():
-        if module is None:
+    own, given = gan.modules(), {}
+    for name in ("generator", "discriminator"):
+        if name not in foreign:
+            continue
+        if name not in own:
             raise CheckpointError(f"{path}: holds a {name} of the class {foreign[name]}, and the model has none")
+        given[name] = copied(own[name])
     found = load_native(path, **given, latent_sampler=gan.latent_sampler, label_sampler=gan.label_sampler)
     found.batch = gan.batch
     return found.to(gan.device)
