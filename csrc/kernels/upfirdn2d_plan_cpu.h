@@ -120,7 +120,9 @@ struct Plan {
         weights_y(y.phases * terms_y) {
     block = !p.channels_last ? 1 : p.c <= 2 * kChannelBlock ? p.c : kChannelBlock;
     split = p.channels_last ? 1 : x.advance;
-    steps = min64(all_steps(), max64(4, kScratchElements / (block * x.advance)));
+    const int64_t about = max64(4, kScratchElements / (block * x.advance));
+    // A planar strip begins with a whole vector of the output, which may be written past the caches.
+    steps = min64(all_steps(), p.channels_last ? about : ceil_div(about, kLanes<T>) * kLanes<T>);
     part = ceil_div(x.inputs(steps), split) * block + 2 * kLanes<T>;
     slots = filter.separable ? 1 : terms_y;
     for (int64_t r = 0; filter.separable && r < y.phases; ++r) {

@@ -137,6 +137,15 @@ def test_large_output_written_past_the_caches(isa, shape):
     torch.testing.assert_close(y, expected, atol=tolerance(torch.float32), rtol=0)
 
 
+@pytest.mark.parametrize(("up", "height"), [(1, 1366), (2, 683)])  # 8 MB, in strips of about 4096 / 3 steps
+def test_large_output_in_several_strips(isa, up, height):
+    x = make((1, 1, height, 4608), torch.float32)
+    args = dict(up=[up, 1], down=[3, 1], padding=[1, 1, 2, 1])
+    y, expected = (upfirdn2d(x, FILTERS["sep4"], **args, impl=impl) for impl in ("native", "reference"))
+    assert y.numel() * y.element_size() >= 8 << 20 and y.shape[3] % 16 == 0
+    torch.testing.assert_close(y, expected, atol=tolerance(torch.float32), rtol=0)
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (2, 3, 0, 5), (2, 3, 4, 0)])
 @pytest.mark.parametrize("impl", ["native", "reference"])
 def test_empty(shape, impl):
