@@ -42,8 +42,13 @@ def _chunk_layout(numels: tuple[int, ...], device: torch.device) -> ChunkLayout:
     return ChunkLayout(arrays, args, len(numels), chunks)
 
 
-def chunk_layout(params: Sequence[Tensor]) -> ChunkLayout:
-    return _chunk_layout(tuple(p.numel() for p in params), params[0].device)
+def chunk_layout(params: Sequence[Tensor], left_out: Sequence[bool] = ()) -> ChunkLayout:
+    """The layout of these, of which those left out count as empty."""
+    if any(left_out):
+        numels = tuple(0 if out else p.numel() for p, out in zip(params, left_out, strict=True))
+    else:
+        numels = tuple(p.numel() for p in params)
+    return _chunk_layout(numels, params[0].device)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ def param_penalty(
     scale: Sequence[float] | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """(1/2 sum F (theta - anchor)^2, sum_t scale_t ||theta_t - repel_t||^2), differentiable once in `params`.
+    """(1/2 sum F (theta - anchor)^2, sum_t scale_t ||theta_t - repel_t||^2), differentiable any number of times
+    in `params`.
 
     Args:
         params: tensors of one floating dtype and device, any shapes, empty ones included.
@@ -163,11 +164,10 @@ class ParamPenalty:
             squares = param_penalty([t.detach() for t in starts], repel_from=self.theta_bar, impl=impl)[1]
             self.start_distance = float(squares) + math.fsum(self._constant)
         self._scale = self._scales()
-        self._tables = [None if ts is None else address_table(ts, self._device) for ts in self._anchors()]
         self._constant_tensor, self._scale_tensor = (
             torch.tensor(v, dtype=torch.float64, device=self._device) for v in (self._constant, self._scale)
         )
-        self._theta_table = self._grad_table = AddressTable([], None)
+        self._tables = dict.fromkeys(("params", "grad", "anchor", "fisher", "theta_bar"), AddressTable([], None))
         self._adam_tables: list[AddressTable] = []
         # Shapes and strides without storage.
         self._likes = [torch.empty_strided(p.shape, p.stride(), dtype=p.dtype, device="meta") for p in self.params]
@@ -176,9 +176,6 @@ class ParamPenalty:
         tensors = check_list(name, tensors, self.params)
         pairs = zip(tensors, self.params, strict=True)
         return [torch.empty_like(p, requires_grad=False).copy_(t.detach()) for t, p in pairs]
-
-    def _anchors(self) -> tuple[list[Tensor] | None, list[Tensor] | None, list[Tensor] | None]:
-        return self.anchor, self.fisher, self.theta_bar
 
     def _scales(self) -> list[float]:
         numels = [p.numel() for p in self.params]
@@ -194,31 +191,32 @@ class ParamPenalty:
             return [1 / self.start_distance] * len(numels)
         return [1.0] * len(numels)
 
-    def _refreshed(self, cached: AddressTable, tensors: Sequence[Tensor]) -> AddressTable:
-        """The address table of `tensors`, rebuilt only where an address changed."""
-        addresses = [t.data_ptr() for t in tensors]
+    def _table(self, name: str, tensors: Sequence[Tensor] | None) -> int:
+        """Where the table of the tensors' addresses lies, rebuilt only where one changed: by new storage, or in a copy
+        of this penalty. 0 without tensors."""
+        if tensors is None:
+            return 0
+        addresses = list(map(Tensor.data_ptr, tensors))  # at every call, and quicker than t.data_ptr()
+        cached = self._tables[name]
         if cached.table is not None and cached.values == addresses:
-            return cached
+            return address(cached.table)
         for i, (t, like) in enumerate(zip(tensors, self._likes, strict=True)):
             if t.shape != like.shape or t.dtype != like.dtype or t.device != self._device or not same_layout(t, like):
                 raise ValueError(
-                    f"params[{i}]: expected {tuple(like.shape)} {like.dtype} on {self._device} with strides "
+                    f"{name}[{i}]: expected {tuple(like.shape)} {like.dtype} on {self._device} with strides "
                     f"{like.stride()} as when the penalty was made, got {tuple(t.shape)} {t.dtype} on {t.device} with "
                     f"strides {t.stride()}; make a new ParamPenalty"
                 )
-        return AddressTable(addresses, torch.tensor(addresses, dtype=torch.int64, device=self._device))
+        self._tables[name] = AddressTable(addresses, address_table(tensors, self._device))
+        return address(self._tables[name].table)
 
     def _table_args(self, grads: Sequence[Tensor] | None, ewc: bool, distance: bool) -> tuple[int, int, int, int, int]:
-        self._theta_table = self._refreshed(self._theta_table, self.params)
-        if grads is not None:
-            self._grad_table = self._refreshed(self._grad_table, grads)
-        anchor, fisher, repel = (address(t) for t in self._tables)
         return (
-            address(self._theta_table.table),
-            0 if grads is None else address(self._grad_table.table),
-            anchor if ewc else 0,
-            fisher if ewc else 0,
-            repel if distance else 0,
+            self._table("params", self.params),
+            self._table("grad", grads),
+            self._table("anchor", self.anchor if ewc else None),
+            self._table("fisher", self.fisher if ewc else None),
+            self._table("theta_bar", self.theta_bar if distance else None),
         )
 
     def _measure(self) -> tuple[Tensor, Tensor]:
@@ -256,6 +254,7 @@ class ParamPenalty:
     def add_grad_(self, ewc_weight: float | Tensor = 0.0, distance_weight: float | Tensor = 0.0) -> None:
         """param.grad += ewc_weight d ewc / d param + distance_weight d distance / d param; a missing grad is made.
 
+        A parameter that neither has a grad nor requires one is left out: an optimizer would move it.
         The weights may be tensors of one element on the parameters' device: nothing waits for the device then. A weight
         of 0.0 given as a number leaves that term's arrays unread.
         """
@@ -263,13 +262,16 @@ class ParamPenalty:
         distance = self.theta_bar is not None and (isinstance(distance_weight, Tensor) or distance_weight != 0)
         if not (ewc or distance):
             return
-        for p in self.params:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        grads: list[Tensor] = [p.grad for p in self.params if p.grad is not None]
+        found = [p.grad for p in self.params]
+        for i, p in enumerate(self.params):
+            if found[i] is None and p.requires_grad:
+                found[i] = p.grad = torch.zeros_like(p)
+        # One left out counts as empty to the kernel, and stands in for the gradient that it has not.
+        left_out = [g is None for g in found]
+        grads = [p if g is None else g for p, g in zip(self.params, found, strict=True)]
         weights = self._weights(ewc_weight, distance_weight)
         if not self._native or not self.params:
-            self._add_grad_reference(grads, weights, ewc, distance)
+            self._add_grad_reference(weights, ewc, distance)
             return
         # A gradient laid out in another way than its parameter gets its share through a zeroed twin of the parameter.
         odd = [i for i, (g, like) in enumerate(zip(grads, self._likes, strict=True)) if not same_layout(g, like)]
@@ -278,13 +280,14 @@ class ParamPenalty:
             targets[i] = torch.zeros_like(self.params[i])
         tables = self._table_args(targets, ewc, distance)
         launch(
-            _native._C.param_penalty_grad, self.params[0], *self._kernel_args(tables), weights.data_ptr(),
+            _native._C.param_penalty_grad, self.params[0], *self._kernel_args(tables, left_out), weights.data_ptr(),
         )  # fmt: skip
         for i in odd:
             grads[i] += targets[i]
 
-    def _kernel_args(self, tables: tuple[int, ...]) -> tuple[Any, ...]:
-        return DTYPE_CODES[self.params[0].dtype], chunk_layout(self.params).args, tables, self._scale_tensor.data_ptr()
+    def _kernel_args(self, tables: tuple[int, ...], left_out: Sequence[bool] = ()) -> tuple[Any, ...]:
+        layout = chunk_layout(self.params, left_out)
+        return DTYPE_CODES[self.params[0].dtype], layout.args, tables, self._scale_tensor.data_ptr()
 
     def _weights(self, ewc_weight: float | Tensor, distance_weight: float | Tensor) -> Tensor:
         """Both weights on the device. Filled there, not copied: a copy could not be captured in a CUDA graph."""
@@ -306,9 +309,9 @@ class ParamPenalty:
         """`add_grad_` and `optimizer.step()` in one pass, which reads and writes each array once.
 
         The gradients themselves are left as they were. Where the pass cannot serve, the two calls are made: for the
-        optimizer's first step, which sets up its state; for impl="reference"; and on CUDA for a state with its step
-        counts on the CPU (torch keeps them on the device with fused=True or capturable=True). Hooks of the optimizer
-        run only then.
+        optimizer's first step, which sets up its state; for impl="reference"; where a parameter neither has a grad nor
+        requires one, which both calls leave alone; and on CUDA for a state with its step counts on the CPU (torch keeps
+        them on the device with fused=True or capturable=True). Hooks of the optimizer run only then.
 
         Args:
             optimizer: over exactly these parameters, in this order, in one group; without weight_decay, amsgrad and
@@ -354,7 +357,7 @@ class ParamPenalty:
 
     def _adam_state(self, optimizer: torch.optim.Adam) -> tuple[int, int, int] | None:
         """Addresses of the tables of exp_avg, exp_avg_sq and step; None where the kernel cannot use the state."""
-        if not self._native or not self.params:
+        if not self._native or not self.params or any(p.grad is None and not p.requires_grad for p in self.params):
             return None
         states = [optimizer.state.get(p, {}) for p in self.params]
         if any("exp_avg" not in s for s in states):
@@ -376,10 +379,12 @@ class ParamPenalty:
         first, second, third = (address(cached.table) for cached in self._adam_tables)
         return first, second, third
 
-    def _add_grad_reference(self, grads: list[Tensor], weights: Tensor, ewc: bool, distance: bool) -> None:
-        for t, (p, grad) in enumerate(zip(self.params, grads, strict=True)):
+    def _add_grad_reference(self, weights: Tensor, ewc: bool, distance: bool) -> None:
+        for t, p in enumerate(self.params):
+            if p.grad is None:
+                continue
             w_ewc, w_distance = (w.to(p.dtype) for w in (weights[0], 2 * weights[1] * self._scale[t]))
             if ewc and self.fisher is not None and self.anchor is not None:
-                grad += w_ewc * self.fisher[t] * (p - self.anchor[t])
+                p.grad += w_ewc * self.fisher[t] * (p - self.anchor[t])
             if distance and self.theta_bar is not None:
-                grad += w_distance * (p - self.theta_bar[t])
+                p.grad += w_distance * (p - self.theta_bar[t])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import math
 
 import pytest
@@ -165,6 +167,84 @@ def test_layouts_offsets_and_new_storage():
     with pytest.raises(ValueError, match=r"params\[1\]: expected"):
         params[1].data = torch.randn(shape)
         penalty.value()
+
+
+def unpickled(penalty: ParamPenalty) -> ParamPenalty:
+    file = io.BytesIO()
+    torch.save(penalty, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, unpickled])
+def test_a_copy_reads_its_own_arrays(duplicate):
+    params, anchor, fisher, (repel,) = problem()
+    penalty = ParamPenalty(params, anchor, fisher, repel)
+    before = penalty.value()
+    twin = duplicate(penalty)
+    for ts in (twin.anchor, twin.fisher, twin.theta_bar):
+        for t in ts:
+            t.mul_(3)
+    changed = [[3 * t for t in ts] for ts in (anchor, fisher, repel)]
+    assert twin.value() == pytest.approx(plain_values(params, *changed[:2], [changed[2]]), rel=1e-12)
+    assert penalty.value() == before
+    twin.add_grad_(2.0, 0.5)
+    for p, q, a, f, r in zip(params, twin.params, *changed, strict=True):
+        assert p.grad is None
+        torch.testing.assert_close(q.grad, (2 * f * (p - a) + (p - r)).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["anchor", "fisher", "theta_bar"])
+def test_arrays_with_new_storage(name):
+    params, anchor, fisher, (repel,) = problem()
+    penalty = ParamPenalty(params, anchor, fisher, repel)
+    penalty.value()
+    lists = dict(anchor=anchor, fisher=fisher, theta_bar=repel)
+    lists[name][3] = torch.tensor([5.0])
+    getattr(penalty, name)[3].data = torch.tensor([5.0])
+    want = plain_values(params, lists["anchor"], lists["fisher"], [lists["theta_bar"]])
+    assert penalty.value() == pytest.approx(want, rel=1e-12)
+    getattr(penalty, name)[3].data = torch.zeros(2)
+    with pytest.raises(ValueError, match=rf"{name}\[3\]: expected \(1,\)"):
+        penalty.value()
+
+
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_frozen_parameters_are_left_out(impl):
+    """But for one that has a gradient: optimizers go by it."""
+    params, anchor, fisher, (repel,) = problem()
+    frozen, moved = (0, 1, 5), 2  # an empty one, a small one, one of several chunks
+    for i in (*frozen, moved):
+        params[i].requires_grad_(False)
+    params[moved].grad = torch.tensor(1.0)
+    before = [p.detach().clone() for p in params]
+    penalty = ParamPenalty(params, anchor, fisher, repel, impl=impl)
+    penalty.add_grad_(2.0, 0.5)
+    torch.optim.SGD(params, lr=0.1).step()
+    for i, (p, q, a, f, r) in enumerate(zip(params, before, anchor, fisher, repel, strict=True)):
+        gradient = (i == moved) + 2 * f * (q - a) + (q - r)
+        torch.testing.assert_close(p.detach(), q if i in frozen else q - 0.1 * gradient, rtol=1e-5, atol=1e-5)
+        assert (p.grad is None) == (i in frozen)
+
+
+def test_adam_step_leaves_frozen_parameters_alone():
+    params, lists, optimizer = adam_problem(lr=0.01)
+    twins = [p.detach().double().requires_grad_() for p in params]
+    exact = torch.optim.Adam(twins, lr=0.01)
+    penalty = ParamPenalty(params, *lists)
+    for step in range(4):
+        for ts in (params, twins):
+            for i, t in enumerate(ts):
+                t.grad = tensors(20 + step)[i].to(t.dtype)
+            if step > 1:  # frozen when its moments are there already
+                ts[5].requires_grad_(False).grad = None
+        assert penalty.adam_step_(optimizer, 2.0, 0.5) == (step == 1)
+        with torch.no_grad():
+            for t, a, f, r in zip(twins, *lists, strict=True):
+                if t.grad is not None:
+                    t.grad += 2 * f * (t - a) + (t - r)
+        exact.step()
+    torch.testing.assert_close(flat(params), flat(twins), rtol=1e-5, atol=1e-5)
 
 
 def test_anchors_are_copies_outside_modules():
