@@ -70,6 +70,11 @@ def laid_out_as(t: Tensor, model: Tensor) -> Tensor:
     return t if t.stride() == model.stride() else torch.empty_like(model).copy_(t)
 
 
+def fixed(size: int) -> int:
+    """An int also where torch.jit.trace, to which sizes are tensors, is at work: a constant of the trace then."""
+    return int(size) if isinstance(size, Tensor) and torch.jit.is_tracing() else size
+
+
 # ---- padding --------------------------------------------------------------------------------------------------------
 
 
@@ -93,7 +98,7 @@ def four_sides(padding: int | Sequence[int]) -> Padding:
     """
     if isinstance(padding, (int, torch.SymInt)):
         return (padding, padding, padding, padding)
-    pad = tuple(padding)
+    pad = tuple(fixed(v) for v in padding)  # they may be made of sizes
     if len(pad) == 2:
         pad = (pad[0], pad[0], pad[1], pad[1])
     if len(pad) != 4 or any(not isinstance(v, (int, torch.SymInt)) for v in pad):

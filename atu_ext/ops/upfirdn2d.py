@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import _native
 from .dispatch import DTYPE_CODES, autocast_dtype, launch, use_native
-from .layout import Padding, Pair, around_filter, factor_pair, filter_size, four_sides, memory_format
+from .layout import Padding, Pair, around_filter, factor_pair, filter_size, fixed, four_sides, memory_format
 from .pages import in_huge_pages
 from .registration import register
 
@@ -33,14 +33,16 @@ def setup_filter(
         f: scalar, 1-d taps (separable), 2-d taps, or None for the identity.
         normalize: divide by the sum, so that the filter keeps the mean.
         flip_filter: store it flipped.
-        gain: overall magnification of a signal passed through the filter.
+        gain: overall magnification of a signal passed through the filter; not negative where the filter is 1-d, which
+            is applied twice.
         separable: keep a 1-d filter 1-d; the default does so from 8 taps on, below it the outer product is taken.
 
     Returns:
         float32 tensor [kh, kw], or [taps] when separable.
 
     Raises:
-        ValueError: f is none of these, or sums to 0 with normalize; separable is set for 2-d taps.
+        ValueError: f is none of these, or sums to 0 with normalize; separable is set for 2-d taps; gain is negative for
+            a 1-d filter.
     """
     try:
         taps = torch.as_tensor(1.0 if f is None else f, dtype=torch.float32)
@@ -63,6 +65,8 @@ def setup_filter(
         taps = taps / total
     if flip_filter:
         taps = taps.flip(list(range(taps.ndim)))
+    if gain < 0 and taps.ndim == 1:
+        raise ValueError(f"gain: expected 0 or more for a 1-d filter, which is applied along both axes, got {gain}")
     magnification: float = gain ** (taps.ndim / 2)
     return (taps * magnification).to(device)
 
@@ -84,12 +88,14 @@ def _reference(x: Tensor, f: Tensor, up: Pair, down: Pair, padding: Padding, fli
         stuffed[:, :, :, 0, :, 0] = x
         x = stuffed.reshape(n, c, h * upy, w * upx)
     x = F.pad(x, padding)
-    f = f.to(x.dtype) * gain ** (f.ndim / 2)
+    f = f.to(x.dtype)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
-    kernels = [f[None, None]] if f.ndim == 2 else [f[None, None, None, :], f[None, None, :, None]]
+    gained = f * gain
+    kernels = [gained[None, None]] if f.ndim == 2 else [f[None, None, None, :], gained[None, None, :, None]]
+    c = fixed(c)
     for kernel in kernels:
-        x = F.conv2d(x, kernel.expand(c, 1, *kernel.shape[2:]), groups=c)
+        x = F.conv2d(x, kernel.expand(c, 1, *map(fixed, kernel.shape[2:])), groups=c)
     return x[:, :, ::downy, ::downx]
 
 

@@ -3,6 +3,8 @@ float64. Tolerance: sums of a few hundred terms of size 1 to 100."""
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 from torch import Tensor
@@ -173,6 +175,33 @@ def test_second_gradient_of_param_penalty(impl):
     x = randn(2, 3).requires_grad_()
     (first,) = torch.autograd.grad(penalty(x, impl), x, create_graph=True)
     close(torch.autograd.grad(first.square().sum(), x)[0], 2 * 3 * first.detach())  # gradient (x - 0.5) + 2 (x - 2)
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated, and takes what Python asks of sizes for constants
+@pytest.mark.parametrize("impl", ["native", "reference"])
+def test_traced_by_torchscript(op, impl):
+    _, function, *inputs = op
+    traced = torch.jit.trace(lambda x, s: function(x, s, impl), tuple(inputs))
+    others = randn(2, 3, 5, 7, seed=8), randn(2, 3, seed=9)
+    close(traced(*others), function(*others, "reference"))
+
+
+class Upsampling(torch.nn.Module):
+    def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        x = upsample2d(x, FIR, impl="reference")
+        return modulated_conv2d(x, WEIGHT.float(), s, up=2, padding=1, resample_filter=FIR, impl="reference")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_exported_to_onnx_by_tracing():
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    inputs = randn(2, 3, 5, 7).float(), randn(2, 3, seed=1).float()
+    file = io.BytesIO()
+    torch.onnx.export(Upsampling(), inputs, file, dynamo=False, input_names=["x", "s"])
+    session = runtime.InferenceSession(file.getvalue())
+    (y,) = session.run(None, {name: t.numpy() for name, t in zip("xs", inputs, strict=True)})
+    torch.testing.assert_close(torch.from_numpy(y), Upsampling()(*inputs), rtol=1e-4, atol=1e-4)
 
 
 def test_third_order_of_the_modulated_layer_is_refused():

@@ -255,6 +255,21 @@ def test_setup_filter_says_what_it_expects(taps):
         setup_filter(taps)
 
 
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("gain", [-1.5, 2.0])
+@pytest.mark.parametrize("name", ["sep8", "full"])
+def test_gain_of_either_sign(name, gain, impl):
+    x, up, padding = make((1, 2, 4, 5)), (2, 1), (4, 5, 6, 3)
+    y = upfirdn2d(x, FILTERS[name], up, padding=padding, gain=gain, impl=impl)
+    torch.testing.assert_close(y, naive(x, FILTERS[name], up, (1, 1), padding, False, gain), atol=1e-12, rtol=0)
+
+
+def test_setup_filter_refuses_a_negative_gain_that_would_be_applied_twice():
+    assert torch.equal(setup_filter([1, 3, 3, 1], gain=-1), -setup_filter([1, 3, 3, 1]))
+    with pytest.raises(ValueError, match="gain: expected 0 or more for a 1-d filter"):
+        setup_filter([1.0] * 8, gain=-1)
+
+
 def test_taps_that_sum_to_zero_cannot_be_normalized():
     with pytest.raises(ValueError, match=r"normalize: expected taps with a sum other than 0, got \[1, 0, -1\]"):
         setup_filter([1, 0, -1])
