@@ -102,6 +102,19 @@ def test_bias_act_gradients(backend, act):
     assert torch.autograd.gradgradcheck(op, (x, b), fast_mode=True)
 
 
+def test_bias_act_gradients_of_a_vector(backend):
+    x, b = (randn(5, backend=backend, seed=seed).requires_grad_() for seed in (0, 1))
+    for act in ("lrelu", "tanh"):
+        results = []
+        for impl in ("native", "reference"):
+            first = torch.autograd.grad(
+                bias_act(x, b, dim=0, act=act, impl=impl).square().sum(), (x, b), create_graph=True
+            )
+            results.append((*first, *torch.autograd.grad(sum(g.square().sum() for g in first), (x, b))))
+        for ours, want in zip(*results, strict=True):
+            check(ours, want)
+
+
 def modulated_layer(tensors, impl, **options):
     x, weight, styles, noise, bias, following = tensors
     options = dict(padding=1, act="lrelu", clamp=3.0) | options

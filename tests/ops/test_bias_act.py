@@ -139,6 +139,13 @@ def test_gradients_where_the_output_does_not_tell_the_input(act, options):
     assert torch.autograd.gradgradcheck(lambda t: bias_act(t, act=act, impl="native", **options), x)
 
 
+@pytest.mark.parametrize("act", ["lrelu", "tanh"])
+def test_gradients_of_a_vector(act):
+    x, b = (randn(5, seed=seed).requires_grad_() for seed in (0, 1))
+    assert torch.autograd.gradcheck(lambda x, b: bias_act(x, b, dim=0, act=act, impl="native"), (x, b))
+    assert torch.autograd.gradgradcheck(lambda x, b: bias_act(x, b, dim=0, act=act, impl="native"), (x, b))
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_second_gradient_of_a_straight_activation_costs_the_layers_before_nothing(layout):
     """R1 through lrelu: x gets no zeros to send through the rest of the network, dy gets the slope."""
