@@ -18,6 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # The kernels' codes of the element types.
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+OLDEST_CAPABILITY = (7, 5)  # that the CUDA kernels can be built for
 
 _CUDA_REMEDY = "rebuild with nvcc on PATH: ATU_CUDA=on pip install --force-reinstall --no-deps . (see atu doctor)"
 _warned: set[str] = set()
@@ -51,6 +52,49 @@ def _cuda_reason() -> str | None:
 
 # Fixed for the life of the process, and asked at every call.
 _NO_CUDA = _native.error or _cuda_reason()
+_obstacles: dict[torch.device, str | None] = {}
+
+
+def constant_when_compiled(function: Function) -> Function:
+    """torch.compiler.assume_constant_result, without the second that importing torch's compiler takes."""
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
+
+
+@constant_when_compiled
+def _obstacle(device: torch.device) -> str | None:
+    """Why this build's CUDA kernels cannot run on that device, which is asked once; None where they can."""
+    if device not in _obstacles:
+        fault = _cuda_fault(device)
+        _obstacles[device] = _obstacle_text(fault, device) if fault else None
+    return _obstacles[device]
+
+
+def _cuda_fault(device: torch.device) -> str:
+    if not torch.cuda.is_available():  # fake tensors need no device
+        return ""
+    with torch.cuda.device(device):
+        fault: str = _native._C.cuda_obstacle()
+    return fault
+
+
+def _obstacle_text(fault: str, device: torch.device) -> str:
+    info, (major, minor) = _native._C.build_info(), torch.cuda.get_device_capability(device)
+    remedy = (
+        f"rebuild with an nvcc that knows this GPU and is no newer than the driver: ATU_CUDA=on "
+        f"ATU_CUDA_ARCHITECTURES={major}{minor} pip install --force-reinstall --no-deps ."
+    )
+    if (major, minor) < OLDEST_CAPABILITY:
+        remedy = "the kernels need {}.{} or later".format(*OLDEST_CAPABILITY)
+    return (
+        f"this build of atu_ext (CUDA {info['cuda_version']} for {info['cuda_architectures']}) cannot run on "
+        f"{torch.cuda.get_device_name(device)}, compute capability {major}.{minor}: {fault}; {remedy}"
+    )
+
+
+def _no_cuda(x: Tensor) -> str | None:
+    """Why no CUDA kernel runs where x lies, a CUDA tensor; None where they do."""
+    return _obstacle(x.device) if _NO_CUDA is None else _NO_CUDA
 
 
 def why_not_native(x: Tensor) -> str | None:
@@ -62,9 +106,10 @@ def why_not_native(x: Tensor) -> str | None:
             return f"expected float32, float64 or bfloat16 on the CPU, got {x.dtype}"
         return None
     if x.is_cuda:
-        if _NO_CUDA is not None:
-            return _NO_CUDA
-        return None if x.dtype in DTYPE_CODES else f"expected a floating-point tensor, got {x.dtype}"
+        missing = _no_cuda(x)
+        if missing is None and x.dtype not in DTYPE_CODES:
+            return f"expected a floating-point tensor, got {x.dtype}"
+        return missing
     return f"no kernels for device {x.device.type}"
 
 
@@ -103,12 +148,6 @@ def _transform_objection() -> str | None:
     if _transforms is None or any(t.key().name != "Grad" for t in _transforms()):
         return "torch.vmap needs torch's own operators"
     return None
-
-
-def constant_when_compiled(function: Function) -> Function:
-    """torch.compiler.assume_constant_result, without the second that importing torch's compiler takes."""
-    function.__dict__["_dynamo_marked_constant"] = True
-    return function
 
 
 def wants_gradients(*tensors: Tensor | None) -> bool:
@@ -150,8 +189,9 @@ def wants_reference(impl: str) -> bool:
 def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
     """Whether `op` runs its kernel on x, unless `also` is an objection of its own.
 
-    "auto" is what `default_impl` says; else it warns once where a kernel is missing from the build. The reference runs
-    without a word for types and devices that no build covers, under torch.vmap and in forward-mode derivatives.
+    "auto" is what `default_impl` says; else it warns once where the build lacks the kernels that x needs. The
+    reference runs without a word for types and devices that no build covers, under torch.vmap and in forward-mode
+    derivatives.
 
     Raises:
         ValueError: impl is not one of auto, native, reference.
@@ -168,7 +208,7 @@ def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
         return True
     if impl == "native":
         raise RuntimeError(f"{op}: impl='native' is impossible: {reason}")
-    missing = _NO_CUDA if x.is_cuda else _native.error
+    missing = _no_cuda(x) if x.is_cuda else _native.error
     if missing is not None and reason == missing and reason not in _warned:
         _warned.add(reason)
         warnings.warn(f"{op} runs its slower plain-torch reference: {reason}", RuntimeWarning, stacklevel=3)

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "kernels/cpu_isa.h"
+#include "kernels/cuda_obstacle.h"
 
 #if ATU_HAS_CUDA
 #include <cuda_runtime_api.h>
@@ -48,12 +49,21 @@ py::tuple cuda_devices() {
 #endif
 }
 
+std::string cuda_obstacle() {
+#if ATU_HAS_CUDA
+  return atu::cuda_obstacle();
+#else
+  return "built without CUDA";
+#endif
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of atu_ext";
   m.def("build_info", &build_info);
   m.def("cuda_devices", &cuda_devices);
+  m.def("cuda_obstacle", &cuda_obstacle);
   m.def("cpu_isa", [] { return atu::cpu_isa_name(atu::cpu_isa()); });
   m.def("cpu_isas", [] {
     py::list names;

@@ -42,6 +42,12 @@ void allow_dynamic_shared(Kernel* kernel, std::size_t bytes) {
   emu::allow_dynamic_shared(reinterpret_cast<const void*>(kernel), bytes);
 }
 
+// Why `kernel` cannot run on the current device; empty where it can.
+template <class Kernel>
+std::string obstacle(Kernel*) {
+  return "";
+}
+
 #else
 
 #define ATU_LOCATION
@@ -65,6 +71,15 @@ template <class Kernel>
 void allow_dynamic_shared(Kernel* kernel, std::size_t bytes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "cudaFuncSetAttribute");
+}
+
+template <class Kernel>
+std::string obstacle(Kernel* kernel) {
+  cudaFuncAttributes attributes;
+  const cudaError_t status = cudaFuncGetAttributes(&attributes, kernel);  // loads it, and needs a driver
+  if (status == cudaSuccess) return "";
+  cudaGetLastError();  // or the next launch would report it
+  return cudaGetErrorString(status);
 }
 
 #endif

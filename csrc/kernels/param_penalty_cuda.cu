@@ -6,6 +6,7 @@
 // absent term is a null table, a branch that all threads take alike.
 #include "param_penalty.h"
 
+#include "cuda_obstacle.h"
 #include "cuda_vector.cuh"
 
 namespace atu {
@@ -215,6 +216,11 @@ void dispatch(DType dtype, const Body& body) {
 }
 
 }  // namespace
+
+// All kernels are built for the same GPUs, so any one of them tells.
+std::string cuda_obstacle() {
+  return obstacle(finish_kernel);
+}
 
 void param_penalty_value_cuda(const ParamPenaltyParams& p, void* stream) {
   if (p.num_chunks > 0) {

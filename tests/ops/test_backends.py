@@ -46,6 +46,7 @@ def test_every_kernel_of_these_ops_ran(emulated_module):
         (first,) = torch.autograd.grad(out.square().sum(), weight, create_graph=True)
         first.square().sum().backward()
         modulated_conv2d(x.detach(), weight.detach(), **args)
+    assert emulated_module.module.cuda_obstacle() == ""
     expected = {"upfirdn2d", "bias_act", "bias_act_grad", "bias_act_grad2", "param_penalty_value", "param_penalty_grad"}
     expected |= {"modulate", "modulate_grad", "square_sum", "epilogue", "epilogue_grad", "epilogue_grad2"}
     expected |= {"epilogue_scaled", "demodulate"}

@@ -1,13 +1,16 @@
-"""CUDA tensors on a build without CUDA kernels: one warning that names cause and remedy, then the reference.
+"""CUDA tensors on a build without CUDA kernels, or with ones for other GPUs: one warning that names cause and remedy,
+then the reference.
 
 There need be no device: the tensors are the CPU's and say that they are CUDA's.
 """
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -31,11 +34,40 @@ OPS = {
 }
 
 
-@pytest.fixture
-def without_cuda(monkeypatch):
-    monkeypatch.setattr(dispatch._native._C, "build_info", lambda: {"cuda": False, "cuda_reason": "nvcc was not found"})
+def pretend_a_gpu(monkeypatch, capability, obstacle):
+    """A GPU of which the CUDA runtime says that; how often it was asked is counted."""
+    info = {"cuda": True, "cuda_version": "12.8", "cuda_architectures": "80-real 90"}
+    asked = []
+    monkeypatch.setattr(dispatch._native._C, "build_info", lambda: info)
+    monkeypatch.setattr(dispatch._native._C, "cuda_obstacle", lambda: asked.append(1) or obstacle, raising=False)
     monkeypatch.setattr(dispatch, "_NO_CUDA", dispatch._cuda_reason())
+    monkeypatch.setattr(dispatch, "_obstacles", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    return asked
+
+
+# Why no kernel runs, and what the warning says of it.
+CAUSES = {
+    "no kernels": ("nvcc was not found", "ATU_CUDA=on pip install"),
+    "too old a GPU": ("Tesla V100, compute capability 7.0: no kernel image", "the kernels need 7.5 or later"),
+    "another GPU": ("(CUDA 12.8 for 80-real 90) cannot run on", "ATU_CUDA_ARCHITECTURES=86 pip install"),
+}
+
+
+@pytest.fixture(params=CAUSES)
+def without_cuda(request, monkeypatch):
     monkeypatch.setattr(dispatch, "_warned", set())
+    if request.param == "no kernels":
+        info = {"cuda": False, "cuda_reason": "nvcc was not found"}
+        monkeypatch.setattr(dispatch._native._C, "build_info", lambda: info)
+        monkeypatch.setattr(dispatch, "_NO_CUDA", dispatch._cuda_reason())
+    else:
+        capability = (7, 0) if request.param == "too old a GPU" else (8, 6)
+        pretend_a_gpu(monkeypatch, capability, "no kernel image is available for execution on the device")
+    return CAUSES[request.param]
 
 
 @pytest.mark.parametrize("name", OPS)
@@ -44,7 +76,8 @@ def test_one_warning_then_the_reference(without_cuda, name):
         y = OPS[name]("auto")
     torch.testing.assert_close(y, OPS[name]("reference"))
     (message,) = [str(w.message) for w in caught]
-    assert "nvcc was not found" in message and "ATU_CUDA=on pip install" in message
+    cause, remedy = without_cuda
+    assert cause in message and remedy in message
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for other in OPS.values():
@@ -54,12 +87,29 @@ def test_one_warning_then_the_reference(without_cuda, name):
 
 @pytest.mark.parametrize("name", OPS)
 def test_native_raises(without_cuda, name):
-    with pytest.raises(RuntimeError, match=f"{name}: impl='native' is impossible: this build .*nvcc was not found"):
+    cause, _ = without_cuda
+    with pytest.raises(RuntimeError, match=f"{name}: impl='native' is impossible: this build .*{re.escape(cause)}"):
         OPS[name]("native")
 
 
-def test_double_precision_of_the_modulated_layer_has_no_cuda_kernel(monkeypatch):
+def test_a_gpu_is_asked_once(monkeypatch):
+    asked = pretend_a_gpu(monkeypatch, (9, 0), "")
+    assert dispatch.why_not_native(cuda(2)) is None
+    assert "expected a floating-point tensor" in dispatch.why_not_native(cuda(2, dtype=torch.int32))
+    assert len(asked) == 1
+
+
+def test_compiled_code_takes_the_answer_for_a_constant(monkeypatch):
     monkeypatch.setattr(dispatch, "_NO_CUDA", None)
+    monkeypatch.setattr(dispatch, "_obstacles", {})
+    # It calls into the compiled module, which cannot be traced.
+    monkeypatch.setattr(dispatch, "_cuda_fault", lambda device: dispatch._native._C.cpu_isa()[:0])
+    compiled = torch.compile(lambda x: x + (dispatch._no_cuda(x) is None), backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)) == 1
+
+
+def test_double_precision_of_the_modulated_layer_has_no_cuda_kernel(monkeypatch):
+    pretend_a_gpu(monkeypatch, (9, 0), "")
     tensors = ((1, 2, 4, 4), (3, 2, 3, 3), (1, 2))
     x, weight, styles = (cuda(*shape, dtype=torch.float64) for shape in tensors)
     with warnings.catch_warnings():
