@@ -62,7 +62,7 @@ def constant_when_compiled(function: Function) -> Function:
 
 
 @constant_when_compiled
-def _obstacle(device: torch.device) -> str | None:
+def obstacle(device: torch.device) -> str | None:
     """Why this build's CUDA kernels cannot run on that device, which is asked once; None where they can."""
     if device not in _obstacles:
         fault = _cuda_fault(device)
@@ -94,7 +94,7 @@ def _obstacle_text(fault: str, device: torch.device) -> str:
 
 def _no_cuda(x: Tensor) -> str | None:
     """Why no CUDA kernel runs where x lies, a CUDA tensor; None where they do."""
-    return _obstacle(x.device) if _NO_CUDA is None else _NO_CUDA
+    return obstacle(x.device) if _NO_CUDA is None else _NO_CUDA
 
 
 def why_not_native(x: Tensor) -> str | None:

@@ -80,7 +80,10 @@ def _bfloat16() -> Part:
 
 
 def _cuda_build() -> Part:
+    import torch
+
     from atu_ext import _native
+    from atu_ext.ops.dispatch import obstacle
 
     remedy = "install the CUDA toolkit, put nvcc on PATH, then ATU_CUDA=on pip install --force-reinstall --no-deps ."
     if _native._C is None:
@@ -88,6 +91,10 @@ def _cuda_build() -> Part:
     info = _native._C.build_info()
     if not info["cuda"]:
         return Part("CUDA kernels built", False, why=info["cuda_reason"], remedy=remedy)
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        why, _, other = (obstacle(torch.device("cuda", index)) or "").partition("; ")
+        if why:
+            return Part("CUDA kernels built", False, why=why, remedy=other)
     return Part("CUDA kernels built", True, f"CUDA {info['cuda_version']}, architectures {info['cuda_architectures']}")
 
 

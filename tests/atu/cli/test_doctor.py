@@ -12,6 +12,7 @@ import torch
 from atu.cli import doctor
 from atu.support import environment
 from atu_ext import _native
+from atu_ext.ops import dispatch
 
 
 def run(*arguments):
@@ -48,6 +49,21 @@ def test_without_the_compiled_module(monkeypatch):
     parts = {part.name: part for part in doctor.diagnose().parts}
     assert not parts["CPU kernels"].on
     assert "no such file" in parts["CPU kernels"].why
+
+
+@pytest.mark.skipif(_native._C is None, reason=str(_native.error))
+def test_cuda_kernels_that_cannot_run_on_a_gpu_count_as_off(monkeypatch):
+    info = dict(cuda=True, cuda_version="12.8", cuda_architectures="90")
+    monkeypatch.setattr(_native._C, "build_info", lambda: info)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    told = {0: None, 1: "this build cannot run on Tesla V100: no kernel image; the kernels need 7.5 or later"}
+    monkeypatch.setattr(dispatch, "obstacle", lambda device: told[device.index])
+    part = doctor._cuda_build()
+    assert not part.on and part.why == "this build cannot run on Tesla V100: no kernel image"
+    assert part.remedy == "the kernels need 7.5 or later"
+    told[1] = None
+    assert doctor._cuda_build().on
 
 
 def test_table_keeps_what_stands_in_brackets(monkeypatch, capsys):
