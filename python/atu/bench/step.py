@@ -264,7 +264,8 @@ def _memory(gan: GAN, batch: int, device: str) -> dict[str, Any]:
     for models in (1, 2, 5):
         trainer = make_trainer(gan, "stage 2", settings("stage 2", batch), models)
         push: Any = getattr(trainer.add_penalty_grad, "__self__", None)
-        kept = sum(t.nbytes for ts in push.penalty._anchors() if ts is not None for t in ts)
+        arrays = (push.penalty.anchor, push.penalty.fisher, push.penalty.theta_bar)
+        kept = sum(t.nbytes for ts in arrays if ts is not None for t in ts)
         step = Parts(trainer)
         step.step()
         found["stage_2"][str(models)] = dict(peak=peak_memory(step.step, device), kept=kept)

@@ -19,6 +19,7 @@ from atu.cli.audit import _who_says
 from atu.cli.evaluate import _judged, _real
 from atu.data.images import map_range, save_folder
 from atu.data.mnist import mnist
+from atu.evaluation import goals
 from atu.evaluation.judges import as_judge
 from atu.experiments import animals
 from atu.experiments.judge import mnist_judge
@@ -126,8 +127,9 @@ def test_eval_by_the_bundled_classifier_of_samples_of_another_size(tmp_path):
 
 
 @pytest.mark.parametrize(("domain", "wanted"), [("mnist", "7"), ("animals", "antlers")])
-def test_with_a_threshold_the_bundled_classifier_judges_itself(domain, wanted):
+def test_with_a_threshold_the_bundled_classifier_judges_itself(domain, wanted, monkeypatch):
     """And is what is searched, with no judge beside it that answers by its likeliest class."""
+    monkeypatch.setattr(goals, "pool_size", lambda gan, size: 200)
     gan = GAN.load(asset(f"{domain}-gan.safetensors"))
     asked = oracles.Asked(f"{domain}?class={wanted}&threshold=0.9")
     answers = asked.find(asked.oracle, gan)
