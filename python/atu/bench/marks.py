@@ -277,11 +277,21 @@ def run_marks(
         seeds: of finding. rounds: of unlearning; 0 leaves it out. only: shares ("3 %") to unlearn; all when empty; what
         an earlier call unlearned stays in the table. judge: a classifier's file; the bundled judge's when not given.
         orders: to unlearn in; both when empty.
+
+    Raises:
+        ValueError: OUT holds cells of the other kind of `quick`.
     """
+    known = out / "marks.json"
+    if known.exists() and json.loads(known.read_text(encoding="utf-8"))["quick"] != quick:
+        raise ValueError(
+            f"out: {out} holds cells that were made {'without' if quick else 'with'} --quick; give another"
+        )
     gan = GAN.load(asset("mnist-gan.safetensors"))
     user = Classifier.load(asset("mnist-classifier.safetensors"))
-    found = _finding(out, quick, seeds, gan, user, say)
     about = dict(what="marks", machine=machine("cpu"), versions=versions(), quick=quick, slip=SLIP, page=PAGE)
+    if not known.exists():
+        write_json(known, about)
+    found = _finding(out, quick, seeds, gan, user, say)
     data = {**about, "finding": found, "unlearning": []}
     _write(out, data)
     for order in ORDERS:

@@ -145,20 +145,29 @@ def drawings(split: str = "train", n: int = 16_000, size: int = SIZE) -> Drawing
     """
     if split not in SPLITS:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-    path = cache_folder() / f"animals-{_package_version()}-{split}-{size}px-{n}.safetensors"
+    name = f"animals-{_package_version()}-{split}-{size}px-{n}.safetensors"
+    try:
+        path = cache_folder() / name
+    except RuntimeError as error:
+        progress.log.warning("%s: the drawings cannot be kept (%s)", name, error)
+        return _draw(split, n, size)
     found = _read(path)
     if found is None:
         found = _draw(split, n, size)
         tensors = {"images": found.images, "labels": found.labels}
         try:
             write_atomic(path, lambda temporary: save_file(tensors, temporary))
-        except OSError as error:  # a cache that cannot be written costs the time to draw again, no more
-            progress.log.warning("%s: the drawings cannot be kept (%s)", path, error.strerror)
+        except (OSError, SafetensorError) as error:  # of a full disk; it costs the time to draw again, no more
+            progress.log.warning("%s: the drawings cannot be kept (%s)", path, error)
     return found
 
 
 def cache_folder() -> Path:
-    """Where drawings are kept: atu/ in $XDG_CACHE_HOME, or in ~/.cache."""
+    """Where drawings are kept: atu/ in $XDG_CACHE_HOME, or in ~/.cache.
+
+    Raises:
+        RuntimeError: there is no home folder.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atu"
 
 

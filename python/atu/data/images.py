@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..support.files import write_atomic
@@ -40,6 +41,8 @@ def _pixels(image: Image.Image, sample_shape: tuple[int, ...], what: str, resize
     channels, height, width = sample_shape
     alike = image.size[0] * height == image.size[1] * width
     if resize and alike and image.size != (width, height):
+        if channels in (1, 3) and image.mode in ("1", "P", "PA", "LA", "RGBA"):
+            image = image.convert("RGB")  # Pillow takes single pixels of palettes, and black for what is transparent
         image = image.resize((width, height), Image.Resampling.LANCZOS)
     if image.size != (width, height):
         remedy = "; resize=True (--resize) scales it" if alike else ": other proportions, crop it first"
@@ -52,17 +55,32 @@ def _pixels(image: Image.Image, sample_shape: tuple[int, ...], what: str, resize
 
 
 def open_image(source: Path | Image.Image, what: str) -> Image.Image:
-    """An image file, read whole, or an image of Pillow; ValueError, with `what` before it, where it cannot be read."""
+    """An image file, read whole, or an image of Pillow, turned upright; ValueError, with `what` before it, where it
+    cannot be read."""
     try:
         if isinstance(source, Image.Image):
             source.load()
-            return source
+            return _upright(source)
         image: Image.Image
         with Image.open(source) as image:
             image.load()
-        return image
+            return _upright(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{what} cannot be read as an image ({error})") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As viewers show it: cameras store pictures sideways, and say so in the file.
+
+    Raises:
+        ValueError: its values have no known range.
+    """
+    if image.mode == "F":
+        raise ValueError("it holds floats, whose range is not known: save it with 8 or 16 bits a value")
+    try:
+        return ImageOps.exif_transpose(image)
+    except (SyntaxError, OSError, ValueError, TypeError, KeyError, struct.error):  # metadata that cannot be read
+        return image
 
 
 def load_folder(

@@ -67,6 +67,7 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
     names = settings.names
     asked, measuring = oracle(), _Remembering.of(judge())
     asked.view(names)  # what is wrong with the names is told now
+    drawn = held_out()  # and what is missing to draw them
     if settings.device is not None:
         asked.to(settings.device)
         measuring.to(settings.device)
@@ -83,7 +84,6 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
     result = unlearned(gan, marked, [finds(names), *map(finds, before)], settings)
     began = time.monotonic()
     own = judges_of(names, gan.device, measuring)
-    drawn = held_out()
     images = to_range(drawn.images, gan.image_range)
     labels = own["classifier"].truth(drawn.labels)
     measures = {**own, "real": (images, labels)} if given is None else {**given, "real": images}

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+CGROUP = Path("/sys/fs/cgroup")  # of a container
 MOST = 2**30  # bytes a batch may take: a fixed figure, so that batches are the same on most machines
 
 
@@ -40,10 +41,12 @@ def free(device: torch.device) -> int | None:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
     found = [_number(Path("/proc/meminfo"), "MemAvailable")]
-    group = Path("/sys/fs/cgroup")
+    group = CGROUP
     try:
         most, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        found.append(most - used)
+        # Files that were read count as used, and give way.
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        found.append(max(most - used + int(stat.get("inactive_file", 0)), 1))
     except (OSError, ValueError):  # no such group, or no limit ("max")
         pass
     return min((value for value in found if value), default=None)

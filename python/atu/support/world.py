@@ -104,7 +104,7 @@ def mean_(tensors: Sequence[Tensor]) -> None:
     """Replace each by its mean over all processes, in place."""
     if not is_joined() or not tensors:
         return
-    for dtype in {t.dtype for t in tensors}:
+    for dtype in dict.fromkeys(t.dtype for t in tensors):  # the order of a set differs between processes
         same = [t for t in tensors if t.dtype == dtype]
         flat = torch.cat([t.reshape(-1) for t in same])
         with _told():

@@ -65,10 +65,12 @@ def samples_digest(samples: Samples) -> str:
 def recorded(out: str | Path | None) -> dict[str, Any]:
     """The precision and the threads that the run in a folder was begun with.
 
-    Nothing where there is no run that can be read; threads None in runs from before they were chosen.
+    Nothing without a folder, or where it has no run that can be read; threads None in runs of before they were chosen.
     """
+    if out is None:
+        return {}
     try:
-        found = json.loads((Path(out or "") / "run.json").read_text(encoding="utf-8"))
+        found = json.loads((Path(out) / "run.json").read_text(encoding="utf-8"))
         config = {"precision": "float32", **found["identity"]["config"]}
         threads = config.get("threads")
         return {"precision": str(config["precision"]), "threads": None if threads is None else int(threads)}

@@ -132,6 +132,15 @@ def test_the_docs_tables_are_those_of_the_results():
     assert all(part.strip() in page for part in text.split("\n\n"))
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_quick_cells_are_not_taken_for_others(tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(marks, "_finding", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # killed in the first cell
+        marks.run_marks(tmp_path, quick, 1, 0, [], print)
+    with pytest.raises(ValueError, match=f"out: .* made {'with' if quick else 'without'} --quick; give another"):
+        marks.run_marks(tmp_path, not quick, 1, 0, [], print)
+
+
 @pytest.mark.slow
 def test_all_of_it_and_again(tmp_path):
     """From the bundled GAN, in two rounds of the page's suggestions, with tiny settings; then nothing is computed

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from animal_avatar import Avatar, palette, shapes
+from safetensors import SafetensorError
 
 from atu.data import animals
 
@@ -121,6 +122,18 @@ def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert len(animals.drawings("train", 2, 8)) == 2
+
+
+def test_a_full_disk_or_no_home_is_no_error(cache, monkeypatch, caplog):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(animals, "save_file", full)
+    assert len(animals.drawings("train", 2, 8)) == 2 and not list(cache.iterdir())
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(animals.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home directory")))
+    assert len(animals.drawings("train", 2, 8)) == 2
+    assert "No space left on device" in caplog.text and "no home directory" in caplog.text
 
 
 def test_what_is_missing_is_named(cache, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.utils.data import Dataset, TensorDataset
 
 from atu.data.images import load_folder, to_range, to_uint8
@@ -57,6 +57,39 @@ def test_alpha_is_kept_where_the_gan_has_it(tmp_path):
     data = pixels(1, 4, 6, 4)
     Image.fromarray(data).save(tmp_path / "x.png")
     assert torch.equal(load_folder(tmp_path, (4, 4, 6))[0], torch.from_numpy(data).permute(2, 0, 1))
+
+
+def test_pictures_are_upright_as_viewers_show_them(tmp_path):
+    data = pixels(0, 6, 4, 3)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # turned by a quarter to the right
+    Image.fromarray(np.rot90(data).copy()).save(tmp_path / "x.png", exif=exif)
+    found = load_folder(tmp_path, (3, 6, 4))[0]
+    assert torch.equal(found, torch.from_numpy(data).permute(2, 0, 1))
+    Image.fromarray(data).save(tmp_path / "x.png", exif=b"Exif\0\0broken")
+    assert torch.equal(load_folder(tmp_path, (3, 6, 4))[0], found)
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA"])
+def test_resized_images_are_those_of_their_colours(tmp_path, mode):
+    ramp = np.linspace(0, 255, 16).astype(np.uint8)[None].repeat(8, 0)
+    grey = Image.fromarray(ramp)
+    image = grey.quantize(256) if mode == "P" else grey.convert(mode)
+    if mode != "P":
+        image.putalpha(0)
+    image.save(tmp_path / "x.png")
+    expected = np.asarray(grey.resize((8, 4), Image.Resampling.LANCZOS)).astype(int)
+    found = load_folder(tmp_path, (3, 4, 8), resize=True)[0]
+    assert np.abs(found.numpy().astype(int) - expected).max() <= 1
+    assert (load_folder(tmp_path, (1, 4, 8), resize=True)[0] == found[:1]).all()
+
+
+def test_floats_are_refused(tmp_path):
+    Image.fromarray(np.random.default_rng(0).random((4, 6), dtype=np.float32)).save(tmp_path / "x.tiff")
+    with pytest.raises(
+        ValueError, match=r"negatives: .*x\.tiff cannot be read .*holds floats, whose range is not known"
+    ):
+        load_folder(tmp_path, GREY)
 
 
 def write(folder, name, content):

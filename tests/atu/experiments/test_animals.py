@@ -282,6 +282,16 @@ def test_wrong_names_are_named(small, capsys):
     assert not (small / "no").exists()
 
 
+def test_without_the_drawings_package_it_ends_before_the_marking(small, capsys, monkeypatch):
+    def missing(*_):
+        raise ImportError("pip install 'atu-ext[demo]'")
+
+    monkeypatch.setattr(demo.animals, "drawings", missing)
+    monkeypatch.setattr(demo, "mark", None)
+    assert run("demo", "animals", "--feature", "antlers", "--quiet", "--out", small / "out") != 0
+    assert "atu-ext[demo]" in capsys.readouterr().err
+
+
 def test_a_missing_file_says_which_command_makes_it(monkeypatch):
     assert assets.MADE_BY["animals-gan.safetensors"] == "atu pretrain animals --out DIR"
     monkeypatch.setitem(assets.MADE_BY, "none.safetensors", "atu make none")

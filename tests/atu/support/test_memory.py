@@ -50,6 +50,19 @@ def test_unknown_cost_leaves_the_batch_alone():
     assert memory.free(CPU) is None or memory.free(CPU) > 0
 
 
+@pytest.mark.parametrize(("used", "files", "left"), [(3, 0, 5), (8, 6, 6), (8, 0, 0), (9, 0, 0)])
+def test_files_that_were_read_do_not_count_in_a_container(monkeypatch, tmp_path, used, files, left):
+    gib = 2**30
+    (tmp_path / "memory.max").write_text(f"{8 * gib}\n")
+    (tmp_path / "memory.current").write_text(f"{used * gib}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {gib}\ninactive_file {files * gib}\nactive_file 7\n")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "_number", lambda path, name: 64 * gib)
+    assert memory.free(CPU) == max(left * gib, 1)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free(CPU) == 64 * gib
+
+
 class Flat(torch.nn.Module):
     """A generator of samples of one colour each."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -145,6 +146,19 @@ def test_alone_nothing_is_divided_or_changed():
     with world.own_rng(torch.device("cpu")):
         pass
     assert torch.equal(torch.get_rng_state(), rng) and world.from_first(lambda: 3) == 3
+
+
+def test_the_order_of_what_is_summed_is_that_of_the_tensors(monkeypatch):
+    """Each process must ask for the same, dtype by dtype."""
+    dtypes = [torch.float64, torch.bfloat16, torch.float16, torch.float32]
+    for order in itertools.permutations(dtypes):
+        seen = []
+        monkeypatch.setattr(world, "is_joined", lambda: True)
+        monkeypatch.setattr(world, "size", lambda: 2)
+        monkeypatch.setattr(world.dist, "all_reduce", lambda x, seen=seen: seen.append(x.dtype) or x.mul_(2))
+        tensors = [torch.full((2,), 3.0, dtype=dtype) for dtype in [*order, *order]]
+        world.mean_(tensors)
+        assert seen == list(order) and all((t == 3).all() for t in tensors)
 
 
 def test_a_batch_that_cannot_be_divided_is_named(monkeypatch):

@@ -22,7 +22,7 @@ from atu.formats.tensors import CheckpointError
 from atu.gan import GAN
 from atu.support.lock import FolderLock
 from atu.support.signals import Terminated, held_back
-from atu.training.run_folder import RunFolder
+from atu.training.run_folder import RunFolder, recorded
 from atu.training.stage import StageHooks, run_stage
 from atu.training.state import FORMAT, load_state
 from atu.training.trainer import AdversarialTrainer, NonFiniteError
@@ -182,6 +182,14 @@ def test_a_run_of_something_else_is_not_resumed(vector_gan, negatives, tmp_path)
     ):
         with pytest.raises(ValueError, match=rf"out: .*run holds a run with {words}"):
             unlearn(**{**kwargs, **change})
+
+
+def test_nothing_is_recorded_of_a_run_without_a_folder(tmp_path, monkeypatch):
+    """Whatever run the working directory may hold."""
+    config = {"precision": "bfloat16", "threads": 1}
+    (tmp_path / "run.json").write_text(json.dumps({"identity": {"config": config}}))
+    monkeypatch.chdir(tmp_path)
+    assert recorded(None) == {} and recorded(tmp_path) == recorded(".") == config
 
 
 def test_repel_minds_from_what_it_was_pushed(vector_gan, negatives, tmp_path):
