@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .support import memory
 from .support.image_range import checked_range, inferred_range
@@ -28,6 +28,7 @@ from .support.modules import (
     takes_two,
     uncompiled,
     unless_16_bit,
+    unwrapped,
 )
 from .support.remarks import InputWarning
 from .support.seeding import fork_rng, mix_seed
@@ -62,8 +63,8 @@ class GAN:
         label_format: how the modules take labels: "one-hot" float [N, c_dim], "index" int64 [N], or "auto" (index for a
             module with an nn.Embedding of c_dim rows).
 
-    Modules may be what `torch.compile` returns: they are kept as what it wrapped, so that a checkpoint knows nothing of
-    it, and passes through them run as compiled, where neither hooks nor gradients of gradients are needed.
+    Modules may be wrapped in DataParallel: what it wraps is kept. So is what `torch.compile` wrapped, so that a
+    checkpoint knows nothing of it; passes run compiled where neither hooks nor gradients of gradients are needed.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -98,8 +99,9 @@ class GAN:
             raise ValueError(f"discriminator_output: expected auto, logit or probability, got {discriminator_output!r}")
         if label_format not in ("auto", "one-hot", "index"):
             raise ValueError(f"label_format: expected auto, one-hot or index, got {label_format!r}")
-        if isinstance(generator_ema, AveragedModel):
-            generator_ema = generator_ema.module
+        generator = unwrapped(generator)
+        discriminator = None if discriminator is None else unwrapped(discriminator)
+        generator_ema = None if generator_ema is None else unwrapped(generator_ema)
         given = (generator, discriminator, generator_ema)
         self.generator: nn.Module = plain(generator)
         self.discriminator = None if discriminator is None else plain(discriminator)
@@ -453,7 +455,9 @@ class GAN:
             hooks = [m.register_forward_hook(lambda _, args, y: seen.append((args[0], y))) for m in _sigmoids(module)]
         slopes = x.requires_grad and x.is_leaf  # of the logits are asked for, and may be differentiated again
         try:
-            with uncompiled() if hooks or slopes else nullcontext():
+            # Fused attention has no gradients of gradients either.
+            plainly = sdpa_kernel(SDPBackend.MATH) if slopes else nullcontext()
+            with uncompiled() if hooks or slopes else nullcontext(), plainly:
                 y = self._compiled_of(module)(*self.arguments(module, x, c))
         finally:
             for hook in hooks:

@@ -37,19 +37,17 @@ from .gan import GAN
 from .methods.registry import METHODS
 from .support import world
 from .support.digest import digest
-from .support.modules import eval_mode, state_of
+from .support.modules import eval_mode, state_of, trainable
+from .support.seeding import fork_rng
 from .training import precision, threads
+from .training.losses import r1_penalty
 from .training.run_folder import RunFolder, gan_digest, recorded, samples_digest
 
 States = list[dict[str, Tensor]]
-# Of a graph, what changes nothing but the shape and the dtype of values.
-_SHAPING = (
-    "ViewBackward",
-    "UnsafeViewBackward",
-    "SqueezeBackward",
-    "SelectBackward",
-    "SliceBackward",
-    "ToCopyBackward",
+# Of a graph, what leaves probabilities such.
+_SHAPING = tuple(
+    f"{name}Backward"
+    for name in ("View", "UnsafeView", "Squeeze", "Select", "Slice", "ToCopy", "Clone", "Clamp", "Mean")
 )
 
 
@@ -120,6 +118,13 @@ def check_gan(gan: Any) -> GAN:
             "--train-discriminator STEPS"
         )
     for name, module in gan.modules().items():
+        if any(isinstance(each, torch.jit.ScriptModule) for each in module.modules()):
+            raise ValueError(
+                f"gan: the {name} is a TorchScript module, which cannot be trained anew; give its nn.Module"
+            )
+        odd = [(key, p.dtype) for key, p in module.named_parameters() if not p.is_floating_point()]
+        if odd:
+            raise ValueError(f"gan: expected weights of floats, got {name}.{odd[0][0]} of {odd[0][1]}")
         small = [p.dtype for p in module.parameters() if p.dtype in (torch.float16, torch.bfloat16)]
         if small:
             raise ValueError(
@@ -161,6 +166,7 @@ def _check_logits(gan: GAN, x: Tensor) -> None:
         with torch.enable_grad():
             squashed = _is_sigmoids(gan.logits(x.clone().requires_grad_(), c))
         with torch.no_grad():  # last, as old hooks of spectral norm keep the graph of the last pass
+            _check_any_number(gan, x)
             gan.logits(x, c)
     if gan.discriminator_output == "auto" and squashed:
         raise ValueError(
@@ -169,8 +175,45 @@ def _check_logits(gan: GAN, x: Tensor) -> None:
         )
 
 
+def _check_any_number(gan: GAN, x: Tensor) -> None:
+    """Raise ValueError where the discriminator takes samples x and not one of them, or five."""
+    for n in (1, min(5, gan.fitting(5))):
+        c = gan.labels(n, torch.Generator().manual_seed(0))
+        try:
+            gan.logits(x[:1].expand(n, *x.shape[1:]), c)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"gan: its discriminator takes {len(x)} samples at once, but not {n}, and a run passes any number "
+                f"({error}); where that is the group of a minibatch deviation, let it be a divisor of the batch "
+                "(math.gcd), as it is in networks of GAN.load"
+            ) from error
+
+
+def _rehearse(gan: GAN, config: Config, n: int = 3) -> None:
+    """Raise ValueError where a step of training fails on a copy of the networks, in training mode. Of big samples it
+    would take the time and the memory of one."""
+    if gan.is_big:
+        return
+    settings = (config.adapt.adversarial, config.repel.adversarial)
+    penalised = config.repel.guide_r1 or any(one.r1_gamma or one.r2_gamma for one in settings)
+    with fork_rng(gan.device, 0), torch.enable_grad():
+        twin = gan.copy()
+        weights = [trainable(module.train()) for module in (twin.generator, twin.discriminator) if module is not None]
+        z, c = twin.inputs(n)
+        try:
+            x = twin.fake(z, c)
+            slopes = torch.autograd.grad(twin.logits(x, c).sum(), weights[0], allow_unused=True)
+            leaf = x.detach().requires_grad_(True)
+            if penalised:
+                r1_penalty(twin.logits(leaf, c), leaf).backward()
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"gan: a step of training fails on these networks ({error})") from error
+    if all(slope is None for slope in slopes):
+        raise ValueError("gan: no gradient of the discriminator reaches the generator's weights; is one under no_grad?")
+
+
 def _is_sigmoids(y: Tensor) -> bool:
-    """Whether y is what a sigmoid gave, but for its shape and dtype."""
+    """Whether y is what a sigmoid gave, or means of it."""
     node: Any = y.grad_fn
     while node is not None and node.name().startswith(_SHAPING):
         node = node.next_functions[0][0] if node.next_functions else None
@@ -313,6 +356,7 @@ def check_inputs(request: Request) -> Inputs:
         gan = gan.copy().to(where)
     adapted = None if request.adapted is None else check_adapted(gan, request.adapted)
     _check_method(gan, config, request)
+    _rehearse(gan, config)
     given = _given(gan, request)
     earlier = _earlier(request, gan)
     negatives, positives = _with_earlier(given, earlier, gan)

@@ -1,12 +1,15 @@
 """The pair: checks of its arguments, sampling, and what it does with a discriminator's output."""
 
+import copy
 import re
+import threading
 
 import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from atu import unlearn
 from atu.gan import GAN
 from atu.job import check_gan
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
@@ -163,6 +166,98 @@ def test_an_average_of_another_network_is_refused():
         check_gan(gan)
 
 
+def test_what_data_parallel_wraps_is_kept():
+    g, d = MLPGenerator(3, [2]), MLPDiscriminator([2])
+    gan = GAN(nn.DataParallel(g), nn.DataParallel(d), generator_ema=nn.DataParallel(copy.deepcopy(g)))
+    assert gan.generator is g and gan.discriminator is d and isinstance(gan.generator_ema, MLPGenerator)
+    assert gan.latent_dim == 3 and check_gan(gan).sample(2).shape == (2, 2)
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(64, 1)
+
+    def forward(self, x):
+        t = x.reshape(len(x), 2, 8, 4)
+        return self.out(torch.nn.functional.scaled_dot_product_attention(t, t, t).flatten(1))
+
+
+def test_fused_attention_has_a_gradient_penalty():
+    gan, x = GAN(MLPGenerator(3, [1, 8, 8]), Attending()), torch.randn(5, 1, 8, 8, requires_grad=True)
+    (slope,) = torch.autograd.grad(gan.logits(x).sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    with torch.no_grad():
+        torch.testing.assert_close(gan.logits(x.detach()), gan.discriminator(x).flatten())
+    assert gan.discriminator.out.weight.grad.abs().sum() > 0
+
+
+def test_activations_that_a_hook_keeps_do_not_hinder_a_copy():
+    d = MLPDiscriminator([2])
+    d.kept = {"by layer": [None]}
+    d.net[-1].register_forward_hook(lambda m, args, y: d.kept["by layer"].__setitem__(0, y))
+    gan = GAN(MLPGenerator(3, [2]), d)
+    gan.logits(torch.randn(4, 2)).sum().backward()
+    assert not d.kept["by layer"][0].is_leaf
+    twin = gan.copy().discriminator
+    assert torch.equal(twin.kept["by layer"][0], d.kept["by layer"][0]) and twin.kept["by layer"][0].is_leaf
+
+
+class Deviation(nn.Module):
+    """A minibatch deviation as it is often written: groups of four."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(3, 1)
+
+    def forward(self, x):
+        group = min(len(x), 4)
+        y = x.view(group, -1, *x.shape[1:]).var(0, unbiased=False).add(1e-8).sqrt().mean(1, keepdim=True)
+        return self.out(torch.cat([x, y.repeat(group, 1)], 1))
+
+
+class TwoInTraining(MLPGenerator):
+    def forward(self, z):
+        x = super().forward(z)
+        return (x, z) if self.training else x
+
+
+class WithoutGradients(MLPGenerator):
+    @torch.no_grad()
+    def forward(self, z):
+        return super().forward(z)
+
+
+class Locked(MLPGenerator):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.lock = threading.Lock()
+
+
+class Whole(MLPDiscriminator):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.count = nn.Parameter(torch.zeros(1, dtype=torch.long), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("generator", "discriminator", "words"),
+    [
+        (MLPGenerator, lambda shape: Deviation(), "takes 2 samples at once, but not 5, .*divisor of the batch"),
+        (TwoInTraining, MLPDiscriminator, "a step of training fails on these networks"),
+        (WithoutGradients, MLPDiscriminator, "(step of training fails|no gradient of the discriminator reaches)"),
+        (Locked, MLPDiscriminator, "Locked cannot be copied, which a run does .*keep what is no weight out of it"),
+        (MLPGenerator, Whole, r"expected weights of floats, got discriminator\.count of torch\.int64"),
+        (MLPGenerator, lambda shape: torch.jit.script(nn.Linear(2, 1)), "the discriminator is a TorchScript module"),
+    ],
+)
+def test_networks_that_cannot_be_trained_are_told_before_any_work(generator, discriminator, words, tmp_path):
+    gan = GAN(generator(3, [2]), discriminator([2]), latent_dim=3)
+    with pytest.raises((ValueError, TypeError), match=words):
+        unlearn(gan, torch.randn(9, 2), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 class Squashed(nn.Module):
     """A discriminator that ends in a function, not in an nn.Sigmoid."""
 
@@ -180,6 +275,19 @@ def test_probabilities_that_would_pass_for_logits_are_refused():
         with pytest.raises(ValueError, match=r'ends in torch\.sigmoid.*discriminator_output="probability"'):
             check_gan(GAN(generator, Squashed(last)))
         check_gan(GAN(generator, Squashed(last), discriminator_output="probability"))
+    patches = nn.Sequential(nn.Conv2d(1, 4, 2), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 2), nn.Sigmoid())
+
+    class Patches(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.net = inner
+
+        def forward(self, x):
+            return self.net(x).mean((1, 2, 3)).clamp(1e-6, 1 - 1e-6)
+
+    with pytest.raises(ValueError, match=r'ends in torch\.sigmoid.*discriminator_output="probability"'):
+        check_gan(GAN(MLPGenerator(3, [1, 8, 8]), Patches(patches)))
+    check_gan(GAN(MLPGenerator(3, [1, 8, 8]), Patches(patches[:-1])))
     for last in (nn.Sigmoid(), torch.tanh, lambda y: 1 - torch.sigmoid(y) * y):
         check_gan(GAN(generator, Squashed(last)))
 

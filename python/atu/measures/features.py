@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -33,9 +34,10 @@ def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: in
     """
     discriminator = _discriminator(gan)
     features = []
-    with eval_mode(discriminator), last_input(discriminator) as last:
+    with eval_mode(discriminator), last_input(discriminator, sample_layers(gan)) as last:
         for x in batches:
             x = x.to(gan.device)
+            last[:] = [x]  # where no layer takes in a row a sample
             c = gan.labels(len(x), torch.Generator().manual_seed(0))
             gan.logits(x, c)
             features.append(flat_features(last[0], max_features).float().cpu())
@@ -89,9 +91,10 @@ def layer_inputs(gan: GAN, x: Tensor) -> list[Tensor]:
             taken.append(_coarse(f))
             before[:] = [f]
 
-    with eval_mode(discriminator), listening(discriminator, remember):
+    with eval_mode(discriminator), listening(discriminator, remember, sample_layers(gan)):
         x = x.to(gan.device)
         gan.logits(x, gan.labels(len(x), torch.Generator().manual_seed(0)))
+    taken = taken or [flat_features(x)]
     last = taken[-1]
     if x.ndim == 4:  # no network of labels
         taken = [f for f in taken if f.ndim > 2] + ([last] if last.ndim == 2 else [])
@@ -106,21 +109,67 @@ def _coarse(f: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(f, sides[0] if sides else 1)
 
 
+_SAMPLE_LAYERS: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
+
+
+def sample_layers(gan: GAN) -> frozenset[str]:
+    """Names of the discriminator's layers with weights that take in one row a sample: not so where tokens or frames
+    come first. Told once, by passes of two and of three samples."""
+    discriminator = _discriminator(gan)
+    if discriminator not in _SAMPLE_LAYERS:
+        _SAMPLE_LAYERS[discriminator] = _by_sample(gan, discriminator)
+    return _SAMPLE_LAYERS[discriminator]
+
+
+@torch.no_grad()
+def _by_sample(gan: GAN, discriminator: nn.Module) -> frozenset[str]:
+    found = dict.fromkeys(_layers(discriminator), True)
+    for n in (2, 3):
+        x, c = torch.zeros(n, *gan.sample_shape, device=gan.device), gan.labels(n, torch.Generator().manual_seed(0))
+        for name, sizes in _lengths(gan, discriminator, x, c).items():
+            found[name] &= set(sizes) == {n}
+    return frozenset(name for name, fits in found.items() if fits)
+
+
+def _lengths(gan: GAN, discriminator: nn.Module, x: Tensor, c: Tensor | None) -> dict[str, list[int]]:
+    """By layer, how many rows it takes in at each of its calls in one pass."""
+    sizes: dict[str, list[int]] = {name: [] for name in _layers(discriminator)}
+
+    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            sizes[name] += [len(f) for f in args[:1] if isinstance(f, Tensor) and f.ndim]
+
+        return hook
+
+    hooks = [m.register_forward_pre_hook(hook_of(name)) for name, m in _layers(discriminator).items()]
+    try:
+        with eval_mode(discriminator), uncompiled():
+            gan.logits(x, c)
+    finally:
+        for one in hooks:
+            one.remove()
+    return sizes
+
+
 @contextmanager
-def last_input(discriminator: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that holds, after each pass, what the discriminator's last layer with weights took in."""
+def last_input(discriminator: nn.Module, names: Container[str] | None = None) -> Iterator[list[Tensor]]:
+    """A list that holds, after each pass, what the discriminator's last layer with weights took in; of the layers of
+    these names, where given."""
     last: list[Tensor] = []
 
     def remember(f: Tensor) -> None:
         last[:] = [f]
 
-    with listening(discriminator, remember):
+    with listening(discriminator, remember, names):
         yield last
 
 
 @contextmanager
-def listening(discriminator: nn.Module, hear: Callable[[Tensor], None]) -> Iterator[None]:
-    """Have heard what each layer with weights takes in, in their order, but for labels: they say nothing of samples."""
+def listening(
+    discriminator: nn.Module, hear: Callable[[Tensor], None], names: Container[str] | None = None
+) -> Iterator[None]:
+    """Have heard what each layer with weights (of these names, where given) takes in, in their order, but for labels:
+    they say nothing of samples."""
     labels: list[Any] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -131,12 +180,7 @@ def listening(discriminator: nn.Module, hear: Callable[[Tensor], None]) -> Itera
         if isinstance(f, Tensor) and f.is_floating_point() and not any(f is one for one in labels):
             hear(f)
 
-    # A parametrized layer (spectral norm, say) keeps its weights in a submodule, which takes in weights, not samples.
-    layers = [
-        m
-        for name, m in discriminator.named_modules()
-        if "parametrizations" not in name.split(".") and (list(m.parameters(recurse=False)) or is_parametrized(m))
-    ]
+    layers = [m for name, m in _layers(discriminator).items() if names is None or name in names]
     hooks = [discriminator.register_forward_pre_hook(keep), *(m.register_forward_pre_hook(hook) for m in layers)]
     try:
         with uncompiled():
@@ -144,6 +188,16 @@ def listening(discriminator: nn.Module, hear: Callable[[Tensor], None]) -> Itera
     finally:
         for one in hooks:
             one.remove()
+
+
+def _layers(discriminator: nn.Module) -> dict[str, nn.Module]:
+    """The modules with weights of their own, by name. A parametrized one (spectral norm, say) keeps them in a
+    submodule, which takes in weights, not samples."""
+    return {
+        name: m
+        for name, m in discriminator.named_modules()
+        if "parametrizations" not in name.split(".") and (list(m.parameters(recurse=False)) or is_parametrized(m))
+    }
 
 
 def flat_features(f: Tensor, max_features: int = 1024) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
 @contextmanager
@@ -27,14 +28,41 @@ def eval_mode(*modules: nn.Module) -> Iterator[None]:
 
 
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy. What the hooks of spectral_norm and weight_norm left of a pass with gradients is copied without its
-    graph, with which torch refuses to."""
+    """A deep copy. What a pass with gradients left in attributes (hooks of spectral_norm and weight_norm, activations
+    that are kept) is copied without its graph, with which torch refuses to.
+
+    Raises:
+        TypeError: an attribute cannot be copied.
+    """
     memo = {} if memo is None else memo
     for each in module.modules():
-        for value in vars(each).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
+        own = {name: value for name, value in vars(each).items() if name not in ("_parameters", "_buffers", "_modules")}
+        for value in _kept(own):
+            if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(module).__name__} cannot be copied, which a run does ({error}): keep what is no weight out of it"
+        ) from error
+
+
+def _kept(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """Tensors in a value that is one, or in lists and dicts in each other, so deep."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _kept(one, depth - 1)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """What DataParallel, DistributedDataParallel or AveragedModel wraps; else the module itself."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+        inner: nn.Module = module.module
+        return inner
+    return module
 
 
 def plain(module: nn.Module) -> nn.Module:

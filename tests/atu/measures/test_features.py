@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from atu import unlearn
 from atu.gan import GAN
 from atu.measures.features import (
     Whitening,
@@ -186,6 +187,60 @@ def test_features_are_of_samples_where_the_layer_of_labels_comes_last(embed):
         expected = d.body(x).relu()
     assert torch.equal(discriminator_features(gan, [x]), expected)
     assert all(torch.equal(f, expected) for f in layer_inputs(gan, x))
+
+
+class Tokens(nn.Module):
+    """Patches as tokens, 16 of them, which come first: as torch's attention has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.attention, self.out = nn.Conv2d(1, 6, 2, 2), nn.MultiheadAttention(6, 2), nn.Linear(6, 1)
+
+    def forward(self, x):
+        t = self.patch(x).flatten(2).permute(2, 0, 1)
+        return self.out((t + self.attention(t, t, t, need_weights=False)[0]).mean(0))
+
+
+class Folded(nn.Module):
+    """Judges the rows of an image one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 1))
+
+    def forward(self, x):
+        return self.net(x.flatten(0, 2)).view(len(x), -1).mean(1)
+
+
+@pytest.mark.parametrize("n", [3, 16, 25])
+def test_features_are_a_row_a_sample_whatever_comes_first_within(n):
+    x = torch.rand(n, 1, 8, 8)
+    gan = GAN(MLPGenerator(4, [1, 8, 8], hidden=(8,)), Tokens())
+    with torch.no_grad():
+        t = gan.discriminator.patch(x).flatten(2).permute(2, 0, 1)
+        expected = (t + gan.discriminator.attention(t, t, t)[0]).mean(0)
+    torch.testing.assert_close(discriminator_features(gan, [x]), expected)
+    assert [len(f) for f in layer_inputs(gan, x)] == [n]
+    folded = GAN(MLPGenerator(4, [1, 8, 8], hidden=(8,)), Folded())
+    assert torch.equal(discriminator_features(folded, [x]), x.flatten(1))  # none of its layers: the samples themselves
+    assert torch.equal(layer_inputs(folded, x)[0], x.flatten(1))
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("d", [Tokens, Folded])
+def test_such_networks_run(d, asked):
+    torch.manual_seed(0)
+    gan = GAN(MLPGenerator(4, [1, 8, 8], hidden=(8,)), d())
+    x = gan.sample(100, 1)
+    above = x.flatten(1).mean(1).sort().values[80]
+
+    def unwanted(x):
+        return x.flatten(1).mean(1) > above
+
+    config = {"feedback": {"pool": 90}, "adapt": {"steps": 1, "fisher": {"n": 2}}}
+    config["repel"] = {"steps": 2, "guide_steps": 2, "check_samples": 50}
+    result = unlearn(gan, x[unwanted(x)], is_negative=unwanted if asked else None, config=config)
+    assert all(torch.isfinite(p).all() for p in result.generator.parameters())
 
 
 def test_features_of_spectral_and_batch_norm(conv_gan, snapshot, unchanged):

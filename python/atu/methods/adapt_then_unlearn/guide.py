@@ -15,7 +15,7 @@ from torch import Tensor
 from ...data.augment import augment
 from ...data.samples import Samples
 from ...gan import GAN
-from ...measures.features import listening
+from ...measures.features import listening, sample_layers
 from ...support import progress
 from ...support.modules import copied
 from ...support.seeding import fork_rng
@@ -75,6 +75,7 @@ class Guide:
     ):
         self.gan, self.slope_weight, self.step_count, self.at_once = gan, r1 * scale, 0, at_once
         assert gan.discriminator is not None
+        self.layers = sample_layers(gan)  # the guide's are called as the discriminator's
         self.discriminator = copied(gan.discriminator).train().requires_grad_(True)
         lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
         self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
@@ -143,7 +144,7 @@ class Guide:
             if len(f) == len(x) and not any(f is other for other in taken):
                 taken.append(f)
 
-        with listening(self.discriminator, remember):
+        with listening(self.discriminator, remember, self.layers):
             log_odds = self.log_odds(x, c)
         return Seen(x, log_odds, taken[1:])
 
