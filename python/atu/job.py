@@ -204,8 +204,9 @@ def _rehearse(gan: GAN, config: Config, n: int = 3) -> None:
             x = twin.fake(z, c)
             slopes = torch.autograd.grad(twin.logits(x, c).sum(), weights[0], allow_unused=True)
             leaf = x.detach().requires_grad_(True)
-            if penalised:
-                r1_penalty(twin.logits(leaf, c), leaf).backward()
+            logits = twin.logits(leaf, c)
+            penalty = r1_penalty(logits, leaf) if penalised else 0.0
+            (logits.sum() + penalty).backward()
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"gan: a step of training fails on these networks ({error})") from error
     if all(slope is None for slope in slopes):
