@@ -198,11 +198,12 @@ def _rehearse(gan: GAN, config: Config, n: int = 3) -> None:
     penalised = config.repel.guide_r1 or any(one.r1_gamma or one.r2_gamma for one in settings)
     with fork_rng(gan.device, 0), torch.enable_grad():
         twin = gan.copy()
-        weights = [trainable(module.train()) for module in (twin.generator, twin.discriminator) if module is not None]
+        assert twin.discriminator is not None
+        weights, _ = (trainable(module.train()) for module in (twin.generator, twin.discriminator))
         z, c = twin.inputs(n)
         try:
             x = twin.fake(z, c)
-            slopes = torch.autograd.grad(twin.logits(x, c).sum(), weights[0], allow_unused=True)
+            slopes = torch.autograd.grad(twin.logits(x, c).sum(), weights, allow_unused=True)
             leaf = x.detach().requires_grad_(True)
             logits = twin.logits(leaf, c)
             penalty = r1_penalty(logits, leaf) if penalised else 0.0

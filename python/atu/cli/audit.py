@@ -124,12 +124,13 @@ def _who_says(
         value, classes = oracle.goal_arguments()
         goal, searched = as_goal(value, gan, classes, seed), oracle.spec
     judges: dict[str, Rule] = {}
+    domain = bundled(asked) if oracle is not None and oracle.chosen else None
     if judge is not None:
         judges[judge.spec] = judge
-    elif oracle is not None and oracle.chosen and bundled(asked) == "mnist":
+    elif oracle is not None and domain == "mnist":
         own = mnist_judge().to(gan.device)
         judges[own.name] = class_goal(own, oracle.chosen, gan.image_range).is_negative
-    elif oracle is not None and oracle.chosen and bundled(asked) == "animals":
+    elif oracle is not None and domain == "animals":
         names = animal_names(oracle)
         view = animals.judge().to(gan.device).view(names)
         judges[view.name] = animals.called(view, names, gan.image_range)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..support.files import write_atomic
 from .images import is_image, to_range, to_uint8
-from .samples import Samples, TensorSamples
+from .samples import Samples, TensorSamples, as_tensors
 
 LABELS = "labels.json"
 KEPT = "marks.safetensors"  # in a run folder
@@ -122,7 +122,7 @@ def joined(
     rest = _without(_without(earlier, now, image_range), against, image_range)
     if rest is None:
         return now
-    mine = now if isinstance(now, TensorSamples) else TensorSamples(now.batch(torch.arange(len(now))))
+    mine = as_tensors(now)
     if (mine.labels is None) != (rest.labels is None):
         missing = "those given now" if mine.labels is None else "those of the earlier run"
         raise ValueError(f"negatives: expected labels for all or for none of them, and {missing} have none")

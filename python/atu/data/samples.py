@@ -38,6 +38,11 @@ class TensorSamples:
         return self.tensor[index]
 
 
+def as_tensors(samples: Samples) -> TensorSamples:
+    """Samples held in one tensor; those that are stay as they are."""
+    return samples if isinstance(samples, TensorSamples) else TensorSamples(samples.batch(torch.arange(len(samples))))
+
+
 class PixelSamples:
     """Images held as uint8 [N, C, H, W]; a batch of them is in image_range, float32."""
 

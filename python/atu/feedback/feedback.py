@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import config
-from ..data.samples import Samples, TensorSamples
+from ..data.samples import Samples, TensorSamples, as_tensors
 from ..gan import GAN
 from ..support import progress
 from ..support.seeding import Stream, stream_seed
@@ -159,7 +159,7 @@ def _with_generated(
 
 def _labelled(few: Samples, pool: TensorSamples) -> TensorSamples:
     """Samples as tensors; of a conditional GAN with the labels that were given, else with some that it draws."""
-    own = few if isinstance(few, TensorSamples) else TensorSamples(few.batch(torch.arange(len(few))))
+    own = as_tensors(few)
     if own.labels is None and pool.labels is not None:
         return TensorSamples(own.tensor, pool.labels[torch.arange(len(own)) % len(pool)])
     return own

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -123,32 +124,17 @@ def sample_layers(gan: GAN) -> frozenset[str]:
 
 @torch.no_grad()
 def _by_sample(gan: GAN, discriminator: nn.Module) -> frozenset[str]:
-    found = dict.fromkeys(_layers(discriminator), True)
+    names = list(_layers(discriminator))
     for n in (2, 3):
         x, c = torch.zeros(n, *gan.sample_shape, device=gan.device), gan.labels(n, torch.Generator().manual_seed(0))
-        for name, sizes in _lengths(gan, discriminator, x, c).items():
-            found[name] &= set(sizes) == {n}
-    return frozenset(name for name, fits in found.items() if fits)
-
-
-def _lengths(gan: GAN, discriminator: nn.Module, x: Tensor, c: Tensor | None) -> dict[str, list[int]]:
-    """By layer, how many rows it takes in at each of its calls in one pass."""
-    sizes: dict[str, list[int]] = {name: [] for name in _layers(discriminator)}
-
-    def hook_of(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            sizes[name] += [len(f) for f in args[:1] if isinstance(f, Tensor) and f.ndim]
-
-        return hook
-
-    hooks = [m.register_forward_pre_hook(hook_of(name)) for name, m in _layers(discriminator).items()]
-    try:
-        with eval_mode(discriminator), uncompiled():
+        rows: dict[str, list[torch.Size]] = {name: [] for name in names}  # at each call of a layer
+        with eval_mode(discriminator), ExitStack() as ears:
+            for name, seen in rows.items():
+                hear = partial(lambda seen, f: seen.append(f.shape[:1]), seen)
+                ears.enter_context(listening(discriminator, hear, (name,)))
             gan.logits(x, c)
-    finally:
-        for one in hooks:
-            one.remove()
-    return sizes
+        names = [name for name, seen in rows.items() if set(seen) == {(n,)}]
+    return frozenset(names)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..gan import GAN
 from ..networks.registry import NETWORKS
-from ..support.modules import eval_mode
+from ..support.modules import eval_mode, tensors_in
 from ..support.seeding import fork_rng
 
 
@@ -42,21 +42,10 @@ class _Uses(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls += 1
         if getattr(func, "__name__", "") != "__get__":  # reading a shape or dtype is no use
-            for t in _tensors((args, kwargs)):
+            for t in tensors_in((args, kwargs)):
                 if id(t) in self.known:
                     self.last[id(t)] = self.calls
         return func(*args, **(kwargs or {}))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for one in value:
-            yield from _tensors(one)
-    elif isinstance(value, dict):
-        for one in value.values():
-            yield from _tensors(one)
 
 
 @torch.no_grad()

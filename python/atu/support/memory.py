@@ -41,11 +41,10 @@ def free(device: torch.device) -> int | None:
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
     found = [_number(Path("/proc/meminfo"), "MemAvailable")]
-    group = CGROUP
     try:
-        most, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        most, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
         # Files that were read count as used, and give way.
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
         found.append(max(most - used + int(stat.get("inactive_file", 0)), 1))
     except (OSError, ValueError):  # no such group, or no limit ("max")
         pass

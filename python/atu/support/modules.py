@@ -37,7 +37,7 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     memo = {} if memo is None else memo
     for each in module.modules():
         own = {name: value for name, value in vars(each).items() if name not in ("_parameters", "_buffers", "_modules")}
-        for value in _kept(own):
+        for value in tensors_in(own, depth=4):  # an attribute may lead back to its module
             if not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
     try:
@@ -48,13 +48,13 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         ) from error
 
 
-def _kept(value: Any, depth: int = 4) -> Iterator[Tensor]:
-    """Tensors in a value that is one, or in lists and dicts in each other, so deep."""
+def tensors_in(value: Any, depth: float = float("inf")) -> Iterator[Tensor]:
+    """Tensors in a value that is one, or in lists, tuples and dicts in each other, so deep."""
     if isinstance(value, Tensor):
         yield value
-    elif depth and isinstance(value, (list, tuple, dict)):
+    elif depth > 0 and isinstance(value, (list, tuple, dict)):
         for one in value.values() if isinstance(value, dict) else value:
-            yield from _kept(one, depth - 1)
+            yield from tensors_in(one, depth - 1)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
