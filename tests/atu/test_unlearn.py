@@ -157,6 +157,15 @@ def spoiled(gan, value):
     return gan
 
 
+def upwards():
+    """The beginning of a DCGAN, whose latents are [N, 5, 1, 1]."""
+    return nn.Sequential(nn.ConvTranspose2d(5, 3, 4), nn.BatchNorm2d(3), nn.Tanh())
+
+
+def latents_of(generator, latent_dim, **kwargs):
+    return dict(gan=GAN(generator, nn.Linear(2, 1), latent_dim, **kwargs))
+
+
 @pytest.mark.parametrize(
     "change, error, words",
     [
@@ -168,6 +177,14 @@ def spoiled(gan, value):
         ),
         (lambda g: dict(gan=spoiled(g, math.nan)), ValueError, r"gan: discriminator\.net\.1\.weight .* not finite"),
         (lambda g: dict(gan=GAN(g.generator, nn.Linear(2, 3))), ValueError, "discriminator: expected one logit"),
+        (lambda g: latents_of(upwards(), 5), ValueError, r"latent_dim: expected \(5, 1, 1\), .* got 5, .*3D .*or 4D"),
+        (lambda g: latents_of(g.generator, (2, 1, 2)), ValueError, r"latent_dim: expected 4, .* got \(2, 1, 2\), "),
+        (lambda g: latents_of(g.generator, 7), ValueError, "gan: .* fails for latents of latent_dim=7 .*shapes"),
+        (
+            lambda g: latents_of(g.generator, None, latent_sampler=lambda n, rng: torch.rand(n, 9, generator=rng)),
+            ValueError,
+            "gan: .* fails for what latent_sampler gives .*shapes",
+        ),
         (lambda g: dict(negatives=torch.zeros(3, 5)), ValueError, r"negatives: expected samples of shape \[2\]"),
         (lambda g: dict(negatives=torch.zeros(0, 2)), ValueError, "negatives: expected at least one sample"),
         (lambda g: dict(negatives=torch.full((3, 2), math.nan)), ValueError, "negatives: .* not finite"),
