@@ -7,7 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
@@ -252,10 +252,31 @@ class GAN:
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, without the batch axis."""
+        """Shape of one sample, without the batch axis.
+
+        Raises:
+            ValueError: the generator fails for the latents; with a shape of them that it takes, where one is found.
+        """
         if self._sample_shape is None:
-            self._sample_shape = tuple(self.sample(1, batch_size=1).shape[1:])
+            try:
+                x = self.sample(1, batch_size=1)
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
+                raise ValueError(self._why_no_sample(error)) from error
+            self._sample_shape = tuple(x.shape[1:])
         return self._sample_shape
+
+    def _why_no_sample(self, error: Exception) -> str:
+        if self.latent_sampler is not None:
+            return f"gan: its generator fails for what latent_sampler gives ({error})"
+        size, twin = self.latent_dim, copy.copy(self)
+        assert size is not None
+        twin.latent_dim = (size, 1, 1) if isinstance(size, int) else math.prod(size)
+        with suppress(Exception):
+            twin.sample(1)
+            return f"latent_dim: expected {twin.latent_dim}, which the generator takes, got {size} ({error})"
+        return f"gan: its generator fails for latents of latent_dim={size} ({error})"
 
     def cost(self) -> tuple[int | None, float]:
         """(bytes at the peak, seconds) of making one sample and, with a discriminator, judging it; measured once.

@@ -177,8 +177,8 @@ def latents_of(generator, latent_dim, **kwargs):
         ),
         (lambda g: dict(gan=spoiled(g, math.nan)), ValueError, r"gan: discriminator\.net\.1\.weight .* not finite"),
         (lambda g: dict(gan=GAN(g.generator, nn.Linear(2, 3))), ValueError, "discriminator: expected one logit"),
-        (lambda g: latents_of(upwards(), 5), ValueError, r"latent_dim: expected \(5, 1, 1\), .* got 5, .*3D .*or 4D"),
-        (lambda g: latents_of(g.generator, (2, 1, 2)), ValueError, r"latent_dim: expected 4, .* got \(2, 1, 2\), "),
+        (lambda g: latents_of(upwards(), 5), ValueError, r"latent_dim: expected \(5, 1, 1\), .* got 5 .*3D .*or 4D"),
+        (lambda g: latents_of(g.generator, (2, 1, 2)), ValueError, r"latent_dim: expected 4, .* got \(2, 1, 2\) "),
         (lambda g: latents_of(g.generator, 7), ValueError, "gan: .* fails for latents of latent_dim=7 .*shapes"),
         (
             lambda g: latents_of(g.generator, None, latent_sampler=lambda n, rng: torch.rand(n, 9, generator=rng)),
