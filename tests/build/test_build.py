@@ -142,6 +142,21 @@ def test_an_nvcc_that_is_too_old_leaves_cuda_out(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make", path="/usr/bin:/bin") is None, reason="no make")
+def test_architectures_that_nvcc_does_not_know(tmp_path):
+    folder = str(Path(real_nvcc(tmp_path)).parent)
+    for cuda, asked, built in (
+        ("auto", "12-real;80-real;999;998", r"80-real;\d+-virtual"),
+        ("auto", "12", "75-real;80-real;.*"),  # the whole list
+        ("on", "80-real", "80-real"),
+    ):
+        code, text = configure(tmp_path / "tree", cuda, folder, f"-DATU_CUDA_ARCHITECTURES={asked}")
+        assert code == 0 and re.search(rf"CUDA kernels: 1 \S+ {built}\b", text), text[-2000:]
+    code, text = configure(tmp_path / "tree", "on", folder, "-DATU_CUDA_ARCHITECTURES=999")
+    assert code != 0 and "does not know architecture 999" in text, text[-2000:]
+
+
+@pytest.mark.slow
 def test_a_checkout_that_moved_is_configured_anew_and_keeps_its_objects(tmp_path, monkeypatch):
     pytest.importorskip("pybind11")
     import setuptools
