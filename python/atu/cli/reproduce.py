@@ -50,10 +50,11 @@ class Wanted:
         """All that is to be computed, in OUT."""
         from ..experiments import recipes
         from ..measures.extractors import torchscript
+        from ..support.digest import sha256_of
 
         options = dict(self.options)
         if self.extractor is not None:
-            options["extractor"] = torchscript(self.extractor)
+            options.update(extractor=torchscript(self.extractor), extractor_sha256=sha256_of(self.extractor))
         gan = None if self.ckpt is None else load_gan(self.ckpt, self.device, "ckpt")
         if self.dataset == "mnist":
             plan = recipes.mnist_plan(self.classes or ("1", "4", "8"), gan=gan, **options)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..data.images import to_range
 from ..formats.tensors import CheckpointError, fill, load_format, module_tensors, save_tensors
 from ..measures.features import flat_features, last_input
 from ..measures.shares import share_of
@@ -210,9 +211,10 @@ class Classifier(FrozenNetwork):
 def confusion(classifier: Any, images: Tensor, labels: Tensor, batch_size: int = 500) -> Tensor:
     """int64 [classes, classes]: of the images of class i (labels int64 [N]), those that the classifier calls j.
 
-    images: [N, ...] in the classifier's range.
+    images: [N, ...], uint8 or floats in the classifier's range.
     """
-    calls = torch.cat([classifier.logits_and_features(x)[0].argmax(1).cpu() for x in images.split(batch_size)])
+    parts = (to_range(part, classifier.image_range) for part in images.split(batch_size))
+    calls = torch.cat([classifier.logits_and_features(x)[0].argmax(1).cpu() for x in parts])
     return count_calls(labels.cpu(), calls, len(classifier.classes))
 
 

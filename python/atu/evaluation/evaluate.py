@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..data.images import to_uint8
+from ..data.images import to_range, to_uint8
 from ..feedback.oracles import IsNegative
 from ..gan import GAN
 from ..measures.extractors import Extractor
@@ -106,7 +106,7 @@ def evaluate(
         classifier, negative_classes, is_negative: the judge; see `as_judge`. A classifier (any nn.Module that gives one
             logit a class will do) gives features and class histograms too; a rule that says yes or no, or negatives
             from which a probe is fitted, leave the features to the original's discriminator.
-        real: images in `before.image_range`, [M, ...] or (images, labels [M]), for fid_cls.
+        real: images, uint8 or in `before.image_range`, [M, ...] or (images, labels [M]), for fid_cls.
         others: further generators to judge, by name (the adapted one).
         attributes: further yes/no questions, samples -> bool [N], whose shares are reported (attributes.py).
         judges: further judges by name, each as `as_judge` takes it (of a classifier, negative_classes are negative).
@@ -235,7 +235,8 @@ def _real_samples(real: Real, judge: Judge, gan: GAN, networks: Mapping[str, Ext
     images, labels = real if isinstance(real, tuple) else (real, None)
     if tuple(images.shape[1:]) != gan.sample_shape:
         raise ValueError(f"real: expected samples of shape {list(gan.sample_shape)}, got {list(images.shape[1:])}")
-    judged = judge_samples(images.split(gan.fitting(500)), judge.score, shown=0, extractors=networks)
+    parts = (to_range(part, gan.image_range) for part in images.split(gan.fitting(500)))
+    judged = judge_samples(parts, judge.score, shown=0, extractors=networks)
     drop = judged.negative
     if labels is not None and judge.negative:
         drop = torch.isin(labels, torch.tensor(list(judge.negative)))

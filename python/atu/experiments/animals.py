@@ -87,7 +87,7 @@ def demo_animals(settings: AnimalsDemo) -> dict[str, Any]:
     images = to_range(drawn.images, gan.image_range)
     labels = own["classifier"].truth(drawn.labels)
     measures = {**own, "real": (images, labels)} if given is None else {**given, "real": images}
-    measures["answered"] = own["answered"] if settings.oracle else []
+    measures["answered"] = own["answered"] if settings.oracle and given is None else ()
     has = _Answers(measuring, gan.image_range)
     kept: dict[str, Callable[[Tensor], Tensor]] = {name: has.rule(name) for name in animals.FEATURES}
     kept |= {subject_of(one): finds(one, measuring) for one in before}

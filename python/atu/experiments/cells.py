@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import unlearn
+from ..api import stage_seconds, unlearn
 from ..data.images import save_grid, to_uint8
 from ..evaluation.classifier import Classifier
 from ..evaluation.evaluate import Evaluation, Original, evaluate
@@ -36,8 +37,8 @@ KEPT = 4096  # samples to choose these from
 @dataclass(frozen=True)
 class Task:
     """One column of the table. name: of the target ("8", "cat"). judge, classes: what is negative. real: (images,
-    labels [M]) in the GAN's range, with labels of the judge's classes. oracle: marks the negatives and answers during
-    the runs; the judge itself where there is no other."""
+    labels [M]), uint8 or in the GAN's range, with labels of the judge's classes. oracle: marks the negatives and
+    answers during the runs; the judge itself where there is no other."""
 
     name: str
     judge: Classifier | PartsView
@@ -53,8 +54,8 @@ class Task:
 @dataclass
 class Plan:
     """What to compute. methods run with config (nested dicts over each method's own settings). extractor: further
-    features of images in [0, 255], see measures/extractors.py. oracle: whether what marks the negatives answers during
-    the runs too."""
+    features of images in [0, 255], see measures/extractors.py; extractor_sha256: of its file. oracle: whether what
+    marks the negatives answers during the runs too."""
 
     dataset: str
     gan: GAN
@@ -66,6 +67,7 @@ class Plan:
     config: Mapping[str, Any] = field(default_factory=dict)
     extractor: Callable[[Tensor], Tensor] | None = None
     oracle: bool = True
+    extractor_sha256: str | None = None
     originals: dict[tuple[str, int], Original] = field(default_factory=dict)
 
     @property
@@ -143,18 +145,17 @@ def save_picture(path: Path, evaluation: Evaluation) -> None:
 
 def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[str, Any]:
     """Unlearn one target with one method and seed, evaluate it, and remember what `beside_retrained` compares."""
-    gan, judge = plan.gan, task.judge
+    began, gan, judge = time.monotonic(), plan.gan, task.judge
     is_negative = class_goal(task.asked, task.classes, gan.image_range).is_negative
     marked, looked = mark_negatives(gan, is_negative, plan.negatives, stream_seed(seed, Stream.MARKS))
     folder = out / "runs" / f"{method}-{task.name}-{seed}"
     images, labels = task.real
-    wanted = torch.tensor(judge.class_indices(task.classes))
-    kept = images[~torch.isin(labels, wanted)]
+    kept = torch.nonzero(~torch.isin(labels, torch.tensor(judge.class_indices(task.classes)))).flatten()
     result = unlearn(
         gan,
         marked,
         # From scratch it learns from real samples, as the published row does; the others have none.
-        positives=kept if method == "retrain" else None,
+        positives=images[kept] if method == "retrain" else None,
         is_negative=is_negative if plan.oracle else None,
         config=dict(plan.config),
         out=folder,
@@ -177,25 +178,28 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
     plan.originals.clear()
     plan.originals[task.name, seed] = evaluation.original
     save_picture(picture_path(out, task, seed, method), evaluation)
+    seconds = sum(stage_seconds(result).values())  # those before a stop among them
     numbers = {name: value for name, value in evaluation.numbers.items() if not name.startswith("class_histogram")}
     found: dict[str, Any] = dict(method=method, target=task.name, seed=seed, negatives=len(marked), looked=looked)
-    found.update(numbers=numbers, decisions=report.plain(result.decisions), seconds=round(result.seconds, 1))
+    found.update(numbers=numbers, decisions=report.plain(result.decisions))
     mean, cov = moments(evaluation.models["after"].features)
     save_tensors(moments_path(out, task, seed, method), {"mean": mean.float(), "cov": cov.float()}, {})
     retrained = out / "retrained" / f"{task.name}-{seed}.safetensors"
     if method == "retrain":
         result.gan.save(retrained)
     if plan.extractor is not None:
-        found.update(_extracted(plan, kept, result.gan, retrained, method, seed))
+        found.update(_extracted(plan, images, kept, result.gan, retrained, method, seed))
+    in_all = seconds + time.monotonic() - began - result.seconds
+    found.update(seconds=round(seconds, 1), seconds_in_all=round(in_all, 1))
     found.update(machine=environment.machine(gan.device), versions=environment.versions())
     shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
 def _extracted(
-    plan: Plan, real: Tensor, after: GAN, retrained: Path, method: str, seed: int
+    plan: Plan, images: Tensor, kept: Tensor, after: GAN, retrained: Path, method: str, seed: int
 ) -> dict[str, float | None]:
-    """FID and Ret-FID in the extractor's features, of up to SAMPLES_FOR_EXTRACTOR samples each."""
+    """FID to images[kept] and Ret-FID in the extractor's features, of up to SAMPLES_FOR_EXTRACTOR samples each."""
     assert plan.extractor is not None
     extract, n = plan.extractor, min(plan.samples, SAMPLES_FOR_EXTRACTOR)
 
@@ -203,8 +207,10 @@ def _extracted(
         x = gan.sample(n, stream_seed(seed, Stream.EVALUATION), plan.gan.fitting()).cpu()
         return extract(to_uint8(x, gan.image_range))
 
-    drawn = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:n]  # they come sorted by class
-    own, reference = of(after), extract(to_uint8(real[drawn], plan.gan.image_range))
+    order = torch.randperm(len(kept), generator=torch.Generator().manual_seed(0))  # they come sorted by class
+    real = images[kept[order[:n]]]
+    own = of(after)
+    reference = extract(real if real.dtype == torch.uint8 else to_uint8(real, plan.gan.image_range))
     found = {"fid_before": frechet(reference, of(plan.gan)), "fid_after": frechet(reference, own)}
     if method != "retrain" and retrained.is_file():
         found["ret_fid"] = frechet(of(GAN.load(retrained)), own)

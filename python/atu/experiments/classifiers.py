@@ -46,17 +46,27 @@ def random_affine(x: Tensor, degrees=12.0, shift=0.08, scale=0.12, shear=0.2) ->
 
 
 @torch.no_grad()
-def accuracy(module: ConvClassifier, images: Tensor, labels: Tensor) -> float:
-    """Share of images [N, ...] whose most likely class is their label."""
+def accuracy(
+    module: ConvClassifier, images: Tensor, labels: Tensor, image_range: tuple[float, float] = (-1.0, 1.0)
+) -> float:
+    """Share of images [N, ...], uint8 or floats in image_range, whose most likely class is their label."""
     module.eval()
-    hits = sum(int((module(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True))
-    return hits / len(labels)
+    pairs = zip(images.split(500), labels.split(500), strict=True)
+    return sum(int((module(to_range(x, image_range)).argmax(1) == y).sum()) for x, y in pairs) / len(labels)
 
 
 def train_classifier(
-    images: Tensor, labels: Tensor, held_out: tuple[Tensor, Tensor], epochs: int, seed: int = 0, batch_size: int = 64
+    images: Tensor,
+    labels: Tensor,
+    held_out: tuple[Tensor, Tensor],
+    epochs: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    image_range: tuple[float, float] = (-1.0, 1.0),
 ) -> tuple[ConvClassifier, list[dict[str, Any]]]:
     """Train with random affine augmentation, Adam and a one-cycle learning rate.
+
+    images: [N, C, R, R], uint8 or floats in image_range, as those held out.
 
     Returns:
         The network, and one row an epoch: epoch, loss, accuracy on `held_out`, seconds.
@@ -73,13 +83,13 @@ def train_classifier(
                 module.train()
                 total = 0.0
                 for index in torch.randperm(len(labels))[: steps * batch_size].split(batch_size):
-                    loss = F.cross_entropy(module(random_affine(images[index])), labels[index])
+                    loss = F.cross_entropy(module(random_affine(to_range(images[index], image_range))), labels[index])
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     optimizer.step()
                     schedule.step()
                     total += float(loss.detach())
-                row = dict(epoch=epoch, loss=round(total / steps, 5), accuracy=accuracy(module, *held_out))
+                row = dict(epoch=epoch, loss=round(total / steps, 5), accuracy=accuracy(module, *held_out, image_range))
                 rows.append({**row, "seconds": round(time.monotonic() - start, 1)})
                 bar.update(row)
     return module.eval(), rows

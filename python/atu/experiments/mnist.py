@@ -122,10 +122,9 @@ def _notes(target: targets.Target, marked: Marked, settings: MnistDemo) -> list[
 
 def _measures(settings: MnistDemo, target: targets.Target, classifier: Classifier, gan: GAN) -> dict[str, Any]:
     """Of `evaluate`: who judges, what stands beside it, who answered, and the real images."""
-    answered = [classifier.name if target.classes else target.plain["feature"]] if settings.oracle else []
     if settings.judge is not None:
-        given = given_judge(settings.judge, gan, "mnist", target.classes)
-        return {**given, "real": mnist()[0], "answered": answered}
+        return {**given_judge(settings.judge, gan, "mnist", target.classes), "real": mnist()[0], "answered": ()}
+    answered = [classifier.name if target.classes else target.plain["feature"]] if settings.oracle else []
     return dict(
         classifier=mnist_judge().to(gan.device),
         negative_classes=target.classes,

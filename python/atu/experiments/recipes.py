@@ -22,13 +22,13 @@ from torch import Tensor
 from ..assets import asset
 from ..data.images import is_image, load_images, map_range, to_range
 from ..data.mnist import mnist
-from ..evaluation.classifier import Classifier
+from ..evaluation.classifier import Classifier, confusion
 from ..gan import GAN
 from ..support import progress
 from ..support.files import write_json
 from . import animals
 from .cells import Plan, Task
-from .classifiers import accuracy, train_classifier
+from .classifiers import train_classifier
 from .judge import mnist_judge
 
 # Three species and four features, the rarest and the commonest of which are 6 and 28 % of the drawings.
@@ -175,8 +175,8 @@ def _animal_paths(data: Path, name: str) -> list[Path]:
 
 
 def _images(paths: Sequence[Path], gan: GAN) -> Tensor:
-    """The images [N, C, R, R] in the GAN's range, resized where they have another size."""
-    return to_range(load_images(paths, gan.sample_shape, "data", resize=True), gan.image_range)
+    """The images, uint8 [N, C, R, R], resized where they have another size."""
+    return load_images(paths, gan.sample_shape, "data", resize=True)
 
 
 def _counted_by(judge: Classifier, labels: Tensor, classes: Sequence[str]) -> Tensor:
@@ -204,13 +204,14 @@ def _classifier(
     held = torch.arange(len(labels)) % HELD_OUT == 0
     if len(labels[~held].unique()) < len(classes):
         raise ValueError(f"data: expected images with and without {name} to train its classifier on")
-    batch = min(64, max(len(labels) // 10, 2))
+    batch, unseen = min(64, max(len(labels) // 10, 2)), (images[held], labels[held])
     module, rows = train_classifier(
-        images[~held], labels[~held], (images[held], labels[held]), EPOCHS, batch_size=batch
+        images[~held], labels[~held], unseen, EPOCHS, batch_size=batch, image_range=gan.image_range
     )
-    score = accuracy(module, images[held], labels[held])
+    found = Classifier(module, classes, gan.image_range, name)
+    found.confusion = confusion(found, *unseen)
+    score = float(found.confusion.trace() / len(unseen[1]))
     progress.log.info("classifier of %s: %.1f %% of the held-out images right", name, 100 * score)
-    found = Classifier(module, classes, gan.image_range)
     found.save(path)
     write_json(path.with_suffix(".json"), dict(classes=list(classes), held_out_accuracy=score, log=rows))
     return found

@@ -25,8 +25,10 @@ from ..data.samples import TensorSamples
 from ..methods.adapt_then_unlearn.repel import planned_steps
 from ..report.words import duration
 from ..support import memory, progress
+from ..support.digest import digest
 from ..support.files import write_json
 from ..support.lock import claimed
+from ..support.modules import state_of
 from ..support.seeding import fork_rng
 from ..training.run_folder import gan_digest
 from ..training.trainer import AdversarialTrainer
@@ -88,11 +90,9 @@ def _compute_one(plan: Plan, out: Path, missing: Sequence[tuple[Task, int, str]]
         with claimed(out / ".claims" / path.stem) as own:
             if not own or path.is_file():
                 continue
-            start = time.monotonic()
             found = run_cell(plan, task, seed, method, out)
-            seconds = time.monotonic() - start
-            write_json(path, {**found, "seconds_in_all": round(seconds, 1)})
-        progress.log.info("%s, %s, seed %d: %s", method, task.name, seed, duration(seconds))
+            write_json(path, found)
+        progress.log.info("%s, %s, seed %d: %s", method, task.name, seed, duration(found["seconds_in_all"]))
         write_table(plan, out)
         return True
     return False
@@ -111,15 +111,24 @@ def jobs_for(plan: Plan, out: str | Path, threads: int) -> int:
 def _check_identity(plan: Plan, out: Path) -> None:
     """Raise ValueError where OUT holds cells of another plan; seeds, methods and targets may be added to."""
     own = dict(dataset=plan.dataset, gan=gan_digest(plan.gan), negatives=plan.negatives, samples=plan.samples)
-    own.update(config=json.loads(json.dumps(dict(plan.config))), judge=plan.judges, oracle=plan.oracle)
+    own.update(config=json.loads(json.dumps(dict(plan.config))), oracle=plan.oracle, extractor=plan.extractor_sha256)
+    judges = {task.name: _networks(task) for task in plan.tasks}
     path = out / "plan.json"
-    if not path.is_file():
-        write_json(path, own)
-        return
-    there = {"oracle": True, **json.loads(path.read_text(encoding="utf-8"))}
-    differs = [f"{k} ({there.get(k)} there, {value} now)" for k, value in own.items() if there.get(k) != value]
-    if differs:
+    there: dict[str, Any] = {"judges": {}, "oracle": True}
+    if path.is_file():
+        there.update(json.loads(path.read_text(encoding="utf-8")))
+    pairs = [(name, there.get(name, value), value) for name, value in own.items()]
+    pairs += [(f"judge of {name}", there["judges"].get(name, value), value) for name, value in judges.items()]
+    differs = [f"{name} ({before} there, {now} now)" for name, before, now in pairs if before != now]
+    if path.is_file() and differs:
         raise ValueError(f"out: {out} holds a reproduction with another {'; '.join(differs)}; give another folder")
+    write_json(path, {**own, "judges": {**there["judges"], **judges}})
+
+
+def _networks(task: Task) -> str:
+    """Who judges and who answers, with what tells their weights."""
+    networks = [task.judge] if task.oracle is None else [task.judge, task.oracle]
+    return ", ".join(f"{one.name} {digest(state_of(one.module))}" for one in networks)
 
 
 # --- how long it will take

@@ -208,7 +208,9 @@ def test_another_judge_measures(small, capsys, monkeypatch):
     audits = []
     monkeypatch.setattr(both, "audited", lambda out, searched, *given: audits.append((searched, given[3])))
     options = ["--judge", "animals-judge", "--batch", 7, "--threads", 1, "--audit"]
-    data, page = animals_demo(small, "judged", "--no-oracle", *options)
+    data, page = animals_demo(small, "judged", *options)
+    assert data["decisions"]["judge"] == "oracle"
+    assert [judge["answered"] for judge in data["judges"].values()] == [False]
     assert "animals-judge, which never answered, judges the outcome" in page
     assert "--judge animals-judge --batch 7" in data["command"]
     gan = GAN.load(small / "animals-gan.safetensors")

@@ -15,7 +15,7 @@ from PIL import Image
 from atu import presets
 from atu.cli import main as cli
 from atu.cli.reproduce import Wanted, take_part
-from atu.data.images import load_images
+from atu.data.images import load_images, to_range
 from atu.evaluation.classifier import Classifier
 from atu.experiments import recipes, reproduce
 from atu.experiments.published import PUBLISHED
@@ -76,14 +76,18 @@ def test_afhq_recipe(afhq, tmp_path):
     plan = recipes.afhq_plan(afhq, gan, out, methods=["extrapolate"], seeds=1)
     assert [task.name for task in plan.tasks] == ["cat", "dog", "wild"]
     images, labels = plan.tasks[0].real
-    assert images.shape == (90, 3, 8, 8)
+    assert images.shape == (90, 3, 8, 8) and images.dtype == torch.uint8
     assert labels.bincount().tolist() == [30, 30, 30]
     # Resized, a red square stays red.
+    images = to_range(images, gan.image_range)
     assert images[:30, 0].mean() > 0.6 > -0.6 > images[:30, 1].mean()
     log = json.loads((out / "classifiers" / "afhq.json").read_text())
     assert log["held_out_accuracy"] == 1.0
     again = recipes.afhq_plan(afhq, gan, out, ["dog"], out / "classifiers", methods=["extrapolate"], seeds=1)
-    assert torch.equal(again.tasks[0].judge.predict(images), plan.tasks[0].judge.predict(images))
+    own, other = plan.tasks[0].judge, again.tasks[0].judge
+    assert torch.equal(other.predict(images), own.predict(images))
+    assert other.name == own.name == "afhq" and torch.equal(other.confusion, own.confusion)
+    assert own.confusion.sum() == 18  # a fifth
     with pytest.raises(ValueError, match="expected some of cat, dog, wild, got 'cow'"):
         recipes.afhq_plan(afhq, gan, out, ["cow"], methods=[], seeds=1)
     with pytest.raises(ValueError, match="found no image in train/cat, train/dog, train/wild"):
@@ -110,13 +114,14 @@ def test_labels_are_counted_as_a_given_classifier_counts_its_classes(afhq, celeb
     turned(bangs.judge, [1, 0], ["bangs", "none"]).save(given / "bangs.safetensors")
     again = recipes.celebahq_plan(celebahq, gan, out, ["bangs"], given, **options).tasks[0]
     assert torch.equal(again.real[1], 1 - bangs.real[1]) and 0 < int(again.real[1].sum()) < 80
-    assert torch.equal(again.judge.predict(again.real[0]), 1 - bangs.judge.predict(bangs.real[0]))
+    x = to_range(bangs.real[0], gan.image_range)
+    assert torch.equal(again.judge.predict(x), 1 - bangs.judge.predict(x))
 
     cats = recipes.afhq_plan(afhq, gan, out, **options).tasks[0]
     turned(cats.judge, [2, 0, 1], ["wild", "cat", "dog"]).save(given / "afhq.safetensors")
     again = recipes.afhq_plan(afhq, gan, out, [], given, **options).tasks[0]
     assert again.real[1].tolist() == [1] * 30 + [2] * 30 + [0] * 30
-    assert torch.equal(again.judge.predict(again.real[0]), again.real[1])
+    assert torch.equal(again.judge.predict(to_range(again.real[0], gan.image_range)), again.real[1])
 
 
 def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
@@ -140,6 +145,13 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
     cell = json.loads((out / "cells" / "extrapolate-bangs-0.json").read_text())
     assert 0 < cell["numbers"]["negatives_before"] < 60
     assert cell["machine"]["threads"] == 1
+
+    # Gone on with, and a target more.
+    more = ["--class", "hat", "--method", "extrapolate", "--seeds", 1, "--samples", 60, "--marks", 6]
+    with pytest.raises(SystemExit) as done:
+        cli.main(list(map(str, [*arguments[:6], *more, *arguments[-7:]])))
+    assert done.value.code == 0 and (out / "cells" / "extrapolate-hat-0.json").is_file()
+    assert set(json.loads((out / "plan.json").read_text())["judges"]) == {"bangs", "eyeglasses", "hat"}
 
     # Another process, which is told what was asked for, computes the same.
     options = dict(seeds=1, negatives=6, samples=60, oracle=True, methods=["ewc"])

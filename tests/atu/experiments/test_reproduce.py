@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import statistics
@@ -102,6 +103,15 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
         assert picture.width > 500
     with pytest.raises(ValueError, match=r"another negatives \(8 there, 9 now\)"):
         reproduce.reproduce(plan_of(plan_parts, tmp_path, negatives=9), out)
+    with pytest.raises(ValueError, match=r"another extractor \(None there, 0f now\)"):
+        reproduce.reproduce(plan_of(plan_parts, tmp_path, extractor=halves, extractor_sha256="0f"), out)
+    gan, tasks = plan_parts
+    judge = Classifier(copy.deepcopy(tasks[0].judge.module), tasks[0].judge.classes, name=tasks[0].judge.name)
+    with torch.no_grad():
+        judge.module.head.bias.add_(0.1)
+    other = [replace(tasks[0], judge=judge), tasks[1]]
+    with pytest.raises(ValueError, match=r"another judge of left \(\S+ \w{16} there, \S+ \w{16} now\)"):
+        reproduce.reproduce(plan_of((gan, other), tmp_path), out)
 
 
 def test_one_target_and_seeds_original_is_judged_once_for_all_methods(plan_parts, tmp_path, monkeypatch):
@@ -345,7 +355,7 @@ def test_an_extractors_reference_is_drawn_from_all_real_images(plan_parts, tmp_p
     real = torch.cat([torch.full((60, 1, 8, 8), -0.9), torch.full((60, 1, 8, 8), 0.9)])
     seen = []
     plan.extractor = lambda x: seen.append(x) or halves(x)
-    reproduction._extracted(plan, real, gan, tmp_path / "none", "ewc", 0)
+    reproduction._extracted(plan, real, torch.arange(120), gan, tmp_path / "none", "ewc", 0)
     bright = [int((x.float().flatten(1).mean(1) > 200).sum()) for x in seen if len(x.unique()) == 2]
     assert len(bright) == 1 and 8 < bright[0] < 32
 
