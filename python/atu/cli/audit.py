@@ -140,10 +140,13 @@ def _who_says(
 def _marked(negatives: Path, gan: GAN, marks: tuple[int, ...]) -> Any:
     import torch
 
+    from ..data.samples import TensorSamples
     from ..feedback.places import marked_samples
 
     given, _ = marked_samples(gan, negatives, "negatives")
-    return given.batch(torch.arange(min(len(given), max(marks)))).cpu()
+    count = min(len(given), max(marks))
+    labels = getattr(given, "labels", None)
+    return TensorSamples(given.batch(torch.arange(count)).cpu(), None if labels is None else labels[:count])
 
 
 def _print(table: list[list[str]]) -> None:

@@ -81,6 +81,7 @@ class Audit:
         goal: what the search climbs. judges: samples -> bool [N] by name; the first gives the figures of the table. One
             that is not the goal tells a negative from what merely fools the goal.
         negatives: to relearn from, [at least max(budget.marks), ...]; good: unrelated samples [n, ...].
+        negative_labels, good_labels: theirs [n, c_dim], where a conditional GAN made them.
         seed: of everything random.
 
     Raises:
@@ -96,6 +97,8 @@ class Audit:
     retrained: GAN | None = None
     budget: Budget = field(default_factory=Budget)
     seed: int = 0
+    negative_labels: Tensor | None = None
+    good_labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name, gan in self.models.items():
@@ -136,14 +139,22 @@ class Audit:
                 yield model, "unrelated"
 
     def identity(self) -> dict[str, Any]:
-        """What the parts depend on, as plain data."""
+        """What the parts depend on, as plain data. says: what goal and judges say of the samples, as a name may stand
+        for another network by now."""
+        labels = {"negative labels": self.negative_labels, "good labels": self.good_labels}
+        held = {"negatives": self.negatives, "good": self.good} | {k: c for k, c in labels.items() if c is not None}
         return dict(
             models={name: gan_digest(gan) for name, gan in self.models.items()},
             judges=list(self.judges),
-            samples=digest({"negatives": self.negatives, "good": self.good}),
+            samples=digest(held),
+            says=digest({name: self._said(rule) for name, rule in {**self.judges, "": self.goal.is_negative}.items()}),
             budget=_budget(self),
             seed=self.seed,
         )
+
+    def _said(self, rule: Rule) -> Tensor:
+        parts = torch.cat([self.negatives, self.good]).split(100)
+        return torch.cat([rule(x.to(self.before.device)).cpu() for x in parts])
 
 
 def subject_of(
@@ -154,7 +165,7 @@ def subject_of(
     budget: Budget | None = None,
     seed: int = 0,
     retrained: GAN | None = None,
-    negatives: Tensor | None = None,
+    negatives: Tensor | TensorSamples | None = None,
     most: int = 20_000,
 ) -> Audit:
     """An audit whose samples are gathered from the original: negatives to relearn from where none are given (those that
@@ -167,19 +178,30 @@ def subject_of(
     rule = next(iter(judges.values()))
     wanted = {"good samples": budget.unrelated, "negatives": 0 if negatives is not None else max(budget.marks)}
     found: dict[str, list[Tensor]] = {name: [] for name in wanted}
-    for x in before.batches(most, stream_seed(seed, Stream.AUDIT_GOOD)):
+    places: dict[str, list[Tensor]] = {name: [] for name in wanted}
+    latents, looked = stream_seed(seed, Stream.AUDIT_GOOD), 0
+    for x in before.batches(most, latents):
         first, second = goal.is_negative(x).cpu(), rule(x).cpu()
         for name, flags in (("good samples", ~first & ~second), ("negatives", first & second)):
             left = wanted[name] - sum(map(len, found[name]))
-            found[name].append(x.cpu()[flags][: max(left, 0)])
+            places[name].append(looked + torch.nonzero(flags).flatten()[: max(left, 0)])
+            found[name].append(x.cpu()[places[name][-1] - looked])
+        looked += len(x)
         if all(sum(map(len, found[name])) >= count for name, count in wanted.items()):
             break
     for name, count in wanted.items():
         got = sum(map(len, found[name]))
         if got < count:
             raise ValueError(f"before: expected {count} {name} among {most:,} samples of the original, got {got}")
-    marked = torch.cat(found["negatives"]) if negatives is None else negatives
-    return Audit(before, after, goal, judges, marked, torch.cat(found["good samples"]), retrained, budget, seed)
+    labels = before.inputs(most, latents)[1]
+    good, marked = (
+        TensorSamples(torch.cat(found[name]), None if labels is None else labels.cpu()[torch.cat(places[name])])
+        for name in wanted
+    )
+    if negatives is not None:
+        marked = TensorSamples(negatives) if isinstance(negatives, Tensor) else negatives
+    audit = Audit(before, after, goal, judges, marked.tensor, good.tensor, retrained, budget, seed)
+    return dataclasses.replace(audit, negative_labels=marked.labels, good_labels=good.labels)
 
 
 # --- parts
@@ -203,7 +225,11 @@ def compute(audit: Audit, model: str, measure: str, pictures: Path | None = None
             batches = audit.before.batches(budget.samples, latents, audit.before.fitting(250))
             flags = torch.cat([audit.judge(x).cpu() for x in batches])
         return residue(gan, flags, latents) if probeable(flags) else {}
-    samples = audit.good[: budget.unrelated] if kind == "unrelated" else audit.negatives[: int(argument)]
+    if kind == "unrelated":
+        count, tensor, labels = budget.unrelated, audit.good, audit.good_labels
+    else:
+        count, tensor, labels = int(argument), audit.negatives, audit.negative_labels
+    samples = TensorSamples(tensor[:count], None if labels is None else labels[:count])
     return relearn(
         gan, samples, audit.judge, budget.images, budget.looks, budget.relearn_rate, budget.check_samples, seed
     )
@@ -304,7 +330,7 @@ def _check_identity(audit: Audit, out: Path) -> None:
     there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else own
     # A retrained GAN may come later: no part of the others changes.
     there["models"] = {**own["models"], **there["models"]}
-    differs = [name for name, value in own.items() if there.get(name) != value]
+    differs = [name for name, value in own.items() if there.get(name, value) != value]
     if differs:
         raise ValueError(f"out: {out} holds an audit with other {', '.join(differs)}; give another folder")
     write_json(path, own)

@@ -33,7 +33,7 @@ def negative_rate(
 
 def relearn(
     gan: GAN,
-    samples: Tensor,
+    samples: Tensor | TensorSamples,
     rule: Callable[[Tensor], Tensor],
     images: int = 6400,
     looks: int = 8,
@@ -41,7 +41,8 @@ def relearn(
     check_samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Fine-tune a copy of both networks on `samples` [K, ...]: stage 1's settings, without EWC.
+    """Fine-tune a copy of both networks on `samples` [K, ...], with their labels where they have some: stage 1's
+    settings, without EWC.
 
     Args:
         rule: samples -> bool [N], what is negative; looked at on check_samples latents, the same each time, of the
@@ -56,6 +57,7 @@ def relearn(
     """
     if len(samples) == 0:
         raise ValueError("samples: expected at least one, got none")
+    held = TensorSamples(samples.cpu()) if isinstance(samples, Tensor) else samples
     twin = gan.copy()
     twin.generator.load_state_dict(gan.sampling_generator.state_dict())
     settings = Adapt().adversarial
@@ -66,7 +68,7 @@ def relearn(
     latents = stream_seed(seed, Stream.ATTACK_RATE)
     curve = [[0, negative_rate(gan, rule, check_samples, latents, gan.sampling_generator)]]
     with fork_rng(gan.device, stream_seed(seed, Stream.RELEARN)), progress.bar("relearn", steps) as bar:
-        trainer = AdversarialTrainer(twin, TensorSamples(samples.cpu()), settings)
+        trainer = AdversarialTrainer(twin, held, settings)
         trainer.set_lr_factor(rate)
         while trainer.step_count < steps:
             bar.update(trainer.step())

@@ -81,10 +81,9 @@ class TimmClassifier(nn.Module):
         return self
 
     def features(self, x: Tensor) -> Tensor:
-        """What the backbone gives before its own classifier, [N, num_features]."""
-        with torch.no_grad():
-            seen = ((x + 1) / 2).expand(-1, 3, -1, -1)
-            return self.backbone((seen - self.mean) / self.std).flatten(1)
+        """What the backbone gives before its own classifier, [N, num_features]; differentiable in x."""
+        seen = ((x + 1) / 2).expand(-1, 3, -1, -1)
+        return self.backbone((seen - self.mean) / self.std).flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -350,6 +351,48 @@ def test_a_folder_of_another_audit_is_refused(tmp_path):
     changed = auditing.subject_of(pair(), pair(Passing(-2.0)), beyond(1.0), judges(), QUICK)
     with pytest.raises(ValueError, match="holds an audit with other models"):
         auditing.run(changed, tmp_path)
+    # The same names, which stand for something else by now.
+    other = dataclasses.replace(small_audit(False), judges=judges(judge=lambda x: x[:, 0] > 1.3))
+    with pytest.raises(ValueError, match="holds an audit with other says; give another folder"):
+        auditing.run(other, tmp_path)
+
+
+class Shown(nn.Module):
+    """The label beside the first latent."""
+
+    latent_dim, c_dim = 2, 5
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, z, c):
+        return self.scale * torch.stack([z[:, 0], c.argmax(1).to(z)], 1)
+
+
+class Asked(nn.Module):
+    """A discriminator that takes labels too."""
+
+    def __init__(self):
+        super().__init__()
+        self.line = nn.Linear(2, 1)
+
+    def forward(self, x, c):
+        return self.line(x)
+
+
+def test_relearning_shows_samples_with_the_labels_they_were_made_with(monkeypatch):
+    gan = GAN(Shown(), Asked())
+    by = {"judge": lambda x: x[:, 1] == 3}
+    audit = auditing.subject_of(gan, gan.copy(), Goal(by["judge"], lambda x: x[:, 0]), by, QUICK)
+    seen = []
+    monkeypatch.setattr(Asked, "forward", lambda self, x, c: seen.append((x.detach(), c.detach())) or self.line(x))
+    for measure in ("relearn 4", "unrelated"):
+        auditing.compute(audit, "after", measure)
+    real = [(x, c) for x, c in seen if torch.equal(x[:, 1], x[:, 1].round())]
+    assert len(real) > 4
+    for x, c in real:
+        assert torch.equal(c.argmax(1).to(x), x[:, 1])
 
 
 def test_a_retrained_gan_may_be_added_later(tmp_path):

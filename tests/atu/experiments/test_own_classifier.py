@@ -16,6 +16,7 @@ from torch import nn
 
 from atu.cli import main as cli
 from atu.evaluation.classifier import Classifier
+from atu.evaluation.goals import class_goal
 from atu.experiments.own_classifier import (
     Plan,
     augmented,
@@ -248,6 +249,9 @@ def test_a_frozen_backbone_with_its_weights_from_a_file(fake_timm, tmp_path):
     x = torch.rand(5, 3, 16, 16) * 2 - 1
     features = network.eval()(((x + 1) / 2 - 0.5) / 0.25)
     torch.testing.assert_close(classifier.features(x), features.detach())
+    x.requires_grad_(True)  # as in an audit's search
+    (slope,) = torch.autograd.grad(class_goal(classifier, ["dark"], (-1.0, 1.0)).score(x).sum(), x)
+    assert slope[:, :, 6:10, 6:10].abs().sum() > 0
     torch.save({"conv.weight": torch.zeros(2)}, tmp_path / "wrong.pth")
     with pytest.raises(ValueError, match=r"wrong\.pth: the weights do not fit the network: .*conv\.weight: expected"):
         train_folder(data, tmp_path / "other", Plan(backbone="small", weights=tmp_path / "wrong.pth"))
