@@ -22,6 +22,7 @@ from .support.image_range import checked_range, inferred_range
 from .support.modules import (
     copied,
     eval_mode,
+    is_stylegan,
     parameter_dtype,
     plain,
     required_arguments,
@@ -248,7 +249,7 @@ class GAN:
     @property
     def is_stylegan(self) -> bool:
         """Whether the generator splits into mapping and synthesis networks."""
-        return hasattr(self.generator, "mapping") and hasattr(self.generator, "synthesis")
+        return is_stylegan(self.generator)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:

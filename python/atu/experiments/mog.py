@@ -142,6 +142,7 @@ def demo_mog(
         erase,
         mog_data(10_000, seed + 1),
         others=adapted_generators(gan, result),
+        answered=True,
         n=samples,
         seed=stream_seed(seed, Stream.EVALUATION),
         keep=2000,

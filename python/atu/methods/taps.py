@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..gan import GAN
-from ..support.modules import copied, eval_mode, unless_16_bit
+from ..support.modules import eval_mode, still, unless_16_bit
 from ..support.seeding import fork_rng
 from .layers import layers_in_order
 
@@ -82,7 +82,10 @@ class Taps:
     """
 
     def __init__(self, gan: GAN, names: Sequence[str]):
-        self.source = copied(gan.generator).requires_grad_(False).train()
+        self.source = still(gan.generator)
+        for module in self.source.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train()  # its batches' statistics, as in the generator
         self.gan, self.names = gan, names
 
     def __call__(self, z: Tensor, c: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.optim.swa_utils import AveragedModel
 
 
@@ -46,6 +47,22 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
         raise TypeError(
             f"{type(module).__name__} cannot be copied, which a run does ({error}): keep what is no weight out of it"
         ) from error
+
+
+def still(module: nn.Module) -> nn.Module:
+    """A copy without gradients that gives the same after any pass: in training mode, as what it is compared with, but
+    for what keeps statistics or spectral norms' vectors in buffers, and for the top of a StyleGAN, whose mode says
+    whether its layers' magnitudes follow (StyleGAN3)."""
+    found = copied(module).train().requires_grad_(False)
+    for each in found.modules():
+        keeps = any(True for _ in each.buffers(recurse=False)) and not isinstance(each, _InstanceNorm)
+        each.training = not (keeps or is_stylegan(each))
+    return found
+
+
+def is_stylegan(module: nn.Module) -> bool:
+    """Whether a generator splits into mapping and synthesis networks."""
+    return hasattr(module, "mapping") and hasattr(module, "synthesis")
 
 
 def tensors_in(value: Any, depth: float = float("inf")) -> Iterator[Tensor]:

@@ -16,6 +16,8 @@ from atu.methods.adapt_then_unlearn.steering import hold_statistics
 from atu.methods.adapt_then_unlearn.ways import WayLatents
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
+from atu.networks.stylegan3 import Generator as Generator3
+from atu.support.modules import still
 
 from .planes import Doubled, Odds, Plane, anywhere, apart, uniform
 
@@ -214,3 +216,54 @@ def test_batch_norm_uses_its_running_statistics():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).train()
     hold_statistics(net, None)
     assert [m.training for m in net] == [True, False, True]
+
+
+def stylegan3():
+    options = dict(channel_base=64, channel_max=8, num_layers=4, num_critical=1, margin_size=4)
+    return GAN(Generator3(4, 0, 4, 16, 3, dict(num_layers=1), **options))
+
+
+def magnitudes(network):
+    return {name: value.clone() for name, value in network.state_dict().items() if name.endswith("magnitude_ema")}
+
+
+@pytest.mark.parametrize("mixing", [0.0, 0.5])
+def test_stylegan3_keeps_its_magnitudes_where_statistics_are_held(mixing):
+    gan = stylegan3()
+    gan.generator.train()
+    z, before = gan.inputs(7)[0], magnitudes(gan.generator)
+    hold_statistics(gan.generator)
+    gan.fake(z, None, mixing)
+    assert before and all(torch.equal(value, before[name]) for name, value in magnitudes(gan.generator).items())
+
+
+class Normed(nn.Module):
+    """A generator of spectral norms, old and new, batch norm and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        norms = nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm
+        self.layers = nn.Sequential(
+            norms[0](nn.Linear(4, 6)), nn.BatchNorm1d(6), nn.Dropout(0.5), norms[1](nn.Linear(6, 5))
+        )
+
+    def forward(self, z):
+        return self.layers(z)
+
+
+@pytest.mark.parametrize("make", [stylegan3, lambda: GAN(Normed(), latent_dim=4)])
+def test_a_still_copy_gives_the_same_after_any_pass(make):
+    gan = make()
+    gan.generator.train()
+    copy = still(gan.generator)
+    z, state = gan.inputs(7)[0], {k: v.clone() for k, v in copy.state_dict().items()}
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        found.append(gan.fake(z, None, generator=copy))
+        gan.fake(3 * z + 1, None, generator=copy)
+    assert torch.equal(*found)
+    assert all(torch.equal(v, state[k]) for k, v in copy.state_dict().items())
+    assert not any(p.requires_grad for p in copy.parameters()) and gan.generator.training
+    dropout = [m for m in copy.modules() if isinstance(m, nn.Dropout)]
+    assert all(m.training for m in dropout)

@@ -19,7 +19,7 @@ from ...data.samples import Samples
 from ...feedback.feedback import Feedback, doubted, without_doubted
 from ...gan import GAN
 from ...support import world
-from ...support.modules import copied
+from ...support.modules import is_stylegan, still
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.trainer import together
 from .distance import SampleDistance, variance
@@ -88,8 +88,7 @@ class Steering:
         known = feedback.negative_latents
         self.bank: NegativeLatents | None = None
         if self.hold_weight and known is not None and len(known[0]):
-            generator = copied(gan.sampling_generator).train().requires_grad_(False)
-            hold_statistics(generator)
+            generator = still(gan.sampling_generator)
             self.distance = SampleDistance(self.guide, some.to(gan.device), cfg.hold_features)
             with fork_rng(gan.device, stream_seed(seed, Stream.NEARBY)):
                 original = partial(gan.fake, generator=generator)
@@ -214,8 +213,9 @@ def _taught(
 
 
 def hold_statistics(*networks: nn.Module | None) -> None:
-    """Let batch norm use its running statistics: a batch of latents of one kind has others than the whole."""
+    """Let batch norm use its running statistics, and StyleGAN3's layers keep their magnitudes: a batch of latents of
+    one kind has others than the whole."""
     for network in networks:
         for module in network.modules() if network is not None else ():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) or is_stylegan(module):
+                module.training = False
