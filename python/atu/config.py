@@ -138,11 +138,12 @@ class Adapt:
         NonNegative,
         Field(
             description="Weight lambda of EWC, lambda/2 sum F (theta - theta_G)^2; with ewc_relative it is divided "
-            "by sum F theta_G^2."
+            "by 1/2 sum F theta_G^2."
         ),
     ] = 50.0
     ewc_relative: Annotated[
-        bool, Field(description="Divide EWC by sum F theta_G^2, so that one weight means the same for every network.")
+        bool,
+        Field(description="Divide EWC by 1/2 sum F theta_G^2, so that one weight means the same for every network."),
     ] = True
     fisher: Annotated[Fisher, Field(description="The Fisher information F.")] = field(default_factory=Fisher)
     adversarial: Annotated[Adversarial, Field(description="The adversarial loss, on the negatives.")] = field(
@@ -180,7 +181,8 @@ class Repel:
     strength: Annotated[
         NonNegative,
         Field(
-            description="If gamma is unset: norm of the repulsion's gradient over the adversarial one's at the start."
+            description="If gamma is unset: norm of the repulsion's gradient over that of all other losses' gradient, "
+            "at the start."
         ),
     ] = 0.05
     schedule: Annotated[
@@ -331,6 +333,18 @@ class Config:
             raise ValueError(f"config: holds no settings of {self.method!r}; make it with Config.of({self.method!r})")
         return self.methods[self.method]
 
+    def check_preset(self) -> None:
+        """Raise ValueError where the method sets several fields and every one is the default method's: then the config
+        is that one's under another name, as `Config(method="el2")` is."""
+        preset = _leaves(presets.METHODS.get(self.method).preset)
+        plain, own = (_leaves(config.to_dict()) for config in (Config(), self))
+        unlike = [path for path, value in preset.items() if plain.get(path) != value]
+        if len(unlike) > 1 and all(own.get(path) == plain.get(path) for path in unlike):
+            raise ValueError(
+                f"config: holds the settings of {presets.DEFAULT!r} under the name of {self.method!r}, which sets "
+                f"{', '.join(unlike[:3])} and others; make it with Config.of({self.method!r}, data={{...}})"
+            )
+
     @classmethod
     def of(cls, method: str | None = None, compat: str | None = None, data: Mapping[str, Any] | None = None) -> Config:
         """Settings of a method: the defaults, then what the method sets, then what `compat` does, then `data`.
@@ -411,6 +425,14 @@ class Config:
     def save(self, path: str | Path) -> Path:
         """Write a TOML file atomically."""
         return write_text(path, self.to_toml())
+
+
+def _leaves(data: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values in nested dicts, by their names joined with dots."""
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        found.update(_leaves(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value})
+    return found
 
 
 def _merged(defaults: Any, data: Any) -> Any:

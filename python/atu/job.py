@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import presets
-from .config import Config
+from .config import Adversarial, Config
 from .data.marks import KEPT, joined, keep_marks
 from .data.samples import Samples, TensorSamples, as_samples
 from .feedback.checks import label_remarks
@@ -34,12 +34,14 @@ from .feedback.feedback import Feedback, build_feedback, check_distinct
 from .feedback.oracles import Oracle, find
 from .feedback.places import marked_samples
 from .gan import GAN
+from .methods.adapt_then_unlearn.steering import hold_weight
 from .methods.registry import METHODS
 from .support import world
 from .support.digest import digest
 from .support.modules import eval_mode, state_of, trainable
 from .support.seeding import fork_rng
 from .training import precision, threads
+from .training.fisher import check_parameters
 from .training.losses import r1_penalty
 from .training.run_folder import RunFolder, gan_digest, recorded, samples_digest
 
@@ -134,6 +136,12 @@ def check_gan(gan: Any) -> GAN:
         for key, value in module.state_dict().items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise ValueError(f"gan: {name}.{key} holds values that are not finite")
+    for name, first, second in zip(("latent", "label"), gan.inputs(2), gan.inputs(2), strict=True):
+        if first is not None and (second is None or not torch.equal(first, second)):
+            raise ValueError(
+                f"gan: expected a {name}_sampler that draws by the torch.Generator that it is given, and so the same "
+                "for the same seed"
+            )
     shape, x = gan.sample_shape, gan.sample(2)
     if x.shape != (2, *shape) or not torch.isfinite(x).all():
         raise ValueError(f"gan: its generator gave {list(x.shape)} for 2 latents, or values that are not finite")
@@ -194,8 +202,9 @@ def _rehearse(gan: GAN, config: Config, n: int = 3) -> None:
     would take the time and the memory of one."""
     if gan.is_big:
         return
-    settings = (config.adapt.adversarial, config.repel.adversarial)
-    penalised = config.repel.guide_r1 or any(one.r1_gamma or one.r2_gamma for one in settings)
+    trained = _trained_with(gan, config)
+    penalised = any(one.r1_gamma or one.r2_gamma for one, _ in trained) or _guided(gan, config)
+    n = min([n, *(one.batch_size for one, held in trained if not held)])
     with fork_rng(gan.device, 0), torch.enable_grad():
         twin = gan.copy()
         assert twin.discriminator is not None
@@ -205,13 +214,32 @@ def _rehearse(gan: GAN, config: Config, n: int = 3) -> None:
             x = twin.fake(z, c)
             slopes = torch.autograd.grad(twin.logits(x, c).sum(), weights, allow_unused=True)
             leaf = x.detach().requires_grad_(True)
-            logits = twin.logits(leaf, c)
-            penalty = r1_penalty(logits, leaf) if penalised else 0.0
-            (logits.sum() + penalty).backward()
+            twin.logits(leaf, c).sum().backward()
+            if penalised:  # by itself, as in training
+                r1_penalty(twin.logits(leaf, c), leaf).backward()
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"gan: a step of training fails on these networks ({error})") from error
     if all(slope is None for slope in slopes):
         raise ValueError("gan: no gradient of the discriminator reaches the generator's weights; is one under no_grad?")
+
+
+def _trained_with(gan: GAN, config: Config) -> list[tuple[Adversarial, bool]]:
+    """The settings of each adversarial training of the method, and whether batch norm holds its statistics in it."""
+    own = config.methods.get(config.method)
+    if own is not None and hasattr(own, "adversarial"):
+        return [(own.adversarial, False)]
+    stages = {
+        "adapt": (config.adapt.adversarial, False),
+        "repel": (config.repel.adversarial, hold_weight(gan, config.repel) > 0),
+    }
+    return [stages[name] for name in METHODS[config.method].stages if name in stages]
+
+
+def _guided(gan: GAN, config: Config) -> bool:
+    """Whether a guide with a gradient penalty is trained."""
+    repel = config.repel
+    steers = "repel" in METHODS[config.method].stages and (repel.guide_weight > 0 or hold_weight(gan, repel) > 0)
+    return steers and repel.guide_r1 > 0
 
 
 def _is_sigmoids(y: Tensor) -> bool:
@@ -256,6 +284,7 @@ def _config(config: Config | Mapping[str, Any] | str | Path | None, method: str 
             )
         if method is not None and method != config.method:
             raise ValueError(f"method: expected {config.method!r}, which the config is for, got {method!r}")
+        config.check_preset()
         cfg = copy.deepcopy(config)
     elif config is None or isinstance(config, Mapping):
         cfg = Config.of(method, compat, config)
@@ -277,7 +306,7 @@ def check_adapted(gan: GAN, adapted: Sequence[Mapping[str, Tensor]]) -> States:
             raise ValueError(
                 f"adapted: expected state dicts of gan.generator, but {wrong[0]} is missing or of another shape"
             )
-    return [dict(state) for state in adapted]
+    return [{k: state[k].to(v.dtype) for k, v in own.items()} for state in adapted]
 
 
 def _check_method(gan: GAN, config: Config, request: Request) -> None:
@@ -289,6 +318,16 @@ def _check_method(gan: GAN, config: Config, request: Request) -> None:
     if request.adapted is not None and config.method not in presets.REPULSION:
         raise ValueError(f"method: expected one of {', '.join(presets.REPULSION)} for stage 2, got {config.method!r}")
     METHODS[config.method].check(gan, config)
+    stages, fishers = METHODS[config.method].stages, {}
+    if "adapt" in stages and request.adapted is None:
+        fishers["adapt.fisher"] = config.adapt.fisher
+        if config.adapt.steps == 0 and ("repel" not in stages or config.repel.loss != "none"):
+            raise ValueError(f"config: adapt.steps: expected some for {config.method!r}, which goes by them, got 0")
+    own = config.methods.get(config.method)
+    if own is not None and hasattr(own, "fisher"):
+        fishers[f"methods.{config.method}.fisher"] = own.fisher
+    for name, fisher in fishers.items():
+        check_parameters(gan.generator, fisher.parameters, f"config: {name}.parameters")
 
 
 def _folder_of(value: Any) -> Path | None:

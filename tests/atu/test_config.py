@@ -168,6 +168,16 @@ def test_a_config_is_for_one_method(name):
         assert Config(method=name).own == config.own
 
 
+def test_a_method_named_to_the_constructor_brings_no_settings_of_its_own_and_is_told():
+    for method in ("el2", "il2"):
+        with pytest.raises(ValueError, match=rf"under the name of '{method}'.*Config\.of\('{method}'"):
+            Config(method=method).check_preset()
+        Config.of(method).check_preset()
+        Config.of(method, data={"repel": {"hold_weight": "auto", "guide_weight": 4.0}}).check_preset()
+    Config(method="cdc").check_preset()
+    Config.of("extrapolate", data={"adapt": {"steps": 100}}).check_preset()  # as many as the default's
+
+
 def test_settings_given_to_the_constructor_are_checked():
     config = Config(method="cdc", methods={"cdc": {"weight": 3}})
     assert config == Config.of("cdc", data={"methods": {"cdc": {"weight": 3}}})

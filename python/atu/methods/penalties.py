@@ -33,11 +33,12 @@ class EwcSettings(Finetune):
         NonNegative,
         Field(
             description="Weight lambda of EWC, lambda/2 sum F (theta - theta_G)^2; with relative it is divided by "
-            "sum F theta_G^2."
+            "1/2 sum F theta_G^2."
         ),
     ] = 5.0
     relative: Annotated[
-        bool, Field(description="Divide EWC by sum F theta_G^2, so that one weight means the same for every network.")
+        bool,
+        Field(description="Divide EWC by 1/2 sum F theta_G^2, so that one weight means the same for every network."),
     ] = True
     fisher: Annotated[Fisher, Field(description="The Fisher information F.")] = field(default_factory=Fisher)
 

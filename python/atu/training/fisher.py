@@ -7,11 +7,19 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..gan import GAN
 from ..support import progress
 from ..support.modules import eval_mode
+
+
+def check_parameters(generator: nn.Module, patterns: Sequence[str], name: str = "parameters") -> None:
+    """Raise ValueError where a regular expression matches none of the generator's parameters; `name` is the setting."""
+    named = [each for each, _ in generator.named_parameters()]
+    for pattern in patterns:
+        if not any(re.search(pattern, each) for each in named):
+            raise ValueError(f"{name}: {pattern!r} matches none of the generator's, such as {named[0]}")
 
 
 def diagonal_fisher(
@@ -38,9 +46,7 @@ def diagonal_fisher(
         raise ValueError("z: expected at least one latent, got none")
     gan = gan.copy()  # it may be frozen; and what hooks of its layers leave of a pass with gradients cannot be copied
     named = list(gan.generator.named_parameters())
-    for pattern in parameters:
-        if not any(re.search(pattern, name) for name, _ in named):
-            raise ValueError(f"parameters: {pattern!r} matches none of the generator's, such as {named[0][0]}")
+    check_parameters(gan.generator, parameters)
     chosen = [not parameters or any(re.search(pattern, name) for pattern in parameters) for name, _ in named]
     fisher = [torch.zeros_like(p) for _, p in named]
     wanted = [p for (_, p), take in zip(named, chosen, strict=True) if take]

@@ -1,13 +1,18 @@
 """The methods by name: each runs on every kind of GAN, in every way of settings."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 
 import atu_ext
 from atu import Config, adapt, presets, repel, unlearn
+from atu.gan import GAN
 from atu.methods.registry import METHODS
+from atu.networks.stylegan2 import Discriminator
+from atu.support import world
 from atu.training.trainer import AdversarialTrainer
 
 from .kinds import KINDS, QUICK, dcgan, marked, mlp, quick, stylegan, upper_half
@@ -140,6 +145,40 @@ def test_config_files_name_their_method(tmp_path):
         Config.load(path, "el2")
 
 
+def careless():
+    """A GAN whose latents are drawn without regard to the generator of random numbers that is given."""
+    return GAN(mlp().generator, mlp().discriminator, latent_sampler=lambda n, rng: torch.randn(n, 4))
+
+
+def grouped():
+    """A GAN whose discriminator looks at four samples together."""
+    return GAN(mlp().generator, Discriminator(0, 8, 1, channel_base=32, channel_max=4))
+
+
+class Once(torch.autograd.Function):
+    """The mean, whose gradient has none."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return (x.flatten(1) @ weight)[:, None]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, slope):
+        x, weight = ctx.saved_tensors
+        return (slope * weight).reshape(x.shape), x.flatten(1).T @ slope[:, 0]
+
+
+class OnceDifferentiable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(64) / 8)
+
+    def forward(self, x):
+        return Once.apply(x, self.weight)
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -156,6 +195,24 @@ def test_config_files_name_their_method(tmp_path):
         (dict(config={"methods": {"cfk": {}}}), r"config: methods\.cfk"),
         (dict(config={"methods": {"cdc": {"batch": 2}}}), r"config: methods\.cdc\.batch"),
         (dict(config={"methods": {"cdc": {"layers": ["("]}}}), r"config: methods\.cdc\.layers"),
+        (dict(config={"repel": {"guide_steps": 0}}), r"repel\.guide_steps: expected some, .* got 0"),
+        (
+            dict(config={"repel": {"nearby_weight": 8.0}}, method="el2"),
+            r"repel\.nearby_weight: has no effect .* got 8:",
+        ),
+        (
+            dict(config={"repel": {"adversarial": {"style_mixing": 0.5}}}),
+            r"repel\.adversarial\.style_mixing: expected 0 where good samples are held .* got 0\.5",
+        ),
+        (dict(config={"adapt": {"fisher": {"parameters": ["convs"]}}}), r"adapt\.fisher\.parameters: 'convs' matches"),
+        (
+            dict(config=quick("ewc", fisher={"parameters": ["x"]}), method="ewc"),
+            r"methods\.ewc\.fisher\.parameters: 'x' matches none",
+        ),
+        (dict(config={"adapt": {"steps": 0}}), r"adapt\.steps: expected some for 'atu'"),
+        (dict(config={"adapt": {"steps": 0}}, method="extrapolate"), r"adapt\.steps: expected some for 'extrapolate'"),
+        (dict(config=Config(method="el2")), "config: holds the settings of 'atu' under the name of 'el2'"),
+        (dict(gan=careless()), "gan: expected a latent_sampler that draws by the torch.Generator that it is given"),
         (dict(config=quick("cf-k", k=4), method="cf-k"), r"methods\.cf-k\.k: expected at most 3, .* got 4"),
         (dict(config=quick("eu-k", k=9), method="eu-k"), r"methods\.eu-k\.k: expected at most 3, .* got 9"),
         (
@@ -168,6 +225,53 @@ def test_mistakes_are_named_before_any_work(change, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         unlearn(**{**dict(gan=mlp(), negatives=torch.ones(4, 1, 8, 8), out=tmp_path / "run"), **change})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "settings, method, words",
+    [
+        ({}, "atu", r"repel\.adversarial\.batch_size: .* 8 processes times 4 .*got 16, half of 32: where good samples"),
+        ({}, "el2", None),
+        ({"repel": {"adversarial": {"batch_size": 64}}}, "atu", None),
+        ({"adapt": {"adversarial": {"batch_size": 20}}}, "el2", r"adapt\.adversarial\.batch_size: .* got 20$"),
+    ],
+)
+def test_batches_that_processes_cannot_share_are_told_at_once(monkeypatch, settings, method, words):
+    monkeypatch.setattr(world, "size", lambda: 8)
+    monkeypatch.setattr(world, "rank", lambda: 0)
+    config = Config.of(method, data=settings)
+    with pytest.raises(ValueError, match=words) if words else nullcontext():
+        METHODS[method].check(grouped(), config)
+
+
+def test_a_repulsion_that_is_flat_where_it_begins_is_told():
+    gan = mlp()
+    adapted = [{k: v + 1.0 for k, v in gan.generator.state_dict().items()}]
+    config = {**QUICK, "repel": {**QUICK["repel"], "reduction": "sum"}}
+    for method, words in (
+        ("nl2", r"nl2 is flat at the distance .* raise repel\.ceiling"),
+        ("el2", "lower repel.alpha"),
+    ):
+        with pytest.raises(ValueError, match=f"repel.loss: .*{words}"):
+            repel(gan, adapted, marked(gan), config={**config, "method": method})
+
+
+def test_adapted_weights_of_another_precision_are_taken():
+    gan = mlp()
+    adapted = adapt(gan, marked(gan), config=QUICK)
+    done = repel(gan, [{k: v.double() for k, v in adapted[0].items()}], marked(gan), config=QUICK)
+    assert done.gan.generator.net[0].weight.dtype == torch.float32
+
+
+def test_a_training_is_rehearsed_with_its_methods_own_settings():
+    """R1 needs gradients of gradients, which this discriminator has not."""
+    gan = mlp()
+    gan.discriminator = OnceDifferentiable()
+    off = {"r1_gamma": 0.0, "r2_gamma": 0.0}
+    config = {**QUICK, "adapt": {**QUICK["adapt"], "adversarial": off}, "repel": {"adversarial": off}}
+    with pytest.raises(ValueError, match="gan: a step of training fails"):
+        unlearn(gan, marked(gan), config=config, method="ewc")
+    assert unlearn(gan, marked(gan), config=quick("ewc", adversarial=off), method="ewc").decisions["method"] == "ewc"
 
 
 def test_second_stage_alone_is_for_methods_that_have_it():

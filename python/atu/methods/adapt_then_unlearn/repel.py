@@ -58,6 +58,12 @@ class Repulsion:
         self.adversarial_norm = 0.0
         _, distance = self.penalty.value()
         self.start_norm = abs(repulsion(distance, cfg)[1]) * self.penalty.distance_grad_norm()
+        if cfg.loss != "none" and cfg.gamma is None and cfg.strength > 0 and self.start_norm == 0:
+            flat = "raise repel.ceiling" if cfg.loss == "nl2" else "lower repel.alpha"
+            raise ValueError(
+                f"config: repel.loss: {cfg.loss} is flat at the distance {distance:.3g} from the adapted weights, "
+                f"where stage 2 begins, and repels nothing; {flat}, or set repel.reduction to relative"
+            )
 
     def add_grad(self) -> dict[str, float]:
         """Add gamma d L / d theta to the gradients; returns distance, repulsion and gamma."""
@@ -71,8 +77,8 @@ class Repulsion:
         return {"distance": distance, "repulsion": gamma * value, "gamma": gamma}
 
     def _balanced_gamma(self) -> float:
-        """gamma at which the repulsion's gradient at the start has `strength` times the adversarial one's (smoothed)
-        norm. Later it fades or grows with the distance as the loss says."""
+        """gamma at which the repulsion's gradient at the start has `strength` times the (smoothed) norm of all other
+        losses' gradient. Later it fades or grows with the distance as the loss says."""
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads))
         if math.isfinite(norm):  # scaled float16 gradients overflow now and then, and the step is left out
