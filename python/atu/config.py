@@ -264,7 +264,8 @@ class Feedback:
         SAMPLES,
         Field(
             description="Drawn from the pretrained GAN, and filtered by the oracle or probe. auto: 5,000; of small "
-            "images of other kinds than StyleGANs, for which an oracle answers, up to 20,000."
+            "images of other kinds than StyleGANs, for which an oracle answers, up to 20,000. At most as many as fit "
+            "in 1 GiB (85 of 1024 x 1024 in colour), and 64 at least; another number than the one given is told."
         ),
     ] = "auto"
     recall: Annotated[

@@ -421,19 +421,22 @@ def _with_earlier(
         return given
     negatives = joined(given[0], earlier.negatives, given[1], gan.image_range)
     assert negatives is not None
-    return negatives, joined(given[1], earlier.positives, given[0], gan.image_range)
+    return negatives, joined(given[1], earlier.positives, given[0], gan.image_range, "positives")
 
 
 def _fitted(gan: GAN, config: Config, out: str | Path | None) -> tuple[GAN, Config]:
     """Both with the threads and the precision that are best on this machine, or were when the run began, where the
-    config leaves them open."""
+    config leaves them open; and with how many big samples fit in memory at once, on which their noise depends."""
     batch, before = config.repel.adversarial.batch_size, recorded(out)
     number = world.from_first(lambda: threads.choose(gan, batch, config.threads, before.get("threads")))
     with threads.using(number):
         chosen = world.from_first(lambda: precision.resolve(config.precision, gan, batch, before.get("precision")))
-    if gan.precision != chosen:
+    at_once = gan.batch
+    if gan.is_big and at_once is None:
+        at_once = world.from_first(lambda: before.get("at_once") or gan.fitting())
+    if (gan.precision, gan.batch) != (chosen, at_once):
         gan = copy.copy(gan)  # the same networks: the caller's GAN stays as it is
-        gan.precision = chosen
+        gan.precision, gan.batch = chosen, at_once
     return gan, config.having(precision=chosen, threads=number)
 
 
@@ -446,6 +449,8 @@ def _identity(inputs: Inputs) -> dict[str, Any]:
     drawn = gan.labels(64, torch.Generator().manual_seed(0))
     if drawn is not None:
         identity["labels"] = digest({"drawn": drawn})
+    if gan.is_big:
+        identity["at_once"] = inputs.gan.batch
     if inputs.adapted is not None:
         identity["adapted"] = [digest(state) for state in inputs.adapted]
     if inputs.earlier is not None:

@@ -13,10 +13,12 @@ from torch import nn
 import atu
 import atu_ext
 from atu import GAN, Config, adapt, extrapolate, repel, unlearn
+from atu import gan as gan_module
 from atu.config import Adversarial
 from atu.data.images import save_folder
 from atu.data.samples import TensorSamples
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.support import memory
 from atu.training.trainer import AdversarialTrainer, NonFiniteError
 
 SHORT = {
@@ -81,6 +83,24 @@ def test_few_samples_at_once(image_gan, batch):
     image_gan.batch = batch
     result = unlearn(image_gan, image_gan.sample(5), config=SHORT)
     assert all(np.isfinite(v) for row in result.history for v in row.values() if isinstance(v, float))
+
+
+def test_big_samples_are_made_as_many_at_once_as_when_the_run_began(image_gan, tmp_path, monkeypatch):
+    """Their noise depends on it, and other programs take memory or give it back."""
+    monkeypatch.setattr(gan_module, "BIG", 1)
+    monkeypatch.setattr(memory, "measure", lambda *args: (1, 1.0))
+    fits = [50]
+    monkeypatch.setattr(memory, "fitting", lambda *args: fits[0])
+    run = dict(negatives=image_gan.sample(5), config=SHORT, out=tmp_path / "run")
+    first = unlearn(image_gan, **run)
+    assert first.gan.batch == 50 and image_gan.batch is None
+    (tmp_path / "run" / "result.safetensors").unlink()
+    fits[0] = 25
+    again = unlearn(image_gan, **run)
+    assert again.gan.batch == 50 and unlearn(image_gan, run["negatives"], config=SHORT).gan.batch == 25
+    (tmp_path / "run" / "result.safetensors").unlink()
+    image_gan.batch = 7  # where memory is too little by now
+    assert unlearn(image_gan, **run).gan.batch == 7
 
 
 def test_same_seed_same_result(vector_gan):

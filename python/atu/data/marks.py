@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..support.files import write_atomic
 from .images import is_image, to_range, to_uint8
-from .samples import Samples, TensorSamples, as_tensors
+from .samples import Samples, TensorSamples, as_tensors, read
 
 LABELS = "labels.json"
 KEPT = "marks.safetensors"  # in a run folder
@@ -109,13 +109,17 @@ def kept_marks(folder: Path, image_range: tuple[float, float], name: str) -> tup
 
 
 def joined(
-    now: Samples | None, earlier: TensorSamples | None, against: Samples | None, image_range: tuple[float, float]
+    now: Samples | None,
+    earlier: TensorSamples | None,
+    against: Samples | None,
+    image_range: tuple[float, float],
+    name: str = "negatives",
 ) -> Samples | None:
     """The marks of this round, then those of earlier rounds that are not among them and not among `against`, which were
     marked otherwise since.
 
     Raises:
-        ValueError: of conditional samples, only one of the two has labels.
+        ValueError: of conditional samples, only one of the two has labels, naming the argument `name`.
     """
     if earlier is None or now is None:
         return now if earlier is None else _without(earlier, against, image_range)
@@ -125,7 +129,7 @@ def joined(
     mine = as_tensors(now)
     if (mine.labels is None) != (rest.labels is None):
         missing = "those given now" if mine.labels is None else "those of the earlier run"
-        raise ValueError(f"negatives: expected labels for all or for none of them, and {missing} have none")
+        raise ValueError(f"{name}: expected labels for all or for none of them, and {missing} have none")
     labels = None if mine.labels is None or rest.labels is None else torch.cat([mine.labels, rest.labels])
     return TensorSamples(torch.cat([mine.tensor, rest.tensor]), labels)
 
@@ -147,7 +151,7 @@ def _names(samples: Samples, image_range: tuple[float, float]) -> list[bytes]:
     """A hash a sample."""
     found = []
     for index in torch.arange(len(samples)).split(100):
-        x = samples.batch(index)
+        x = read(samples, index)
         x = to_uint8(x, image_range) if x.ndim == 4 else x
         found += [hashlib.sha256(one.contiguous().numpy().tobytes()).digest() for one in x]
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,9 +39,40 @@ class TensorSamples:
         return self.tensor[index]
 
 
+class JoinedSamples:
+    """The samples of one source, then those of another, each read where it lies; with labels where both have them."""
+
+    def __init__(self, first: Samples, second: Samples):
+        self.first, self.second = first, second
+        a, b = (getattr(samples, "labels", None) for samples in (first, second))
+        self.labels: Tensor | None = None if a is None or b is None else torch.cat([a, b])
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def batch(self, index: Tensor) -> Tensor:
+        n = len(self.first)
+        early, late = (index < n).nonzero().flatten(), (index >= n).nonzero().flatten()
+        if not len(late):
+            return self.first.batch(index)
+        if not len(early):
+            return self.second.batch(index - n)
+        parts = [self.first.batch(index[early]), self.second.batch(index[late] - n)]
+        return torch.cat(parts)[torch.cat([early, late]).argsort()]
+
+
+def read(samples: Samples, index: Tensor) -> Tensor:
+    """A batch that is the same each time, of a Dataset that draws (random flips) too; the random state is left as it
+    was. For whatever looks at samples; training draws anew."""
+    with fork_rng(torch.device("cpu"), 0):
+        return samples.batch(index)
+
+
 def as_tensors(samples: Samples) -> TensorSamples:
-    """Samples held in one tensor; those that are stay as they are."""
-    return samples if isinstance(samples, TensorSamples) else TensorSamples(samples.batch(torch.arange(len(samples))))
+    """Samples held in one tensor, with their labels; those that are stay as they are."""
+    if isinstance(samples, TensorSamples):
+        return samples
+    return TensorSamples(read(samples, torch.arange(len(samples))), getattr(samples, "labels", None))
 
 
 class PixelSamples:
@@ -106,17 +138,24 @@ def _is_pair(value: Any) -> bool:
         return False
     label = value[1]
     if isinstance(label, (list, tuple)):
-        return len(label) > 0 and all(isinstance(k, int) and not isinstance(k, bool) for k in label)
-    if isinstance(label, (Tensor, np.ndarray)):
-        return label.ndim == 1 and not torch.as_tensor(label).is_floating_point()
-    return isinstance(label, int) and not isinstance(label, bool)
+        return len(label) > 0 and all(_is_integer(k) for k in label)
+    if isinstance(label, (Tensor, np.ndarray)) and label.ndim == 1:
+        return not torch.as_tensor(label).is_floating_point()
+    return _is_integer(label)
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether a value is one integer, of Python, of NumPy or in a tensor or array without axes; no bool."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return value.ndim == 0 and isinstance(value.item(), int) and not isinstance(value.item(), bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _one_hot(label: Any, n: int, c_dim: int, name: str) -> Tensor:
     """Labels float32 [n, c_dim] from one index for all samples or an index each."""
     if c_dim < 1:
         raise ValueError(f"{name}: labels were given, but this GAN is not conditional")
-    index = torch.as_tensor(label).long()
+    index = torch.as_tensor([int(k) for k in label] if isinstance(label, (list, tuple)) else label).long()
     if index.ndim and len(index) != n:
         raise ValueError(f"{name}: expected a label for each of {n} samples, got {len(index)}")
     if index.numel() and (int(index.min()) < 0 or int(index.max()) >= c_dim):
@@ -229,5 +268,5 @@ def _from_dataset(
         return to_range(x, image_range)
 
     samples = DatasetSamples(value, convert, name)
-    samples.batch(torch.arange(min(len(value), 8)))
+    read(samples, torch.arange(min(len(value), 8)))
     return samples

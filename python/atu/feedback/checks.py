@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from ..data.samples import Samples
+from ..data.samples import Samples, read
 from ..gan import GAN
 from ..measures.features import Whitening, discriminator_features
 from ..support.remarks import InputWarning
@@ -33,7 +33,15 @@ def tell(sentences: list[str]) -> list[str]:
 
 def looked_at(negatives: Samples) -> Tensor:
     """Up to LOOKED_AT of the negatives, evenly spread."""
-    return negatives.batch(torch.linspace(0, len(negatives) - 1, min(len(negatives), LOOKED_AT)).long())
+    return read(negatives, torch.linspace(0, len(negatives) - 1, min(len(negatives), LOOKED_AT)).long())
+
+
+def pool_remarks(asked: int, used: int) -> list[str]:
+    """Of a pool of another size than the one asked for."""
+    if used == asked:
+        return []
+    why = "fewer say too little" if used > asked else "more of this size would take over 1 GiB of memory"
+    return [f"feedback.pool: {asked:,} generated samples were asked for, and {used:,} are used: {why}"]
 
 
 def count_remarks(marks: Tensor, total: int) -> list[str]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import config
-from ..data.samples import Samples, TensorSamples, as_tensors
+from ..data.samples import JoinedSamples, Samples, TensorSamples, as_tensors, read
 from ..gan import GAN
 from ..support import progress
 from ..support.seeding import Stream, stream_seed
@@ -19,7 +19,8 @@ from . import checks
 from .oracles import IsNegative, Oracle
 from .probe import Probe, fit_probe
 
-CHEAP_BYTES = 2**28  # of a pool of more than 5,000 samples
+POOL_BYTES = 2**30  # of a pool, on the CPU
+CHEAP_BYTES = 2**28  # of one of more than 5,000 samples that nobody asked for
 
 
 @dataclass
@@ -50,12 +51,12 @@ def check_distinct(negatives: Samples, positives: Samples) -> None:
     n = min(len(negatives), 64)
     if len(negatives) == len(positives):
         index = torch.arange(n)
-        if torch.equal(negatives.batch(index), positives.batch(index)):
+        if torch.equal(read(negatives, index), read(positives, index)):
             raise ValueError("positives: expected samples other than the negatives, got the same ones")
 
 
-def pool_size(gan: GAN, wanted: int, budget_bytes: int = 2**30) -> int:
-    """How many samples to keep in memory at once: `wanted`, unless they take more than a GiB."""
+def pool_size(gan: GAN, wanted: int, budget_bytes: int = POOL_BYTES) -> int:
+    """How many samples to keep in memory at once: `wanted`, unless they take more than a GiB; 64 at least."""
     bytes_each = 4 * int(np.prod(gan.sample_shape))
     return max(min(wanted, budget_bytes // bytes_each), 64)
 
@@ -82,7 +83,8 @@ def build_feedback(
     is_negative, flags = _answers(gan, negatives, positives, pool.tensor, oracle, cfg.recall)
     share = float(flags.float().mean())
     judge = "probe" if oracle is None else "oracle"
-    told = checks.tell(checks.remarks(gan, negatives, pool.tensor, flags, oracle))
+    told = [] if cfg.pool == "auto" else checks.pool_remarks(cfg.pool, len(pool))
+    told = checks.tell(told + checks.remarks(gan, negatives, pool.tensor, flags, oracle))
     if gan.range_remark is not None:
         told = [gan.range_remark, *told]
     notes: dict[str, object] = {"pool": len(pool), "judge": judge, "negative_share": share, "warnings": told}
@@ -98,10 +100,10 @@ def build_feedback(
     given, good = 0 if positives is None else len(positives), positives
     if good is None:
         good = _good_of_pool(pool, flags, judge, stream_seed(seed, Stream.LABELS_FILLED), notes)
-        if oracle is not None:
-            negatives = _with_found(negatives, pool, flags, notes)
     else:
         good = _with_generated(good, pool, flags, cfg.least_positives, notes)
+    if oracle is not None:
+        negatives = _with_found(negatives, pool, flags, notes)
     latents = z[flags.to(z.device)], None if pool.labels is None else pool.labels[flags].to(z.device)
     return Feedback(negatives, good, is_negative, oracle is not None, share, notes, latents, given, missed)
 
@@ -171,12 +173,12 @@ def _joined(a: TensorSamples, b: TensorSamples) -> TensorSamples:
 
 
 def _with_found(negatives: Samples, pool: TensorSamples, flags: Tensor, notes: dict[str, object]) -> Samples:
-    """The negatives and those that the oracle found in the pool."""
+    """The negatives and those that the oracle found in the pool; those of a Dataset are still read one by one."""
     found = _subset(pool, flags)
-    if not len(found) or not isinstance(negatives, TensorSamples):
+    if not len(found):
         return negatives
     notes["negatives_found"] = len(found)
-    return _joined(negatives, found)
+    return _joined(negatives, found) if isinstance(negatives, TensorSamples) else JoinedSamples(negatives, found)
 
 
 def _subset(samples: TensorSamples, keep: Tensor) -> TensorSamples:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.samples import Samples
+from ..data.samples import Samples, read
 from ..gan import GAN
 from ..measures.features import Whitening, kinds, sample_features
 
@@ -160,7 +160,7 @@ def amid(gan: GAN, samples: Samples, company: Tensor) -> Tensor:
     index = torch.linspace(0, len(samples) - 1, min(len(samples), MOST)).long()
     features = []
     for part in index.split(max(gan.fitting(100) // 4, 1)):
-        x = samples.batch(part).to(company.device)
+        x = read(samples, part).to(company.device)
         order = torch.randperm(4 * len(x), generator=rng)
         others = company[torch.randint(len(company), (3 * len(x),), generator=rng)]
         features.append(_features(gan, [torch.cat([x, others])[order]])[order.argsort()[: len(x)]])

@@ -44,7 +44,8 @@ def fit_discriminator(
             16384 and 512, where not given.
 
     Raises:
-        ValueError: samples of another shape, or steps below 1.
+        ValueError: samples of another shape, steps below 1, or a generator of which label_format="index" alone tells
+            that it takes labels so: the discriminator takes them one-hot.
     """
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps: expected a positive int, got {steps!r}")
@@ -53,12 +54,30 @@ def fit_discriminator(
         raise ValueError(f"gan: a discriminator is fitted for square images of 8, 16, 32 ... pixels, got {list(shape)}")
     base, most = _channels(gan)
     base, most = channel_base or base, channel_max or most
-    fitted = gan.copy()
+    fitted = _with_labels_apart(gan.copy())
+    fitted.discriminator_output = "logit"
     with fork_rng(gan.device, seed):
         network = stylegan2.Discriminator(gan.c_dim, shape[1], shape[0], channel_base=base, channel_max=most)
         fitted.discriminator = network.to(gan.device)
         _Fit(fitted, batch_size, lr, r1_gamma).run(steps)
     network.eval()
+    return fitted
+
+
+def _with_labels_apart(fitted: GAN) -> GAN:
+    """The GAN with label_format "auto" in place of "index", as its two networks take labels in different ways now."""
+    if fitted.c_dim == 0 or fitted.label_format != "index":
+        return fitted
+    fitted.label_format = "auto"
+    z, c = fitted.inputs(1)
+    for name, module in fitted.modules().items():
+        if name != "discriminator" and fitted.arguments(module, z, c)[-1].is_floating_point():
+            raise ValueError(
+                f"label_format: expected 'auto' or 'one-hot', got 'index': the discriminator that is fitted takes "
+                f"one-hot labels, and nothing but label_format tells that the {name} takes indices, as it has no "
+                f"nn.Embedding of {fitted.c_dim} rows; wrap it in a module that takes one-hot labels: "
+                "def forward(self, z, c): return self.inner(z, c.argmax(1))"
+            )
     return fitted
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from atu_ext import __version__
 
 from ..data.images import grid
-from ..data.samples import Samples
+from ..data.samples import Samples, read
 from ..formats.tensors import CheckpointError
 from ..gan import GAN
 from ..support import progress, world
@@ -59,21 +59,23 @@ def samples_digest(samples: Samples) -> str:
     index = torch.linspace(0, len(samples) - 1, min(len(samples), 256)).long()
     labels: Tensor | None = getattr(samples, "labels", None)
     known = {} if labels is None else {"labels": labels}
-    return f"{len(samples)}:{digest({'samples': samples.batch(index), **known})}"
+    return f"{len(samples)}:{digest({'samples': read(samples, index), **known})}"
 
 
 def recorded(out: str | Path | None) -> dict[str, Any]:
-    """The precision and the threads that the run in a folder was begun with.
+    """The precision and the threads that the run in a folder was begun with, and how many samples it makes at once.
 
-    Nothing without a folder, or where it has no run that can be read; threads None in runs of before they were chosen.
+    Nothing without a folder, or where it has no run that can be read; threads None in runs of before they were chosen,
+    at_once None where samples are small.
     """
     if out is None:
         return {}
     try:
         found = json.loads((Path(out) / "run.json").read_text(encoding="utf-8"))
         config = {"precision": "float32", **found["identity"]["config"]}
-        threads = config.get("threads")
-        return {"precision": str(config["precision"]), "threads": None if threads is None else int(threads)}
+        numbers = {"threads": config.get("threads"), "at_once": found["identity"].get("at_once")}
+        known = {name: None if value is None else int(value) for name, value in numbers.items()}
+        return {"precision": str(config["precision"]), **known}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -153,6 +155,8 @@ class RunFolder:
             before, version = found["identity"], found["versions"]["atu_ext"]
             before["config"].setdefault("precision", "float32")  # of runs from before there was a choice
             before["config"].update(threads=identity["config"].get("threads"))  # it may go on with others
+            before.pop("at_once", None)  # likewise
+            before.update({"at_once": identity["at_once"]} if "at_once" in identity else {})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"out: {path} cannot be read ({error}); give another folder") from error
         if found.get("format") != FORMAT:

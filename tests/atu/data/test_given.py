@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from atu.data.images import load_folder
-from atu.data.samples import as_samples
+from atu.data.samples import DatasetSamples, JoinedSamples, TensorSamples, as_samples, as_tensors, read
 
 SHAPE = (3, 4, 6)
 
@@ -40,6 +40,55 @@ def test_paths_images_and_a_single_file(three):
     torch.testing.assert_close(everything(Image.fromarray(arrays[2])), expected[2:])
     labelled = as_samples((paths, 1), SHAPE, (-1.0, 1.0), "negatives", 3)
     assert labelled.labels.argmax(1).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("one", [np.int64(1), np.uint8(1), np.array(1), torch.tensor(1), torch.tensor(1).byte()])
+def test_one_label_for_all_of_any_kind_of_integer(one):
+    x = torch.zeros(3, *SHAPE)
+    for label, expected in ((one, [1, 1, 1]), ([one, 0, one], [1, 0, 1])):
+        labelled = as_samples((x, label), SHAPE, (-1.0, 1.0), "negatives", 3)
+        assert labelled.labels.argmax(1).tolist() == expected and labelled.labels.shape == (3, 3)
+
+
+@pytest.mark.parametrize("other", [True, np.bool_(1), torch.tensor(True), torch.tensor(1.0), np.array(1.0), 1.0, "1"])
+def test_no_other_single_value_is_a_label(other):
+    with pytest.raises((TypeError, ValueError), match=r"negatives: .*cannot be made a tensor"):
+        as_samples((torch.zeros(3, *SHAPE), other), SHAPE, (-1.0, 1.0), "negatives", 3)
+
+
+class Flipping(Dataset):
+    """Each item is turned round at random, as augmentations do it."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index].flip(-1) if torch.rand(()) < 0.5 else self.x[index]
+
+
+def test_a_dataset_that_draws_is_read_the_same_each_time_and_leaves_the_random_state_alone():
+    dataset = Flipping(torch.rand(40, *SHAPE))
+    state = torch.get_rng_state()
+    samples = as_samples((dataset, 2), SHAPE, (-1.0, 1.0), "negatives", 3)
+    held = as_tensors(samples)
+    assert torch.equal(torch.get_rng_state(), state)
+    index = torch.arange(40)
+    torch.rand(3)
+    assert torch.equal(read(samples, index), held.tensor) and torch.equal(held.labels, samples.labels)
+    assert not torch.equal(samples.batch(index), held.tensor)  # in training
+
+
+def test_joined_samples_are_read_in_the_order_asked_for():
+    x, labels = torch.arange(14.0).reshape(7, 2), torch.eye(7)
+    for first in (TensorSamples(x[:4], labels[:4]), DatasetSamples(TensorDataset(x[:4]), lambda y: y)):
+        both = JoinedSamples(first, TensorSamples(x[4:], labels[4:]))
+        for index in ([0, 1, 2, 3, 4, 5, 6], [6, 0, 4, 3, 3, 5], [2, 0], [5, 4, 5]):
+            assert torch.equal(both.batch(torch.tensor(index)), x[index])
+        assert len(both) == 7
+        assert both.labels is None if first.labels is None else torch.equal(both.labels, labels)
 
 
 @pytest.mark.parametrize("as_pairs", [False, True])

@@ -64,12 +64,15 @@ def test_a_sample_made_again_is_the_one_that_was_read_from_a_file():
 
 def test_labels_for_all_or_for_none():
     labelled = TensorSamples(images(2), torch.eye(2))
-    with pytest.raises(ValueError, match="labels for all or for none of them, and those given now have none"):
+    with pytest.raises(ValueError, match=r"negatives: .* all or for none of them, and those given now have none"):
         joined(TensorSamples(images(2, 1)), labelled, None, RANGE)
-    with pytest.raises(ValueError, match="those of the earlier run have none"):
-        joined(labelled, TensorSamples(images(2, 1)), None, RANGE)
+    with pytest.raises(ValueError, match=r"positives: .* and those of the earlier run have none"):
+        joined(labelled, TensorSamples(images(2, 1)), None, RANGE, "positives")
     both = joined(labelled, TensorSamples(images(2, 1), 1 - torch.eye(2)), None, RANGE)
     assert torch.equal(both.labels, torch.cat([torch.eye(2), 1 - torch.eye(2)]))
+    dataset = DatasetSamples(TensorDataset(images(2, 1)), lambda x: x)
+    dataset.labels = 1 - torch.eye(2)
+    assert torch.equal(joined(dataset, labelled, None, RANGE).labels, torch.cat([1 - torch.eye(2), torch.eye(2)]))
 
 
 def test_marks_folder(tmp_path):

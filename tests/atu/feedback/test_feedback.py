@@ -1,6 +1,7 @@
 """The oracle's checks, the probe on features with a known answer, positives, and the score."""
 
 import dataclasses
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from atu.assets import asset
 from atu.config import Feedback as FeedbackConfig
 from atu.data.samples import DatasetSamples, TensorSamples
 from atu.evaluation.classifier import Classifier
+from atu.feedback import checks, feedback
 from atu.feedback.feedback import (
     Feedback,
     build_feedback,
@@ -202,10 +204,24 @@ def test_positives_given_stay_and_few_are_joined_by_generated_ones(mixture, leas
     cfg = dataclasses.replace(POOL, least_positives=least)
     made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), cfg, seed=0)
     x = made.positives.batch(torch.arange(len(made.positives)))
-    assert torch.equal(x[:5], positives.tensor) and len(x) == 5 + added and len(made.negatives) == 3
+    assert torch.equal(x[:5], positives.tensor) and len(x) == 5 + added
     assert not negative(x[5:]).any() and (made.positives is positives) == (added == 0)
     assert made.given == 5
     assert made.notes["positives"] == "5 given" + (f", joined by {added} generated ones" if added else "")
+
+
+@pytest.mark.parametrize("positives", [None, TensorSamples(torch.full((5, 2), -3.0))], ids=["none", "given"])
+@pytest.mark.parametrize("held", [True, False], ids=["tensor", "dataset"])
+def test_what_the_oracle_finds_joins_all_kinds_of_negatives(mixture, positives, held):
+    x = 3 + torch.rand(7, 2)
+    given = TensorSamples(x) if held else DatasetSamples(TensorDataset(x), lambda y: y)
+    made = build_feedback(mixture, given, positives, Oracle(negative), POOL, seed=0)
+    found = made.notes["negatives_found"]
+    everything = made.negatives.batch(torch.arange(len(made.negatives)))
+    assert found > 90 and len(everything) == 7 + found
+    assert torch.equal(everything[:7], x) and negative(everything).all()
+    by_probe = build_feedback(mixture, given, positives, None, POOL, seed=0)
+    assert by_probe.negatives is given and "negatives_found" not in by_probe.notes
 
 
 def test_few_positives_of_a_dataset_are_joined_too(mixture):
@@ -281,6 +297,24 @@ def test_pool_size_is_bounded_by_memory(image_gan):
     assert pool_size(image_gan, 500) == 500
     assert pool_size(image_gan, 10**9, budget_bytes=4 * 64 * 1000) == 1000
     assert pool_size(image_gan, 10**9, budget_bytes=1) == 64
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "why"),
+    [(500, 100, "more of this size would take over 1 GiB of memory"), (10, 64, "fewer say too little")],
+)
+def test_a_pool_of_another_size_than_asked_for_is_told(image_gan, monkeypatch, asked, used, why):
+    monkeypatch.setattr(feedback, "pool_size", lambda gan, wanted, budget=0: pool_size(gan, wanted, 4 * 64 * 100))
+    negatives = TensorSamples(image_gan.sample(20, seed=3))
+    middle = negatives.tensor.mean([1, 2, 3]).median()
+    bright = Oracle(lambda x: x.mean([1, 2, 3]) > middle)
+    told = f"feedback.pool: {asked} generated samples were asked for, and {used} are used: {why}"
+    with pytest.warns(checks.FeedbackWarning, match=re.escape(told)):
+        made = build_feedback(image_gan, negatives, None, bright, FeedbackConfig(pool=asked), seed=0)
+    assert made.notes["pool"] == used and told in made.notes["warnings"]
+    for pool in (70, "auto"):
+        made = build_feedback(image_gan, negatives, None, bright, FeedbackConfig(pool=pool), seed=0)
+        assert not any("feedback.pool" in one for one in made.notes["warnings"])
 
 
 def test_an_oracle_is_asked_about_more_where_samples_are_cheap(mixture):

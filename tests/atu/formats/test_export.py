@@ -74,6 +74,35 @@ def test_fitted_discriminator_tells_samples_from_disturbed_ones():
         fit_discriminator(gan, 0)
 
 
+class ByIndex(torch.nn.Module):
+    """Takes labels as int64 [N]; rows: of its nn.Embedding."""
+
+    z_dim, c_dim = 4, 3
+
+    def __init__(self, rows):
+        super().__init__()
+        self.kind, self.layer = torch.nn.Embedding(rows, 4), torch.nn.Linear(4, 3 * 8 * 8)
+
+    def forward(self, z, c):
+        return self.layer(z + self.kind(c)).tanh().reshape(-1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("label_format", ["index", "auto"])
+def test_a_discriminator_is_fitted_for_a_generator_that_takes_indices(label_format):
+    gan = GAN(ByIndex(3), label_format=label_format)
+    fitted = fit_discriminator(gan, 1, batch_size=2, channel_base=64, channel_max=8)
+    z, c = fitted.inputs(5)
+    assert fitted.logits(fitted.fake(z, c), c).shape == (5,)
+    assert gan.label_format == label_format and fitted.label_format == "auto"
+    assert torch.equal(fitted.sample(5), gan.sample(5))
+
+
+def test_a_generator_that_takes_indices_by_label_format_alone_is_told():
+    gan = GAN(ByIndex(4), label_format="index")
+    with pytest.raises(ValueError, match=r"label_format: expected 'auto' or 'one-hot', got 'index': .* of 3 rows"):
+        fit_discriminator(gan, 1, batch_size=2, channel_base=64, channel_max=8)
+
+
 def test_commands_end_to_end(tmp_path, capsys):
     source = tmp_path / "net.pkl"
     source.write_bytes(nf.dumps(nf.snapshot(*nf.small_pair())))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 
 from atu import adapt, repel, unlearn
 from atu.config import Adversarial, Config
@@ -184,12 +185,39 @@ def test_a_run_of_something_else_is_not_resumed(vector_gan, negatives, tmp_path)
             unlearn(**{**kwargs, **change})
 
 
+class Drawing(Dataset):
+    """Each item is disturbed at random, as augmentations do it."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return self.x[index] + 0.01 * torch.randn(2)
+
+
+@pytest.mark.parametrize("oracle", [None, lambda x: x[:, 0] > 0], ids=["probe", "oracle"])
+def test_a_run_of_a_dataset_that_draws_is_resumed(vector_gan, negatives, tmp_path, oracle):
+    """And the caller's random state stays as it was."""
+    kwargs = dict(negatives=Drawing(negatives), is_negative=oracle, config=CONFIG, out=tmp_path)
+    state = torch.get_rng_state()
+    first = unlearn(vector_gan, **kwargs)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    again = unlearn(vector_gan, **kwargs)
+    assert torch.equal(again.gan.sample(5), first.gan.sample(5)) and again.history == first.history
+    with pytest.raises(ValueError, match="another negatives"):
+        unlearn(vector_gan, **{**kwargs, "negatives": Drawing(negatives + 1)})
+
+
 def test_nothing_is_recorded_of_a_run_without_a_folder(tmp_path, monkeypatch):
     """Whatever run the working directory may hold."""
     config = {"precision": "bfloat16", "threads": 1}
     (tmp_path / "run.json").write_text(json.dumps({"identity": {"config": config}}))
     monkeypatch.chdir(tmp_path)
-    assert recorded(None) == {} and recorded(tmp_path) == recorded(".") == config
+    assert recorded(None) == {} and recorded(tmp_path) == recorded(".") == {**config, "at_once": None}
 
 
 def test_repel_minds_from_what_it_was_pushed(vector_gan, negatives, tmp_path):
