@@ -96,14 +96,17 @@ class Generator(nn.Module):
 
 
 class Down(nn.Module):
-    def __init__(self, before, after):
+    """Halves the resolution; `rectified` but where x is an image, whose dark values a ReLU would not let through."""
+
+    def __init__(self, before, after, rectified=True):
         super().__init__()
+        self.rectified = rectified
         self.conv1 = spectral_norm(nn.Conv2d(before, after, 3, 1, 1))
         self.conv2 = spectral_norm(nn.Conv2d(after, after, 3, 1, 1))
         self.shortcut = spectral_norm(nn.Conv2d(before, after, 1))
 
     def forward(self, x):
-        y = self.conv2(F.relu(self.conv1(F.relu(x))))
+        y = self.conv2(F.relu(self.conv1(F.relu(x) if self.rectified else x)))
         return F.avg_pool2d(y + self.shortcut(x), 2)
 
 
@@ -114,7 +117,7 @@ class Discriminator(nn.Module):
         super().__init__()
         halvings = (size // 4).bit_length() - 1
         widths = [3, *(width * min(2**k, 4) for k in range(halvings))]
-        self.blocks = nn.ModuleList(Down(a, b) for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(Down(a, b, k > 0) for k, (a, b) in enumerate(pairwise(widths)))
         self.attention = Attention(widths[1])
         self.linear = spectral_norm(nn.Linear(widths[-1], 1))
         self.embed = spectral_norm(nn.Embedding(classes, widths[-1]))

@@ -13,11 +13,12 @@ from torch.nn import functional as F
 
 
 class Residual(nn.Module):
-    """Two convolutions beside a shortcut; `scale` 2 doubles the resolution, 0.5 halves it."""
+    """Two convolutions beside a shortcut; `scale` 2 doubles the resolution, 0.5 halves it. `rectified` but where x is
+    an image, whose dark values a ReLU would not let through."""
 
-    def __init__(self, before, after, scale, norm):
+    def __init__(self, before, after, scale, norm, rectified=True):
         super().__init__()
-        self.scale = scale
+        self.scale, self.rectified = scale, rectified
         self.norm1 = nn.BatchNorm2d(before) if norm else nn.Identity()
         self.norm2 = nn.BatchNorm2d(after) if norm else nn.Identity()
         self.conv1, self.conv2 = nn.Conv2d(before, after, 3, 1, 1), nn.Conv2d(after, after, 3, 1, 1)
@@ -27,7 +28,7 @@ class Residual(nn.Module):
         return F.interpolate(x, scale_factor=2) if self.scale > 1 else F.avg_pool2d(x, 2)
 
     def forward(self, x):
-        y = F.relu(self.norm1(x))
+        y = F.relu(self.norm1(x)) if self.rectified else x
         y = self.conv1(self.resize(y) if self.scale > 1 else y)
         y = self.conv2(F.relu(self.norm2(y)))
         return (y if self.scale > 1 else self.resize(y)) + self.shortcut(self.resize(x))
@@ -54,7 +55,7 @@ class Critic(nn.Module):
     def __init__(self, width, size):
         super().__init__()
         halvings = (size // 4).bit_length() - 1
-        blocks = [Residual(3 if k == 0 else width, width, 0.5, norm=False) for k in range(halvings)]
+        blocks = [Residual(width if k else 3, width, 0.5, norm=False, rectified=k > 0) for k in range(halvings)]
         self.blocks, self.last = nn.Sequential(*blocks), nn.Linear(width, 1)
 
     def forward(self, x):

@@ -143,3 +143,15 @@ def test_sizes_of_the_tutorial():
     assert counts == [3_576_704, 2_765_568]
     assert {"main.0.weight", "main.1.running_mean", "main.12.weight"} <= gan.generator.state_dict().keys()
     assert {"main.0.weight", "main.2.weight", "main.11.weight"} <= gan.discriminator.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["wgan_gp", "biggan"])
+def test_the_first_layer_of_a_critic_sees_dark_images(name):
+    """A ReLU in front of it would let through nothing below 0."""
+    critic, first = model(name).build().discriminator, []
+    convolution = critic.blocks[0].conv1
+    convolution.register_forward_hook(lambda module, args, y: first.append(y))
+    with torch.no_grad():
+        for x in torch.rand(2, 1, 3, 16, 16) - 1:
+            critic(x, *([torch.zeros(1, dtype=torch.long)] if name == "biggan" else []))
+    assert not torch.equal(*first)

@@ -58,11 +58,16 @@ def check_policy(policy: str) -> str:
     return policy
 
 
-def augment(x: Tensor, policy: str) -> Tensor:
-    """Apply a policy such as "color,translation,cutout" to images [N, C, H, W]; other shapes pass unchanged."""
-    if x.ndim != 4:
+def augment(x: Tensor, policy: str, image_range: tuple[float, float] = (-1.0, 1.0)) -> Tensor:
+    """Apply a policy such as "color,translation,cutout" to images [N, C, H, W] in image_range, as it is published for
+    [-1, 1]: brightness by up to a quarter of the range, grey where something is cut. Other shapes pass unchanged."""
+    names = [name for name in policy.split(",") if name]
+    if x.ndim != 4 or not names:
         return x
-    for name in policy.split(","):
-        if name:
-            x = POLICIES[name](x)
-    return x
+    low, high = image_range
+    plain = (low, high) == (-1.0, 1.0)
+    if not plain:
+        x = (x - low) * (2 / (high - low)) - 1
+    for name in names:
+        x = POLICIES[name](x)
+    return x if plain else (x + 1) * ((high - low) / 2) + low

@@ -43,7 +43,9 @@ class Score:
         self.before = max(feedback.negative_share, 1 / n)
 
     def _features_of(self, positives: Samples) -> Tensor:
-        index = torch.arange(min(len(positives), 5000))
+        index = torch.arange(len(positives))
+        if len(index) > 5000:  # those that are given may come sorted
+            index = torch.randperm(len(index), generator=torch.Generator().manual_seed(self.seed))[:5000]
         return discriminator_features(self.gan, (positives.batch(part) for part in index.split(self.gan.fitting(100))))
 
     def __call__(self, generator: nn.Module) -> dict[str, float]:

@@ -147,7 +147,7 @@ def train(
 def centre_logits(gan: GAN, real: Samples, n: int = 500) -> None:
     """Shift D's last bias so that real and generated samples lie evenly about 0: pairs of samples leave it free."""
     discriminator: Any = gan.discriminator
-    index = torch.arange(min(n, len(real)))
+    index = torch.randperm(len(real), generator=torch.Generator().manual_seed(0))[:n]  # files come sorted by class
     with eval_mode(discriminator):
         x = gan.sample(len(index)), real.batch(index).to(gan.device)
         middle = torch.stack([gan.logits(part).mean() for part in x]).mean()

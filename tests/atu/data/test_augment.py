@@ -77,3 +77,12 @@ def test_unknown_policy_is_named():
     assert check_policy("color,cutout") == "color,cutout"
     with pytest.raises(ValueError, match="colour"):
         check_policy("color,colour")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("low, high", [(0.0, 1.0), (0.0, 255.0), (-3.0, 2.0)])
+def test_images_of_another_range_are_augmented_as_those_of_the_published_one(policy, low, high):
+    x = torch.rand(5, 3, 8, 8, dtype=torch.float64) * 2 - 1
+    torch.manual_seed(7)
+    found = augment((x + 1) / 2 * (high - low) + low, policy, (low, high))
+    torch.testing.assert_close((found - low) / (high - low) * 2 - 1, seeded(x, policy, 7))

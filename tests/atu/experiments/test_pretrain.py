@@ -21,6 +21,7 @@ from atu.experiments import pretrain
 from atu.gan import GAN
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.networks.stylegan2 import Discriminator, Generator
 from atu.training import scratch
 from atu.training.trainer import AdversarialTrainer
 
@@ -277,3 +278,15 @@ def test_pixels_are_given_in_the_range_of_the_gan():
     assert len(samples) == 9
     torch.testing.assert_close(samples.batch(torch.tensor([8, 0])), images[[8, 0]].float() / 127.5 - 1)
     assert PixelSamples(images, (0.0, 1.0)).batch(torch.arange(9)).max() <= 1
+
+
+def test_logits_are_centred_on_images_of_all_classes():
+    """Files come sorted by class."""
+    generator = Generator(4, 0, 4, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=4))
+    gan = GAN(generator, Discriminator(0, 8, 1, channel_base=32, channel_max=4))
+    real = torch.cat([torch.full((300, 1, 8, 8), value) for value in (-0.9, 0.0, 0.9)])
+    scratch.centre_logits(gan, TensorSamples(real), n=300)
+    with torch.no_grad():
+        means = [gan.logits(x).mean() for x in (gan.sample(300), real[::3])]
+        spread = torch.stack([gan.logits(x[:1]) for x in real.split(300)]).std()
+    assert abs(sum(means)) < 0.2 * spread

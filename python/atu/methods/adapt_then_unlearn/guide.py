@@ -103,7 +103,7 @@ class Guide:
         order = torch.randperm(len(labels))  # shuffled, so that minibatch statistics give nothing away
         x = torch.cat([negatives.to(self.gan.device), positives.to(self.gan.device)])[order]
         self.discriminator.train().requires_grad_(True)
-        x, labels = augment(x, self.policy), labels[order]
+        x, labels = augment(x, self.policy, self.gan.image_range), labels[order]
         at_once = self.at_once or len(x)
         self.optim.zero_grad(set_to_none=True)
         log_odds = []
