@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
-from .data.samples import Samples
+from .data.samples import Samples, TensorSamples
 from .feedback.oracles import IsNegative
 from .gan import GAN
 from .job import Job, Request, check_adapted, started
@@ -133,7 +133,8 @@ class Result:
             device=str(self.original.device),
             history=self.history,
             decisions=self.decisions,
-            notes=[*notes, *self.decisions.get("warnings", ())],
+            notes=notes,
+            negatives=self.negatives.tensor if isinstance(self.negatives, TensorSamples) else None,
         )
         return report.write(folder, evaluation, context)
 

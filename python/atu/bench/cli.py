@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,8 +125,7 @@ def bench(
     custom = _custom(what, ops, shape, up, down, out_channels, channels_last)
     before = None if compare_path is None else output.read(compare_path)
     save_path = save_path or json_path
-    if save_path is not None and save_path.exists():
-        output.read(save_path)  # an error where it is something else, which must not be overwritten
+    _check_files(save_path, plot_path)
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     growth = growth and not shape
@@ -202,6 +202,34 @@ def _check(device: str, dtypes: tuple[str, ...]) -> None:
         raise click.BadParameter(f"expected different ones, got {', '.join(dtypes)}", param_hint="--dtype")
     if _native._C is None:
         raise ValueError(str(_native.error))
+
+
+def _check_files(save_path: Path | None, plot_path: Path | None) -> None:
+    """Raise ValueError where the results could not be written, once they are measured, or would replace something
+    else."""
+    from . import output
+
+    for name, path in (("save", save_path), ("plot", plot_path)):
+        if path is None:
+            continue
+        try:
+            with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+                pass
+        except OSError as error:
+            raise ValueError(f"{name}: {path} cannot be written ({error.strerror})") from error
+    if save_path is not None and save_path.exists():
+        output.read(save_path)
+    if plot_path is not None:
+        _check_ending(plot_path)
+
+
+def _check_ending(path: Path) -> None:
+    """Raise ValueError for a picture of a kind that matplotlib does not write."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if (path.suffix.lstrip(".").lower() or "png") not in known:
+        raise ValueError(f"plot: expected a file ending in one of {', '.join(sorted(known))}, got {path}")
 
 
 def _run(

@@ -157,7 +157,7 @@ def _print(table: list[list[str]]) -> None:
     shown = Table(*table[0], box=None)
     for row in table[1:]:
         shown.add_row(*row)
-    Console().print(shown)
+    Console(markup=False, emoji=False).print(shown)  # judges are called as their files are
 
 
 @click.command("attack", hidden=True, context_settings=dict(ignore_unknown_options=True))

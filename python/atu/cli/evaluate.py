@@ -79,7 +79,7 @@ def evaluate(
     """
     from ..evaluation.evaluate import evaluate as compare
     from ..evaluation.judges import probe_of
-    from ..measures.extractors import extractor
+    from ..measures.extractors import extractors
     from ..report import report
 
     check_no_run(run.out)
@@ -89,7 +89,7 @@ def evaluate(
     check_judge(asked, negatives)
     first, last = load_pair(before, after, run.device, model)
     other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
-    networks = dict(extractor(spec) for spec in features)
+    networks = extractors(features)
     first.batch = last.batch = batch
     if not run.quiet:
         say_evaluation(first, samples, 2 if other is None else 3)

@@ -54,8 +54,8 @@ def export(
 ) -> None:
     """Write a GAN in another format.
 
-    CKPT: a checkpoint, a run folder, mnist or animals. TARGET: the file to write; .pkl, .pt, .onnx and .safetensors say
-    which format.
+    CKPT: a checkpoint, a run folder, mnist or animals. TARGET: the file to write; .pkl, .pt, .pth, .onnx and
+    .safetensors say which format, any other ending needs --format.
     """
     from ..formats.export import check_target, format_of
     from ..formats.export import export as write

@@ -161,12 +161,20 @@ def described(answers: Answers) -> str:
 
 def answered_in(run: str, judge: Answers | None) -> bool | None:
     """Whether `judge` (None: a probe) is recorded as what answered in the run whose folder or result a CKPT names; None
-    where that is not known."""
+    where that is not known. A network is what its hash says; a file of functions holds several, and an edited one may
+    answer as before."""
     try:
         folder = Path(run).parent if Path(run).name == "result.safetensors" else Path(run)
         found = json.loads((folder / "run.json").read_text(encoding="utf-8"))["identity"]["oracle"]
         if judge is None or not found:
             return judge is None and not found
-        return None if judge.sha256 is None else bool(found["sha256"] == judge.sha256)
+        same = bool(found["sha256"] == judge.sha256)
+        if judge.own:
+            return same
+        own, other = (spec.partition("?")[0] for spec in (judge.spec, found["spec"]))
+        if own == other:
+            return True if same else None
+        moved = same and own.rpartition(":")[2] == other.rpartition(":")[2]
+        return None if moved or judge.sha256 is None else False
     except (OSError, ValueError, KeyError, TypeError):
         return None

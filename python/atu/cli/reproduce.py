@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for, as one process can tell it another; options: of every plan."""
+    """What was asked for, as one process can tell it another; options: of every plan. dry: train no classifier."""
 
     dataset: str
     classes: tuple[str, ...]
@@ -45,6 +45,7 @@ class Wanted:
     device: str | None
     batch: int | None
     options: dict[str, Any]
+    dry: bool = False
 
     def plan(self, out: Path) -> Plan:
         """All that is to be computed, in OUT."""
@@ -62,7 +63,8 @@ class Wanted:
             plan = recipes.animals_plan(self.classes, gan=gan, **options)
         else:
             assert self.data is not None and gan is not None
-            plan = recipes.PLANS[self.dataset](self.data, gan, out, self.classes, self.classifiers, **options)
+            given = self.data, gan, out, self.classes, self.classifiers, not self.dry
+            plan = recipes.PLANS[self.dataset](*given, **options)
         plan.gan.to(self.device or plan.gan.device)
         plan.gan.batch = self.batch
         for task in plan.tasks:
@@ -145,13 +147,14 @@ def reproduce(
 
     from ..experiments import reproduce as table
 
-    if dataset in DOMAINS and data is not None:
-        raise click.UsageError(f"{dataset} takes no --data")
+    for option, given in (("--data", data), ("--classifiers", classifiers)):
+        if dataset in DOMAINS and given is not None:
+            raise click.UsageError(f"{dataset} takes no {option}")
     if dataset not in DOMAINS and (data is None or ckpt is None):
         raise click.UsageError(f"{dataset} needs --data FOLDER and --ckpt CKPT")
     options: dict[str, Any] = dict(seeds=seeds, negatives=marks, samples=samples, oracle=not no_oracle)
     options.update(methods=table.check_methods(methods), config=table.read_config(config))
-    wanted = Wanted(dataset, classes, data, ckpt, classifiers, extractor, run.device, batch, options)
+    wanted = Wanted(dataset, classes, data, ckpt, classifiers, extractor, run.device, batch, options, dry_run)
     plan = wanted.plan(run.out)
     threads = torch.get_num_threads()
     jobs = jobs or table.jobs_for(plan, run.out, threads)
@@ -160,9 +163,19 @@ def reproduce(
     if dry_run or not run.quiet:
         click.echo(table.told(table.forecast(plan, run.out), jobs), err=not dry_run)
     if dry_run:
+        _say_untrained(plan)
         return
     with beside(jobs - 1, take_part, wanted, run.out):
         found = table.reproduce(plan, run.out)
     click.echo(f"{found['cells_done']} of {found['cells']} cells", err=True)
     for name in ("table.md", "table.json", "figure.png"):
         click.echo(str(run.out / name))
+
+
+def _say_untrained(plan: Plan) -> None:
+    """Which classifiers are to be trained beforehand, which the forecast does not count."""
+    from ..experiments.recipes import Untrained
+
+    names = dict.fromkeys(task.judge.name for task in plan.tasks if isinstance(task.judge, Untrained))
+    if names:
+        click.echo(f"Training the classifiers comes on top: {', '.join(names)}")

@@ -53,6 +53,7 @@ def sample(
     if asked.oracle is not None and (truncation != 1 or noise is not None):
         raise click.UsageError("--oracle cannot be combined with --truncation or --noise")
     gan = load_gan(ckpt, run.device, model=model)
+    _check_images(gan)
     choose_labels(gan, labels)
     gan.batch = batch
     wanted = asked.find(asked.oracle, gan)
@@ -72,13 +73,19 @@ def sample(
 
         x, looked = mark_negatives(gan, wanted, samples, run.seed)
         click.echo(f"{len(x)} of {looked} samples", err=True)
-    images.check_images(x)
     _write_record(run.out, record)
     if grid:
         path = images.save_grid(x, gan.image_range, run.out / f"seed{run.seed}-grid.png")
     else:
         path = images.save_folder(x, gan.image_range, run.out, run.seed)
     click.echo(str(path))
+
+
+def _check_images(gan: GAN) -> None:
+    """Raise ValueError where the samples cannot be written as pictures, before they are drawn."""
+    shape = gan.sample_shape
+    if len(shape) != 3 or shape[0] not in (1, 3, 4):
+        raise ValueError(f"CKPT: expected a GAN of images [1, 3 or 4, H, W], got one of samples {list(shape)}")
 
 
 # --- OUT/samples.json: what the folder's images are samples of

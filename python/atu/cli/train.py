@@ -123,7 +123,7 @@ def _print(data: dict[str, Any]) -> None:
     from rich.table import Table
 
     right, (low, high) = data["accuracy"]["share"], data["accuracy"]["ci95"]
-    console = Console()
+    console = Console(markup=False, emoji=False)  # classes are called as their folders are
     text = f"{100 * right:.1f} % of {data['held_out']} held-out images right"
     console.print(f"{text} (95 %: {100 * low:.1f} to {100 * high:.1f} %)", highlight=False)
     table = Table(title="held-out images: what they are, and are called", title_justify="left")

@@ -61,13 +61,22 @@ class Demo:
 
     def command(self, *words: str) -> str:
         """The command line of this run; words: which demonstration, and of what."""
-        named = ("method", "compat", "precision", "retrained", "judge", "batch")
-        found = ["atu", "demo", *words]
-        for name, value in {"from": self.source, **{name: getattr(self, name) for name in named}}.items():
-            found += [] if value is None else [f"--{name}", str(value)]
-        found += ["--marks", str(self.negatives), "--seed", str(self.seed)]
-        found += ["--no-oracle"] * (not self.oracle) + ["--audit"] * self.audited
-        return shlex.join([*found, "--out", "DIR"])
+        names = ("method", "compat", "precision", "retrained", "judge", "batch")
+        first = {"from": self.source, **{name: getattr(self, name) for name in names}}
+        last = {
+            "marks": self.negatives,
+            **{name: getattr(self, name) for name in ("seed", "samples", "config", "device")},
+        }
+        switches = ["--no-oracle"] * (not self.oracle) + ["--audit"] * self.audited
+        return shlex.join(["atu", "demo", *words, *as_options({**first, **last}), *switches, "--out", "DIR"])
+
+
+def as_options(given: Mapping[str, Any]) -> list[str]:
+    """Words of a command line for what is given; none for what is not, or for settings that are in no file."""
+    found = []
+    for name, value in given.items():
+        found += [f"--{name}", str(value)] if isinstance(value, (str, int, Path)) else []
+    return found
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,11 @@ class Gans:
 
 
 def gans_of(settings: Demo, path: str | Path) -> Gans:
-    """The GANs of a demonstration on the one in `path`, on its device."""
+    """The GANs of a demonstration on the one in `path`, on its device.
+
+    Raises:
+        ValueError: the retrained one makes samples of another shape.
+    """
 
     def loaded(path: str | Path) -> GAN:
         gan = GAN.load(path)
@@ -90,7 +103,12 @@ def gans_of(settings: Demo, path: str | Path) -> Gans:
 
     first = loaded(path)
     start = first if settings.source is None else loaded(Path(settings.source) / "result.safetensors")
-    return Gans(first, start, None if settings.retrained is None else loaded(settings.retrained))
+    retrained = None if settings.retrained is None else loaded(settings.retrained)
+    if retrained is not None and retrained.sample_shape != first.sample_shape:
+        raise ValueError(
+            f"retrained: expected samples of shape {list(first.sample_shape)}, got {list(retrained.sample_shape)}"
+        )
+    return Gans(first, start, retrained)
 
 
 @dataclass(frozen=True)

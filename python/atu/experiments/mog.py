@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..networks.mlp import MLPDiscriminator, MLPGenerator
 from ..report import plots, report
 from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.scratch import train
+from .demo import as_options
 from .marking import mark_negatives
 
 # --- eight Gaussians
@@ -122,6 +124,9 @@ def demo_mog(
         The content of OUT/report.json; `centres` holds the share of samples at each centre, by model.
     """
     out, judge = Path(out), CentreJudge()
+    settings = MOG_UNLEARN if config is None else config
+    if isinstance(settings, (str, Path)):
+        settings = Config.load(settings)  # what is wrong with it is told before the GAN is trained
     start = time.monotonic()
     gan = mog_gan(out, seed, device, MOG_STEPS if pretrain_steps is None else pretrain_steps)
     training = time.monotonic() - start
@@ -131,7 +136,6 @@ def demo_mog(
         return torch.isin(judge.predict(x), wanted).to(x.device)
 
     marked, _ = mark_negatives(gan, is_negative, negatives, stream_seed(seed, Stream.MARKS))
-    settings = MOG_UNLEARN if config is None else config
     options: dict[str, Any] = dict(config=settings, out=out, seed=seed, device=device, precision=precision)
     result = unlearn(gan, marked, is_negative=is_negative, **options)
     start = time.monotonic()
@@ -148,10 +152,11 @@ def demo_mog(
         keep=2000,
     )
     seconds = {"pretrain": training, **stage_seconds(result), "evaluate": time.monotonic() - start}
+    given = as_options(dict(seed=seed, samples=samples, config=config, precision=precision, device=device))
     context = report.Context(
         subject=f"{_NUMBERS[len(erase)]} of eight Gaussians",
         seconds=seconds,
-        command=f"atu demo mog --seed {seed} --out DIR",
+        command=shlex.join(["atu", "demo", "mog", *given, "--out", "DIR"]),
         config=result.config.to_dict(),
         seed=seed,
         device=str(gan.device),

@@ -24,8 +24,10 @@ from ..data.images import is_image, load_images, map_range, to_range
 from ..data.mnist import mnist
 from ..evaluation.classifier import Classifier, confusion
 from ..gan import GAN
+from ..networks.classifier import ConvClassifier
 from ..support import progress
 from ..support.files import write_json
+from ..support.seeding import fork_rng
 from . import animals
 from .cells import Plan, Task
 from .classifiers import train_classifier
@@ -40,6 +42,10 @@ EPOCHS = 10
 HELD_OUT = 5  # every fifth image
 
 
+class Untrained(Classifier):
+    """Stands for a classifier that is to be trained, where it is only told what is to be computed."""
+
+
 def mnist_plan(classes: Sequence[str], gan: GAN | None = None, **options: Any) -> Plan:
     """The bundled GAN or another, the bundled images, and classifier as the oracle; another network judges. Classes are
     digits.
@@ -52,7 +58,7 @@ def mnist_plan(classes: Sequence[str], gan: GAN | None = None, **options: Any) -
     _check_shape(gan, images, "digits")
     real = map_range(images, (-1.0, 1.0), gan.image_range), labels
     classifier, judge = Classifier.load(asset("mnist-classifier.safetensors")), mnist_judge()
-    names = [classifier.classes[classifier.class_indices([one])[0]] for one in classes]
+    names = dict.fromkeys(classifier.classes[classifier.class_indices([one])[0]] for one in classes)
     tasks = [Task(name, judge, (name,), real, classifier) for name in names]
     return Plan("mnist", gan, tasks, **options)
 
@@ -79,9 +85,16 @@ def animals_plan(classes: Sequence[str] = (), gan: GAN | None = None, **options:
 
 
 def afhq_plan(
-    data: Path, gan: GAN, out: Path, classes: Sequence[str] = (), classifiers: Path | None = None, **options: Any
+    data: Path,
+    gan: GAN,
+    out: Path,
+    classes: Sequence[str] = (),
+    classifiers: Path | None = None,
+    training: bool = True,
+    **options: Any,
 ) -> Plan:
-    """Cats, dogs and wild animals, each unlearned in turn.
+    """Cats, dogs and wild animals, each unlearned in turn. Without training, nothing is trained or written: a
+    classifier that is not there is `Untrained`.
 
     Raises:
         ValueError: naming the files that are missing.
@@ -94,15 +107,22 @@ def afhq_plan(
     paths = [_animal_paths(data, name) for name in AFHQ_CLASSES]
     images = _images([path for part in paths for path in part], gan)
     labels = torch.cat([torch.full((len(part),), index) for index, part in enumerate(paths)])
-    judge = _classifier("afhq", images, labels, AFHQ_CLASSES, gan, out, classifiers)
+    judge = _classifier("afhq", images, labels, AFHQ_CLASSES, gan, out, classifiers, training)
     labels = _counted_by(judge, labels, AFHQ_CLASSES)
     return Plan("afhq", gan, [Task(name, judge, (name,), (images, labels)) for name in wanted], **options)
 
 
 def celebahq_plan(
-    data: Path, gan: GAN, out: Path, classes: Sequence[str] = (), classifiers: Path | None = None, **options: Any
+    data: Path,
+    gan: GAN,
+    out: Path,
+    classes: Sequence[str] = (),
+    classifiers: Path | None = None,
+    training: bool = True,
+    **options: Any,
 ) -> Plan:
-    """Bangs, hats, bald heads and eyeglasses, each unlearned in turn, each with a classifier of its own.
+    """Bangs, hats, bald heads and eyeglasses, each unlearned in turn, each with a classifier of its own; training as of
+    `afhq_plan`.
 
     Raises:
         ValueError: naming the files that are missing, or an attribute that is not in the list.
@@ -123,7 +143,7 @@ def celebahq_plan(
     tasks = []
     for column, name in enumerate(wanted):
         labels = torch.tensor([int(table[path.name][column]) for path in paths])
-        judge = _classifier(name, images, labels, ("without", name), gan, out, classifiers)
+        judge = _classifier(name, images, labels, ("without", name), gan, out, classifiers, training)
         tasks.append(Task(name, judge, (name,), (images, _counted_by(judge, labels, ("without", name)))))
     return Plan("celebahq", gan, tasks, **options)
 
@@ -186,9 +206,17 @@ def _counted_by(judge: Classifier, labels: Tensor, classes: Sequence[str]) -> Te
 
 
 def _classifier(
-    name: str, images: Tensor, labels: Tensor, classes: Sequence[str], gan: GAN, out: Path, folder: Path | None
+    name: str,
+    images: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    gan: GAN,
+    out: Path,
+    folder: Path | None,
+    training: bool,
 ) -> Classifier:
-    """The classifier from its file, or trained on four fifths of the images and kept in OUT/classifiers."""
+    """The classifier from its file, or trained on four fifths of the images and kept in OUT/classifiers; without
+    training an `Untrained` one."""
     path = (folder or out / "classifiers") / f"{name}.safetensors"
     if path.is_file():
         found = Classifier.load(path)
@@ -204,6 +232,10 @@ def _classifier(
     held = torch.arange(len(labels)) % HELD_OUT == 0
     if len(labels[~held].unique()) < len(classes):
         raise ValueError(f"data: expected images with and without {name} to train its classifier on")
+    if not training:
+        with fork_rng(images.device, 0):
+            module = ConvClassifier(len(classes), images.shape[-1], images.shape[1])
+        return Untrained(module, classes, gan.image_range, name)
     batch, unseen = min(64, max(len(labels) // 10, 2)), (images[held], labels[held])
     module, rows = train_classifier(
         images[~held], labels[~held], unseen, EPOCHS, batch_size=batch, image_range=gan.image_range

@@ -6,7 +6,7 @@ features of different networks are on scales of their own: each network gets a r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,22 @@ def extractor(spec: str) -> tuple[str, Extractor]:
     if not Path(place).exists():
         raise ValueError(f"features: {place}: no such file or folder; nothing is downloaded")
     return kind, {"inception": inception, "dinov2": dinov2, "torchscript": torchscript}[kind](place)
+
+
+def extractors(specs: Sequence[str]) -> dict[str, Extractor]:
+    """Feature networks by name: the kind of each, and where a kind comes twice the name of its file too.
+
+    Raises:
+        ValueError: two of one name; or as of `extractor`. ImportError: as of `extractor`.
+    """
+    kinds = [spec.partition(":")[0] for spec in specs]
+    found: dict[str, tuple[str, Extractor]] = {}
+    for spec, kind in zip(specs, kinds, strict=True):
+        name = kind if kinds.count(kind) == 1 else f"{kind}:{Path(spec.partition(':')[2]).stem}"
+        if name in found:
+            raise ValueError(f"features: expected files of different names, got {found[name][0]} and {spec}")
+        found[name] = spec, extractor(spec)[1]
+    return {name: network for name, (_, network) in found.items()}
 
 
 def colour(x: Tensor) -> Tensor:

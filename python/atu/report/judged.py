@@ -16,11 +16,16 @@ def _own(data: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _interval(bounds: Any) -> str:
+def _bounds(bounds: Any) -> str:
     if bounds is None or bounds[1] is None:
         return ""
     low = "less" if bounds[0] is None else f"{bounds[0]:.1f}"
-    return f" ({low} to {bounds[1]:.1f})"
+    return f"{low} to {bounds[1]:.1f}"
+
+
+def _interval(bounds: Any) -> str:
+    text = _bounds(bounds)
+    return f" ({text})" if text else ""
 
 
 def _floor(value: float) -> str:
@@ -94,8 +99,8 @@ def corrected_card(data: Mapping[str, Any]) -> list[dict[str, str]]:
     found = _own(data).get("corrected")
     if found is None or found["pul"] is None:
         return []
-    note = f"for the errors of {data['judge']} on real samples; 95 % interval:{_interval(found['pul_ci95'])} %"
-    note = note.replace("(", "").replace(")", "")
+    note, bounds = f"for the errors of {data['judge']} on real samples", _bounds(found["pul_ci95"])
+    note += f"; 95 % interval: {bounds} %" if bounds else ""
     if found["unreliable"] is not None:
         note += f"; unreliable: {found['unreliable']}"
     return [dict(name="Gone, corrected", value=percent(found["pul"]), note=note)]

@@ -148,7 +148,8 @@ def class_bars(histograms: Mapping[str, Mapping[str, Mapping[str, Any]]], negati
             axes.bar(x, share, width * 0.92, color=colour, label=label)
             axes.errorbar(x, share, error, fmt="none", ecolor=INK, elinewidth=0.8, capsize=1.5, alpha=0.7)
         crowded = max(map(len, classes)) * len(classes) > 45  # labels side by side would run into each other
-        axes.set_xticks(range(len(classes)), classes, **(dict(rotation=35, ha="right") if crowded else {}))
+        turned: dict[str, Any] = dict(rotation=35, ha="right") if crowded else {}
+        axes.set_xticks(range(len(classes)), classes, parse_math=False, **turned)  # "$" in a name is a dollar
         for tick, name in zip(axes.get_xticklabels(), classes, strict=True):
             if name in negative:
                 tick.set(color=SERIES[1], fontweight="bold")

@@ -229,6 +229,7 @@ def print_table(data: Mapping[str, Any]) -> None:
     """The results on the terminal."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     names = list(data["negatives"])
     header, *rows = table(data, names)
@@ -237,12 +238,12 @@ def print_table(data: Mapping[str, Any]) -> None:
         grid.add_column(title, justify="left" if index == 0 else "right")
     for row in rows:
         grid.add_row(*row)
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names of classes and files may hold brackets and colons
     console.print(grid)
-    console.print(outcome(data), style="bold", markup=False)
+    console.print(outcome(data), style="bold")
     console.print(verdict(data).text)
-    console.print(who_judged(data), markup=False)
+    console.print(who_judged(data))
     for text in data["warnings"]:
-        console.print(text, style="yellow", markup=False)
+        console.print(text, style="yellow")
     for card in _cards(data):
-        console.print(f"{card['name']}: [bold]{card['value']}[/bold]  [dim]({card['note']})[/dim]")
+        console.print(Text.assemble(f"{card['name']}: ", (card["value"], "bold"), "  ", (f"({card['note']})", "dim")))

@@ -15,6 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atu import assets
+from atu.bench import cli as bench_cli
 from atu.bench import growth, job, limits, measure, output, step
 from atu.bench.case import Traffic, cases_of
 from atu.bench.cli import bench
@@ -162,6 +163,23 @@ def test_a_shape_of_your_own(tmp_path, arguments, names):
     assert run("ops", "--op", op, "--shape", shape, *rest, *quick) == 0
     found = json.loads(path.read_text())
     assert {row["name"] for row in found["rows"]} == names and "growth" not in found
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--plot", "{}/x.foo"), "plot: expected a file ending in one of .*png.*, got .*x.foo"),
+        (("--plot", "{}/file/x.png"), "plot: .*x.png cannot be written"),
+        (("--save", "{}/file/x.json"), "save: .*x.json cannot be written"),
+        (("--save", "{}/file"), "file"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before_it_is_measured(options, told, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")  # under a file nobody can write, root included
+    monkeypatch.setattr(bench_cli, "_run", lambda *_: pytest.fail("it measures"))
+    with pytest.raises(ValueError, match=told):
+        run("ops", "--quick", *(word.format(tmp_path) for word in options))
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,13 @@ import pytest
 import torch
 
 from atu.cli import main as cli
+from atu.cli.audit import _print as print_audit
+from atu.cli.train import _print as print_classifier
 from atu.evaluation.classifier import Classifier
 from atu.experiments.classifiers import train_classifier
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.support import progress
 from atu.support.signals import Terminated
 
 QUICK = """
@@ -140,6 +143,15 @@ def test_sample_writes_images(folder, tmp_path, capsys):
     ]
     assert run("sample", folder / "gan.safetensors", "--samples", 7, "--grid", "--out", tmp_path / "b") == 0
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "a"), str(tmp_path / "b" / "seed0-grid.png")]
+
+
+@pytest.mark.parametrize("shape", [[2], [2, 8, 8], [5, 8, 8]])
+def test_samples_that_are_no_pictures_are_told_before_they_are_drawn(shape, tmp_path, capsys, monkeypatch):
+    ckpt = GAN(MLPGenerator(4, shape, (8,))).save(tmp_path / "gan.safetensors")
+    monkeypatch.setattr(progress, "track", lambda *_: pytest.fail("it draws"))
+    line = error(capsys, "sample", ckpt, "--out", tmp_path / "out")
+    assert line == f"Error: CKPT: expected a GAN of images [1, 3 or 4, H, W], got one of samples {shape}"
+    assert not (tmp_path / "out").exists()
 
 
 def pictures(folder):
@@ -356,6 +368,16 @@ def test_errors_are_one_clear_line(folder, tmp_path, capsys):
     assert "truncation_psi" in error(capsys, "sample", gan, "--truncation", "0.5", *out)
     assert "No such command 'unlaern'" in error(capsys, "unlaern")
     assert not (tmp_path / "out").exists()
+
+
+def test_tables_keep_brackets_and_colons_of_names(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    names, rate = ["[red]", "x[/b] :cat:"], dict(share=0.9, ci95=[0.8, 0.95])
+    data = dict(accuracy=rate, held_out=20, classes=names, confusion=[[9, 1], [1, 9]])
+    print_classifier({**data, "by_class": {name: dict(sensitivity=rate) for name in names}})
+    print_audit([["", *names], ["net[1].pt", "3", "4"]])
+    told = capsys.readouterr().out
+    assert all(told.count(name) == count for name, count in zip(names, (3, 3), strict=True)) and "net[1].pt" in told
 
 
 def test_a_classifier_that_is_there_already_is_named(tmp_path, capsys):

@@ -182,6 +182,54 @@ def test_eval_says_where_the_judge_had_answered(folder, tmp_path):
     assert data["subject"] == "class 0" and 0 < data["parts"]["before"]["rate"][data["judges"][0]]["share"] < 1
 
 
+def test_who_answered_is_told_by_hash_of_a_network_and_by_name_too_of_a_function(tmp_path):
+    def record(spec, sha256):
+        (tmp_path / "run.json").write_text(json.dumps({"identity": {"oracle": {"spec": spec, "sha256": sha256}}}))
+
+    def answered(spec, sha256, own=False):
+        return oracles.answered_in(str(tmp_path), Answers(spec, sha256, lambda x: x[:, 0] > 0, own))
+
+    record("rules.py:left?class=0", "a")
+    assert answered("rules.py:left", "a") is True
+    assert answered("rules.py:left", "b") is None  # edited since
+    assert answered("rules.py:right", "a") is False
+    assert answered("others.py:left", "b") is False
+    assert answered("rules:left", "a") is None  # the same file by another name
+    assert answered("plugin:left", None) is None
+    assert answered("net.pt", "c", own=True) is False
+    record("net.pt?class=0", "c")
+    assert answered("copy.pt?class=1", "c", own=True) is True
+    assert answered("net.pt?class=0", "d", own=True) is False
+    assert answered("rules.py:left", "a") is False
+
+
+class Means(nn.Module):
+    """Features of uint8 images: the channels' means, times a scale."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        return self.scale * x.float().mean((2, 3))
+
+
+def test_two_feature_networks_of_one_kind_have_rows_of_their_own(folder, tmp_path, capsys):
+    for name, scale in (("small", 1.0), ("large", 10.0), ("more/small", 1.0)):
+        path = tmp_path / f"{name}.pt"
+        path.parent.mkdir(exist_ok=True)
+        torch.jit.trace(Means(scale), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).save(str(path))
+    command = ["eval", *[folder / "gan.safetensors"] * 2, "--judge", f"{folder}/judge.pt?class=0", "--samples", 60]
+    command += ["--quiet", "--out", tmp_path / "out", "--features", f"torchscript:{tmp_path}/small.pt", "--features"]
+    line = error(capsys, *command, f"torchscript:{tmp_path}/more/small.pt")
+    assert line.startswith("Error: features: expected files of different names, got torchscript:")
+    assert run(*command, f"torchscript:{tmp_path}/large.pt") == 0
+    found = json.loads((tmp_path / "out/report.json").read_text())["distances"]
+    assert list(found) == ["torchscript:small", "torchscript:large"]
+    small, large = (one["frechet_kept"] for one in found.values())
+    assert large == pytest.approx(100 * small, rel=1e-3)
+
+
 def test_what_is_missing_is_named_and_not_what_was_given(folder, tmp_path, capsys):
     gan, judge = folder / "gan.safetensors", f"{folder}/judge.pt?class=0"
     line = error(capsys, "audit", gan, gan, "--judge", judge, "--out", tmp_path / "out")
@@ -288,6 +336,17 @@ def test_a_wrong_oracle_is_told_before_a_discriminator_is_fitted(folder, tmp_pat
     arguments = ["unlearn", tmp_path / "alone.safetensors", "--negatives", folder / "negatives"]
     arguments += ["--train-discriminator", 5, "--out", tmp_path / "run", "--oracle"]
     assert "got '9'" in error(capsys, *arguments, f"{folder}/oracle.pt?class=9") and not fitted
+    (tmp_path / "wrong.toml").write_text("repel.stepz = 2")
+    (tmp_path / "run").mkdir()
+    for more, told in (
+        (["--config", tmp_path / "none.toml"], "none.toml cannot be read"),
+        (["--config", tmp_path / "wrong.toml"], "repel.stepz"),
+        (["--negatives", tmp_path / "none"], "none"),
+        (["--positives", tmp_path / "none"], "none"),
+        (["--from", tmp_path / "run"], "holds no run.json of one"),
+    ):
+        line = error(capsys, *arguments, f"{folder}/oracle.pt?class=1", *more)
+        assert told in line and "discriminator" not in line and not fitted, (line, more)
     assert "it has no discriminator" in error(capsys, *arguments, f"{folder}/oracle.pt?class=1") and len(fitted) == 1
 
 

@@ -166,6 +166,18 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
     assert there["fid_cls_after"] == pytest.approx(own["fid_cls_after"], rel=1e-3)
 
 
+@pytest.mark.parametrize("dataset", ["afhq", "celebahq"])
+def test_a_dry_run_trains_no_classifier(dataset, request, tmp_path, monkeypatch, capsys):
+    data, ckpt = request.getfixturevalue(dataset), coloured_gan().save(tmp_path / "gan.safetensors")
+    monkeypatch.setattr(recipes, "train_classifier", lambda *_, **__: pytest.fail("it trains"))
+    command = ["reproduce", dataset, "--data", data, "--ckpt", ckpt, "--seeds", 1, "--method", "extrapolate"]
+    with pytest.raises(SystemExit) as done:
+        cli.main(list(map(str, [*command, "--quiet", "--dry-run", "--out", tmp_path / "out"])))
+    assert done.value.code == 0 and not (tmp_path / "out").exists()
+    names = {"afhq": "afhq", "celebahq": "bangs, hat, bald, eyeglasses"}[dataset]
+    assert capsys.readouterr().out.splitlines()[-1] == f"Training the classifiers comes on top: {names}"
+
+
 def test_attribute_lists(celebahq, tmp_path):
     path = celebahq / "list_attr_celeba.txt"
     table = recipes.read_attributes(path, ["Bald", "Bangs"])
@@ -205,7 +217,7 @@ def test_another_gan_of_digits_takes_the_place_of_the_bundled_one(monkeypatch):
             make(["4"] if make is recipes.mnist_plan else ["antlers"], tiny_gan(), methods=["ewc"], seeds=1)
 
 
-def test_mnist_recipe_names_the_bundled_files(monkeypatch, tmp_path):
+def test_mnist_recipe_names_the_bundled_files(monkeypatch, tmp_path, capsys):
     ckpt = GAN(MLPGenerator(4, [1, 32, 32], (8,)), MLPDiscriminator([1, 32, 32], (8,))).save(tmp_path / "g.safetensors")
     bundled = recipes.asset
     monkeypatch.setattr(recipes, "asset", lambda name: ckpt if name == "mnist-gan.safetensors" else bundled(name))
@@ -217,3 +229,9 @@ def test_mnist_recipe_names_the_bundled_files(monkeypatch, tmp_path):
         cli.main(["reproduce", "mnist", "--jobs", "1", "--out", str(tmp_path / "out")])
     assert [task.name for task in plans[0].tasks] == ["1", "4", "8"]
     assert (plans[0].seeds, list(plans[0].methods)) == (3, list(presets.METHODS))
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", "mnist", "--class", "8", "--class", "8", "--jobs", "1", "--out", str(tmp_path / "out")])
+    assert [task.name for task in plans[1].tasks] == ["8"]
+    with pytest.raises(SystemExit) as refused:
+        cli.main(["reproduce", "mnist", "--classifiers", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert refused.value.code == 2 and "mnist takes no --classifiers" in capsys.readouterr().err

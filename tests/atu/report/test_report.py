@@ -14,8 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+from atu import api
+from atu.config import Config
 from atu.data import images
+from atu.data.samples import TensorSamples
 from atu.report import pictures, plots, report, tables
+from atu.support.digest import sha256
 
 from .conftest import judged
 
@@ -212,3 +216,36 @@ def test_distances_of_each_network_stand_in_rows_of_their_own(evaluation, contex
     assert "FID in inception features" in page and "FID in dinov2" not in page
     evaluation.numbers["distances"] = {}
     assert tables.distances_tables(report.report_data(evaluation, context), ["before"]) == []
+
+
+def test_the_terminal_keeps_brackets_and_colons_of_names(evaluation, context, capsys, monkeypatch):
+    """Rich reads [red] as markup, [/x] as an error and :cat: as a picture."""
+    monkeypatch.setenv("COLUMNS", "200")
+    names = ["a", "[red]:cat:", "c[/x]"]
+    evaluation.classes[:] = names
+    for name in ("before", "adapted", "after"):
+        rows = evaluation.numbers[f"class_histogram_{name}"]
+        evaluation.numbers[f"class_histogram_{name}"] = dict(zip(names, rows.values(), strict=True))
+    evaluation.numbers["landing"]["transitions"] = {names[1]: {"a": 30, names[2]: 10}}
+    context.subject = "class [red]:cat: c[/x]"
+    report.print_table(report.report_data(evaluation, context))
+    told = capsys.readouterr().out
+    assert "Unlearning class [red]:cat: c[/x]" in told and told.count("[red]:cat:") > 1
+    assert "[bold]" not in told and "[dim]" not in told
+
+
+def test_a_dollar_in_a_name_is_a_dollar():
+    rows = {name: dict(share=0.5, ci95=[0.4, 0.6]) for name in ("$x^2$", "$\\nothing{$")}
+    assert "$x^2$" in plots.class_bars({"original": rows}, ["$x^2$"])
+
+
+def test_a_results_report_says_a_warning_once_and_knows_its_negatives(vector_gan, tmp_path):
+    given = dict(adapted=[], history=[], seconds=1.0, config=Config(), out=tmp_path, seed=0)
+    given.update(is_negative=lambda x: x[:, 0] > 0)
+    x, told = vector_gan.sample(5), dict(judge="oracle", warnings=["Only a dozen were marked."])
+    result = api.Result(vector_gan, decisions=told, original=vector_gan, negatives=TensorSamples(x), **given)
+    data = result.report(n=40)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("Only a dozen were marked.") == 1 and data["warnings"][0] == "Only a dozen were marked."
+    assert "The oracle that answered during the run also judges" in page
+    assert data["sha256"]["negatives"] == sha256({"samples": x})

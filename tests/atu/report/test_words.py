@@ -242,6 +242,13 @@ def test_every_figure_says_whose_it_is(judges, evaluation, context):
     assert "What each judge says" in page
 
 
+def test_a_name_keeps_its_parentheses(judges, evaluation, context):
+    evaluation.numbers["judges"] = {"net (v2).pt": judges["blind"]}
+    evaluation.numbers["judge"] = "net (v2).pt"
+    (card,) = judged_words.corrected_card(report.report_data(evaluation, context))
+    assert card["note"] == "for the errors of net (v2).pt on real samples; 95 % interval: 96.0 to 100.0 %"
+
+
 def test_the_table_rounds_as_the_headline_does(judges):
     judges["blind"].update(pul=100 * 8 / 53, corrected=corrected(99.99))
     table = judged_words.judges_table(dict(judge="blind", judges=judges))
