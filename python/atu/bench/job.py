@@ -16,6 +16,7 @@ from ..config import Config
 from ..evaluation.classifier import Classifier
 from ..experiments.marking import mark_negatives
 from ..gan import GAN
+from ..support.seeding import Stream, stream_seed
 
 LEVELS = (95, 99)
 
@@ -49,7 +50,7 @@ def run_job(
         config.adapt.adversarial.batch_size = config.repel.adversarial.batch_size = 4
     negatives, _ = mark_negatives(gan, oracle, 8 if quick else 200, 0)
     with torch.no_grad():
-        latents = gan.sample(config.repel.check_samples)
+        latents = gan.sample(config.repel.check_samples, stream_seed(0, Stream.SCORE))
     rows = []
     runs = [("auto", name) for name in precisions if name != "float64"]
     for impl, precision in runs if quick else [*runs, ("reference", "float32")]:

@@ -1,5 +1,7 @@
 """One training step of each stage, whole and in parts: ours in each precision, reference, and torch.compile of that.
 
+That of stage 2 is the paper's: the adversarial loss of one batch and the repulsion, with path length besides. What the
+default adds, the guide and what is held, is not in it: docs/performance.md says where a whole step of a run goes.
 Of other GANs than the bundled one of MNIST only what matters most, as a step of theirs takes seconds.
 """
 
@@ -74,10 +76,11 @@ def make_trainer(
     plain: bool = False,
     precision: str = "float32",
 ) -> AdversarialTrainer:
-    """A trainer as the stage makes it. Its learning rates are 0, so that every step sees the same weights.
+    """A trainer of a stage's adversarial loss and penalty. Its learning rates are 0, so that every step sees the same
+    weights.
 
-    models: adapted generators that stage 2 is pushed away from. plain: neither penalty nor negatives as fakes, which is
-    fine-tuning. precision: as of `Config`.
+    models: adapted generators that stage 2 is pushed away from. plain: no penalty, which is fine-tuning. precision: as
+    of `Config`.
     """
     cfg = Config()
     twin = gan.copy()
@@ -92,11 +95,9 @@ def make_trainer(
     elif not plain:
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
         options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel, most_steps(gan, cfg.repel)).add_grad
-        options["extra_fakes"] = real
     trainer = AdversarialTrainer(twin.to(gan.device), real, adversarial, **options)
     if precision == "float16":  # a scale that overflows has steps passed over, which take less time
         trainer.scaler = torch.amp.GradScaler(gan.device.type, init_scale=SCALE)
-    trainer.extra_weight = cfg.repel.negatives_weight
     trainer.set_lr_factor(0.0)
     return trainer
 
@@ -122,7 +123,7 @@ class Parts:
         self.trainer.step()
 
     def discriminator(self) -> None:
-        """Generated, real and extra samples through D and back, with the optimiser."""
+        """Generated and real samples through D and back, with the optimiser."""
         self.trainer.step_count = 1
         self.trainer._discriminator_step()
         self.trainer.scaler.update()  # as a whole step does at its end
