@@ -479,9 +479,15 @@ def started(request: Request) -> Iterator[Job]:
             try:
                 if run.out is not None and not (run.out / KEPT).exists():
                     keep_marks(run.out, inputs.negatives, inputs.positives, inputs.gan.image_range)
-                feedback = build_feedback(
-                    inputs.gan, inputs.negatives, inputs.positives, inputs.oracle, inputs.config.feedback, inputs.seed
-                )
-                yield Job(inputs, run, feedback, began)
+                yield Job(inputs, run, _feedback(inputs, run), began)
             finally:
                 run.close()
+
+
+def _feedback(inputs: Inputs, run: RunFolder) -> Feedback:
+    given = inputs.gan, inputs.negatives, inputs.positives, inputs.oracle, inputs.config.feedback, inputs.seed
+    try:
+        return build_feedback(*given)
+    except Exception:
+        run.withdraw()
+        raise

@@ -25,6 +25,7 @@ from torch import Tensor
 from atu_ext import __version__
 
 from ..data.images import grid
+from ..data.marks import KEPT
 from ..data.samples import Samples, read
 from ..formats.tensors import CheckpointError
 from ..gan import GAN
@@ -281,6 +282,17 @@ class RunFolder:
         """Remove what `save` or `save_latest` wrote."""
         for path in self._states(name):
             path.unlink()
+
+    def withdraw(self) -> None:
+        """Leave nothing of a run that could not start, so that another may in the same folder; one that was resumed
+        stays."""
+        if self.out is None or self.resumed:
+            return
+        if self.writer is not None:
+            self.writer.close()
+        shutil.rmtree(self.out / "tb", ignore_errors=True)
+        for name in ("config.toml", KEPT, "run.json"):  # the last is what marks the folder as a run's
+            (self.out / name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the folder."""

@@ -388,10 +388,20 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
 
 
 def test_a_run_that_cannot_start_lets_go_of_its_folder(vector_gan, negatives, tmp_path):
+    """So that what its error advises can be done in the same one; a run that was begun stays."""
+    given = dict(negatives=negatives, config=CONFIG, out=tmp_path)
+
+    def all_of_them(x):
+        return x[:, 0] < 1e9
+
+    (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="so none is left to learn from"):
-        unlearn(vector_gan, negatives, is_negative=lambda x: x[:, 0] < 1e9, config=CONFIG, out=tmp_path)
-    with pytest.raises(ValueError, match="another seed"):
-        unlearn(vector_gan, negatives, is_negative=lambda x: x[:, 0] < 1e9, config=CONFIG, out=tmp_path, seed=1)
+        unlearn(vector_gan, is_negative=all_of_them, **given)
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["notes.txt"]
+    unlearn(vector_gan, is_negative=lambda x: x[:, 0] > 0, seed=1, **given)
+    with pytest.raises(ValueError, match=r"another oracle|another seed"):
+        unlearn(vector_gan, is_negative=all_of_them, **given)
+    assert (tmp_path / "result.safetensors").is_file()
     FolderLock(tmp_path, "out").release()
 
 
