@@ -318,16 +318,14 @@ def _check_method(gan: GAN, config: Config, request: Request) -> None:
     if request.adapted is not None and config.method not in presets.REPULSION:
         raise ValueError(f"method: expected one of {', '.join(presets.REPULSION)} for stage 2, got {config.method!r}")
     METHODS[config.method].check(gan, config)
-    stages, fishers = METHODS[config.method].stages, {}
+    stages, own = METHODS[config.method].stages, config.methods.get(config.method)
     if "adapt" in stages and request.adapted is None:
-        fishers["adapt.fisher"] = config.adapt.fisher
+        check_parameters(gan.generator, config.adapt.fisher.parameters, "config: adapt.fisher.parameters")
         if config.adapt.steps == 0 and ("repel" not in stages or config.repel.loss != "none"):
             raise ValueError(f"config: adapt.steps: expected some for {config.method!r}, which goes by them, got 0")
-    own = config.methods.get(config.method)
     if own is not None and hasattr(own, "fisher"):
-        fishers[f"methods.{config.method}.fisher"] = own.fisher
-    for name, fisher in fishers.items():
-        check_parameters(gan.generator, fisher.parameters, f"config: {name}.parameters")
+        name = f"config: methods.{config.method}.fisher.parameters"
+        check_parameters(gan.generator, own.fisher.parameters, name)
 
 
 def _folder_of(value: Any) -> Path | None:

@@ -202,7 +202,8 @@ class AdversarialTrainer:
     def _logits(self, x: Tensor, c: Tensor | None) -> Tensor:
         self._looks += 1  # one after the other augments in its own way
         with world.own_rng(self.gan.device, self._looks):
-            x = augment(x, self.config.augment, self.gan.image_range)
+            if self.config.augment:
+                x = augment(x, self.config.augment, self.gan.image_range)
             with self.gan.autocast():
                 return self.gan.logits(x, c)
 
