@@ -7,7 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
@@ -256,7 +256,8 @@ class GAN:
         """Shape of one sample, without the batch axis.
 
         Raises:
-            ValueError: the generator fails for the latents; with a shape of them that it takes, where one is found.
+            ValueError: latent_dim is of another shape than the generator takes. RuntimeError: the generator fails for
+                the latents.
         """
         if self._sample_shape is None:
             try:
@@ -264,20 +265,27 @@ class GAN:
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
-                raise ValueError(self._why_no_sample(error)) from error
+                if str(error).startswith("generator: "):  # told by `batches`
+                    raise
+                self._check_latents(error)
+                of = f"latents of latent_dim={self.latent_dim}" if self.latent_sampler is None else "latent_sampler's"
+                raise RuntimeError(f"gan: its generator fails for {of} ({error})") from error
             self._sample_shape = tuple(x.shape[1:])
         return self._sample_shape
 
-    def _why_no_sample(self, error: Exception) -> str:
-        if self.latent_sampler is not None:
-            return f"gan: its generator fails for what latent_sampler gives ({error})"
+    def _check_latents(self, error: Exception) -> None:
+        """Raise ValueError where the generator that failed takes latents as flat, or as not flat, as these are not."""
         size, twin = self.latent_dim, copy.copy(self)
-        assert size is not None
+        if self.latent_sampler is not None or size is None:
+            return
         twin.latent_dim = (size, 1, 1) if isinstance(size, int) else math.prod(size)
-        with suppress(Exception):
+        try:
             twin.sample(1)
-            return f"latent_dim: expected {twin.latent_dim}, which the generator takes, got {size} ({error})"
-        return f"gan: its generator fails for latents of latent_dim={size} ({error})"
+        except Exception:
+            return
+        raise ValueError(
+            f"latent_dim: expected {twin.latent_dim}, which the generator takes, got {size} ({error})"
+        ) from error
 
     def cost(self) -> tuple[int | None, float]:
         """(bytes at the peak, seconds) of making one sample and, with a discriminator, judging it; measured once.

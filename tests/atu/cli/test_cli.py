@@ -15,6 +15,7 @@ import torch
 from atu.cli import main as cli
 from atu.cli.audit import _print as print_audit
 from atu.cli.train import _print as print_classifier
+from atu.data import images
 from atu.evaluation.classifier import Classifier
 from atu.experiments.classifiers import train_classifier
 from atu.gan import GAN
@@ -440,9 +441,12 @@ def test_unexpected_errors_name_their_type(monkeypatch, capsys, folder, tmp_path
 
 @pytest.mark.parametrize("raised", ["int('x')", "torch.zeros(2).numpy().reshape(3)"])
 def test_a_value_error_that_nobody_checked_for_is_not_the_users(raised, monkeypatch, capsys, folder, tmp_path):
-    monkeypatch.setattr(GAN, "batches", lambda self, *args, **kwargs: eval(raised))
+    monkeypatch.setattr(images, "save_folder", lambda *args, **kwargs: eval(raised))
     line = error(capsys, "sample", folder / "gan.safetensors", "--out", tmp_path / "out")
     assert line.startswith("Error: ValueError: ") and "(atu --debug sample" in line
+    monkeypatch.setattr(GAN, "batches", lambda self, *args, **kwargs: eval(raised))  # nor one in the generator
+    line = error(capsys, "sample", folder / "gan.safetensors", "--out", tmp_path / "out")
+    assert line.startswith("Error: RuntimeError: gan: its generator fails ") and "(atu --debug sample" in line
 
 
 def test_interrupt_says_how_to_go_on(monkeypatch, capsys, folder, tmp_path):
