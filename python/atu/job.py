@@ -29,12 +29,12 @@ from .config import Adversarial, Config
 from .data.marks import KEPT, joined, keep_marks
 from .data.samples import Samples, TensorSamples, as_samples
 from .feedback.checks import label_remarks
-from .feedback.earlier import Earlier, earlier_run
+from .feedback.earlier import Earlier, earlier_run, read_run
 from .feedback.feedback import Feedback, build_feedback, check_distinct
 from .feedback.oracles import Oracle, find
 from .feedback.places import marked_samples
 from .gan import GAN
-from .methods.adapt_then_unlearn.steering import hold_weight
+from .methods.adapt_then_unlearn.steering import goes_by_a_guide, hold_weight
 from .methods.registry import METHODS
 from .support import world
 from .support.digest import digest
@@ -237,9 +237,7 @@ def _trained_with(gan: GAN, config: Config) -> list[tuple[Adversarial, bool]]:
 
 def _guided(gan: GAN, config: Config) -> bool:
     """Whether a guide with a gradient penalty is trained."""
-    repel = config.repel
-    steers = "repel" in METHODS[config.method].stages and (repel.guide_weight > 0 or hold_weight(gan, repel) > 0)
-    return steers and repel.guide_r1 > 0
+    return "repel" in METHODS[config.method].stages and goes_by_a_guide(gan, config.repel) and config.repel.guide_r1 > 0
 
 
 def _is_sigmoids(y: Tensor) -> bool:
@@ -374,6 +372,14 @@ def _earlier(request: Request, gan: GAN) -> Earlier | None:
     if request.out is not None and Path(request.out).resolve() == Path(request.from_run).resolve():
         raise ValueError(f"out: expected another folder than that of the run that this goes on from, got {request.out}")
     return earlier_run(request.from_run, gan, gan_digest(gan))
+
+
+def check_without_discriminator(request: Request) -> None:
+    """What of `check_inputs` needs no discriminator, before one is fitted: settings, samples, and an earlier run."""
+    _config(request.config, request.method, request.compat)
+    _given(request.gan, request)
+    if request.from_run is not None:
+        read_run(request.from_run)
 
 
 def check_inputs(request: Request) -> Inputs:

@@ -83,9 +83,11 @@ def sample(
 
 def _check_images(gan: GAN) -> None:
     """Raise ValueError where the samples cannot be written as pictures, before they are drawn."""
-    shape = gan.sample_shape
-    if len(shape) != 3 or shape[0] not in (1, 3, 4):
-        raise ValueError(f"CKPT: expected a GAN of images [1, 3 or 4, H, W], got one of samples {list(shape)}")
+    from ..data.images import are_pictures
+
+    if not are_pictures(gan.sample_shape):
+        got = list(gan.sample_shape)
+        raise ValueError(f"CKPT: expected a GAN of images [1, 3 or 4, H, W], got one of samples {got}")
 
 
 # --- OUT/samples.json: what the folder's images are samples of

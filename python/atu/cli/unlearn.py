@@ -108,6 +108,7 @@ def unlearn(
     CKPT: a checkpoint, a run folder, mnist or animals.
     """
     from .. import api
+    from ..job import Request, check_without_discriminator
     from ..report import report
     from ..support import world
 
@@ -119,8 +120,18 @@ def unlearn(
     oracle, judge = asked.find_both(gan)
     given = negatives if negative_label is None else (negatives, negative_label)
     if train_discriminator is not None and gan.discriminator is None:
-        _check_inputs(gan, given, positives, resize)
-        _check_settings(config, method, compat, from_run)
+        check_without_discriminator(
+            Request(
+                gan=gan,
+                negatives=given,
+                positives=positives,
+                config=config,
+                method=method,
+                compat=compat,
+                resize=resize,
+                from_run=from_run,
+            )
+        )
     fitted = with_discriminator(gan, train_discriminator, run.seed)
     if fitted is not gan:  # what they saw before was to find errors early; the features are the new discriminator's
         gan, (oracle, judge) = fitted, asked.find_both(fitted)
@@ -163,30 +174,6 @@ def _check_judged(out: Path, asked: Asked) -> None:
     one = (found.get("judges") or {}).get(name) or {}
     if one.get("answered") is False and not found.get("probe"):
         raise ValueError(f"out: its report holds the verdict of {name}, which would be lost; give --judge again")
-
-
-def _check_inputs(gan: GAN, negatives: Any, positives: Path | None, resize: bool) -> None:
-    """Raise ValueError where the samples cannot be read, before a discriminator is fitted, which takes its time."""
-    from ..data.samples import as_samples
-    from ..feedback.places import marked_samples
-
-    marked_samples(gan, negatives, "negatives", resize)
-    if positives is not None:
-        as_samples(positives, gan.sample_shape, gan.image_range, "positives", gan.c_dim, resize=resize)
-
-
-def _check_settings(config: Path | None, method: str | None, compat: str | None, from_run: Path | None) -> None:
-    """The same for the settings, and for the run to go on from as far as that needs no discriminator."""
-    from ..config import Config
-
-    _ = Config.of(method, compat) if config is None else Config.load(config, method, compat)
-    missing = (
-        [] if from_run is None else [n for n in ("run.json", "result.safetensors") if not (from_run / n).is_file()]
-    )
-    if missing:
-        raise ValueError(
-            f"from_run: expected the folder of a finished run, and {from_run} holds no {missing[0]} of one"
-        )
 
 
 def _evaluate(

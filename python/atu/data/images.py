@@ -19,6 +19,11 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 THUMBNAIL = 128  # most pixels a side of an image among others in a picture
 
 
+def are_pictures(shape: Sequence[int]) -> bool:
+    """Whether samples of a shape [C, H, W] can be written as pictures."""
+    return len(shape) == 3 and shape[0] in (1, 3, 4)
+
+
 def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..support.files import write_atomic
 from .images import is_image, to_range, to_uint8
-from .samples import Samples, TensorSamples, as_tensors, read
+from .samples import Samples, TensorSamples, as_tensors, behind, read
 
 LABELS = "labels.json"
 KEPT = "marks.safetensors"  # in a run folder
@@ -130,8 +130,7 @@ def joined(
     if (mine.labels is None) != (rest.labels is None):
         missing = "those given now" if mine.labels is None else "those of the earlier run"
         raise ValueError(f"{name}: expected labels for all or for none of them, and {missing} have none")
-    labels = None if mine.labels is None or rest.labels is None else torch.cat([mine.labels, rest.labels])
-    return TensorSamples(torch.cat([mine.tensor, rest.tensor]), labels)
+    return behind(mine, rest)
 
 
 def _without(

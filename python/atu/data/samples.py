@@ -39,6 +39,12 @@ class TensorSamples:
         return self.tensor[index]
 
 
+def behind(first: TensorSamples, second: TensorSamples) -> TensorSamples:
+    """The samples of one, then those of another; with labels where both have them."""
+    labels = None if first.labels is None or second.labels is None else torch.cat([first.labels, second.labels])
+    return TensorSamples(torch.cat([first.tensor, second.tensor]), labels)
+
+
 class JoinedSamples:
     """The samples of one source, then those of another, each read where it lies; with labels where both have them."""
 

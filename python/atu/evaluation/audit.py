@@ -200,8 +200,8 @@ def subject_of(
     )
     if negatives is not None:
         marked = TensorSamples(negatives) if isinstance(negatives, Tensor) else negatives
-    audit = Audit(before, after, goal, judges, marked.tensor, good.tensor, retrained, budget, seed)
-    return dataclasses.replace(audit, negative_labels=marked.labels, good_labels=good.labels)
+    given = marked.tensor, good.tensor, retrained, budget, seed
+    return Audit(before, after, goal, judges, *given, negative_labels=marked.labels, good_labels=good.labels)
 
 
 # --- parts

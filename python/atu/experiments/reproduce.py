@@ -114,15 +114,14 @@ def _check_identity(plan: Plan, out: Path) -> None:
     own.update(config=json.loads(json.dumps(dict(plan.config))), oracle=plan.oracle, extractor=plan.extractor_sha256)
     judges = {task.name: _networks(task) for task in plan.tasks}
     path = out / "plan.json"
-    there: dict[str, Any] = {"judges": {}, "oracle": True}
-    if path.is_file():
-        there.update(json.loads(path.read_text(encoding="utf-8")))
+    there = {"oracle": True, **json.loads(path.read_text(encoding="utf-8"))} if path.is_file() else {}
+    known = there.get("judges", {})
     pairs = [(name, there.get(name, value), value) for name, value in own.items()]
-    pairs += [(f"judge of {name}", there["judges"].get(name, value), value) for name, value in judges.items()]
+    pairs += [(f"judge of {name}", known.get(name, value), value) for name, value in judges.items()]
     differs = [f"{name} ({before} there, {now} now)" for name, before, now in pairs if before != now]
-    if path.is_file() and differs:
+    if differs:
         raise ValueError(f"out: {out} holds a reproduction with another {'; '.join(differs)}; give another folder")
-    write_json(path, {**own, "judges": {**there["judges"], **judges}})
+    write_json(path, {**own, "judges": {**known, **judges}})
 
 
 def _networks(task: Task) -> str:

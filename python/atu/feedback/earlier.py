@@ -24,6 +24,23 @@ class Earlier:
     round: int
 
 
+def read_run(folder: str | Path) -> tuple[str, int]:
+    """Of the finished run in a folder, the digest of the GAN that it began from, and which round it was.
+
+    Raises:
+        ValueError: the folder holds no finished run.
+    """
+    folder = Path(folder)
+    try:
+        identity = json.loads((folder / "run.json").read_text(encoding="utf-8"))["identity"]
+        found = identity["gan"], int(identity.get("round") or 1)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"from_run: expected the folder of a run, and {folder} holds no run.json of one") from None
+    if not (folder / "result.safetensors").is_file():
+        raise ValueError(f"from_run: the run in {folder} is not finished; go on with it first, by its own command")
+    return found
+
+
 def earlier_run(folder: str | Path, gan: GAN, digest: str) -> Earlier:
     """The run in a folder, which began from `gan`, or from a run that did.
 
@@ -33,18 +50,11 @@ def earlier_run(folder: str | Path, gan: GAN, digest: str) -> Earlier:
     Raises:
         ValueError: the folder holds no finished run, one of another GAN, or not the marks.
     """
-    folder = Path(folder)
-    try:
-        identity = json.loads((folder / "run.json").read_text(encoding="utf-8"))["identity"]
-        began, number = identity["gan"], int(identity.get("round") or 1)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"from_run: expected the folder of a run, and {folder} holds no run.json of one") from None
-    result = folder / "result.safetensors"
-    if not result.is_file():
-        raise ValueError(f"from_run: the run in {folder} is not finished; go on with it first, by its own command")
+    folder, (began, number) = Path(folder), read_run(folder)
     if began != digest:
         raise ValueError(
             f"from_run: the run in {folder} began from another GAN ({began}) than the one given ({digest}); give the "
             "original, from before any round: outcomes are measured against that"
         )
-    return Earlier(folder, load_like(result, gan), *kept_marks(folder, gan.image_range, "from_run"), number)
+    result = load_like(folder / "result.safetensors", gan)
+    return Earlier(folder, result, *kept_marks(folder, gan.image_range, "from_run"), number)

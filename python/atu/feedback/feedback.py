@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import config
-from ..data.samples import JoinedSamples, Samples, TensorSamples, as_tensors, read
+from ..data.samples import JoinedSamples, Samples, TensorSamples, as_tensors, behind, read
 from ..gan import GAN
 from ..support import progress
 from ..support.seeding import Stream, stream_seed
@@ -156,7 +156,7 @@ def _with_generated(
     if not len(chosen):
         return positives
     notes["positives"] = f"{len(positives)} given, joined by {len(chosen)} generated ones"
-    return _joined(_labelled(positives, pool), _subset(pool, chosen))
+    return behind(_labelled(positives, pool), _subset(pool, chosen))
 
 
 def _labelled(few: Samples, pool: TensorSamples) -> TensorSamples:
@@ -167,18 +167,13 @@ def _labelled(few: Samples, pool: TensorSamples) -> TensorSamples:
     return own
 
 
-def _joined(a: TensorSamples, b: TensorSamples) -> TensorSamples:
-    labels = None if a.labels is None or b.labels is None else torch.cat([a.labels, b.labels])
-    return TensorSamples(torch.cat([a.tensor, b.tensor]), labels)
-
-
 def _with_found(negatives: Samples, pool: TensorSamples, flags: Tensor, notes: dict[str, object]) -> Samples:
     """The negatives and those that the oracle found in the pool; those of a Dataset are still read one by one."""
     found = _subset(pool, flags)
     if not len(found):
         return negatives
     notes["negatives_found"] = len(found)
-    return _joined(negatives, found) if isinstance(negatives, TensorSamples) else JoinedSamples(negatives, found)
+    return behind(negatives, found) if isinstance(negatives, TensorSamples) else JoinedSamples(negatives, found)
 
 
 def _subset(samples: TensorSamples, keep: Tensor) -> TensorSamples:

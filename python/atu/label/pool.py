@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.images import to_uint8
+from ..data.images import are_pictures, to_uint8
 from ..gan import GAN
 from ..measures.features import Whitening, kinds, sample_features
 from ..support.seeding import mix_seed
@@ -24,7 +24,7 @@ COMPONENTS = 64
 def block_size(gan: GAN) -> int:
     """Samples made at once: few where they are large, so that memory stays bounded. A power of 2."""
     shape = gan.sample_shape
-    if len(shape) != 3 or shape[0] not in (1, 3, 4):
+    if not are_pictures(shape):
         raise ValueError(f"CKPT: its samples have shape {list(shape)}; the page shows images of 1, 3 or 4 channels")
     pixels = shape[1] * shape[2]
     return 64 if pixels <= 128 * 128 else 16 if pixels <= 512 * 512 else 4

@@ -156,8 +156,7 @@ class RunFolder:
             before, version = found["identity"], found["versions"]["atu_ext"]
             before["config"].setdefault("precision", "float32")  # of runs from before there was a choice
             before["config"].update(threads=identity["config"].get("threads"))  # it may go on with others
-            before.pop("at_once", None)  # likewise
-            before.update({"at_once": identity["at_once"]} if "at_once" in identity else {})
+            before["at_once"] = identity.get("at_once")  # likewise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"out: {path} cannot be read ({error}); give another folder") from error
         if found.get("format") != FORMAT:

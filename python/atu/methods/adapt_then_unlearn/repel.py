@@ -26,7 +26,7 @@ from ...training.schedules import lr_decay, schedule
 from ...training.score import CheckpointKeeper, Score
 from ...training.stage import StageHooks, run_stage
 from ...training.trainer import AdversarialTrainer
-from .steering import Steering, hold_statistics, hold_weight
+from .steering import Steering, goes_by_a_guide, hold_statistics, hold_weight
 
 
 def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
@@ -194,9 +194,8 @@ def repel_gan(
     params: list[Tensor] = list(twin.generator.parameters())
     push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
     with fork_rng(gan.device, stream_seed(seed, Stream.REPEL)):
-        steers = cfg.guide_steps and (cfg.guide_weight or hold_weight(gan, cfg))
         steering, bank = None, None
-        if steers:
+        if cfg.guide_steps and goes_by_a_guide(gan, cfg):
             prepared = run.load("repel-prepared")
             steering = Steering(gan, twin, feedback, cfg, steps, seed, prepared)
             if prepared is None:

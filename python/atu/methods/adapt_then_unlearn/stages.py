@@ -13,7 +13,7 @@ from ..finetune import Outcome
 from ..registry import Method
 from .adapt import adapt_all
 from .repel import repel_gan
-from .steering import hold_weight
+from .steering import goes_by_a_guide, hold_weight
 
 
 def adapt_then_unlearn(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
@@ -27,7 +27,7 @@ def _check(gan: GAN, cfg: Config) -> None:
     """Raise ValueError where a setting would have no effect, or several processes cannot share a batch."""
     repel = cfg.repel
     held = hold_weight(gan, repel) > 0
-    if repel.guide_steps == 0 and (held or repel.guide_weight > 0):
+    if repel.guide_steps == 0 and goes_by_a_guide(gan, repel):
         raise ValueError(
             "config: repel.guide_steps: expected some, as what steers and what is held go by the guide, got 0; without "
             "it repel.guide_weight and repel.hold_weight are 0 too"

@@ -187,6 +187,11 @@ def hold_weight(gan: GAN, cfg: config.Repel) -> float:
     return cfg.hold_weight
 
 
+def goes_by_a_guide(gan: GAN, cfg: config.Repel) -> bool:
+    """Whether stage 2 steers or holds anything: both go by the guide."""
+    return cfg.guide_weight > 0 or hold_weight(gan, cfg) > 0
+
+
 def nearby_weight(gan: GAN, cfg: config.Repel) -> float:
     """The weight of the nearby good samples; where it is "auto", what suited images, and what is of few dimensions."""
     if cfg.nearby_weight == "auto":
