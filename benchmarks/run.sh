@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Measure everything that docs/performance.md shows, on a quiet machine, and write it there. Most of the time goes into
-# torch.compile. A command whose result is there already is skipped: delete the file to measure again.
+# Measure the ops and a training step on a quiet machine, and write the tables of benchmarks/results. Most of the time goes
+# into torch.compile. A command whose result is in out/bench is skipped: delete the file to measure again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-mkdir -p benchmarks/results
-python -c 'from benchmarks.render import FILES; print("\n".join(FILES.values()))' | while read -r command; do
-  result=${command##*--save }
-  if [ ! -e "${result%% *}" ]; then
-    echo "+ $command" >&2
-    eval "$command" </dev/null
+mkdir -p out/bench
+python -c 'from benchmarks.timings import COMMANDS; [print(*item) for item in COMMANDS.items()]' | while read -r name command; do
+  if [ ! -e "out/bench/$name.json" ]; then
+    echo "+ atu bench $command" >&2
+    # shellcheck disable=SC2086
+    atu bench $command --save "out/bench/$name.json" </dev/null
   fi
 done
-python -m benchmarks.render
+python -m benchmarks.timings out/bench
+python -m benchmarks.numbers

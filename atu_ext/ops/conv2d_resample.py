@@ -60,7 +60,7 @@ def prefers_channels_last(x: Tensor, w: Tensor) -> bool:
     """Whether torch's convolution on the CPU is quicker channels-last, which it is given by its input's layout.
 
     Up to twice with few channels; but it reorders the weight at every call, and where that is much larger than the
-    image its gradient takes up to three times as long (measured: benchmarks/NOTES.md).
+    image its gradient takes up to three times as long (benchmarks/trials-ops.csv).
     """
     return w.numel() <= 2 * x.numel()
 

@@ -23,7 +23,6 @@ from atu.bench.micro import OPS, bias_act, cases, modulated_conv2d, param_penalt
 from atu.bench.ops import _checked, _tensors, disagreement
 from atu.experiments.pretrain import mnist_stylegan2
 from atu_ext import _native
-from benchmarks import render
 
 pytestmark = pytest.mark.skipif(_native._C is None, reason=str(_native.error))
 
@@ -341,8 +340,3 @@ def test_imports_stay_light(code):
 def test_rates_are_positive():
     rates = limits.machine_rates(measure.Plan(0.001, 2), quick=True)
     assert all(rate > 0 for rate in rates.values())
-
-
-def test_docs_tables_are_those_of_the_results():
-    page = render.PAGE.read_text(encoding="utf-8")
-    assert render.rendered(page) == page
