@@ -16,13 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atu.experiments.cells import picture_path, run_cell
-from atu.experiments.recipes import mnist_plan
-from atu.experiments.reproduced_table import summarise
 from atu.support import progress
 from atu.support.environment import keep_freed_memory
 from atu.support.files import write_atomic, write_json, write_text
 from atu.support.markdown import markdown_table
+from benchmarks.paper.cells import picture_path, run_cell
+from benchmarks.paper.recipes import mnist_plan
+from benchmarks.paper.table import summarise
 
 DIGIT, SEED = "8", 0
 Cell = dict[str, Any]

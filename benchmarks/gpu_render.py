@@ -1,4 +1,4 @@
-"""The report of benchmarks/gpu_report.py as markdown, and which of its aims were met."""
+"""The report of benchmarks/gpu.py as markdown, and which of its aims were met."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def render(found: dict[str, Any]) -> str:
     lines = [f"# GPU report: {device}", ""]
     if found["smoke"]:
         lines += ["**Smoke run with tiny shapes: the numbers mean nothing.**", ""]
-    lines += ["Written by `python benchmarks/gpu_report.py`.", ""]
+    lines += ["Written by `python -m benchmarks.gpu`.", ""]
     lines += ["```", json.dumps(found.get("environment"), indent=1), "```", ""]
     for name, error in found["failed"].items():
         lines += [f"**{name} failed:** {error}", ""]

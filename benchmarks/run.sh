@@ -6,9 +6,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p out/bench
 python -c 'from benchmarks.timings import COMMANDS; [print(*item) for item in COMMANDS.items()]' | while read -r name command; do
   if [ ! -e "out/bench/$name.json" ]; then
-    echo "+ atu bench $command" >&2
+    echo "+ python -m benchmarks.$command" >&2
     # shellcheck disable=SC2086
-    atu bench $command --save "out/bench/$name.json" </dev/null
+    python -m benchmarks.$command --save "out/bench/$name.json" </dev/null
   fi
 done
 python -m benchmarks.timings out/bench

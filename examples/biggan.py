@@ -137,6 +137,6 @@ def build(z_dim=120, classes=10, width=64, size=32, embedding=128):
     for network in (generator, discriminator):
         for module in network.modules():
             if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
-                normed = hasattr(module, "parametrizations")
-                nn.init.orthogonal_(module.parametrizations.weight.original if normed else module.weight)
+                weights = dict(module.named_parameters())
+                nn.init.orthogonal_(weights.get("parametrizations.weight.original", module.weight))
     return atu_ext.GAN(generator, discriminator, c_dim=classes, image_range=(-1, 1))

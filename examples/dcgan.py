@@ -16,7 +16,8 @@ class Generator(nn.Module):
 
     def __init__(self, nz, ngf, nc):
         super().__init__()
-        layers, before = [], nz
+        before = nz
+        layers: list[nn.Module] = []
         for factor, stride, padding in ((8, 1, 0), (4, 2, 1), (2, 2, 1), (1, 2, 1)):
             layers.append(nn.ConvTranspose2d(before, ngf * factor, 4, stride, padding, bias=False))
             layers += [nn.BatchNorm2d(ngf * factor), nn.ReLU(True)]

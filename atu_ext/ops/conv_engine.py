@@ -2,7 +2,7 @@
 one implicit GEMM that modulates while loading and finishes in its epilogue ("gemm").
 
 The choice is read from measurements: conv_engines.json beside this file, or the file that ATU_CONV_ENGINES names.
-benchmarks/gpu_report.py writes it. A shape that the table does not hold for this device takes the library. The
+benchmarks/gpu.py writes it. A shape that the table does not hold for this device takes the library. The
 environment variable ATU_CONV_ENGINE=library|gemm overrules the table; the argument `engine` of `modulated_conv2d`
 overrules both.
 """

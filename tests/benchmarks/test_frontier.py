@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from atu.config import Config
-from atu.experiments.cells import Plan
 from benchmarks import frontier
+from benchmarks.paper.cells import Plan
 
 
 def cell(method, pul, changed):

@@ -12,9 +12,9 @@ CLASSIFIERS = {
     "animals-judge": "animals-judge.safetensors",
 }
 MADE_BY = {
-    "animals-gan.safetensors": "atu pretrain animals --out DIR",
-    "animals-classifier.safetensors": "atu train-classifier animals --out DIR",
-    "animals-judge.safetensors": "atu train-classifier animals --role judge --out DIR",
+    "animals-gan.safetensors": "python -m examples.pretrain animals --out DIR",
+    "animals-classifier.safetensors": "python -m examples.classifiers animals --out DIR",
+    "animals-judge.safetensors": "python -m examples.classifiers animals --role judge --out DIR",
 }
 
 

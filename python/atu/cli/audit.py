@@ -116,7 +116,7 @@ def _who_says(
     from ..evaluation.goals import as_goal, class_goal
     from ..evaluation.judges import probe_of
     from ..experiments import animals
-    from ..experiments.judge import mnist_judge
+    from ..experiments.bundled import mnist_judge
 
     if oracle is None:
         goal, searched = as_goal(probe_of(gan, negatives, seed=seed), gan, seed=seed), "probe"

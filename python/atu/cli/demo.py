@@ -1,10 +1,9 @@
-"""`atu demo mnist`, `atu demo animals` and `atu demo mog`."""
+"""`atu demo mnist` and `atu demo animals`."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
@@ -32,7 +31,7 @@ from .oracles import JUDGE
 
 @click.group("demo")
 def demo() -> None:
-    """See it work: on MNIST, on drawn animals, on eight Gaussians."""
+    """See it work: on MNIST, on drawn animals."""
 
 
 def on_bundled(function: Callable) -> Callable:
@@ -108,37 +107,3 @@ def animals(
     names = (*features, *classes) or ("antlers",)
     wanted = names if on is None else tuple(f"{name}+color={on}" for name in names)
     show(demo_animals(AnimalsDemo(**shared, names=wanted, ckpt=ckpt and checkpoint_of(ckpt, "ckpt"))), run)
-
-
-@demo.command("mog")
-@CONFIG
-@PRECISION
-@SAMPLES
-@common("Run folder.", threads=True)
-def mog(run: Common, config: Path | None, precision: str | None, samples: int) -> None:
-    """Train an MLP GAN on eight Gaussians and erase two of them."""
-    from ..experiments.mog import demo_mog
-
-    check_replaceable(run.out, "report", "negatives_before")
-    options: dict[str, Any] = dict(config=config, precision=precision)
-    data = demo_mog(run.out, samples=samples, seed=run.seed, device=run.device, **options)
-    show(data, run)
-    if not run.quiet:
-        _print_centres(data)
-    click.echo(str(run.out / "mog.png"))
-
-
-def _print_centres(data: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from ..report.report import LABELS
-
-    names = list(data["negatives"])
-    grid = Table(title="% of samples at each centre", title_justify="left")
-    for title in ("centre", *(LABELS[name] for name in names)):
-        grid.add_column(title, justify="right")
-    for centre in data["class_histogram_before"]:
-        shares = [data[f"class_histogram_{name}"][centre]["share"] for name in names]
-        grid.add_row(centre, *(f"{100 * share:.1f}" for share in shares))
-    Console().print(grid)

@@ -150,7 +150,7 @@ def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
 def _judged(asked: Asked, judge: Answers, gan: GAN, answered: bool | None) -> dict[str, Any]:
     """Of `evaluate`: who judges, what stands beside it, and whether `judge` answered during the run."""
     from ..experiments.animals import judges_of
-    from ..experiments.judge import beside_the_judge, mnist_judge
+    from ..experiments.bundled import beside_the_judge, mnist_judge
 
     domain = bundled(asked)
     if domain is None or not judge.chosen:  # with a threshold of the user's it is that very classifier that judges

@@ -21,16 +21,15 @@ from .evaluate import evaluate
 from .formats import export, inspect
 from .label import label
 from .release import release
-from .reproduce import reproduce
 from .sample import sample
-from .train import pretrain, train_classifier
+from .train import train_classifier
 from .unlearn import unlearn
 
 # Former spellings of options that mean the same.
 SPELLINGS = {"digit": "class", "n": "samples"}
 # Arguments of the Python functions, which their errors name, and the options that stand for them here.
 OPTIONS = {"from_run": "from", "is_negative": "oracle"}
-RESUMABLE = ("unlearn", "demo", "audit", "pretrain", "reproduce")
+RESUMABLE = ("unlearn", "demo", "audit")
 
 
 @click.group(
@@ -52,8 +51,7 @@ def cli(debug: bool) -> None:
 
 for command in (
     *(label, unlearn, sample, evaluate, audit, attack, release),
-    *(demo, reproduce, pretrain, train_classifier),
-    *(inspect, export, config, doctor, bench),
+    *(demo, train_classifier, inspect, export, config, doctor, bench),
 ):
     cli.add_command(command)
 

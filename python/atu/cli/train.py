@@ -1,4 +1,4 @@
-"""`atu pretrain` and `atu train-classifier`: networks from scratch."""
+"""`atu train-classifier`: a classifier of your own images."""
 
 from __future__ import annotations
 
@@ -7,62 +7,10 @@ from typing import Any
 
 import click
 
-from .options import FILE, FOLDER, PRECISION, Common, common
+from .options import FILE, FOLDER, Common, common
 
 
-@click.group("pretrain")
-def pretrain() -> None:
-    """Train a GAN from scratch."""
-
-
-def _add(name: str, text: str, kinds: str = "") -> None:
-    """Add `atu pretrain NAME`, which calls atu.experiments.pretrain.pretrain_NAME; kinds: what it can do without."""
-
-    @pretrain.command(name, help=f"{text} A stopped training goes on when called again.")
-    @click.option("--steps", type=click.IntRange(1), help="Training steps; the recipe's own number when not given.")
-    @PRECISION
-    @common("Folder for the GAN and its training state.", device=False, threads=True)
-    def command(run: Common, steps: int | None, precision: str | None, without: tuple[str, ...] = ()) -> None:
-        from ..experiments import pretrain
-
-        given = dict(steps=steps, precision=precision, without=without or None)
-        options = {name: value for name, value in given.items() if value is not None}
-        click.echo(str(getattr(pretrain, f"pretrain_{name}")(run.out, seed=run.seed, **options)))
-
-    if kinds:
-        text = f"{kinds} whose images it does not see, to compare an unlearned GAN with; may be repeated."
-        click.option("--without", multiple=True, metavar="NAME", help=text)(command)
-
-
-_add("mnist", "The command that made the bundled MNIST StyleGAN2.", "Digit")
-_add(
-    "animals",
-    "The command that made the bundled StyleGAN2 of drawn animals, 64 x 64 in colour.",
-    "Feature or species, as of atu demo animals,",
-)
-_add("dcgan", "A DCGAN with batch norm on MNIST, to develop on.")
-_add("mlp", "A fully connected GAN with BCE on MNIST of very unequal classes (2 to 35 %), to develop on.")
-
-
-class _Folders(click.Group):
-    """A folder in the place of a command's name is what `folder` trains on."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] in self.commands or args[0].startswith("-"):
-            return super().resolve_command(ctx, args)
-        if not Path(args[0]).is_dir():
-            raise click.UsageError(f"{args[0]}: expected a folder of images, or one of {', '.join(self.commands)}", ctx)
-        return "folder", self.commands["folder"], args
-
-
-@click.group("train-classifier", cls=_Folders)
-def train_classifier() -> None:
-    """Train a classifier to judge samples with: on a FOLDER of yours, or a bundled one anew."""
-
-
-@train_classifier.command("folder")
+@click.command("train-classifier")
 @click.argument("folder", type=FOLDER)
 @click.option("--size", type=click.IntRange(8, 1024), help="Pixels a side that it sees; by the images, 16 to 64.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps; 40 passes, 400 to 4,000, when not given.")
@@ -79,7 +27,7 @@ def train_classifier() -> None:
 @click.option("--backbone", metavar="NAME", help="A network of timm instead of a small one; it is kept as it is.")
 @click.option("--weights", type=FILE, help="Of the backbone; nothing is downloaded.")
 @common("The classifier's file, ending in .safetensors, or a folder for classifier.safetensors.", file=True)
-def own(
+def train_classifier(
     run: Common,
     folder: Path,
     size: int | None,
@@ -89,7 +37,7 @@ def own(
     backbone: str | None,
     weights: Path | None,
 ) -> None:
-    """Train on images of your own.
+    """Train a classifier on images of your own.
 
     FOLDER: holds a folder of images a class, or unwanted/ and good/, as atu label writes them. Prints how good it is on
     images that it has not learned from.
@@ -136,40 +84,3 @@ def _print(data: dict[str, Any]) -> None:
         low, high = (100 * value for value in hits["ci95"])
         table.add_row(name, *map(str, row), f"{100 * hits['share']:.1f} % ({low:.1f} to {high:.1f})")
     console.print(table)
-
-
-ROLE = click.option(
-    "--role",
-    type=click.Choice(["oracle", "judge"]),
-    default="oracle",
-    show_default=True,
-    help="What for: the judge is another network, on other images, that answers in no run.",
-)
-
-
-@train_classifier.command("mnist")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the images; 40, or 100 for the judge.")
-@ROLE
-@common("Folder for the classifier.", device=False)
-def mnist(run: Common, epochs: int | None, role: str) -> None:
-    """The command that made the bundled MNIST classifier, and its judge."""
-    from ..experiments.classifiers import train_mnist
-    from ..experiments.judge import train_mnist_judge
-
-    options = {} if epochs is None else dict(epochs=epochs)
-    path, accuracy = (train_mnist_judge if role == "judge" else train_mnist)(run.out, seed=run.seed, **options)
-    click.echo(f"{100 * accuracy:.1f} % of the held-out images right", err=True)
-    click.echo(str(path))
-
-
-@train_classifier.command("animals")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the drawings; 5, or 3 for the judge.")
-@ROLE
-@common("Folder for the classifier.", device=False)
-def animals(run: Common, epochs: int | None, role: str) -> None:
-    """The command that made the bundled classifier of drawn animals, and its judge."""
-    from ..experiments.classifiers import train_animals
-
-    path, accuracy = train_animals(run.out, role, epochs, run.seed)
-    click.echo(f"{100 * accuracy:.2f} % of the held-out drawings right in its worst part", err=True)
-    click.echo(str(path))

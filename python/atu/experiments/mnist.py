@@ -20,8 +20,8 @@ from ..evaluation.goals import Goal
 from ..evaluation.judges import Judge
 from ..gan import GAN
 from . import targets
+from .bundled import beside_the_judge, mnist_judge
 from .demo import Demo, Marked, Told, asked_again, finish, gans_of, given_judge, judged_by, mark, unlearned
-from .judge import beside_the_judge, mnist_judge
 
 AUDIT = audit.Budget()
 

@@ -31,7 +31,6 @@ from ..networks.timm_classifier import TimmClassifier, backbone_input
 from ..support import progress
 from ..support.files import write_json
 from ..support.seeding import fork_rng
-from .classifiers import random_affine
 
 LEAST = 10  # images of a class: of fewer, those that are held out say nothing
 ENOUGH = 100
@@ -39,6 +38,25 @@ SIDES = (16, 64)  # of the images that the small network sees, where the user do
 BATCH = 64
 STEPS = (400, 4000)  # of training, where the user does not say it: 40 passes, within these
 AUGMENTATIONS = ("affine", "flip", "light")
+
+
+def random_affine(x: Tensor, degrees=12.0, shift=0.08, scale=0.12, shear=0.2) -> Tensor:
+    """Each image of [N, C, H, W] rotated, shifted (fraction of its size), scaled and sheared at random.
+
+    What comes in from outside is the value at the border.
+    """
+    n = x.shape[0]
+    angle = (torch.rand(n) * 2 - 1) * (degrees * torch.pi / 180)
+    zoom, slant = 1 + (torch.rand(n) * 2 - 1) * scale, (torch.rand(n) * 2 - 1) * shear
+    offset = (torch.rand(n, 2) * 2 - 1) * (2 * shift)
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    rows = [
+        torch.stack([cos, slant * cos - sin, offset[:, 0]], 1),
+        torch.stack([sin, slant * sin + cos, offset[:, 1]], 1),
+    ]
+    theta = torch.stack(rows, 1).to(x.device)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 @dataclass(frozen=True)

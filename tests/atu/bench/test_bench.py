@@ -7,21 +7,16 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from atu import assets
-from atu.bench import cli as bench_cli
-from atu.bench import growth, job, limits, measure, output, step
+from atu.bench import growth, limits, measure, output
 from atu.bench.case import Traffic, cases_of
 from atu.bench.cli import bench
 from atu.bench.micro import OPS, bias_act, cases, modulated_conv2d, param_penalty, upfirdn2d
 from atu.bench.ops import _checked, _tensors, disagreement
-from atu.experiments.pretrain import mnist_stylegan2
 from atu_ext import _native
 
 pytestmark = pytest.mark.skipif(_native._C is None, reason=str(_native.error))
@@ -34,7 +29,7 @@ def run(*arguments: str) -> int:
 
 def test_ops_writes_and_compares(tmp_path, capsys):
     first, picture = tmp_path / "first.json", tmp_path / "ops.png"
-    options = ("ops", "--op", "upfirdn2d", "--quick", "--no-growth", "--threads", str(torch.get_num_threads()))
+    options = ("--op", "upfirdn2d", "--quick", "--no-growth", "--threads", str(torch.get_num_threads()))
     assert run(*options, "--save", str(first), "--plot", str(picture)) == 0
     found = json.loads(first.read_text())
     assert found["limits"].keys() == {"copy", "read", "matmul", "conv"}
@@ -58,39 +53,6 @@ def test_ops_writes_and_compares(tmp_path, capsys):
     assert picture.stat().st_size > 1000
 
 
-def test_step_runs(tmp_path):
-    path = tmp_path / "step.json"
-    assert run("step", "--quick", "--seconds", "0.001", "--save", str(path)) == 0
-    found = json.loads(path.read_text())
-    assert [row["name"] for row in found["rows"]] == [f"{s}: {p}" for s in step.STAGES for p in step.PARTS]
-    assert found["memory"]["stage_2"].keys() == {"1", "2", "5"}
-    for row in found["rows"]:
-        assert row["times"].keys() == {"ours", "reference", "bfloat16"}
-
-
-@pytest.mark.skipif(
-    not Path(assets.__file__).with_name("mnist-gan.safetensors").exists(), reason="the bundled GAN is not in this tree"
-)
-def test_job_runs(tmp_path):
-    path = tmp_path / "job.json"
-    assert run("job", "--quick", "--save", str(path)) == 0
-    rows = json.loads(path.read_text())["rows"]
-    assert [row["impl"] for row in rows] == ["ours", "ours, bfloat16"]
-    for row in rows:
-        assert row["to_pul"].keys() == {"95", "99"}
-        assert row["seconds"] >= sum(row["stages"].values()) * 0.99
-
-
-def test_time_to_a_level_is_that_of_the_first_check_there():
-    history = [
-        dict(seconds=1.0),
-        *(dict(seconds=s, negative_rate=r) for s, r in ((2.0, 0.05), (3.0, 0.004), (4.0, 0.01))),
-    ]
-    assert job.time_to(history, before=0.1, level=50, offset=10) == 12.0
-    assert job.time_to(history, before=0.1, level=95, offset=10) == 13.0
-    assert job.time_to(history, before=0.1, level=99, offset=10) is None
-
-
 def test_compare_points_out_what_got_slower():
     def result(of_limit: float, fastest: float = 1.0) -> dict:
         times = dict(ours=dict(median=of_limit, fastest=fastest * of_limit))
@@ -105,24 +67,6 @@ def test_compare_points_out_what_got_slower():
         output.compare(dict(result(1.0), quick=True), result(1.0))
 
 
-def test_a_step_of_another_gan_is_timed_as_a_whole(tmp_path, monkeypatch):
-    path = tmp_path / "step.json"
-    monkeypatch.setattr(step, "gan_of", lambda name: (step.tiny_gan(), f"tiny {name}"))
-    assert run("step", "--quick", "--seconds", "0.001", "--gan", "animals", "--save", str(path)) == 0
-    found = json.loads(path.read_text())
-    assert [row["name"] for row in found["rows"]] == [f"{s}: {p}" for s, parts in step.BRIEF.items() for p in parts]
-    assert all({"ours", "reference", "bfloat16"} <= row["times"].keys() for row in found["rows"])
-    assert found["gan"] == "tiny animals"
-
-
-def test_a_gan_to_time_has_a_name():
-    assert step.gan_of("32")[0].sample_shape == (3, 32, 32)
-    gan, what = step.gan_of("animals")
-    assert gan.sample_shape == (3, 64, 64) and "animals" in what
-    with pytest.raises(ValueError, match="gan: expected mnist, animals or a resolution"):
-        run("step", "--quick", "--seconds", "0.001", "--gan", "257")
-
-
 def test_compare_judges_a_step_by_the_reference():
     def result(ours: float, reference: float) -> dict:
         times = {k: dict(median=t, fastest=t) for k, t in (("ours", ours), ("reference", reference))}
@@ -135,7 +79,7 @@ def test_compare_judges_a_step_by_the_reference():
 def test_quick_never_judges(tmp_path, capsys):
     """Its times mean nothing: the comparison is shown, and the exit code is 0 even against what no machine reaches."""
     first = tmp_path / "first.json"
-    options = ("ops", "--op", "bias_act", "--quick", "--no-growth", "--dtype", "float32")
+    options = ("--op", "bias_act", "--quick", "--no-growth", "--dtype", "float32")
     assert run(*options, "--save", str(first)) == 0
     found = json.loads(first.read_text())
     for row in found["rows"]:
@@ -159,7 +103,7 @@ def test_a_shape_of_your_own(tmp_path, arguments, names):
     op, shape, *rest = arguments
     path = tmp_path / "own.json"
     quick = ("--quick", "--dtype", "float32", "--save", str(path))
-    assert run("ops", "--op", op, "--shape", shape, *rest, *quick) == 0
+    assert run("--op", op, "--shape", shape, *rest, *quick) == 0
     found = json.loads(path.read_text())
     assert {row["name"] for row in found["rows"]} == names and "growth" not in found
 
@@ -175,9 +119,9 @@ def test_a_shape_of_your_own(tmp_path, arguments, names):
 )
 def test_what_cannot_be_written_is_said_before_it_is_measured(options, told, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")  # under a file nobody can write, root included
-    monkeypatch.setattr(bench_cli, "_run", lambda *_: pytest.fail("it measures"))
+    monkeypatch.setattr(limits, "machine_rates", lambda *_: pytest.fail("it measures"))
     with pytest.raises(ValueError, match=told):
-        run("ops", "--quick", *(word.format(tmp_path) for word in options))
+        run("--quick", *(word.format(tmp_path) for word in options))
     assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -196,7 +140,7 @@ def test_what_cannot_be_written_is_said_before_it_is_measured(options, told, tmp
 )
 def test_what_cannot_be_measured_is_said(arguments, told):
     with pytest.raises((ValueError, click.ClickException)) as caught:
-        run("ops", "--quick", *arguments)
+        run("--quick", *arguments)
     assert re.search(told, getattr(caught.value, "message", str(caught.value)))
 
 
@@ -271,53 +215,6 @@ def test_the_modulated_layer_allocates_two_images():
 def test_the_penalty_allocates_no_arrays_whatever_the_number_of_anchors(anchors):
     case = param_penalty.case(32, anchors, torch.float32, "cpu")
     assert measure.peak_memory(case.ours) < 0.02 * case.traffic.writes
-
-
-class _Copies(TorchDispatchMode):
-    """Lists copies of batches of `batch` images with more than 8 x 8 pixels."""
-
-    def __init__(self, batch: int):
-        super().__init__()
-        self.batch, self.found = batch, []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        copies = func.overloadpacket in (torch.ops.aten.copy_, torch.ops.aten.clone)
-        if copies and out.ndim == 4 and out.shape[0] == self.batch and out.shape[1] > 1 and out.shape[2] > 8:
-            self.found.append((str(func), tuple(out.shape)))
-        return out
-
-
-def test_a_training_step_changes_no_layout():
-    """Every image of the MNIST GAN stays channels-last from op to op; the largest has 24 channels of 32 x 32."""
-    torch.manual_seed(0)
-    parts = step.Parts(step.make_trainer(mnist_stylegan2(), "stage 2", step.settings("stage 2", 4)))
-    parts.step()
-    torch.autograd.set_multithreading_enabled(False)
-    try:
-        with _Copies(4) as copies:
-            parts.step()
-    finally:
-        torch.autograd.set_multithreading_enabled(True)
-    assert copies.found == []
-
-
-@pytest.mark.parametrize("stage", step.STAGES)
-def test_parts_of_a_float16_step_are_called_again_and_again(stage):
-    """With scaled losses, as on a GPU: the scaler takes one step of an optimiser between its updates."""
-    parts = step.Parts(step.make_trainer(step.tiny_gan(), stage, step.settings(stage, 4), precision="float16"))
-    assert parts.trainer.scaler.is_enabled()
-    for _ in range(2):
-        for name in step.PARTS:
-            getattr(parts, name)()
-
-
-def test_stage_2_memory_is_that_of_fine_tuning_whatever_the_number_of_anchors():
-    """At most 1.1 times a plain step and two copies of the generator."""
-    memory = step._memory(mnist_stylegan2(), 4, "cpu")
-    peaks = {models: found["peak"] + found["kept"] for models, found in memory["stage_2"].items()}
-    assert max(peaks.values()) <= 1.1 * memory["plain"] + 2 * memory["generator"]
-    assert peaks["5"] <= 1.02 * peaks["1"]
 
 
 def test_resampling_is_far_faster_than_the_reference():

@@ -22,7 +22,7 @@ from atu.data.mnist import mnist
 from atu.evaluation import goals
 from atu.evaluation.judges import as_judge
 from atu.experiments import animals
-from atu.experiments.judge import mnist_judge
+from atu.experiments.bundled import mnist_judge
 from atu.feedback.answers import Answers
 from atu.feedback.oracles import find
 from atu.gan import GAN

@@ -124,9 +124,9 @@ def test_more_processes_than_cuda_devices_are_an_error(one_of_two):
 
 def test_a_command_for_one_process_says_so(one_of_two, tmp_path, capsys):
     with pytest.raises(SystemExit) as refused:
-        cli.main(["demo", "mog", "--out", str(tmp_path)])
+        cli.main(["demo", "mnist", "--out", str(tmp_path)])
     assert refused.value.code == 2
-    assert "demo mog runs in one process: start it without torchrun" in capsys.readouterr().err
+    assert "demo mnist runs in one process: start it without torchrun" in capsys.readouterr().err
 
 
 def test_leaving_alone_changes_nothing():

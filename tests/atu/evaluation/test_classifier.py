@@ -11,9 +11,9 @@ import atu.evaluation.classifier
 from atu.assets import asset
 from atu.data.mnist import mnist_split
 from atu.evaluation.classifier import Classifier
-from atu.experiments.classifiers import random_affine, train_classifier
 from atu.formats.tensors import CheckpointError, save_tensors
 from atu.networks.classifier import ConvClassifier
+from examples.classifiers import random_affine, train_classifier
 
 
 @pytest.fixture(scope="module")

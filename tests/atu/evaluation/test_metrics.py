@@ -7,11 +7,11 @@ import torch
 
 from atu.evaluation.evaluate import evaluate
 from atu.evaluation.metrics import METRICS
-from atu.experiments import cells as reproduction
-from atu.experiments import reproduced_table
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.report import report
+from benchmarks.paper import cells as reproduction
+from benchmarks.paper import table as reproduced_table
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from atu.data.images import to_range
 from atu.evaluation.goals import class_goal
 from atu.evaluation.judges import AnyClassifier, as_judge
 from atu.evaluation.parts import PartsClassifier
-from atu.experiments.classifiers import parts_accuracy, parts_loss, smeared, train_parts, turned
 from atu.feedback.oracles import check_independent, find
 from atu.formats.tensors import CheckpointError, save_tensors
 from atu.gan import GAN
 from atu.networks.classifier import ConvClassifier, StridedClassifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from examples.classifiers import parts_accuracy, parts_loss, smeared, train_parts, turned
 
 PARTS = {"hat": ("none", "cap", "crown"), "nose": ("short", "long"), "coat": ("red", "blue", "green", "black", "white")}
 RULES = {

@@ -20,10 +20,11 @@ from atu.evaluation.classifier import confusion
 from atu.evaluation.parts import PartsClassifier
 from atu.experiments import animals as demo
 from atu.experiments import demo as both
-from atu.experiments import recipes
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.seeding import fork_rng
+from benchmarks.paper import recipes
+from benchmarks.paper.__main__ import reproduce
 
 QUICK = """
 [feedback]
@@ -260,8 +261,9 @@ def test_the_recipe_of_the_table(small, capsys):
             known = one.truth(cached_drawings("held-out", 300).labels)
             assert torch.equal(one.confusion, confusion(one, map_range(images, (-1, 1), one.image_range), known))
             assert int(one.confusion.sum()) == 300
-    command = ["reproduce", "animals", "--class", "wool", "--method", "ewc", "--seeds", 2, "--samples", 50]
-    assert run(*command, "--dry-run", "--out", small / "table") == 0
+    command = ["animals", "--class", "wool", "--method", "ewc", "--seeds", 2, "--samples", 50]
+    words = list(map(str, [*command, "--dry-run", "--out", small / "table"]))
+    reproduce.main(words, standalone_mode=False)
     assert "2 cells to do, about" in capsys.readouterr().out and not (small / "table").exists()
 
 
@@ -295,7 +297,7 @@ def test_without_the_drawings_package_it_ends_before_the_marking(small, capsys, 
 
 
 def test_a_missing_file_says_which_command_makes_it(monkeypatch):
-    assert assets.MADE_BY["animals-gan.safetensors"] == "atu pretrain animals --out DIR"
+    assert assets.MADE_BY["animals-gan.safetensors"] == "python -m examples.pretrain animals --out DIR"
     monkeypatch.setitem(assets.MADE_BY, "none.safetensors", "atu make none")
     with pytest.raises(FileNotFoundError, match=r"none.safetensors: .* is missing; .*or make it with `atu make none`"):
         assets.asset("none.safetensors")

@@ -8,11 +8,11 @@ import time
 
 import pytest
 
-from atu.experiments.pretrain import mnist_stylegan2
 from atu.gan import GAN
 from atu.label.run import Runs
 from atu.label.session import Session
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from examples.pretrain import mnist_stylegan2
 
 # A run: tells that it has begun, then works until it is stopped.
 WORK = """

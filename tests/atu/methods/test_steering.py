@@ -7,7 +7,6 @@ import torch
 
 from atu import config
 from atu.data.samples import TensorSamples
-from atu.experiments.pretrain import mnist_stylegan2
 from atu.feedback.feedback import Feedback
 from atu.methods.adapt_then_unlearn.distance import SampleDistance
 from atu.methods.adapt_then_unlearn.guide import ROUNDS, UNSURE, Guide
@@ -15,6 +14,7 @@ from atu.methods.adapt_then_unlearn.nearby import MovedLatents
 from atu.methods.adapt_then_unlearn.repel import learning_rate, most_steps
 from atu.methods.adapt_then_unlearn.steering import Steering, hold_weight, nearby_weight
 from atu.methods.adapt_then_unlearn.ways import WayLatents
+from examples.pretrain import mnist_stylegan2
 
 
 def test_steering_is_the_formula(image_gan):

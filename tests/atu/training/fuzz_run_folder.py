@@ -30,7 +30,7 @@ from atu.config import Adversarial
 from atu.data.samples import TensorSamples
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support import progress
-from atu.training.scratch import train
+from examples.scratch import train
 
 SMALL = {"batch_size": 4}
 CONFIG = {

@@ -20,9 +20,9 @@ from atu.networks.stylegan2 import Conv2dLayer, Discriminator, Generator, Synthe
 from atu.networks.stylegan3 import Generator as Generator3
 from atu.training import precision, trial
 from atu.training.run_folder import RunFolder
-from atu.training.scratch import train
 from atu.training.trainer import AdversarialTrainer
 from atu_ext.ops import default_impl
+from examples.scratch import train
 
 BF16 = torch.bfloat16
 

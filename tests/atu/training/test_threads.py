@@ -10,9 +10,9 @@ import torch
 from atu import unlearn
 from atu.config import Adversarial
 from atu.data.samples import TensorSamples
-from atu.experiments.pretrain import mnist_dcgan
 from atu.training import threads, trial
-from atu.training.scratch import train
+from examples.pretrain import mnist_dcgan
+from examples.scratch import train
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from atu_ext.ops import ParamPenalty
 
-from ...experiments.pretrain import mnist_stylegan2
 from ...networks.stylegan2 import Generator
 from ..case import Case, Traffic, nbytes
 
@@ -19,7 +18,8 @@ WEIGHTS = (1e-3, -1e-3)  # of EWC and of the distance
 
 def parameters(resolution: int, dtype: torch.dtype, device: str) -> list[Tensor]:
     """Of the StyleGAN2 generator: config-f at 256 pixels (30 M weights in 110 tensors), or the bundled one at 32."""
-    generator = mnist_stylegan2().generator if resolution == 32 else Generator(512, 0, 512, resolution, 3)
+    small = dict(num_layers=2), dict(channel_base=768, channel_max=64)
+    generator = Generator(64, 0, 64, 32, 1, *small) if resolution == 32 else Generator(512, 0, 512, resolution, 3)
     return [p.detach().to(device, dtype).requires_grad_() for p in generator.parameters()]
 
 

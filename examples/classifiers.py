@@ -1,4 +1,7 @@
-"""Training the classifiers that mark and judge."""
+"""Training the bundled classifiers that mark and judge.
+
+python -m examples.classifiers mnist | animals [--role judge] --out OUT
+"""
 
 from __future__ import annotations
 
@@ -9,40 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import animals
-from ..data.images import to_range
-from ..data.mnist import mnist_split
-from ..evaluation.classifier import Classifier, confusion
-from ..evaluation.parts import PartsClassifier, PartsNetwork
-from ..networks.classifier import ConvClassifier, StridedClassifier
-from ..support import progress
-from ..support.files import write_json
-from ..support.seeding import fork_rng
+from atu.cli.options import Common, common
+from atu.data import animals
+from atu.data.images import to_range
+from atu.data.mnist import mnist_split
+from atu.evaluation.classifier import Classifier, confusion
+from atu.evaluation.parts import PartsClassifier, PartsNetwork
+from atu.experiments.own_classifier import random_affine
+from atu.networks.classifier import ConvClassifier, StridedClassifier
+from atu.support import progress
+from atu.support.files import write_json
+from atu.support.seeding import fork_rng
 
 # --- training
-
-
-def random_affine(x: Tensor, degrees=12.0, shift=0.08, scale=0.12, shear=0.2) -> Tensor:
-    """Each image of [N, C, H, W] rotated, shifted (fraction of its size), scaled and sheared at random.
-
-    What comes in from outside is the value at the border.
-    """
-    n = x.shape[0]
-    angle = (torch.rand(n) * 2 - 1) * (degrees * torch.pi / 180)
-    zoom, slant = 1 + (torch.rand(n) * 2 - 1) * scale, (torch.rand(n) * 2 - 1) * shear
-    offset = (torch.rand(n, 2) * 2 - 1) * (2 * shift)
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    rows = [
-        torch.stack([cos, slant * cos - sin, offset[:, 0]], 1),
-        torch.stack([sin, slant * sin + cos, offset[:, 1]], 1),
-    ]
-    theta = torch.stack(rows, 1).to(x.device)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 @torch.no_grad()
@@ -109,7 +96,7 @@ def train_mnist(out: str | Path, epochs: int = 40, seed: int = 0) -> tuple[Path,
     classifier.confusion = confusion(classifier, *held_out)
     path = classifier.save(Path(out) / "mnist-classifier.safetensors")
     score = accuracy(module, *held_out)
-    log = dict(command="atu train-classifier mnist", seed=seed, epochs=epochs, held_out_accuracy=score)
+    log = dict(command="python -m examples.classifiers mnist", seed=seed, epochs=epochs, held_out_accuracy=score)
     log |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), log=rows)
     write_json(path.with_suffix(".json"), log)
     return path, score
@@ -234,9 +221,40 @@ def train_animals(
         classifier, rows = train_parts(module, data, held_out, recipe.augment, epochs, recipe.name)
     path = classifier.save(Path(out) / f"{recipe.name}.safetensors", torch.bfloat16)
     scores = parts_accuracy(PartsClassifier.load(path), held_out)
-    command = "atu train-classifier animals" + (" --role judge" if role == "judge" else "")
+    command = "python -m examples.classifiers animals" + (" --role judge" if role == "judge" else "")
     log = dict(command=command, seed=seed, epochs=epochs, drawings=recipe.split)
     log |= dict(held_out_accuracy={part: round(score, 5) for part, score in scores.items()})
     log |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), log=rows)
     write_json(path.with_suffix(".json"), log)
     return path, min(scores[part] for part in animals.PARTS)
+
+
+@click.command("classifiers")
+@click.argument("domain", type=click.Choice(["mnist", "animals"]))
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the images; the recipe's own number if not given.")
+@click.option(
+    "--role",
+    type=click.Choice(["oracle", "judge"]),
+    default="oracle",
+    show_default=True,
+    help="What for: the judge is another network, on other images, that answers in no run.",
+)
+@common("Folder for the classifier.", device=False)
+def main(run: Common, domain: str, epochs: int | None, role: str) -> None:
+    """Train a bundled classifier anew.
+
+    DOMAIN: mnist or animals.
+    """
+    from .judge import train_mnist_judge
+
+    if domain == "animals":
+        path, accuracy = train_animals(run.out, role, epochs, run.seed)
+    else:
+        options = {} if epochs is None else dict(epochs=epochs)
+        path, accuracy = (train_mnist_judge if role == "judge" else train_mnist)(run.out, seed=run.seed, **options)
+    click.echo(f"{100 * accuracy:.2f} % of the held-out images right (of drawings in the worst part)", err=True)
+    click.echo(str(path))
+
+
+if __name__ == "__main__":
+    main()

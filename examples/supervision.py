@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.samples import Samples
-from ..gan import GAN
-from ..networks.stylegan2 import FullyConnectedLayer, MappingNetwork
-from ..training.run_folder import RunFolder
-from ..training.schedules import lr_decay, set_lr
-from ..training.stage import StageHooks, run_stage
-from ..training.trainer import load_optimizer_state, optimizer_state
+from atu.data.samples import Samples
+from atu.gan import GAN
+from atu.networks.stylegan2 import FullyConnectedLayer, MappingNetwork
+from atu.training.run_folder import RunFolder
+from atu.training.schedules import lr_decay, set_lr
+from atu.training.stage import StageHooks, run_stage
+from atu.training.trainer import load_optimizer_state, optimizer_state
 
 MAPPING_LR, DRAW_LR, BETAS = 0.3, 0.01, (0.9, 0.99)
 DECAY = 0.4  # last share of a lesson, over which its learning rate decays to 0

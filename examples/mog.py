@@ -1,4 +1,4 @@
-"""`atu demo mog`: two of eight Gaussians erased from an MLP GAN."""
+"""Two of eight Gaussians erased from an MLP GAN: `python -m examples.mog --out OUT`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from torch import Tensor
 
-from ..api import adapted_generators, stage_seconds, unlearn
-from ..config import Adversarial, Config
-from ..data.samples import TensorSamples
-from ..evaluation.evaluate import Evaluation, evaluate
-from ..gan import GAN
-from ..networks.mlp import MLPDiscriminator, MLPGenerator
-from ..report import plots, report
-from ..support.seeding import Stream, fork_rng, stream_seed
-from ..training.scratch import train
-from .demo import as_options
-from .marking import mark_negatives
+from atu.api import adapted_generators, stage_seconds, unlearn
+from atu.cli.options import CONFIG, PRECISION, SAMPLES, Common, check_replaceable, common, show
+from atu.config import Adversarial, Config
+from atu.data.samples import TensorSamples
+from atu.evaluation.evaluate import Evaluation, evaluate
+from atu.experiments.demo import as_options
+from atu.experiments.marking import mark_negatives
+from atu.gan import GAN
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.report import plots, report
+from atu.support.seeding import Stream, fork_rng, stream_seed
+
+from .scratch import train
 
 # --- eight Gaussians
 
@@ -156,7 +159,7 @@ def demo_mog(
     context = report.Context(
         subject=f"{_NUMBERS[len(erase)]} of eight Gaussians",
         seconds=seconds,
-        command=shlex.join(["atu", "demo", "mog", *given, "--out", "DIR"]),
+        command=shlex.join(["python", "-m", "examples.mog", *given, "--out", "DIR"]),
         config=result.config.to_dict(),
         seed=seed,
         device=str(gan.device),
@@ -183,3 +186,39 @@ def mog_figures(evaluation: Evaluation) -> list[tuple[str, str, str]]:
             (report.LABELS.get(name, name), f"{100 * float(judged.negative.float().mean()):.1f} % negative", svg)
         )
     return figures
+
+
+@click.command("mog")
+@CONFIG
+@PRECISION
+@SAMPLES
+@common("Run folder.", threads=True)
+def mog(run: Common, config: Path | None, precision: str | None, samples: int) -> None:
+    """Train an MLP GAN on eight Gaussians and erase two of them."""
+    check_replaceable(run.out, "report", "negatives_before")
+    options: dict[str, Any] = dict(config=config, precision=precision)
+    data = demo_mog(run.out, samples=samples, seed=run.seed, device=run.device, **options)
+    show(data, run)
+    if not run.quiet:
+        _print_centres(data)
+    click.echo(str(run.out / "mog.png"))
+
+
+def _print_centres(data: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from atu.report.report import LABELS
+
+    names = list(data["negatives"])
+    grid = Table(title="% of samples at each centre", title_justify="left")
+    for title in ("centre", *(LABELS[name] for name in names)):
+        grid.add_column(title, justify="right")
+    for centre in data["class_histogram_before"]:
+        shares = [data[f"class_histogram_{name}"][centre]["share"] for name in names]
+        grid.add_row(centre, *(f"{100 * share:.1f}" for share in shares))
+    Console().print(grid)
+
+
+if __name__ == "__main__":
+    mog()

@@ -6,6 +6,7 @@ import torch
 
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from benchmarks.paper.__main__ import reproduce
 
 QUICK = """
 [feedback]
@@ -32,3 +33,8 @@ def tiny_gan(channels=1):
     torch.manual_seed(0)
     shape = [channels, 8, 8]
     return GAN(MLPGenerator(4, shape, (16,), "tanh"), MLPDiscriminator(shape, (16,)))
+
+
+def run(*words) -> None:
+    """`python -m benchmarks.paper WORDS`."""
+    reproduce.main(list(map(str, words)), standalone_mode=False)

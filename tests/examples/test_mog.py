@@ -11,9 +11,10 @@ import torch
 from atu import api, assets
 from atu.config import Config
 from atu.evaluation.classifier import Classifier
-from atu.experiments import marking, mog
+from atu.experiments import marking
 from atu.gan import GAN
 from atu.networks.mlp import MLPGenerator
+from examples import mog
 
 QUICK = {
     "feedback": {"pool": 400},
@@ -69,7 +70,7 @@ def test_stage_seconds_count_a_resumed_run_in_full():
 
 def test_mog_writes_everything_and_goes_on_from_its_folder(tmp_path):
     data = mog.demo_mog(tmp_path, negatives=20, samples=500, config=QUICK, pretrain_steps=60)
-    assert data["command"] == "atu demo mog --seed 0 --samples 500 --out DIR"
+    assert data["command"] == "python -m examples.mog --seed 0 --samples 500 --out DIR"
     for name in ("report.html", "report.json", "mog.png", "result.safetensors", "pretrained/gan.safetensors"):
         assert (tmp_path / name).stat().st_size > 0
     assert set(data["class_histogram_before"]) == {*map(str, range(8)), "elsewhere"}
@@ -79,7 +80,7 @@ def test_mog_writes_everything_and_goes_on_from_its_folder(tmp_path):
     given = dict(config=tmp_path / "quick.toml", precision="float32", device="cpu")
     again = mog.demo_mog(tmp_path, negatives=20, samples=500, **given, pretrain_steps=60)
     words = f"--config {tmp_path}/quick.toml --precision float32 --device cpu"
-    assert again["command"] == f"atu demo mog --seed 0 --samples 500 {words} --out DIR"
+    assert again["command"] == f"python -m examples.mog --seed 0 --samples 500 {words} --out DIR"
     assert again["class_histogram_after"] == data["class_histogram_after"]
 
 

@@ -17,13 +17,12 @@ from atu.data.animals import PARTS, Drawings
 from atu.data.mnist import mnist
 from atu.data.samples import PixelSamples, TensorSamples
 from atu.evaluation.classifier import Classifier
-from atu.experiments import pretrain
 from atu.gan import GAN
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
-from atu.training import scratch
 from atu.training.trainer import AdversarialTrainer
+from examples import pretrain, scratch
 
 
 class FromTable(nn.Module):
@@ -101,7 +100,7 @@ def test_training_is_recorded_and_repeatable(tmp_path, kind, monkeypatch):
     path = train(tmp_path / "a", steps=2, seed=3)
     assert path == tmp_path / "a" / f"{kind}.safetensors"
     about = json.loads(path.with_suffix(".json").read_text())
-    assert (about["command"], about["seed"]) == (f"atu pretrain {kind}", 3)
+    assert (about["command"], about["seed"]) == (f"python -m examples.pretrain {kind}", 3)
     assert [phase["until_step"] for phase in about["phases"]] == [2]
     again = GAN.load(train(tmp_path / "b", steps=2, seed=3))
     other = GAN.load(train(tmp_path / "c", steps=2, seed=4))
@@ -210,7 +209,7 @@ def test_the_animals_gan_is_trained_watched_and_described(tmp_path, monkeypatch)
     about = json.loads(path.with_suffix(".json").read_text())
     gan = GAN.load(path)
     assert gan.sample_shape == (3, 64, 64) and set(gan.modules()) == {"generator", "generator_ema", "discriminator"}
-    assert about["command"] == "atu pretrain animals"
+    assert about["command"] == "python -m examples.pretrain animals"
     assert about["samples"] == {"fid": pytest.approx(float(gan.sample(2).mean()), abs=1e-6)}
     assert [row["step"] for row in about["log"] if "fid" in row] == [2, 4]
     assert [(phase["until_step"], phase["r1_gamma"]) for phase in about["phases"]] == [(4, 0.1), (5, 0.05)]
@@ -267,7 +266,10 @@ def test_drawings_that_a_gan_is_trained_without_are_not_seen(tmp_path, monkeypat
 def test_the_command_says_what_was_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "describe_digits", lambda gan: {"n": 0})
     path = pretrain.pretrain_mnist(tmp_path, steps=2, without=("8", "1"))
-    assert json.loads(path.with_suffix(".json").read_text())["command"] == "atu pretrain mnist --without 8 --without 1"
+    assert (
+        json.loads(path.with_suffix(".json").read_text())["command"]
+        == "python -m examples.pretrain mnist --without 8 --without 1"
+    )
     with pytest.raises(ValueError, match=r"out: .*another"):
         pretrain.pretrain_mnist(tmp_path, steps=2, without=("8",))
 

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_report.py on the CPU: every part that needs no device runs, and the report says what it must.
+"""benchmarks/gpu.py on the CPU: every part that needs no device runs, and the report says what it must.
 
 The part that times the two convolution engines runs over the emulated kernels: its times mean nothing, but the table it
 writes is one that the dispatcher reads.
@@ -12,12 +12,12 @@ import pytest
 
 from atu_ext.ops import conv_engine
 from atu_ext.ops.conv_engine import Layer, choose
-from benchmarks import gpu_render, gpu_report
+from benchmarks import gpu, gpu_render
 
 
 @pytest.mark.slow
 def test_smoke_run_on_the_cpu(tmp_path):
-    assert gpu_report.main(["--device", "cpu", "--smoke", "--no-install", "--out", str(tmp_path)]) == 0
+    assert gpu.main(["--device", "cpu", "--smoke", "--no-install", "--out", str(tmp_path)]) == 0
     report = (tmp_path / "gpu.md").read_text()
     assert "Smoke run with tiny shapes: the numbers mean nothing." in report
     for text in (
@@ -44,15 +44,15 @@ def test_smoke_run_on_the_cpu(tmp_path):
 
 def test_smoke_numbers_cannot_replace_the_report():
     with pytest.raises(SystemExit):
-        gpu_report.main(["--device", "cpu", "--smoke", "--no-install"])
+        gpu.main(["--device", "cpu", "--smoke", "--no-install"])
 
 
 def test_the_engine_table_is_one_that_the_dispatcher_reads(cuda_kernels, tmp_path, monkeypatch):
-    rows = gpu_report.engines({4: 1}, ("float16",), cuda_kernels.device, smoke=True)
+    rows = gpu.engines({4: 1}, ("float16",), cuda_kernels.device, smoke=True)
     assert len(rows) == 4  # two layouts, two directions
     path = tmp_path / "table.json"
-    assert gpu_report.write_table(path, "a card", rows) == 4
-    assert gpu_report.write_table(path, "another card", rows[:1]) == 1
+    assert gpu.write_table(path, "a card", rows) == 4
+    assert gpu.write_table(path, "another card", rows[:1]) == 1
     monkeypatch.setenv("ATU_CONV_ENGINES", str(path))
     monkeypatch.delenv("ATU_CONV_ENGINE", raising=False)
     for row in rows:
@@ -65,8 +65,8 @@ def test_a_failing_part_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
     def broken() -> None:
         raise RuntimeError("no luck")
 
-    monkeypatch.setattr(gpu_report, "parts", lambda options: {"adam": broken, "environment": lambda: {"machine": {}}})
-    assert gpu_report.main(["--device", "cpu", "--smoke", "--out", str(tmp_path)]) == 1
+    monkeypatch.setattr(gpu, "parts", lambda options: {"adam": broken, "environment": lambda: {"machine": {}}})
+    assert gpu.main(["--device", "cpu", "--smoke", "--out", str(tmp_path)]) == 1
     assert "**adam failed:** RuntimeError: no luck" in (tmp_path / "gpu.md").read_text()
 
 
@@ -93,10 +93,10 @@ def test_aims_take_the_worst_case():
 
 
 def test_the_committed_report_is_of_a_card_or_says_that_there_is_none():
-    report = (gpu_report.RESULTS / "gpu.md").read_text()
+    report = (gpu.RESULTS / "gpu.md").read_text()
     table = conv_engine.read_table(conv_engine.TABLE)
     if "No GPU report yet" in report:
-        assert table == {} and not (gpu_report.RESULTS / "gpu.json").exists()
+        assert table == {} and not (gpu.RESULTS / "gpu.json").exists()
     else:
-        found = json.loads((gpu_report.RESULTS / "gpu.json").read_text())
+        found = json.loads((gpu.RESULTS / "gpu.json").read_text())
         assert not found["smoke"] and found["environment"]["machine"]["gpu"] in report

@@ -11,11 +11,11 @@ from scipy import stats
 
 from atu.config import Adversarial
 from atu.data.samples import TensorSamples
-from atu.experiments import supervision
-from atu.experiments.supervision import Draw, LatentCode, Supervision, TellLabels
 from atu.gan import GAN
 from atu.networks.stylegan2 import Discriminator, Generator
-from atu.training.scratch import train
+from examples import supervision
+from examples.scratch import train
+from examples.supervision import Draw, LatentCode, Supervision, TellLabels
 
 
 def flags(n=60):

@@ -6,17 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import click
 import torch
 
+from atu.api import stage_seconds, unlearn
+from atu.assets import asset
+from atu.bench.cli import measure, on_machine
+from atu.config import Config
+from atu.evaluation.classifier import Classifier
+from atu.experiments.marking import mark_negatives
+from atu.gan import GAN
+from atu.support.seeding import Stream, stream_seed
 from atu_ext.ops import default_impl
-
-from ..api import stage_seconds, unlearn
-from ..assets import asset
-from ..config import Config
-from ..evaluation.classifier import Classifier
-from ..experiments.marking import mark_negatives
-from ..gan import GAN
-from ..support.seeding import Stream, stream_seed
 
 LEVELS = (95, 99)
 
@@ -75,3 +76,16 @@ def run_job(
             )
         )
     return dict(gan="bundled MNIST StyleGAN2", digit=digit, rows=rows)
+
+
+@click.command("job")
+@click.option("--class", "digit", default="8", show_default=True, metavar="K", help="Digit to unlearn.")
+@on_machine
+def main(measured: dict[str, Any], digit: str) -> None:
+    """Time a whole unlearning of the bundled GAN."""
+    device, quick, dtypes = (measured[name] for name in ("device", "quick", "dtypes"))
+    measure("job", lambda plan, rates, say: run_job(device, quick, digit, dtypes, say), **measured)
+
+
+if __name__ == "__main__":
+    main()

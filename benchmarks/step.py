@@ -11,23 +11,24 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import click
 import torch
 from torch import Tensor
 
+from atu.assets import asset
+from atu.bench.cli import measure, on_machine
+from atu.bench.measure import Plan, peak_memory, times
+from atu.config import Adversarial, Config
+from atu.data.samples import TensorSamples
+from atu.gan import GAN
+from atu.methods.adapt_then_unlearn.adapt import Ewc
+from atu.methods.adapt_then_unlearn.repel import Repulsion, most_steps
+from atu.networks.stylegan2 import Discriminator, Generator
+from atu.support.modules import update_ema
+from atu.support.seeding import fork_rng
+from atu.training.trainer import AdversarialTrainer
 from atu_ext.ops import default_impl
-
-from ..assets import asset
-from ..config import Adversarial, Config
-from ..data.samples import TensorSamples
-from ..experiments.pretrain import mnist_stylegan2
-from ..gan import GAN
-from ..methods.adapt_then_unlearn.adapt import Ewc
-from ..methods.adapt_then_unlearn.repel import Repulsion, most_steps
-from ..networks.stylegan2 import Discriminator, Generator
-from ..support.modules import update_ema
-from ..support.seeding import fork_rng
-from ..training.trainer import AdversarialTrainer
-from .measure import Plan, peak_memory, times
+from examples.pretrain import mnist_stylegan2
 
 KINDS = ("ours", "reference", "compiled")
 STAGES = ("stage 1", "stage 2")
@@ -278,3 +279,30 @@ def _overhead(plan: Plan) -> dict[str, float]:
     parts = {kind: Parts(make_trainer(tiny_gan(), "stage 2", settings("stage 2", 4))) for kind in KINDS[:2]}
     runs = {kind: partial(_as, kind, each.step) for kind, each in parts.items()}
     return {kind: entry["median"] for kind, entry in times(runs, Plan(plan.seconds, plan.rounds, 1)).items()}
+
+
+@click.command("step")
+@click.option("--batch", default=32, show_default=True, type=click.IntRange(2), help="Samples a step.")
+@click.option(
+    "--gan",
+    default="mnist",
+    show_default=True,
+    metavar="NAME",
+    help="mnist, whole and in parts; animals, whole; or 256 (any resolution, untrained), whole.",
+)
+@click.option("--compile/--no-compile", default=True, show_default=True, help="Time torch.compile of the reference.")
+@on_machine
+def main(measured: dict[str, Any], batch: int, gan: str, compile: bool) -> None:
+    """Time one training step of each stage, whole and in parts."""
+    given = None if gan == "mnist" else gan_of(gan)
+    brief = {"mnist": None, "animals": BRIEF}.get(gan, BRIEFEST)
+    quick, dtypes = measured["quick"], measured["dtypes"]
+    measure(
+        "step",
+        lambda plan, rates, say: run_step(plan, batch, compile and not quick, quick, say, dtypes, given, brief),
+        **measured,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -10,10 +10,11 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..report import report
-from ..support import environment
-from ..support.files import write_atomic, write_json, write_text
-from ..support.markdown import markdown_table
+from atu.report import report
+from atu.support import environment
+from atu.support.files import write_atomic, write_json, write_text
+from atu.support.markdown import markdown_table
+
 from .cells import Plan, beside_retrained, cell_path, read_cell
 from .published import PRETRAINED_FID, PUBLISHED
 

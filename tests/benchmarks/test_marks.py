@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from atu.bench import marks
 from atu.label.session import RANDOM
 from atu.label.studio import open_studio
 from atu.support.seeding import mix_seed
+from benchmarks import marks
 
 
 @pytest.fixture

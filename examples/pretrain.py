@@ -1,5 +1,8 @@
-"""The GANs that this project trains itself: the bundled StyleGAN2s of MNIST and of drawn animals, and two others to
-develop on, of other kinds: a DCGAN with batch norm, and an MLP GAN of very unequal classes.
+"""The GANs that this project trains itself.
+
+python -m examples.pretrain mnist | animals     the bundled StyleGAN2s of MNIST and of drawn animals
+python -m examples.pretrain dcgan | mlp         a DCGAN with batch norm, and a fully connected GAN of very unequal
+                                                classes, to develop on
 """
 
 from __future__ import annotations
@@ -9,26 +12,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from torch import Tensor
 
-from ..assets import asset
-from ..config import Adversarial
-from ..data.animals import drawings, without_any
-from ..data.images import map_range
-from ..data.mnist import mnist
-from ..data.samples import PixelSamples, Samples, TensorSamples
-from ..evaluation.classifier import Classifier
-from ..gan import GAN
-from ..networks.dcgan import DCGANDiscriminator, DCGANGenerator
-from ..networks.mlp import MLPDiscriminator, MLPGenerator
-from ..networks.stylegan2 import Discriminator, Generator
-from ..support.environment import machine, versions
-from ..support.files import write_json
-from ..support.seeding import fork_rng
-from ..training.run_folder import RunFolder, recorded
-from ..training.scratch import Lessons, Look, centre_logits, train
-from .animals import LikeDrawings, oracle
+from atu.assets import asset
+from atu.cli.options import PRECISION, Common, common
+from atu.config import Adversarial
+from atu.data.animals import drawings, without_any
+from atu.data.images import map_range
+from atu.data.mnist import mnist
+from atu.data.samples import PixelSamples, Samples, TensorSamples
+from atu.evaluation.classifier import Classifier
+from atu.experiments.animals import LikeDrawings, oracle
+from atu.gan import GAN
+from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
+from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.networks.stylegan2 import Discriminator, Generator
+from atu.support.environment import machine, versions
+from atu.support.files import write_json
+from atu.support.seeding import fork_rng
+from atu.training.run_folder import RunFolder, recorded
+
+from .scratch import Lessons, Look, centre_logits, train
 from .supervision import Supervision
 
 MNIST_CHANNELS = dict(channel_base=768, channel_max=64)
@@ -232,7 +238,7 @@ def _pretrain(
     shown = [row for row in history if row["stage"] == "pretrain" or row["step"] % 1000 == 0]
     log = [{key: value for key, value in row.items() if (key, value) != ("stage", "pretrain")} for row in shown]
     settings = [dict(until_step=last, **dataclasses.asdict(config)) for last, config in phases]
-    words = " ".join(["atu pretrain", command, *(f"--without {name}" for name in without)])
+    words = " ".join(["python -m examples.pretrain", command, *(f"--without {name}" for name in without)])
     about: dict[str, Any] = dict(command=words, seed=seed, phases=settings)
     about["precision"] = recorded(out)["precision"]
     about["samples"] = (describe or describe_digits)(gan)
@@ -250,3 +256,31 @@ def describe_digits(gan: GAN, n: int = 10_000) -> dict[str, Any]:
         counts += index.bincount(minlength=len(counts))
     shares = {name: round(int(count) / n, 4) for name, count in zip(classifier.classes, counts, strict=True)}
     return dict(n=n, shares=shares, confident=round(sure / n, 4))
+
+
+RECIPES = {"mnist": pretrain_mnist, "animals": pretrain_animals, "dcgan": pretrain_dcgan, "mlp": pretrain_mlp}
+
+
+@click.command("pretrain")
+@click.argument("recipe", type=click.Choice(list(RECIPES)))
+@click.option("--steps", type=click.IntRange(1), help="Training steps; the recipe's own number when not given.")
+@click.option(
+    "--without",
+    multiple=True,
+    metavar="NAME",
+    help="Of mnist and animals: a digit, feature or species whose images it does not see; may be repeated.",
+)
+@PRECISION
+@common("Folder for the GAN and its training state.", device=False, threads=True)
+def pretrain(run: Common, recipe: str, steps: int | None, without: tuple[str, ...], precision: str | None) -> None:
+    """Train a GAN from scratch. A stopped training goes on when called again.
+
+    RECIPE: mnist, animals, dcgan or mlp.
+    """
+    given = dict(steps=steps, precision=precision, without=without or None)
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    click.echo(str(RECIPES[recipe](run.out, seed=run.seed, **options)))
+
+
+if __name__ == "__main__":
+    pretrain()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,24 +20,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import click
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..assets import asset
-from ..data.images import map_range, to_range
-from ..evaluation.attributes import attributes
-from ..evaluation.classifier import Classifier
-from ..gan import GAN
-from ..label.pool import Pool, Space
-from ..label.session import NONE, RANDOM
-from ..label.studio import Studio, open_studio
-from ..measures.shares import unlearning
-from ..support.environment import machine, versions
-from ..support.files import write_json, write_text
-from ..support.markdown import markdown_table
-from ..support.seeding import mix_seed
+from atu.assets import asset
+from atu.data.images import map_range, to_range
+from atu.evaluation.attributes import attributes
+from atu.evaluation.classifier import Classifier
+from atu.gan import GAN
+from atu.label.pool import Pool, Space
+from atu.label.session import NONE, RANDOM
+from atu.label.studio import Studio, open_studio
+from atu.measures.shares import unlearning
+from atu.support.environment import machine, versions
+from atu.support.files import write_json, write_text
+from atu.support.markdown import markdown_table
+from atu.support.seeding import mix_seed
 
 PAGE = 24  # samples in view at once
 SLIP = 0.02
@@ -433,3 +435,45 @@ check_every = 2
 check_samples = 64
 guide_steps = 2
 """
+
+
+@click.command("marks")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for its parts; the same command goes on from there.",
+)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="How often it looks.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(0), help="Rounds of unlearning.")
+@click.option(
+    "--share",
+    "shares",
+    multiple=True,
+    type=click.Choice([feature.share.split()[0] for feature in FEATURES]),
+    help="Share in %; all if not given.",
+)
+@click.option("--order", "orders", multiple=True, type=click.Choice(ORDERS), help="Both if not given.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads; torch's own number when not given.")
+@click.option("--quick", is_flag=True, help="Few samples, to see that it runs; the numbers mean nothing.")
+def main(
+    out: Path,
+    seeds: int,
+    rounds: int,
+    shares: tuple[str, ...],
+    orders: tuple[str, ...],
+    threads: int | None,
+    quick: bool,
+) -> None:
+    """Count what the labelling page takes: a simulated user looks for what is unwanted, with the page's suggestions and
+    in random order, and unlearns it in rounds. OUT/marks.md is its table."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of the runs, which are processes of their own
+    only = [feature.share for feature in FEATURES if feature.share.split()[0] in shares]
+    run_marks(out, quick, seeds, rounds, only, lambda text: click.echo(text, err=True), orders=orders)
+    click.echo((out / "marks.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

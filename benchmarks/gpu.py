@@ -1,7 +1,7 @@
 """Everything that needs a GPU, in one call: install, tests, compute-sanitizer, benchmarks, and a report.
 
-    python benchmarks/gpu_report.py                       on a machine with a CUDA device, torch and nvcc
-    python benchmarks/gpu_report.py --device cpu --smoke --out FOLDER     tiny shapes, to see that it runs
+    python -m benchmarks.gpu                       on a machine with a CUDA device, torch and nvcc
+    python -m benchmarks.gpu --device cpu --smoke --out FOLDER     tiny shapes, to see that it runs
 
 Writes gpu.md and gpu.json into --out (benchmarks/results), and the times of the two convolution engines into --table,
 the file that the dispatcher reads (atu_ext/ops/conv_engine.py). A part that fails is reported with its error, and the
@@ -31,10 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-if __package__:
-    from . import gpu_render
-else:  # run as a script
-    import gpu_render
+from . import gpu_render
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -96,8 +93,8 @@ def one_rank(device: str, smoke: bool, as_here: bool) -> dict[str, Any]:
     """A short unlearning by torchrun with one process, which calls all that several would, beside the same without."""
     from safetensors.torch import load_file
 
-    from atu.bench.step import bundled_gan, tiny_gan
     from atu.data.images import save_folder
+    from benchmarks.step import bundled_gan, tiny_gan
 
     gan = tiny_gan() if smoke else bundled_gan()[0]
     by_torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
@@ -345,12 +342,13 @@ def network(networks: dict[int, int], device: str, smoke: bool) -> list[dict[str
 
 
 def steps(networks: dict[int, int], device: str, smoke: bool) -> list[dict[str, Any]]:
-    """What `atu bench step` measures, in each precision: of the bundled GAN, and of the smallest of the networks."""
-    from atu.bench.step import run_step
+    """Steps of the bundled GAN and of the smallest of the networks, in each precision (see step.py)."""
     from atu.gan import GAN
     from atu.networks.stylegan2 import Discriminator, Generator
+    from benchmarks.step import run_step
 
-    plan, given = make_plan(device, smoke), [(32, None)]
+    plan = make_plan(device, smoke)
+    given: list[tuple[int, tuple[GAN, str] | None]] = [(32, None)]
     if not smoke:
         resolution = min(networks)
         width = dict(channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX)
@@ -408,7 +406,7 @@ def environment(device: str) -> dict[str, Any]:
     from atu.support.environment import machine, versions
     from atu_ext import _native
 
-    found = dict(machine=machine(device), versions=versions(), build=dict(_native._C.build_info()))
+    found: dict[str, Any] = dict(machine=machine(device), versions=versions(), build=dict(_native._C.build_info()))
     found["torch_cuda"] = torch.version.cuda
     if torch.device(device).type == "cuda":
         found["capability"] = list(torch.cuda.get_device_capability(device))

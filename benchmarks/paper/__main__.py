@@ -1,4 +1,4 @@
-"""`atu reproduce`: the published table."""
+"""`python -m benchmarks.paper`: the published table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .. import presets
-from ..assets import DOMAINS
-from ..support.processes import beside
-from .options import (
+from atu import presets
+from atu.assets import DOMAINS
+from atu.cli.options import (
     BATCH,
     CONFIG,
     FILE,
@@ -27,9 +26,10 @@ from .options import (
     renamed,
     use_threads,
 )
+from atu.support.processes import beside
 
 if TYPE_CHECKING:
-    from ..experiments.cells import Plan
+    from .cells import Plan
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Wanted:
 
     def plan(self, out: Path) -> Plan:
         """All that is to be computed, in OUT."""
-        from ..experiments import recipes
-        from ..measures.extractors import torchscript
-        from ..support.digest import sha256_of
+        from atu.measures.extractors import torchscript
+        from atu.support.digest import sha256_of
+
+        from . import recipes
 
         options = dict(self.options)
         if self.extractor is not None:
@@ -75,8 +76,9 @@ class Wanted:
 
 def take_part(wanted: Wanted, out: Path) -> None:
     """Compute cells as one of several processes; the first alone speaks."""
-    from ..experiments.reproduce import reproduce
-    from ..support.remarks import InputWarning
+    from atu.support.remarks import InputWarning
+
+    from .reproduce import reproduce
 
     begin(quiet=True, device=wanted.device)
     warnings.simplefilter("ignore", InputWarning)
@@ -145,7 +147,7 @@ def reproduce(
     """
     import torch
 
-    from ..experiments import reproduce as table
+    from . import reproduce as table
 
     for option, given in (("--data", data), ("--classifiers", classifiers)):
         if dataset in DOMAINS and given is not None:
@@ -174,8 +176,12 @@ def reproduce(
 
 def _say_untrained(plan: Plan) -> None:
     """Which classifiers are to be trained beforehand, which the forecast does not count."""
-    from ..experiments.recipes import Untrained
+    from .recipes import Untrained
 
     names = dict.fromkeys(task.judge.name for task in plan.tasks if isinstance(task.judge, Untrained))
     if names:
         click.echo(f"Training the classifiers comes on top: {', '.join(names)}")
+
+
+if __name__ == "__main__":
+    reproduce()

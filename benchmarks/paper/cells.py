@@ -13,21 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..api import stage_seconds, unlearn
-from ..data.images import save_grid, to_uint8
-from ..evaluation.classifier import Classifier
-from ..evaluation.evaluate import Evaluation, Original, evaluate
-from ..evaluation.goals import class_goal
-from ..evaluation.parts import PartsView
-from ..feedback.feedback import pool_size
-from ..formats.tensors import load_tensors, save_tensors
-from ..gan import GAN
-from ..measures.frechet import frechet, frechet_distance, moments
-from ..measures.intervals import difference
-from ..report import report
-from ..support import environment
-from ..support.seeding import Stream, stream_seed
-from .marking import mark_negatives
+from atu.api import stage_seconds, unlearn
+from atu.data.images import save_grid, to_uint8
+from atu.evaluation.classifier import Classifier
+from atu.evaluation.evaluate import Evaluation, Original, evaluate
+from atu.evaluation.goals import class_goal
+from atu.evaluation.parts import PartsView
+from atu.experiments.marking import mark_negatives
+from atu.feedback.feedback import pool_size
+from atu.formats.tensors import load_tensors, save_tensors
+from atu.gan import GAN
+from atu.measures.frechet import frechet, frechet_distance, moments
+from atu.measures.intervals import difference
+from atu.report import report
+from atu.support import environment
+from atu.support.seeding import Stream, stream_seed
 
 SAMPLES_FOR_EXTRACTOR = 5000
 COLUMNS, SHOWN = 20, 40  # of a cell's picture, and latents of either kind in it

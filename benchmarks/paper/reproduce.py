@@ -18,22 +18,23 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from .. import presets
-from ..config import Config, tomllib
-from ..data.images import map_range
-from ..data.samples import TensorSamples
-from ..methods.adapt_then_unlearn.repel import planned_steps
-from ..report.words import duration
-from ..support import memory, progress
-from ..support.digest import digest
-from ..support.files import write_json
-from ..support.lock import claimed
-from ..support.modules import state_of
-from ..support.seeding import fork_rng
-from ..training.run_folder import gan_digest
-from ..training.trainer import AdversarialTrainer
+from atu import presets
+from atu.config import Config, tomllib
+from atu.data.images import map_range
+from atu.data.samples import TensorSamples
+from atu.methods.adapt_then_unlearn.repel import planned_steps
+from atu.report.words import duration
+from atu.support import memory, progress
+from atu.support.digest import digest
+from atu.support.files import write_json
+from atu.support.lock import claimed
+from atu.support.modules import state_of
+from atu.support.seeding import fork_rng
+from atu.training.run_folder import gan_digest
+from atu.training.trainer import AdversarialTrainer
+
 from .cells import Plan, Task, cell_path, read_cell, run_cell
-from .reproduced_table import write_table
+from .table import write_table
 
 WAIT = 2.0  # seconds between looks at what other processes have finished
 CELL_BYTES = 3 * 2**30  # memory that a cell takes on a CPU, about: those of the bundled GANs take less

@@ -1,0 +1,3 @@
+"""The small GANs of the tests of the training API."""
+
+from tests.atu.conftest import calm, image_gan  # noqa: F401
