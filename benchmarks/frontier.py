@@ -1,16 +1,15 @@
 """The frontier of each method on the digit 8: its one strength over a decade or two, the default on the same axes.
 
-    python -m benchmarks.frontier OUT [CURVE ...]    OUT/cells/CURVE-STRENGTH.json, pictures, table.md, frontier.png
+    python -m benchmarks.frontier OUT [CURVE ...]    OUT/cells.csv, table.md, frontier.png; pictures in OUT/work
 
-What is there is not computed again. One seed, 200 negatives, the bundled classifier as the oracle, and the bundled
-judge of MNIST, which answers in no run.
+What is in cells.csv is not computed again. One seed, 200 negatives, the bundled classifier as the oracle, and the
+bundled judge of MNIST, which answers in no run.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,14 +17,14 @@ from typing import Any, NamedTuple
 
 from atu.support import progress
 from atu.support.environment import keep_freed_memory
-from atu.support.files import write_atomic, write_json, write_text
+from atu.support.files import write_atomic, write_text
 from atu.support.markdown import markdown_table
-from benchmarks.paper.cells import picture_path, run_cell
+from benchmarks.paper.cells import CELLS, run_cell
 from benchmarks.paper.recipes import mnist_plan
-from benchmarks.paper.table import summarise
+from benchmarks.paper.table import FIGURES
+from benchmarks.tables import Row, add_row, read_rows
 
 DIGIT, SEED = "8", 0
-Cell = dict[str, Any]
 
 
 class Curve(NamedTuple):
@@ -55,67 +54,57 @@ CURVES = {
 }
 
 
-def path_of(out: Path, name: str, strength: float) -> Path:
-    return out / "cells" / f"{name}-{strength:g}.json"
-
-
 def compute(out: Path, names: list[str]) -> None:
-    wanted = [(name, strength) for name in names for strength in CURVES[name].strengths]
-    missing = [pair for pair in wanted if not path_of(out, *pair).is_file()]
+    points = [(name, strength) for name in names for strength in CURVES[name].strengths]
+    there = {(row["curve"], row["strength"]) for row in read_rows(out / CELLS)}
+    missing = [point for point in points if point not in there]
     plan = mnist_plan([DIGIT], methods=sorted({CURVES[name].method for name in names}), seeds=1)
-    with progress.bar("frontier", len(wanted), len(wanted) - len(missing)) as bar:
+    with progress.bar("frontier", len(points), len(points) - len(missing)) as bar:
         for name, strength in missing:
             curve = CURVES[name]
             folder = out / "work" / f"{name}-{strength:g}"
-            cell = run_cell(replace(plan, config=curve.settings(strength)), plan.tasks[0], SEED, curve.method, folder)
-            picture = picture_path(folder, plan.tasks[0], SEED, curve.method)
-            (out / "pictures").mkdir(parents=True, exist_ok=True)
-            picture.replace(out / "pictures" / f"{name}-{strength:g}.png")
-            write_json(path_of(out, name, strength), {**cell, "curve": name, "strength": strength})
+            row = run_cell(replace(plan, config=curve.settings(strength)), plan.tasks[0], SEED, curve.method, folder)
+            add_row(out / CELLS, {**row, "curve": name, "strength": strength})
             write(out)
             bar.update()
 
 
-def cells(out: Path) -> Iterator[Cell]:
-    """Those that are there, in order."""
-    for name, curve in CURVES.items():
-        for strength in curve.strengths:
-            path = path_of(out, name, strength)
-            if path.is_file():
-                yield json.loads(path.read_text(encoding="utf-8"))
+def cells(out: Path) -> list[Row]:
+    """Those that are there, in the order of CURVES."""
+    there = {(row["curve"], row["strength"]): row for row in read_rows(out / CELLS)}
+    points = [(name, strength) for name, curve in CURVES.items() for strength in curve.strengths]
+    return [there[point] for point in points if point in there]
 
 
 def label(name: str) -> str:
     return CURVES[name].label or CURVES[name].method
 
 
-def figures(cell: Cell) -> dict[str, float]:
+def figures(row: Row) -> dict[str, float]:
     """By the judge: what the reproduced table has of this cell."""
-    return {name: one["mean"] for name, one in summarise([cell]).items() if isinstance(one, dict) and "mean" in one}
+    return {name: value for name, figure in FIGURES.items() if (value := figure(row)) is not None}
 
 
-def cells_table(found: list[Cell]) -> str:
-    head = ["method", "strength", "PUL % (corrected)", "good changed, %", "FD kept, x chance", "landing, of chance"]
-    head += ["TV kept", "seconds"]
-    rows = []
-    for cell in found:
-        one = figures(cell)
-        rows.append(
-            [
-                label(cell["curve"]),
-                f"{cell['strength']:g}",
-                f"{one['pul']:.1f} ({one['pul_corrected']:.1f})",
-                f"{one['good_changed']:.1f}",
-                f"{one['frechet_kept']:.1f}",
-                f"{one['landing']:.2f}",
-                f"{one['tv_kept']:.3f}",
-                f"{one['seconds']:.0f}",
-            ]
-        )
-    return markdown_table(head, rows)
+SHOWN = {
+    "pul": ("gone, %", ".1f"),
+    "pul_corrected": ("corrected, %", ".1f"),
+    "good_changed": ("good changed, %", ".1f"),
+    "frechet_kept": ("distance kept, x chance", ".1f"),
+    "landing": ("landing, of chance", ".2f"),
+    "tv_kept": ("TV kept", ".3f"),
+    "seconds": ("seconds", ".0f"),
+}
 
 
-def draw(found: list[Cell], path: Path) -> None:
+def cells_table(rows: list[Row]) -> str:
+    def line(row: Row) -> list[str]:
+        own = figures(row)
+        return [label(str(row["curve"])), f"{row['strength']:g}", *(f"{own[name]:{SHOWN[name][1]}}" for name in SHOWN)]
+
+    return markdown_table(["method", "strength", *(head for head, _ in SHOWN.values())], map(line, rows))
+
+
+def draw(rows: list[Row], path: Path) -> None:
     """PUL against both costs, one curve a method, strengths beside its points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -128,13 +117,13 @@ def draw(found: list[Cell], path: Path) -> None:
     }
     for axes, (cost, unit) in zip(figure.subplots(1, 2, sharey=True), costs.items(), strict=True):
         for index, name in enumerate(CURVES):
-            own = [cell for cell in found if cell["curve"] == name]
-            points = [figures(cell) for cell in own]
+            own = [row for row in rows if row["curve"] == name]
+            points = [figures(row) for row in own]
             x, y = [one[cost] for one in points], [one["pul"] for one in points]
             shown = label(name) if points and cost == "good_changed" else None
             axes.plot(x, y, "osD^vPX"[index % 7] + "-", ms=6, lw=1.2, color=f"C{index}", label=shown)
-            for cell, *at in zip(own, x, y, strict=True):
-                axes.annotate(f"{cell['strength']:g}", at, (5, 3), textcoords="offset points", fontsize=7)
+            for row, *at in zip(own, x, y, strict=True):
+                axes.annotate(f"{row['strength']:g}", at, (5, 3), textcoords="offset points", fontsize=7)
         axes.set(xlabel=unit, xscale="log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -147,11 +136,10 @@ def draw(found: list[Cell], path: Path) -> None:
 
 
 def write(out: Path) -> None:
-    found = list(cells(out))
-    about, marks = found[0]["machine"], found[0]["negatives"]
-    text = f"Digit {DIGIT}, seed {SEED}, {marks} negatives, an oracle; {about['cpu']}, {about['cores']} cores."
-    write_text(out / "table.md", f"{text}\n\n{cells_table(found)}\n")
-    draw(found, out / "frontier.png")
+    rows = cells(out)
+    text = f"Digit {DIGIT}, seed {SEED}, {rows[0]['marks']} negatives, an oracle; {rows[0]['machine.cpu']}."
+    write_text(out / "table.md", f"{text}\n\n{cells_table(rows)}\n")
+    draw(rows, out / "frontier.png")
 
 
 def main(arguments: list[str]) -> int:

@@ -14,7 +14,7 @@ from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median, stdev
 
-from benchmarks.tables import RESULTS, Row, Value, read_rows, select
+from benchmarks.tables import RESULTS, Row, Value, number, percent, ratio, read_rows, select
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,21 +23,6 @@ rows_of = cache(lambda name: read_rows(RESULTS / f"{name}.csv"))
 
 
 # --- figures of one cell
-
-
-def number(row: Row, name: str) -> float | None:
-    value = row.get(name)
-    return None if value is None or isinstance(value, str) else float(value)
-
-
-def ratio(row: Row, value: str, of: str) -> float | None:
-    above, below = number(row, value), number(row, of)
-    return None if above is None or not below else above / below
-
-
-def percent(row: Row, name: str) -> float | None:
-    share = number(row, name)
-    return None if share is None else 100 * share
 
 
 SPECIES = ("dog", "cat", "deer")  # their judge knows two classes, so that no good sample changes between others

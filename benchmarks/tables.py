@@ -64,6 +64,24 @@ def select(rows: Iterable[Row], **wanted: Value) -> list[Row]:
     return [row for row in rows if all(row.get(name) == value for name, value in wanted.items())]
 
 
+def number(row: Row, name: str) -> float | None:
+    """A figure of a row; None where it has none."""
+    value = row.get(name)
+    return None if value is None or isinstance(value, str) else float(value)
+
+
+def ratio(row: Row, value: str, of: str) -> float | None:
+    """One figure over another."""
+    above, below = number(row, value), number(row, of)
+    return None if above is None or not below else above / below
+
+
+def percent(row: Row, name: str) -> float | None:
+    """A share in %."""
+    share = number(row, name)
+    return None if share is None else 100 * share
+
+
 def _text(value: Value) -> str:
     if value is None:
         return ""

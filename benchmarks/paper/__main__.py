@@ -170,7 +170,7 @@ def reproduce(
     with beside(jobs - 1, take_part, wanted, run.out):
         found = table.reproduce(plan, run.out)
     click.echo(f"{found['cells_done']} of {found['cells']} cells", err=True)
-    for name in ("table.md", "table.json", "figure.png"):
+    for name in ("cells.csv", "table.md", "figure.png", "pictures.jpg"):
         click.echo(str(run.out / name))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +27,9 @@ from atu.measures.intervals import difference
 from atu.report import report
 from atu.support import environment
 from atu.support.seeding import Stream, stream_seed
+from benchmarks.tables import Row, flatten, read_rows
 
+CELLS = "cells.csv"
 SAMPLES_FOR_EXTRACTOR = 5000
 COLUMNS, SHOWN = 20, 40  # of a cell's picture, and latents of either kind in it
 KEPT = 4096  # samples to choose these from
@@ -84,50 +85,46 @@ class Plan:
                     yield task, seed, method
 
 
-def cell_path(out: Path, task: Task, seed: int, method: str) -> Path:
-    return out / "cells" / f"{method}-{task.name}-{seed}.json"
+Key = tuple[str, str, int]  # method, target, seed
 
 
-def picture_path(out: Path, task: Task, seed: int, method: str) -> Path:
-    return out / "pictures" / f"{method}-{task.name}-{seed}.png"
+def read_cells(out: Path) -> dict[Key, Row]:
+    """The finished cells of a folder."""
+    return {(str(row["method"]), str(row["target"]), int(str(row["seed"]))): row for row in read_rows(out / CELLS)}
 
 
-def read_cell(path: Path) -> dict[str, Any] | None:
-    """A finished cell; None where there is none."""
-    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return found
+def work_path(out: Path, kind: str, task: Task, seed: int, method: str, suffix: str = "") -> Path:
+    """Where what is big of a cell lies: its run, picture and moments, or the retrained GAN."""
+    return out / "work" / kind / f"{method}-{task.name}-{seed}{suffix}"
 
 
-def moments_path(out: Path, task: Task, seed: int, method: str) -> Path:
-    return out / "moments" / f"{method}-{task.name}-{seed}.safetensors"
+def beside_retrained(plan: Plan, out: Path, task: Task, seed: int, method: str, left: int | None) -> Row:
+    """A cell compared with a GAN that was retrained: of the same seed, else of the first seed there is.
 
-
-def beside_retrained(plan: Plan, out: Path, task: Task, seed: int, method: str) -> dict[str, Any]:
-    """A finished cell compared with a GAN that was retrained: of the same seed, else of the first seed there is.
-
-    ret_fid_cls: distance of their samples in the judge's features. over_removal: whether fewer negatives are made than
-    by the retrained GAN (the 95 % interval of the difference is below 0). Each is absent where it is not known.
+    ret_fid_cls: distance of their samples in the judge's features. over_removal: true if fewer negatives are left than
+    the retrained GAN makes (the 95 % interval of the difference is below 0). Both are absent without a retrained GAN.
     """
-    if method == "retrain":
+    cells = read_cells(out)
+    seeds = [one for one in (seed, *range(plan.seeds)) if ("retrain", task.name, one) in cells]
+    if method == "retrain" or not seeds:
         return {}
-    found: dict[str, Any] = {}
-    seeds = [seed, *range(plan.seeds)]
-    own = moments_path(out, task, seed, method)
-    there = [path for one in seeds if (path := moments_path(out, task, one, "retrain")).is_file()]
-    if own.is_file() and there:
-        read = [load_tensors(path)[0] for path in (there[0], own)]
-        found["ret_fid_cls"] = frechet_distance(*((one["mean"].double(), one["cov"].double()) for one in read))
-    left = _negatives(cell_path(out, task, seed, method))
-    made = next((n for one in seeds if (n := _negatives(cell_path(out, task, one, "retrain"))) is not None), None)
-    if made is not None and left is not None:
-        found["over_removal"] = difference(left, plan.samples, made, plan.samples)[1] < 0
-    return found
+    retrained, own = (read_moments(out, task, *cell) for cell in ((seeds[0], "retrain"), (seed, method)))
+    row: Row = {}
+    if retrained and own:
+        row["ret_fid_cls"] = frechet_distance(retrained, own)
+    made = cells["retrain", task.name, seeds[0]].get("negatives_after")
+    if isinstance(made, int) and left is not None:
+        row["over_removal"] = difference(left, plan.samples, made, plan.samples)[1] < 0
+    return row
 
 
-def _negatives(path: Path) -> int | None:
-    """How many are left in a finished cell; None without the cell, or where it does not say."""
-    cell = read_cell(path)
-    return None if cell is None else cell["numbers"].get("negatives_after")
+def read_moments(out: Path, task: Task, seed: int, method: str) -> tuple[Tensor, Tensor] | None:
+    """Mean and covariance of the judge's features of a cell's samples."""
+    path = work_path(out, "moments", task, seed, method, ".safetensors")
+    if not path.is_file():
+        return None
+    saved, _ = load_tensors(path)
+    return saved["mean"].double(), saved["cov"].double()
 
 
 def save_picture(path: Path, evaluation: Evaluation) -> None:
@@ -143,12 +140,12 @@ def save_picture(path: Path, evaluation: Evaluation) -> None:
         save_grid(torch.cat(rows), evaluation.image_range, path, columns)
 
 
-def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[str, Any]:
-    """Unlearn one target with one method and seed, evaluate it, and remember what `beside_retrained` compares."""
+def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> Row:
+    """Unlearn one target with one method and seed, and evaluate it: a row of the table."""
     began, gan, judge = time.monotonic(), plan.gan, task.judge
     is_negative = class_goal(task.asked, task.classes, gan.image_range).is_negative
     marked, looked = mark_negatives(gan, is_negative, plan.negatives, stream_seed(seed, Stream.MARKS))
-    folder = out / "runs" / f"{method}-{task.name}-{seed}"
+    folder = work_path(out, "runs", task, seed, method)
     images, labels = task.real
     kept = torch.nonzero(~torch.isin(labels, torch.tensor(judge.class_indices(task.classes)))).flatten()
     result = unlearn(
@@ -177,28 +174,49 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> dict[
     )
     plan.originals.clear()
     plan.originals[task.name, seed] = evaluation.original
-    save_picture(picture_path(out, task, seed, method), evaluation)
+    save_picture(work_path(out, "pictures", task, seed, method, ".png"), evaluation)
     seconds = sum(stage_seconds(result).values())  # those before a stop among them
-    numbers = {name: value for name, value in evaluation.numbers.items() if not name.startswith("class_histogram")}
-    found: dict[str, Any] = dict(method=method, target=task.name, seed=seed, negatives=len(marked), looked=looked)
-    found.update(numbers=numbers, decisions=report.plain(result.decisions))
     mean, cov = moments(evaluation.models["after"].features)
-    save_tensors(moments_path(out, task, seed, method), {"mean": mean.float(), "cov": cov.float()}, {})
-    retrained = out / "retrained" / f"{task.name}-{seed}.safetensors"
+    moments_path = work_path(out, "moments", task, seed, method, ".safetensors")
+    save_tensors(moments_path, {"mean": mean.float(), "cov": cov.float()}, {})
+    retrained = work_path(out, "retrained", task, seed, "retrain", ".safetensors")
     if method == "retrain":
         result.gan.save(retrained)
+    given = "oracle" if plan.oracle else "marks"
+    row: Row = dict(gan=plan.dataset, target=task.name, method=method, given=given, seed=seed)
+    row.update(marks=len(marked), looked=looked, **figures_of(evaluation.numbers))
+    row.update(beside_retrained(plan, out, task, seed, method, evaluation.numbers.get("negatives_after")))
     if plan.extractor is not None:
-        found.update(_extracted(plan, images, kept, result.gan, retrained, method, seed))
+        row.update(_extracted(plan, images, kept, result.gan, retrained, method, seed))
     in_all = seconds + time.monotonic() - began - result.seconds
-    found.update(seconds=round(seconds, 1), seconds_in_all=round(in_all, 1))
-    found.update(machine=environment.machine(gan.device), versions=environment.versions())
+    row.update(flatten({"decisions": report.plain(result.decisions)}))
+    row.update(seconds=round(seconds, 1), seconds_in_all=round(in_all, 1))
+    about = environment.machine(gan.device)
+    row.update({"machine.cpu": about["cpu"], "machine.threads": about["threads"]})
+    row.update(flatten({"versions": environment.versions()}))
     shutil.rmtree(folder, ignore_errors=True)
-    return found
+    return row
 
 
-def _extracted(
-    plan: Plan, images: Tensor, kept: Tensor, after: GAN, retrained: Path, method: str, seed: int
-) -> dict[str, float | None]:
+UNTABLED = {"metric_descriptions", "judges", "negatives", "seed", "n"}
+OF_THE_EVALUATION = {"pul", "pul_ci95", "negatives_before", "negatives_after", "answered"}
+
+
+def figures_of(numbers: Mapping[str, Any]) -> Row:
+    """The scalars of an evaluation: judge.* by the judge, classifier.* by the other one, which marked the negatives."""
+    row: Row = {"latents": numbers.get("n")}
+    row.update(flatten({name: value for name, value in numbers.items() if name not in UNTABLED}))
+    for name, one in (numbers.get("judges") or {}).items():
+        if name == numbers.get("judge"):
+            row.update(flatten({key: one[key] for key in one if key not in OF_THE_EVALUATION}, "judge."))
+        else:
+            row.update({"classifier": name, **dict(flatten(one, "classifier."))})
+    return {
+        name: value for name, value in row.items() if not name.startswith(("class_histogram", "landing.transitions"))
+    }
+
+
+def _extracted(plan: Plan, images: Tensor, kept: Tensor, after: GAN, retrained: Path, method: str, seed: int) -> Row:
     """FID to images[kept] and Ret-FID in the extractor's features, of up to SAMPLES_FOR_EXTRACTOR samples each."""
     assert plan.extractor is not None
     extract, n = plan.extractor, min(plan.samples, SAMPLES_FOR_EXTRACTOR)
@@ -211,7 +229,7 @@ def _extracted(
     real = images[kept[order[:n]]]
     own = of(after)
     reference = extract(real if real.dtype == torch.uint8 else to_uint8(real, plan.gan.image_range))
-    found = {"fid_before": frechet(reference, of(plan.gan)), "fid_after": frechet(reference, own)}
+    found: Row = {"fid_before": frechet(reference, of(plan.gan)), "fid_after": frechet(reference, own)}
     if method != "retrain" and retrained.is_file():
         found["ret_fid"] = frechet(of(GAN.load(retrained)), own)
     return found

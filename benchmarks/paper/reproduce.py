@@ -2,11 +2,11 @@
 
 Cells are computed side by side where several processes do so in one folder: each takes one that no other has begun.
 
-OUT/cells/METHOD-TARGET-SEED.json   one finished cell; what is there is not computed again
-OUT/moments/METHOD-TARGET-SEED.safetensors  mean and covariance of the judge's features of its samples, for Ret-FID_cls
-OUT/runs/...                        the run folder of a cell, from which a stopped one goes on
-OUT/pictures/METHOD-TARGET-SEED.png samples before and after, 40 latents that were negative above 40 good ones
-OUT/table.md, table.json, figure.png
+OUT/cells.csv    one row a finished cell; what is there is not computed again
+OUT/table.csv    the figures over the seeds; table.md shows them, figure.png draws them
+OUT/pictures.jpg samples before and after, of every method and target
+OUT/plan.json    what is computed, by what tells it from another
+OUT/work         what is big of a cell: run folders, from which a stopped one goes on, pictures, moments, retrained GANs
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from atu.support.modules import state_of
 from atu.support.seeding import fork_rng
 from atu.training.run_folder import gan_digest
 from atu.training.trainer import AdversarialTrainer
+from benchmarks.tables import add_row, number
 
-from .cells import Plan, Task, cell_path, read_cell, run_cell
+from .cells import CELLS, Plan, Task, read_cells, run_cell, work_path
 from .table import write_table
 
 WAIT = 2.0  # seconds between looks at what other processes have finished
@@ -58,7 +59,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
 
 
 def reproduce(plan: Plan, out: str | Path) -> dict[str, Any]:
-    """Compute every cell that is not there yet, then write the table and the figure; returns table.json's content.
+    """Compute every cell that is not there yet, then write the table and the pictures; returns what `write_table` does.
 
     The table is written anew after each cell, so that a stopped reproduction shows what it has. Other processes may do
     the same in OUT meanwhile; each returns when all cells are there.
@@ -78,22 +79,23 @@ def reproduce(plan: Plan, out: str | Path) -> dict[str, Any]:
 
 
 def _missing(plan: Plan, out: Path) -> list[tuple[Task, int, str]]:
-    return [cell for cell in plan.cells() if not cell_path(out, *cell).is_file()]
+    there = read_cells(out)
+    return [(task, seed, method) for task, seed, method in plan.cells() if (method, task.name, seed) not in there]
 
 
 def _compute_one(plan: Plan, out: Path, missing: Sequence[tuple[Task, int, str]]) -> bool:
     """Compute the first of the missing cells that no other process has begun; whether there was one."""
     retraining = {(task.name, seed) for task, seed, method in missing if method == "retrain"}
     for task, seed, method in missing:
-        if plan.extractor is not None and method != "retrain" and (task.name, seed) in retraining:
-            continue  # Ret-FID is the distance to the retrained GAN's samples
-        path = cell_path(out, task, seed, method)
-        with claimed(out / ".claims" / path.stem) as own:
-            if not own or path.is_file():
+        if method != "retrain" and (task.name, seed) in retraining:
+            continue  # it is compared with the retrained GAN
+        claim = work_path(out, "claims", task, seed, method)
+        with claimed(claim) as own:
+            if not own or (method, task.name, seed) in read_cells(out):
                 continue
-            found = run_cell(plan, task, seed, method, out)
-            write_json(path, found)
-        progress.log.info("%s, %s, seed %d: %s", method, task.name, seed, duration(found["seconds_in_all"]))
+            row = run_cell(plan, task, seed, method, out)
+            add_row(out / CELLS, row)
+        progress.log.info("%s, %s, seed %d: %s", method, task.name, seed, duration(float(str(row["seconds_in_all"]))))
         write_table(plan, out)
         return True
     return False
@@ -140,14 +142,14 @@ def forecast(plan: Plan, out: str | Path) -> dict[str, dict[str, float]]:
     Seconds are the mean of the method's cells that are there; else its steps by the time of one, measured here on a
     copy of the GAN, and its evaluation by the time of one batch.
     """
-    out, measured = Path(out), None
+    there, measured = read_cells(Path(out)), None
     found: dict[str, dict[str, float]] = {}
     for method in dict.fromkeys(plan.methods):
-        cells = [cell_path(out, task, seed, method) for task in plan.tasks for seed in range(plan.seeds)]
-        done = [cell for cell in map(read_cell, cells) if cell is not None]
+        cells = [(method, task.name, seed) for task in plan.tasks for seed in range(plan.seeds)]
+        done = [number(there[cell], "seconds_in_all") or 0.0 for cell in cells if cell in there]
         steps = _steps(plan, method)
         if done:
-            seconds = mean(cell.get("seconds_in_all", cell["seconds"]) for cell in done)
+            seconds = mean(done)
         else:
             measured = measured or _measured(plan)
             seconds = steps * measured[0] + 3 * plan.samples * measured[1]

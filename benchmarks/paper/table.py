@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -10,12 +10,11 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from atu.report import report
-from atu.support import environment
-from atu.support.files import write_atomic, write_json, write_text
+from atu.support.files import write_atomic, write_text
 from atu.support.markdown import markdown_table
+from benchmarks.tables import Row, flatten, number, percent, ratio, write_rows
 
-from .cells import Plan, beside_retrained, cell_path, read_cell
+from .cells import COLUMNS, Plan, read_cells, work_path
 from .published import PRETRAINED_FID, PUBLISHED
 
 
@@ -27,88 +26,49 @@ def spread(values: Sequence[float | None]) -> dict[str, Any] | None:
     return dict(mean=mean(there), deviation=stdev(there) if len(there) > 1 else None, n=len(there))
 
 
-FIGURES = (
-    "pul",
-    "pul_corrected",
-    "pul_oracle",
-    "negatives",
-    "fid_cls",
-    "ratio",
-    "ret_fid_cls",
-    "tv_kept",
-    "frechet_kept",
-    "good_changed",
-    "sure_changed",
-    "landing",
-    "sure_landing",
-    "fid",
-    "ret_fid",
-    "seconds",
-)
+FIGURES: dict[str, Callable[[Row], float | None]] = {
+    "pul": lambda row: number(row, "pul"),
+    "pul_corrected": lambda row: number(row, "judge.corrected.pul"),
+    "pul_oracle": lambda row: number(row, "classifier.pul") if row.get("classifier.answered") else None,
+    "negatives": lambda row: number(row, "negatives_after"),
+    "fid_cls": lambda row: number(row, "fid_cls_after"),
+    "ratio": lambda row: ratio(row, "fid_cls_after", "fid_cls_before") or None,
+    "ret_fid_cls": lambda row: number(row, "ret_fid_cls"),
+    "tv_kept": lambda row: number(row, "tv_kept"),
+    "frechet_kept": lambda row: ratio(row, "frechet_kept", "frechet_kept_chance"),
+    "good_changed": lambda row: percent(row, "good_changed.share"),
+    "sure_changed": lambda row: percent(row, "good_changed.sure.share"),
+    "landing": lambda row: ratio(row, "landing.precision", "landing.precision_chance"),
+    "sure_landing": lambda row: ratio(row, "landing.sure", "landing.sure_chance"),
+    "fid": lambda row: number(row, "fid_after"),
+    "ret_fid": lambda row: number(row, "ret_fid"),
+    "seconds": lambda row: number(row, "seconds"),
+}
 
 
-def summarise(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
     """The cells of one method and target, over the seeds."""
-    numbers = [cell["numbers"] for cell in cells]
-    columns: dict[str, list[float | None]] = {
-        "pul": [one["pul"] for one in numbers],
-        "pul_corrected": [(_first(one).get("corrected") or {}).get("pul") for one in numbers],
-        "pul_oracle": [_oracle(one).get("pul") for one in numbers],
-        "negatives": [one.get("negatives_after") for one in numbers],
-        "fid_cls": [one["fid_cls_after"] for one in numbers],
-        "ratio": [
-            one["fid_cls_after"] / one["fid_cls_before"] if one["fid_cls_after"] and one["fid_cls_before"] else None
-            for one in numbers
-        ],
-        "ret_fid_cls": [cell.get("ret_fid_cls") for cell in cells],
-        "tv_kept": [one["tv_kept"] for one in numbers],
-        "good_changed": [_percent(one.get("good_changed")) for one in numbers],
-        "sure_changed": [_percent((one.get("good_changed") or {}).get("sure")) for one in numbers],
-        "landing": [_ratio(one.get("landing") or {}, "precision", "precision_chance") for one in numbers],
-        "sure_landing": [_ratio(one.get("landing") or {}, "sure", "sure_chance") for one in numbers],
-        "frechet_kept": [_ratio(one, "frechet_kept", "frechet_kept_chance") for one in numbers],
-        "fid": [cell.get("fid_after") for cell in cells],
-        "ret_fid": [cell.get("ret_fid") for cell in cells],
-        "seconds": [cell["seconds"] for cell in cells],
+    metrics = dict.fromkeys(name for row in rows for name in row if name.startswith("metrics."))
+    summary: dict[str, Any] = {name: spread([figure(row) for row in rows]) for name, figure in FIGURES.items()}
+    summary["over_removal"] = sum(bool(row.get("over_removal")) for row in rows)
+    summary["metrics"] = {
+        name.removeprefix("metrics."): spread([number(row, name) for row in rows]) for name in metrics
     }
-    found: dict[str, Any] = {name: spread(columns[name]) for name in FIGURES}
-    metrics = dict.fromkeys(name for one in numbers for name in one.get("metrics") or {})
-    found["over_removal"] = sum(bool(cell.get("over_removal")) for cell in cells)
-    found["metrics"] = {name: spread([(one.get("metrics") or {}).get(name) for one in numbers]) for name in metrics}
-    return found
+    return summary
 
 
-def _ratio(numbers: Mapping[str, Any], value: str, chance: str) -> float | None:
-    return numbers[value] / numbers[chance] if numbers.get(value) is not None and numbers.get(chance) else None
+Table = dict[str, dict[str, dict[str, Any]]]  # method -> target -> summary
 
 
-def _percent(share: Mapping[str, Any] | None) -> float | None:
-    return 100 * share["share"] if share and share.get("share") is not None else None
-
-
-def _first(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the judge says whose figures these are; nothing in cells that were computed without further judges."""
-    return (numbers.get("judges") or {}).get(numbers.get("judge"), {})
-
-
-def _oracle(numbers: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the oracle of the run says."""
-    return next((one for one in (numbers.get("judges") or {}).values() if one["answered"]), {})
-
-
-def collect(plan: Plan, out: Path) -> dict[str, dict[str, dict[str, Any]]]:
+def collect(plan: Plan, out: Path) -> Table:
     """method -> target -> summary of the cells that are there."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    cells, table = read_cells(out), Table()
     for method in plan.methods:
         for task in plan.tasks:
-            cells = []
-            for seed in range(plan.seeds):
-                cell = read_cell(cell_path(out, task, seed, method))
-                if cell is not None:
-                    cells.append({**cell, **beside_retrained(plan, out, task, seed, method)})
-            if cells:
-                found.setdefault(method, {})[task.name] = summarise(cells)
-    return found
+            rows = [cells[key] for seed in range(plan.seeds) if (key := (method, task.name, seed)) in cells]
+            if rows:
+                table.setdefault(method, {})[task.name] = summarise(rows)
+    return table
 
 
 def _cell(value: Mapping[str, Any] | None, digits: int) -> str:
@@ -249,15 +209,49 @@ def figure_of(table: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
 
 
 def write_table(plan: Plan, out: Path) -> dict[str, Any]:
-    """Write table.md, table.json and figure.png from the cells that are there."""
+    """Write table.csv, table.md, figure.png and pictures.jpg from the cells that are there; returns how many are."""
     table = collect(plan, out)
-    total = len(list(plan.cells()))
-    done = sum(cell_path(out, *cell).is_file() for cell in plan.cells())
-    found: dict[str, Any] = dict(dataset=plan.dataset, cells_done=done, cells=total, seeds=plan.seeds, table=table)
-    found.update(negatives=plan.negatives, samples=plan.samples, config=report.plain(plan.config))
-    found["published"] = {method: PUBLISHED.get(plan.dataset, {}).get(method) for method in plan.methods}
-    found.update(machine=environment.machine(plan.gan.device), versions=environment.versions())
+    total, done = len(list(plan.cells())), sum(row["seconds"]["n"] for rows in table.values() for row in rows.values())
+    write_rows(out / "table.csv", [_row(plan, method, target, table) for method in table for target in table[method]])
     write_text(out / "table.md", markdown(plan, table))
-    write_json(out / "table.json", found)
     write_atomic(out / "figure.png", lambda temporary: FigureCanvasAgg(figure_of(table)).print_png(temporary))
-    return found
+    write_sheet(plan, out)
+    return dict(cells_done=done, cells=total, table=table)
+
+
+def _row(plan: Plan, method: str, target: str, table: Table) -> Row:
+    """One row of table.csv: mean, deviation and number of each figure, beside what was published."""
+    summary = table[method][target]
+    published = PUBLISHED.get(plan.dataset, {}).get(method, {}).get(target)
+    names = ("pul", "fid", "ret_fid")
+    beside = {} if published is None else {f"published.{name}": x for name, x in zip(names, published, strict=True)}
+    return {"method": method, "target": target, **dict(flatten(summary)), **beside}
+
+
+TILES, SIDE = 8, 26  # of a cell on the sheet: images in a row, and pixels of one
+
+
+def write_sheet(plan: Plan, out: Path) -> None:
+    """pictures.jpg: of each method (rows) and target, first seed, latents that were negative before and after, above
+    good ones before and after."""
+    from PIL import Image, ImageDraw
+
+    width, height = TILES * SIDE + 6, 4 * SIDE + 6
+    sheet = Image.new("RGB", (70 + len(plan.tasks) * width, 16 + len(plan.methods) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, task in enumerate(plan.tasks):
+        draw.text((74 + column * width, 2), task.name, fill="black")
+        for row, method in enumerate(plan.methods):
+            draw.text((2, 18 + row * height), method, fill="black")
+            path = work_path(out, "pictures", task, 0, method, ".png")
+            if not path.is_file():
+                continue
+            with Image.open(path) as picture:
+                half = 4 if 8 * picture.width == COLUMNS * picture.height else 2  # lines: two pairs of either, or one
+                tile = picture.height // (2 * half)
+                for place, line in enumerate((0, 1, half, half + 1)):
+                    strip = picture.crop((0, line * tile, TILES * tile, (line + 1) * tile)).resize((TILES * SIDE, SIDE))
+                    sheet.paste(strip, (70 + column * width, 16 + row * height + place * SIDE))
+    write_atomic(
+        out / "pictures.jpg", lambda temporary: sheet.save(temporary, format="jpeg", quality=65, optimize=True)
+    )

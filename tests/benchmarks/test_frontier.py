@@ -9,19 +9,10 @@ from benchmarks.paper.cells import Plan
 
 
 def cell(method, pul, changed):
-    numbers = dict(
-        pul=pul,
-        judge="judge",
-        judges={"judge": {"corrected": {"pul": pul + 1}, "answered": False}},
-        fid_cls_before=None,
-        fid_cls_after=None,
-        good_changed={"share": changed},
-        frechet_kept=0.6,
-        frechet_kept_chance=0.2,
-        landing={"precision": 0.7, "precision_chance": 0.875},
-        tv_kept=0.0315,
-    )
-    return dict(method=method, numbers=numbers, negatives=200, seconds=12.4, machine={"cpu": "a processor", "cores": 2})
+    figures = dict(fid_cls_before=None, fid_cls_after=None, frechet_kept=0.6, frechet_kept_chance=0.2, tv_kept=0.0315)
+    figures.update({"good_changed.share": changed, "judge.corrected.pul": pul + 1, "machine.cpu": "a processor"})
+    figures.update({"landing.precision": 0.7, "landing.precision_chance": 0.875})
+    return dict(method=method, pul=pul, marks=200, seconds=12.4, **figures)
 
 
 @pytest.mark.parametrize("name", frontier.CURVES)
@@ -36,8 +27,6 @@ def test_cells_are_computed_once_and_tabled(tmp_path, monkeypatch):
 
     def run_cell(plan: Plan, task, seed, method, out):
         ran.append((task.name, seed, method, plan.config))
-        (out / "pictures").mkdir(parents=True)
-        Image.new("L", (3, 4)).save(out / "pictures" / f"{method}-8-0.png")
         return cell(method, 60 + 10 * len(ran), 0.05 * len(ran))
 
     monkeypatch.setattr(frontier, "run_cell", run_cell)
@@ -53,12 +42,11 @@ def test_cells_are_computed_once_and_tabled(tmp_path, monkeypatch):
         ("8", 0, "extrapolate", {"methods": {"extrapolate": {"s": 0.5}}}),
     ]
     rows = (tmp_path / "table.md").read_text().splitlines()
-    assert rows[0] == "Digit 8, seed 0, 200 negatives, an oracle; a processor, 2 cores."
-    assert rows[-1] == "| extrapolate | 0.5 | 90.0 (91.0) | 15.0 | 3.0 | 0.80 | 0.032 | 12 |"
+    assert rows[0] == "Digit 8, seed 0, 200 negatives, an oracle; a processor."
+    assert rows[-1] == "| extrapolate | 0.5 | 90.0 | 91.0 | 15.0 | 3.0 | 0.80 | 0.032 | 12 |"
     assert len(rows) == 2 + 2 + 3
     with Image.open(tmp_path / "frontier.png") as picture:
         assert picture.width > 900
-    assert len(list((tmp_path / "pictures").iterdir())) == 3
 
 
 def test_an_unknown_method_is_told(tmp_path, capsys):

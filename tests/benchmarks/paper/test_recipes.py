@@ -20,7 +20,9 @@ from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from benchmarks.paper import recipes, reproduce
 from benchmarks.paper.__main__ import Wanted, take_part
+from benchmarks.paper.cells import read_cells
 from benchmarks.paper.published import PUBLISHED
+from benchmarks.tables import read_rows
 
 from .tiny import QUICK, run, tiny_gan
 
@@ -134,20 +136,20 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
     arguments += ["--method", "extrapolate", "--method", "ewc", "--seeds", 1, "--samples", 60, "--marks", 6]
     arguments += ["--config", tmp_path / "quick.toml", "--jobs", 2, "--quiet", "--out", out]
     run(*arguments)
-    table = json.loads((out / "table.json").read_text())
-    assert table["cells_done"] == 4
-    assert set(table["table"]["ewc"]) == {"bangs", "eyeglasses"}
+    assert len(read_cells(out)) == 4
+    table = [row["target"] for row in read_rows(out / "table.csv") if row["method"] == "ewc"]
+    assert table == ["bangs", "eyeglasses"]
     text = (out / "table.md").read_text()
     assert "## eyeglasses" in text
     assert PUBLISHED["celebahq"]["el2"]["bangs"][0] == 90.45
-    cell = json.loads((out / "cells" / "extrapolate-bangs-0.json").read_text())
-    assert 0 < cell["numbers"]["negatives_before"] < 60
-    assert cell["machine"]["threads"] == 1
+    cell = read_cells(out)["extrapolate", "bangs", 0]
+    assert 0 < cell["negatives_before"] < 60
+    assert cell["machine.threads"] == 1
 
     # Gone on with, and a target more.
     more = ["--class", "hat", "--method", "extrapolate", "--seeds", 1, "--samples", 60, "--marks", 6]
     run(*arguments[:5], *more, *arguments[-7:])
-    assert (out / "cells" / "extrapolate-hat-0.json").is_file()
+    assert ("extrapolate", "hat", 0) in read_cells(out)
     assert set(json.loads((out / "plan.json").read_text())["judges"]) == {"bangs", "eyeglasses", "hat"}
 
     # Another process, which is told what was asked for, computes the same.
@@ -156,9 +158,8 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
     wanted = Wanted("celebahq", ("bangs",), celebahq, str(ckpt), out / "classifiers", None, "cpu", 7, options)
     with warnings.catch_warnings():
         take_part(pickle.loads(pickle.dumps(wanted)), tmp_path / "there")
-    (found,) = (tmp_path / "there" / "cells").iterdir()
-    assert found.name == "ewc-bangs-0.json"
-    own, there = (json.loads(path.read_text())["numbers"] for path in (out / "cells" / found.name, found))
+    assert list(read_cells(tmp_path / "there")) == [("ewc", "bangs", 0)]
+    own, there = (read_cells(folder)["ewc", "bangs", 0] for folder in (out, tmp_path / "there"))
     assert there["negatives_before"] == own["negatives_before"]
     assert there["fid_cls_after"] == pytest.approx(own["fid_cls_after"], rel=1e-3)
 

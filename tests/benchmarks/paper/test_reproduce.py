@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 import statistics
@@ -20,7 +21,6 @@ from torch import nn
 from atu import presets
 from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import evaluate
-from atu.formats.tensors import load_tensors
 from atu.gan import GAN
 from atu.measures import extractors
 from atu.measures.frechet import frechet, frechet_distance, moments
@@ -32,6 +32,7 @@ from benchmarks.paper import reproduce
 from benchmarks.paper import table as reproduced_table
 from benchmarks.paper.cells import Plan, Task
 from benchmarks.paper.published import PRETRAINED_FID, PUBLISHED
+from benchmarks.tables import read_rows, write_rows
 from examples.classifiers import train_classifier
 
 from .tiny import QUICK, run, tiny_gan
@@ -66,24 +67,25 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
     plan, out = plan_of(plan_parts, tmp_path), tmp_path / "out"
     table = reproduce.reproduce(plan, out)
     assert (table["cells_done"], table["cells"]) == (8, 8)
-    assert sorted(path.name for path in (out / "cells").iterdir())[0] == "ewc-left-0.json"
-    cells = [json.loads((out / "cells" / f"ewc-left-{seed}.json").read_text()) for seed in range(2)]
+    there = reproduction.read_cells(out)
+    assert len(there) == 8
+    cells = [there["ewc", "left", seed] for seed in range(2)]
     row = table["table"]["ewc"]["left"]
-    assert row["pul"]["mean"] == pytest.approx(statistics.mean(cell["numbers"]["pul"] for cell in cells))
-    assert row["pul"]["deviation"] == pytest.approx(statistics.stdev(cell["numbers"]["pul"] for cell in cells))
+    assert row["pul"]["mean"] == pytest.approx(statistics.mean(cell["pul"] for cell in cells))
+    assert row["pul"]["deviation"] == pytest.approx(statistics.stdev(cell["pul"] for cell in cells))
     assert row["ret_fid_cls"]["n"] == 2
-    one = cells[0]["numbers"]
-    assert row["good_changed"]["mean"] == pytest.approx(
-        50 * sum(cell["numbers"]["good_changed"]["share"] for cell in cells)
-    )
+    one = cells[0]
+    assert row["good_changed"]["mean"] == pytest.approx(50 * sum(cell["good_changed.share"] for cell in cells))
     assert row["frechet_kept"]["mean"] > 0 and one["frechet_kept_chance"] > 0
-    with Image.open(out / "pictures" / "ewc-left-0.png") as picture:  # gaps of a pixel between images of 8 x 8
+    with Image.open(out / "work" / "pictures" / "ewc-left-0.png") as picture:  # gaps of a pixel between images of 8 x 8
         assert picture.width == 9 * min(20, one["negatives_before"])
     assert table["table"]["retrain"]["left"]["ret_fid_cls"] is None
-    assert not list((out / "runs").glob("*"))
+    assert not list((out / "work" / "runs").glob("*"))
+    with Image.open(out / "pictures.jpg") as picture:  # a block a method and target: the last is no white paper
+        block = np.asarray(picture)[-4 * reproduced_table.SIDE :, -reproduced_table.TILES * reproduced_table.SIDE :]
+        assert block.std() > 20
     # What is there is not computed again; what is missing is.
-    stamp = (out / "cells" / "ewc-left-0.json").stat().st_mtime_ns
-    (out / "cells" / "ewc-right-1.json").unlink()
+    write_rows(out / "cells.csv", [row for key, row in there.items() if key != ("ewc", "right", 1)])
     ran = []
     run_cell = reproduction.run_cell
 
@@ -94,8 +96,10 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "run_cell", counted)
     again = reproduce.reproduce(plan, out)
     assert ran == [("right", 1, "ewc")]
-    assert (out / "cells" / "ewc-left-0.json").stat().st_mtime_ns == stamp
     assert again["table"]["ewc"]["right"]["pul"] == table["table"]["ewc"]["right"]["pul"]
+    rows = {(row["method"], row["target"]): row for row in read_rows(out / "table.csv")}
+    assert rows["ewc", "left"]["pul.mean"] == pytest.approx(row["pul"]["mean"], rel=1e-5)
+    assert rows["ewc", "left"]["pul.n"] == 2 and len(rows) == 4
     text = (out / "table.md").read_text()
     assert "| ewc | " in text
     assert "the feature extractor differ" in text
@@ -136,8 +140,7 @@ def halves(x):
 
 @pytest.mark.parametrize("extractor", [None, halves])
 def test_what_another_process_has_begun_is_left_to_it(plan_parts, tmp_path, monkeypatch, extractor):
-    """Its cell is computed here where it gives it up; what needs that one's retrained GAN, for Ret-FID in an
-    extractor's features, comes after it."""
+    """Its cell is computed here where it gives it up; what is compared with its retrained GAN comes after it."""
     plan, out = plan_of(plan_parts, tmp_path, seeds=1, extractor=extractor), tmp_path / "out"
     ran = []
     run_cell = reproduction.run_cell
@@ -151,15 +154,13 @@ def test_what_another_process_has_begun_is_left_to_it(plan_parts, tmp_path, monk
         other.close()
 
     with ExitStack() as other:
-        assert other.enter_context(claimed(out / ".claims" / "retrain-left-0"))
+        assert other.enter_context(claimed(out / "work" / "claims" / "retrain-left-0"))
         monkeypatch.setattr(reproduce, "run_cell", counted)
         # Time of its own: a thread of another library sleeps too.
         monkeypatch.setattr(reproduce, "time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
         table = reproduce.reproduce(plan, out)
-    if extractor is None:
-        assert ran == ["ewc-left", "retrain-right", "ewc-right", "waited", "retrain-left"]
-    else:
-        assert ran == ["retrain-right", "ewc-right", "waited", "retrain-left", "ewc-left"]
+    assert ran == ["retrain-right", "ewc-right", "waited", "retrain-left", "ewc-left"]
+    if extractor is not None:
         assert all(table["table"]["ewc"][name]["ret_fid"]["n"] == 1 for name in ("left", "right"))
     assert table["cells_done"] == 4
     assert all(table["table"]["ewc"][name]["ret_fid_cls"]["n"] == 1 for name in ("left", "right"))
@@ -170,35 +171,29 @@ def test_a_cell_beside_that_of_the_retrained_gan(plan_parts, tmp_path):
     plan, out = plan_of(plan_parts, tmp_path, methods=("extrapolate", "retrain"), seeds=1), tmp_path / "out"
     reproduce.reproduce(plan, out)
     task = plan.tasks[0]
-    retrained = GAN.load(out / "retrained" / "left-0.safetensors")
+    retrained = GAN.load(out / "work" / "retrained" / "retrain-left-0.safetensors")
     z = stream_seed(0, Stream.EVALUATION)
     features = task.judge.features(retrained.sample(80, z))
-    found = reproduction.beside_retrained(plan, out, task, 0, "extrapolate")
-    saved = load_tensors(reproduction.moments_path(out, task, 0, "extrapolate"))[0]
-    expected = frechet_distance(moments(features), (saved["mean"].double(), saved["cov"].double()))
-    assert found["ret_fid_cls"] == pytest.approx(expected, rel=1e-3)
-    paths = [reproduction.cell_path(out, task, 0, method) for method in ("retrain", "extrapolate")]
-    cells = [reproduction.read_cell(path) for path in paths]
-    for made, left, fewer in ((40, 0, True), (40, 39, False), (3, 40, False), (None, 0, None)):
-        for path, cell, negatives in zip(paths, cells, (made, left), strict=True):
-            cell["numbers"]["negatives_after"] = negatives
-            path.write_text(json.dumps(cell))
-        assert reproduction.beside_retrained(plan, out, task, 0, "extrapolate").get("over_removal") is fewer
+    row = reproduction.read_cells(out)["extrapolate", "left", 0]
+    saved = reproduction.read_moments(out, task, 0, "extrapolate")
+    assert row["ret_fid_cls"] == pytest.approx(frechet_distance(moments(features), saved), rel=1e-3)
+    beside = functools.partial(reproduction.beside_retrained, plan, out, task)
+    for made, left, fewer in ((40, 0, True), (40, 39, False), (3, 40, False), (None, 0, None), (40, None, None)):
+        cells = reproduction.read_cells(out)
+        cells["retrain", "left", 0]["negatives_after"] = made
+        write_rows(out / "cells.csv", list(cells.values()))
+        assert beside(0, "extrapolate", left).get("over_removal") is fewer
+    for fewer in (True, False):
+        cells["extrapolate", "left", 0].update(negatives_after=0, over_removal=fewer)
+        write_rows(out / "cells.csv", list(cells.values()))
         row = reproduced_table.write_table(plan, out)["table"]["extrapolate"]["left"]
-        assert row["over_removal"] == (1 if fewer else 0)
-        assert (" 0 * |" in (out / "table.md").read_text()) == bool(fewer)
-    assert reproduction.beside_retrained(plan, out, task, 0, "retrain") == {}
-    assert reproduction.beside_retrained(plan, out, task, 1, "extrapolate") == {}
-    # Another seed is compared with the one retrained GAN there is, until its own is there.
-    for path_of in (reproduction.cell_path, reproduction.moments_path):
-        shutil.copy(path_of(out, task, 0, "extrapolate"), path_of(out, task, 1, "extrapolate"))
-    own = reproduction.beside_retrained(plan, out, task, 0, "extrapolate")
-    plan = plan_of(plan_parts, tmp_path, methods=("extrapolate", "retrain"), seeds=2)
-    assert reproduction.beside_retrained(plan, out, task, 1, "extrapolate") == own and "ret_fid_cls" in own
-    shutil.copy(
-        reproduction.moments_path(out, task, 0, "extrapolate"), reproduction.moments_path(out, task, 1, "retrain")
-    )
-    assert reproduction.beside_retrained(plan, out, task, 1, "extrapolate")["ret_fid_cls"] == pytest.approx(0, abs=1e-6)
+        assert row["over_removal"] == int(fewer)
+        assert (" 0 * |" in (out / "table.md").read_text()) == fewer
+    assert beside(0, "retrain", 3) == {}
+    assert "ret_fid_cls" not in beside(1, "extrapolate", 3)  # it has no moments
+    # Another seed is compared with the one retrained GAN there is.
+    shutil.copy(*(reproduction.work_path(out, "moments", task, seed, "extrapolate", ".safetensors") for seed in (0, 1)))
+    assert beside(1, "extrapolate", 3)["ret_fid_cls"] == beside(0, "extrapolate", 3)["ret_fid_cls"]
 
 
 def test_as_many_cells_at_once_as_threads_memory_and_work_allow(plan_parts, tmp_path, monkeypatch):
@@ -260,8 +255,8 @@ def test_retraining_comes_first_and_sees_no_negatives(plan_parts, tmp_path):
     images, labels = plan.tasks[0].real
     # Negatives by label are left out here, and those by the judge in the method.
     by_judge = plan.tasks[0].judge.oracle(["left"])(images[labels != 0])
-    assert found["decisions"]["trained_on"] == int((~by_judge).sum())
-    assert (tmp_path / "retrained" / "left-0.safetensors").is_file()
+    assert found["decisions.trained_on"] == int((~by_judge).sum())
+    assert (tmp_path / "work" / "retrained" / "retrain-left-0.safetensors").is_file()
 
 
 def test_an_oracle_beside_the_judge_marks_and_answers_alone(plan_parts, tmp_path, monkeypatch):
@@ -282,7 +277,7 @@ def test_an_oracle_beside_the_judge_marks_and_answers_alone(plan_parts, tmp_path
     assert (task.judge.predict(marked) == 1).all()
     x = gan.sample(80, seed=stream_seed(0, Stream.EVALUATION))
     assert torch.equal(more["is_negative"](x), task.judge.predict(x) == 1)
-    assert found["numbers"]["negatives_before"] == int((task.judge.predict(x) == 0).sum())
+    assert found["negatives_before"] == int((task.judge.predict(x) == 0).sum())
 
 
 def test_without_an_oracle_nothing_but_marks_is_given(plan_parts, tmp_path, monkeypatch):
@@ -298,10 +293,9 @@ def test_without_an_oracle_nothing_but_marks_is_given(plan_parts, tmp_path, monk
     assert [one["is_negative"] for one in seen] == [None]
     row = table["table"]["ewc"]["left"]
     assert row["pul_oracle"] is None and row["pul"]["n"] == 1
-    (path,) = (tmp_path / "out" / "cells").iterdir()
-    cell = json.loads(path.read_text())
-    cell["numbers"]["good_changed"]["sure"] = {"count": 3, "of": 12, "share": 0.25}
-    cell["numbers"]["landing"].update(sure=0.3, sure_chance=0.75)
+    (cell,) = reproduction.read_cells(tmp_path / "out").values()
+    assert cell["given"] == "marks"
+    cell.update({"good_changed.sure.share": 0.25, "landing.sure": 0.3, "landing.sure_chance": 0.75})
     row = reproduced_table.summarise([cell])
     assert (row["sure_changed"]["mean"], row["sure_landing"]["mean"]) == pytest.approx((25, 0.4))
     text = (tmp_path / "out" / "table.md").read_text()
@@ -317,10 +311,9 @@ def test_without_an_oracle_nothing_but_marks_is_given(plan_parts, tmp_path, monk
 
 def test_forecast_is_of_what_is_left(plan_parts, tmp_path):
     plan = plan_of(plan_parts, tmp_path)
-    cells = tmp_path / "out" / "cells"
-    cells.mkdir(parents=True)
-    for name, seconds in (("ewc-left-0", 30.0), ("ewc-right-1", 50.0)):
-        (cells / f"{name}.json").write_text(json.dumps({"seconds": 1.0, "seconds_in_all": seconds}))
+    done = (("left", 0, 30.0), ("right", 1, 50.0))
+    rows = [dict(method="ewc", target=name, seed=seed, seconds_in_all=seconds) for name, seed, seconds in done]
+    write_rows(tmp_path / "out" / "cells.csv", rows)
     found = reproduce.forecast(plan, tmp_path / "out")
     assert found["ewc"] == {"cells": 2, "seconds": 40.0, "steps": 2}
     assert (found["retrain"]["cells"], found["retrain"]["steps"]) == (4, 2) and found["retrain"]["seconds"] > 0
