@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import click
@@ -37,8 +36,9 @@ from atu.label.studio import Studio, open_studio
 from atu.measures.shares import unlearning
 from atu.support.environment import machine, versions
 from atu.support.files import write_json, write_text
-from atu.support.markdown import markdown_table
 from atu.support.seeding import mix_seed
+from benchmarks.numbers import marks_finding, marks_unlearning
+from benchmarks.tables import Row, flatten, write_rows
 
 PAGE = 24  # samples in view at once
 SLIP = 0.02
@@ -272,8 +272,8 @@ def run_marks(
     out: Path, quick: bool, seeds: int, rounds: int, only: Sequence[str], say: Callable[[str], None],
     judge: Path | None = None, orders: Sequence[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """Both parts, cell by cell; OUT/marks.json and OUT/marks.md are written anew after each. Cells that are there are
-    not computed again.
+    """Both parts, cell by cell; OUT/marks-finding.csv and marks-unlearning.csv are written anew after each. Cells that
+    are there are not computed again.
 
     Args:
         seeds: of finding. rounds: of unlearning; 0 leaves it out. only: shares ("3 %") to unlearn; all when empty; what
@@ -368,59 +368,27 @@ def _chain(
 
 
 def _write(out: Path, data: Mapping[str, Any]) -> None:
-    write_json(out / "marks.json", data)
-    write_text(out / "marks.md", table(data))
+    write_rows(out / "marks-finding.csv", finding_rows(data["finding"]))
+    write_rows(out / "marks-unlearning.csv", unlearning_rows(data["unlearning"]))
 
 
-FINDING = ("share", "unwanted", "found", *(f"{what}, {order}" for what in ("looked at", "clicks") for order in ORDERS))
-UNLEARNING = (
-    *("share", "unwanted", "order", "rounds", "clicks", "looked at", "marked unwanted", "marked good"),
-    *("% gone, by the judge", "before and after", "good changed, %"),
-    *("% gone, by the user's own", "by the run's report (a probe)"),
-)
+def finding_rows(cells: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row a seed, an order and a number of samples found."""
+    return [
+        {**_about(one), "order": one["order"], "seed": one["seed"], "found": int(n), **counts}
+        for one in cells
+        for n, counts in one["found"].items()
+    ]
 
 
-def table(data: Mapping[str, Any]) -> str:
-    """Both parts as markdown."""
-    rows = []
-    for feature in FEATURES:
-        for n in FOUND:
-            keys = [(key, order) for key in ("looked", "clicks") for order in ORDERS]
-            means = [_mean(data["finding"], feature.share, order, n, key) for key, order in keys]
-            rows.append([feature.share, feature.subject, str(n), *means])
-    text = markdown_table(FINDING, rows) + "\n"
-    rows = []
-    for one in data["unlearning"]:
-        first = [one["feature"], one["subject"], one["order"], one["rounds"], one["clicks"], f"{one['looked']:,}"]
-        negatives = f"{one['judge']['negatives_before']:,} to {one['judge']['negatives_after']:,}"
-        rows.append(
-            [
-                *map(str, first),
-                *map(str, list(one["counts"].values())[:2]),
-                _gone(one["judge"]),
-                negatives,
-                f"{100 * one['good_changed']:.1f}",
-                _gone(one["user"]),
-                _gone(one["report"]),
-            ]
-        )
-    return f"{text}\n{markdown_table(UNLEARNING, rows)}\n" if rows else text
+def unlearning_rows(rounds: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """One row a round."""
+    names = {"feature", "subject"}
+    return [{**_about(one), **dict(flatten({name: one[name] for name in one if name not in names}))} for one in rounds]
 
 
-def _mean(cells: Sequence[Mapping[str, Any]], share: str, order: str, n: int, key: str) -> str:
-    """Mean over the seeds, with the least and the most."""
-    values = [one["found"][str(n)][key] for one in cells if (one["feature"], one["order"]) == (share, order)]
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return "–"
-    return f"{fmean(known):,.0f} ({min(known):,} to {max(known):,})"
-
-
-def _gone(numbers: Mapping[str, Any]) -> str:
-    if numbers["pul"] is None:
-        return "–"
-    low, high = numbers["pul_ci95"]
-    return f"{numbers['pul']:.1f} ({low:.1f} to {high:.1f})"
+def _about(one: Mapping[str, Any]) -> Row:
+    return {"share": one["feature"], "unwanted": one["subject"]}
 
 
 QUICK = """
@@ -466,13 +434,14 @@ def main(
     quick: bool,
 ) -> None:
     """Count what the labelling page takes: a simulated user looks for what is unwanted, with the page's suggestions and
-    in random order, and unlearns it in rounds. OUT/marks.md is its table."""
+    in random order, and unlearns it in rounds. OUT/marks-finding.csv and
+    OUT/marks-unlearning.csv are its tables."""
     if threads is not None:
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # of the runs, which are processes of their own
     only = [feature.share for feature in FEATURES if feature.share.split()[0] in shares]
     run_marks(out, quick, seeds, rounds, only, lambda text: click.echo(text, err=True), orders=orders)
-    click.echo((out / "marks.md").read_text(encoding="utf-8"))
+    click.echo(f"{marks_finding(out)}\n\n{marks_unlearning(out)}")
 
 
 if __name__ == "__main__":

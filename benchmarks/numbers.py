@@ -238,24 +238,25 @@ def jobs() -> str:
 # --- marking
 
 
-def marks_finding() -> str:
+def marks_finding(folder: Path = RESULTS) -> str:
     """How many samples and clicks it takes to find so many unwanted ones: means over the seeds."""
-    rows, there = [], rows_of("marks-finding")
+    rows, there = [], read_rows(folder / "marks-finding.csv")
     for share, unwanted, found in dict.fromkeys((row["share"], row["unwanted"], row["found"]) for row in there):
         texts = []
         for key in ("looked", "clicks"):
             for order in ("suggestions", "random"):
-                own = select(there, share=share, found=found, order=order)
-                texts.append(f"{mean(number(row, key) or 0 for row in own):,.0f}")
+                counts = [number(row, key) for row in select(there, share=share, found=found, order=order)]
+                known = [count for count in counts if count is not None]  # not every seed finds as many
+                texts.append(f"{mean(known):,.0f}" if known and known == counts else NONE)
         rows.append([str(share), str(unwanted), str(found), *texts])
     head = ["share", "unwanted", "found", "looked at, suggestions", "looked at, random"]
     return markdown([*head, "clicks, suggestions", "clicks, random"], rows)
 
 
-def marks_unlearning() -> str:
+def marks_unlearning(folder: Path = RESULTS) -> str:
     """What a number of clicks gives."""
     rows = []
-    for row in rows_of("marks-unlearning"):
+    for row in read_rows(folder / "marks-unlearning.csv"):
         figures = [number(row, name) or 0.0 for name in ("judge.pul", "user.pul", "report.pul")]
         texts = [f"{value:.1f}" for value in (*figures, percent(row, "good_changed") or 0.0)]
         counts = [f"{int(number(row, name) or 0):,}" for name in ("rounds", "clicks", "looked", "counts.unwanted")]

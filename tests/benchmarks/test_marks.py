@@ -9,7 +9,8 @@ import torch
 from atu.label.session import RANDOM
 from atu.label.studio import open_studio
 from atu.support.seeding import mix_seed
-from benchmarks import marks
+from benchmarks import marks, numbers
+from benchmarks.tables import read_rows
 
 
 @pytest.fixture
@@ -105,21 +106,26 @@ def test_the_count_is_that_of_the_page_on_which_it_was_found():
     assert marks.told(dict(pages=rows[:2]))["found"]["10"] == dict(looked=None, clicks=None)
 
 
-def test_the_table():
+def test_the_tables(tmp_path):
+    words = dict(feature="3 %", subject="the digit 3, leaning to the left")
     cells = [
-        dict(feature="3 %", order=order, found={str(n): dict(looked=k * n, clicks=n) for n in marks.FOUND})
-        for order, k in (("suggestions", 2), ("suggestions", 4), ("random", 50))
+        dict(**words, order=order, seed=seed, found={str(n): dict(looked=k * n, clicks=n) for n in marks.FOUND})
+        for order, k, seed in (("suggestions", 2, 0), ("suggestions", 4, 1), ("random", 50, 0))
     ]
+    cells[2]["found"]["10"]["clicks"] = None
     gone = dict(pul=97.31, pul_ci95=[95.0, 98.04], negatives_before=1004, negatives_after=27)
     run = dict(
         feature="10 %", subject="the digit 3", order="random", rounds=2, clicks=201, looked=3500, judge=gone, user=gone
     )
-    run.update(report={**gone, "pul": 60.0}, good_changed=0.0514)
-    text = marks.table(dict(finding=cells, unlearning=[{**run, "counts": dict(unwanted=180, good=3000, unsure=0)}]))
-    assert "| 3 % | the digit 3, leaning to the left | 100 | 300 (200 to 400) | 5,000 (5,000 to 5,000) |" in text
-    assert "| 2 | 201 | 3,500 | 180 | 3000 | 97.3 (95.0 to 98.0) | 1,004 to 27 | 5.1 |" in text
-    widths = {line.count("|") for line in text.splitlines() if line}
-    assert widths == {len(marks.FINDING) + 1, len(marks.UNLEARNING) + 1}
+    run.update(report={**gone, "pul": 60.0}, good_changed=0.0514, counts=dict(unwanted=180, good=3000, unsure=0))
+    marks._write(tmp_path, dict(finding=cells, unlearning=[run]))
+    text = numbers.marks_finding(tmp_path)
+    assert "| 3 % | the digit 3, leaning to the left | 100 | 300 | 5,000 | 100 | 100 |" in text
+    assert "| 10 | 30 | 500 | 10 | – |" in text
+    text = numbers.marks_unlearning(tmp_path)
+    assert "| 10 % | the digit 3 | random | 2 | 201 | 3,500 | 180 | 97.3 | 97.3 | 60.0 | 5.1 |" in text
+    (row,) = read_rows(tmp_path / "marks-unlearning.csv")
+    assert (row["judge.pul_ci95.low"], row["judge.negatives_after"], row["counts.good"]) == (95, 27, 3000)
 
 
 @pytest.mark.parametrize("quick", [True, False])
