@@ -22,11 +22,12 @@ from atu.config import Adversarial, Config
 from atu.data.samples import TensorSamples
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.adapt import Ewc
-from atu.methods.adapt_then_unlearn.repel import Repulsion, most_steps
+from atu.methods.adapt_then_unlearn.defaults import most_steps
+from atu.methods.adapt_then_unlearn.repulsion import Repulsion
 from atu.networks.stylegan2 import Discriminator, Generator
 from atu.support.modules import update_ema
 from atu.support.seeding import fork_rng
-from atu.training.trainer import AdversarialTrainer
+from atu.training.step import AdversarialStep, Objective
 from atu_ext.ops import default_impl
 from examples.pretrain import mnist_stylegan2
 
@@ -76,7 +77,7 @@ def make_trainer(
     models: int = 1,
     plain: bool = False,
     precision: str = "float32",
-) -> AdversarialTrainer:
+) -> AdversarialStep:
     """A trainer of a stage's adversarial loss and penalty. Its learning rates are 0, so that every step sees the same
     weights.
 
@@ -89,14 +90,14 @@ def make_trainer(
     params: list[Tensor] = list(twin.generator.parameters())
     start = [p.detach().clone() for p in params]
     real = TensorSamples(torch.rand(500, *gan.sample_shape) * 2 - 1)
-    options: dict[str, Any] = {}
+    objective: Objective = Objective()
     if stage == "stage 1" and not plain:
         fisher = [torch.rand_like(p) for p in start]
-        options["add_penalty_grad"] = Ewc(twin, start, fisher, cfg.adapt.ewc_weight, cfg.adapt.ewc_relative).add_grad
+        objective = Ewc(twin, start, fisher, cfg.adapt.ewc_weight, cfg.adapt.ewc_relative)
     elif not plain:
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
-        options["add_penalty_grad"] = Repulsion(params, adapted, start, cfg.repel, most_steps(gan, cfg.repel)).add_grad
-    trainer = AdversarialTrainer(twin.to(gan.device), real, adversarial, **options)
+        objective = Repulsion(params, adapted, start, cfg.repel, most_steps(gan, cfg.repel))
+    trainer = AdversarialStep(twin.to(gan.device), real, objective, adversarial)
     if precision == "float16":  # a scale that overflows has steps passed over, which take less time
         trainer.scaler = torch.amp.GradScaler(gan.device.type, init_scale=SCALE)
     trainer.set_lr_factor(0.0)
@@ -116,7 +117,7 @@ def settings(stage: str, batch: int) -> Adversarial:
 class Parts:
     """The parts of a trainer's step as calls. Steps number 1, 17, ... have neither R1 nor path length in them."""
 
-    def __init__(self, trainer: AdversarialTrainer):
+    def __init__(self, trainer: AdversarialStep):
         self.trainer = trainer
 
     def step(self) -> None:
@@ -126,23 +127,22 @@ class Parts:
     def discriminator(self) -> None:
         """Generated and real samples through D and back, with the optimiser."""
         self.trainer.step_count = 1
-        self.trainer._discriminator_step()
+        self.trainer.discriminator_step()
         self.trainer.scaler.update()  # as a whole step does at its end
 
     def generator(self) -> None:
         """Generated samples through G and D and back, with penalty and optimiser."""
         self.trainer.step_count = 1
-        self.trainer._generator_step()
+        self.trainer.generator_step()
 
     def r1(self) -> None:
-        self.trainer._gradient_penalty(*self.trainer.real_batch(), 1.0)
+        self.trainer.gradient_penalty(self.trainer.real_batch(), 1.0)
 
     def path_length(self) -> None:
-        self.trainer._path_length_step()
+        self.trainer.path_length_step()
 
     def penalty(self) -> None:
-        assert self.trainer.add_penalty_grad is not None
-        self.trainer.add_penalty_grad()
+        self.trainer.objective.after_backward(self.trainer)
 
     def ema(self) -> None:
         update_ema(self.trainer.ema, self.trainer.generator, 0.999)
@@ -165,7 +165,7 @@ def _as(kind: str, call: Callable[[], None]) -> None:
         call()
 
 
-def compile_networks(trainer: AdversarialTrainer) -> None:
+def compile_networks(trainer: AdversarialStep) -> None:
     """torch.compile of both networks, in place."""
     torch.compiler.reset()
     trainer.generator.compile(dynamic=False)
@@ -265,8 +265,8 @@ def _memory(gan: GAN, batch: int, device: str) -> dict[str, Any]:
     found: dict[str, Any] = dict(generator=generator, plain=peak_memory(plain.step, device), stage_2={})
     for models in (1, 2, 5):
         trainer = make_trainer(gan, "stage 2", settings("stage 2", batch), models)
-        push: Any = getattr(trainer.add_penalty_grad, "__self__", None)
-        arrays = (push.penalty.anchor, push.penalty.fisher, push.penalty.theta_bar)
+        objective: Any = trainer.objective
+        arrays = (objective.penalty.anchor, objective.penalty.fisher, objective.penalty.theta_bar)
         kept = sum(t.nbytes for ts in arrays if ts is not None for t in ts)
         step = Parts(trainer)
         step.step()

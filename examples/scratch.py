@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +25,7 @@ from atu.training.run_folder import RunFolder, recorded, samples_digest
 from atu.training.schedules import lr_decay
 from atu.training.stage import StageHooks, run_stage
 from atu.training.state import written_by
-from atu.training.trainer import AdversarialTrainer
+from atu.training.step import AdversarialStep, Objective
 
 DECAY = 0.25  # last share of the steps, over which the learning rates decay to 0
 Phases = Sequence[tuple[int, Adversarial]]  # (step at which it ends, settings), one after the other
@@ -38,8 +37,19 @@ class Lessons(Protocol):
     def teach(self, run: RunFolder, gan: GAN) -> None:
         """Before it: stages of the run."""
 
-    def loss(self, gan: GAN) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, gan: GAN) -> tuple[Tensor, dict[str, Tensor]]:
         """During it: a term of the generator's loss, and its parts to log."""
+
+
+class _WithLessons(Objective):
+    """The GAN loss and that of the lessons."""
+
+    def __init__(self, lessons: Lessons):
+        self.lessons = lessons
+
+    def generator_loss(self, step: AdversarialStep) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        yield self.lessons.loss(step.gan)
+        yield from super().generator_loss(step)
 
 
 Look = Callable[[RunFolder, GAN, int], dict[str, float]]  # (run, gan, step) -> what to log of the samples so far
@@ -70,7 +80,7 @@ class Pretraining:
 class _Phase(StageHooks):
     """Decays the learning rates to 0 over the last DECAY of a phase's steps, and takes a look every now and then."""
 
-    def __init__(self, trainer: AdversarialTrainer, steps: int, look: Callable[[int], dict[str, float]]):
+    def __init__(self, trainer: AdversarialStep, steps: int, look: Callable[[int], dict[str, float]]):
         self.trainer, self.steps, self.look = trainer, steps, look
         self._set(0)
 
@@ -132,10 +142,10 @@ def train(
             if lessons is not None:
                 with fork_rng(gan.device, seed):
                     lessons.teach(run, twin)
-            other_loss = None if lessons is None else functools.partial(lessons.loss, twin)
+            objective = Objective() if lessons is None else _WithLessons(lessons)
             for last, settings in phases:
                 with fork_rng(gan.device, seed):
-                    trainer = AdversarialTrainer(twin, real, settings, other_loss=other_loss)
+                    trainer = AdversarialStep(twin, real, objective, settings)
                     run_stage(run, "pretrain", trainer, last, _Phase(trainer, last, looked))
         finally:
             gan.generator_ema = twin.generator_ema

@@ -24,7 +24,7 @@ from atu.networks.stylegan2 import FullyConnectedLayer, MappingNetwork
 from atu.training.run_folder import RunFolder
 from atu.training.schedules import lr_decay, set_lr
 from atu.training.stage import StageHooks, run_stage
-from atu.training.trainer import load_optimizer_state, optimizer_state
+from atu.training.state import load_optimizer_state, optimizer_state
 
 MAPPING_LR, DRAW_LR, BETAS = 0.3, 0.01, (0.9, 0.99)
 DECAY = 0.4  # last share of a lesson, over which its learning rate decays to 0
@@ -166,10 +166,10 @@ class Supervision:
         difference = drawn - self.images.batch(index).to(drawn)
         return difference.abs().mean() + SQUARED * difference.square().mean()
 
-    def loss(self, gan: GAN) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, gan: GAN) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted distance, and what to log of it."""
         distance = self.distance(gan)
-        return self.weight * distance, {"drawn": float(distance.detach())}
+        return self.weight * distance, {"drawn": distance}
 
     def teach(self, run: RunFolder, gan: GAN) -> None:
         """Both lessons, one after the other."""

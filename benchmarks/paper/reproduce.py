@@ -22,7 +22,7 @@ from atu import presets
 from atu.config import Config, tomllib
 from atu.data.images import map_range
 from atu.data.samples import TensorSamples
-from atu.methods.adapt_then_unlearn.repel import planned_steps
+from atu.methods.registry import METHODS
 from atu.report.words import duration
 from atu.support import memory, progress
 from atu.support.digest import digest
@@ -31,7 +31,7 @@ from atu.support.lock import claimed
 from atu.support.modules import state_of
 from atu.support.seeding import fork_rng
 from atu.training.run_folder import gan_digest
-from atu.training.trainer import AdversarialTrainer
+from atu.training.step import AdversarialStep, Objective
 from benchmarks.tables import add_row, number
 
 from .cells import CELLS, Plan, Task, read_cells, run_cell, work_path
@@ -159,11 +159,7 @@ def forecast(plan: Plan, out: str | Path) -> dict[str, dict[str, float]]:
 
 def _steps(plan: Plan, method: str) -> int:
     """Steps of training of one cell, at most."""
-    config = Config.of(method, data=dict(plan.config))
-    own = config.methods.get(method)  # none, of a method without settings of its own
-    if own is not None and hasattr(own, "steps"):
-        return int(own.steps)
-    return sum(planned_steps(plan.gan, config))
+    return METHODS[method].plan(plan.gan, Config.of(method, data=dict(plan.config))).steps
 
 
 def _measured(plan: Plan, steps: int = 2, samples: int = 250) -> tuple[float, float]:
@@ -172,7 +168,7 @@ def _measured(plan: Plan, steps: int = 2, samples: int = 250) -> tuple[float, fl
     settings = Config().repel.adversarial
     with fork_rng(gan.device, 0):
         x = gan.sample(settings.batch_size)
-        trainer = AdversarialTrainer(gan, TensorSamples(x.cpu()), settings)
+        trainer = AdversarialStep(gan, TensorSamples(x.cpu()), Objective(), settings)
         trainer.step()  # the first takes longer: R1, and memory that is new
         start = time.monotonic()
         for _ in range(steps):

@@ -19,8 +19,7 @@ from .job import Job, Request, check_adapted, started
 from .methods.adapt_then_unlearn.adapt import adapt_all
 from .methods.adapt_then_unlearn.repel import repel_gan
 from .methods.extrapolate import extrapolated
-from .methods.finetune import Outcome
-from .methods.registry import METHODS
+from .methods.registry import METHODS, Outcome
 from .support.files import write_json
 from .support.seeding import Stream, stream_seed
 
@@ -232,8 +231,7 @@ def unlearn(
         from_run=from_run,
     )
     with started(request) as job:
-        cfg = job.inputs.config
-        return _finish(job, METHODS[cfg.method].run(job.inputs.gan, job.feedback, cfg, job.run, seed))
+        return _finish(job, METHODS[job.inputs.config.method].run(job.task))
 
 
 def _finish(job: Job, outcome: Outcome) -> Result:
@@ -291,7 +289,7 @@ def adapt(
         resize=resize,
     )
     with started(request) as job:
-        return adapt_all(job.inputs.gan, job.feedback, job.inputs.config.adapt, job.run, seed)
+        return adapt_all(job.task)
 
 
 def repel(
@@ -325,7 +323,7 @@ def repel(
     with started(request) as job:
         states = job.inputs.adapted
         assert states is not None
-        unlearned, decisions = repel_gan(job.inputs.gan, job.feedback, states, job.inputs.config.repel, job.run, seed)
+        unlearned, decisions = repel_gan(job.task, states)
         return _finish(job, Outcome(unlearned, decisions, states))
 
 

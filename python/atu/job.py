@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from . import presets
-from .config import Adversarial, Config
+from .config import Config
 from .data.marks import KEPT, joined, keep_marks
 from .data.samples import Samples, TensorSamples, as_samples
 from .feedback.checks import label_remarks
@@ -34,14 +34,12 @@ from .feedback.feedback import Feedback, build_feedback, check_distinct
 from .feedback.oracles import Oracle, find
 from .feedback.places import marked_samples
 from .gan import GAN
-from .methods.adapt_then_unlearn.steering import goes_by_a_guide, hold_weight
-from .methods.registry import METHODS
+from .methods.registry import METHODS, Plan, Task
 from .support import world
 from .support.digest import digest
 from .support.modules import eval_mode, state_of, trainable
 from .support.seeding import fork_rng
 from .training import precision, threads
-from .training.fisher import check_parameters
 from .training.losses import r1_penalty
 from .training.run_folder import RunFolder, gan_digest, recorded, samples_digest
 
@@ -106,6 +104,11 @@ class Job:
     run: RunFolder
     feedback: Feedback
     began: float
+
+    @property
+    def task(self) -> Task:
+        """What a method is given."""
+        return Task(self.inputs.gan, self.feedback, self.inputs.config, self.run, self.inputs.seed)
 
 
 def check_gan(gan: Any) -> GAN:
@@ -197,14 +200,12 @@ def _check_any_number(gan: GAN, x: Tensor) -> None:
             ) from error
 
 
-def _rehearse(gan: GAN, config: Config, n: int = 3) -> None:
+def _rehearse(gan: GAN, plan: Plan, n: int = 3) -> None:
     """Raise ValueError where a step of training fails on a copy of the networks, in training mode. Of big samples it
     would take the time and the memory of one."""
     if gan.is_big:
         return
-    trained = _trained_with(gan, config)
-    penalised = any(one.r1_gamma or one.r2_gamma for one, _ in trained) or _guided(gan, config)
-    n = min([n, *(one.batch_size for one, held in trained if not held)])
+    n = min([n, *(stage.batch_size for stage in plan.stages if stage.batch_statistics)])
     with fork_rng(gan.device, 0), torch.enable_grad():
         twin = gan.copy()
         assert twin.discriminator is not None
@@ -215,29 +216,12 @@ def _rehearse(gan: GAN, config: Config, n: int = 3) -> None:
             slopes = torch.autograd.grad(twin.logits(x, c).sum(), weights, allow_unused=True)
             leaf = x.detach().requires_grad_(True)
             twin.logits(leaf, c).sum().backward()
-            if penalised:  # by itself, as in training
+            if any(stage.second_order for stage in plan.stages):  # by itself, as in training
                 r1_penalty(twin.logits(leaf, c), leaf).backward()
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"gan: a step of training fails on these networks ({error})") from error
     if all(slope is None for slope in slopes):
         raise ValueError("gan: no gradient of the discriminator reaches the generator's weights; is one under no_grad?")
-
-
-def _trained_with(gan: GAN, config: Config) -> list[tuple[Adversarial, bool]]:
-    """The settings of each adversarial training of the method, and whether batch norm holds its statistics in it."""
-    own = config.methods.get(config.method)
-    if own is not None and hasattr(own, "adversarial"):
-        return [(own.adversarial, False)]
-    stages = {
-        "adapt": (config.adapt.adversarial, False),
-        "repel": (config.repel.adversarial, hold_weight(gan, config.repel) > 0),
-    }
-    return [stages[name] for name in METHODS[config.method].stages if name in stages]
-
-
-def _guided(gan: GAN, config: Config) -> bool:
-    """Whether a guide with a gradient penalty is trained."""
-    return "repel" in METHODS[config.method].stages and goes_by_a_guide(gan, config.repel) and config.repel.guide_r1 > 0
 
 
 def _is_sigmoids(y: Tensor) -> bool:
@@ -307,7 +291,8 @@ def check_adapted(gan: GAN, adapted: Sequence[Mapping[str, Tensor]]) -> States:
     return [{k: state[k].to(v.dtype) for k, v in own.items()} for state in adapted]
 
 
-def _check_method(gan: GAN, config: Config, request: Request) -> None:
+def _checked_plan(gan: GAN, config: Config, request: Request) -> Plan:
+    """The stages that the request asks for; ValueError where method, settings and GAN do not fit."""
     if request.compat is not None and not gan.is_stylegan:
         raise ValueError(
             f"compat: the reference's settings are those of a StyleGAN2, and {type(gan.generator).__name__} has no "
@@ -315,15 +300,10 @@ def _check_method(gan: GAN, config: Config, request: Request) -> None:
         )
     if request.adapted is not None and config.method not in presets.REPULSION:
         raise ValueError(f"method: expected one of {', '.join(presets.REPULSION)} for stage 2, got {config.method!r}")
-    METHODS[config.method].check(gan, config)
-    stages, own = METHODS[config.method].stages, config.methods.get(config.method)
-    if "adapt" in stages and request.adapted is None:
-        check_parameters(gan.generator, config.adapt.fisher.parameters, "config: adapt.fisher.parameters")
-        if config.adapt.steps == 0 and ("repel" not in stages or config.repel.loss != "none"):
-            raise ValueError(f"config: adapt.steps: expected some for {config.method!r}, which goes by them, got 0")
-    if own is not None and hasattr(own, "fisher"):
-        name = f"config: methods.{config.method}.fisher.parameters"
-        check_parameters(gan.generator, own.fisher.parameters, name)
+    plan = METHODS[config.method].plan(gan, config)
+    plan = plan if request.adapted is None else plan.after("adapt")
+    plan.check()
+    return plan
 
 
 def _folder_of(value: Any) -> Path | None:
@@ -400,8 +380,7 @@ def check_inputs(request: Request) -> Inputs:
     if where is not None and where != gan.device:
         gan = gan.copy().to(where)
     adapted = None if request.adapted is None else check_adapted(gan, request.adapted)
-    _check_method(gan, config, request)
-    _rehearse(gan, config)
+    _rehearse(gan, _checked_plan(gan, config, request))
     given = _given(gan, request)
     earlier = _earlier(request, gan)
     negatives, positives = _with_earlier(given, earlier, gan)

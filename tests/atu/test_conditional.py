@@ -9,7 +9,7 @@ from atu.config import Adversarial
 from atu.data.samples import TensorSamples
 from atu.feedback.feedback import fill_labels
 from atu.gan import label_choice
-from atu.training.trainer import AdversarialTrainer
+from atu.training.step import AdversarialStep, Objective
 
 
 class LabelledGenerator(nn.Module):
@@ -40,7 +40,7 @@ def test_generated_positives_keep_their_labels():
     gan = atu.GAN(LabelledGenerator(), LabelRecorder())
     _, c = gan.inputs(50, seed=3)
     samples = TensorSamples(gan.sample(50, seed=3), c)
-    trainer = AdversarialTrainer(gan, samples, Adversarial(batch_size=8))
+    trainer = AdversarialStep(gan, samples, Objective(), Adversarial(batch_size=8))
     for _ in range(3):
         x, labels = trainer.real_batch()
         assert torch.equal(x[:, 0], labels.argmax(1).float())

@@ -66,13 +66,13 @@ def test_the_second_round_begins_where_the_first_ended(image_gan, first, tmp_pat
 
 
 def test_a_stopped_round_goes_on(image_gan, first, tmp_path, monkeypatch):
-    from atu.training.trainer import AdversarialTrainer
+    from atu.training.step import AdversarialStep
 
     config = {**QUICK, "save_every": 1, "log_every": 1}
     arguments = dict(config=config, from_run=tmp_path / "run-1")
     negatives = bright(first.gan, 9, seed=2)
     whole = unlearn(image_gan, negatives, **arguments)
-    step, count = AdversarialTrainer.step, 0
+    step, count = AdversarialStep.step, 0
 
     def failing(self):
         nonlocal count
@@ -82,10 +82,10 @@ def test_a_stopped_round_goes_on(image_gan, first, tmp_path, monkeypatch):
         return step(self)
 
     out = tmp_path / "run-2"
-    monkeypatch.setattr(AdversarialTrainer, "step", failing)
+    monkeypatch.setattr(AdversarialStep, "step", failing)
     with pytest.raises(RuntimeError, match="the power failed"):
         unlearn(image_gan, negatives, out=out, **arguments)
-    monkeypatch.setattr(AdversarialTrainer, "step", step)
+    monkeypatch.setattr(AdversarialStep, "step", step)
     resumed = unlearn(image_gan, negatives, out=out, **arguments)
     for name, value in whole.gan.sampling_generator.state_dict().items():
         assert torch.equal(value, resumed.gan.sampling_generator.state_dict()[name]), name

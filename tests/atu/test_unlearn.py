@@ -19,7 +19,7 @@ from atu.data.images import save_folder
 from atu.data.samples import TensorSamples
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support import memory
-from atu.training.trainer import AdversarialTrainer, NonFiniteError
+from atu.training.step import AdversarialStep, NonFiniteError, Objective
 
 SHORT = {
     "feedback": {"pool": 64},
@@ -326,7 +326,7 @@ def ring_gan():
     torch.manual_seed(1)
     gan = GAN(MLPGenerator(8, [2], hidden=(64, 64)), MLPDiscriminator([2], hidden=(64, 64)))
     cfg = Adversarial(batch_size=128, lr=1e-3, beta1=0.0, beta2=0.99, r1_gamma=0.1, ema_half_life=5000)
-    trainer = AdversarialTrainer(gan, TensorSamples(ring(4000)), cfg)
+    trainer = AdversarialStep(gan, TensorSamples(ring(4000)), Objective(), cfg)
     for _ in range(1500):
         trainer.step()
     return gan

@@ -21,7 +21,7 @@ from atu.gan import GAN
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
-from atu.training.trainer import AdversarialTrainer
+from atu.training.step import AdversarialStep
 from examples import pretrain, scratch
 
 
@@ -132,7 +132,7 @@ def test_a_stopped_training_saves_and_goes_on_bit_for_bit(tmp_path, monkeypatch,
     gan = GAN(MLPGenerator(4, [2], (8,)), MLPDiscriminator([2], (8,)))
     whole, broken = gan.copy(), gan.copy()
     history = scratch.train(whole, data, phases, tmp_path / "whole", seed=3, log_every=1)
-    step = AdversarialTrainer.step
+    step = AdversarialStep.step
 
     def interrupted(trainer):
         if trainer.step_count == stop - 1:
@@ -140,7 +140,7 @@ def test_a_stopped_training_saves_and_goes_on_bit_for_bit(tmp_path, monkeypatch,
         return step(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdversarialTrainer, "step", interrupted)
+        patch.setattr(AdversarialStep, "step", interrupted)
         with pytest.raises(KeyboardInterrupt, match=f"pretrain: stopped at step {stop} of {10 if stop < 10 else 18}"):
             scratch.train(broken, data, phases, tmp_path / "broken", seed=3, log_every=1)
     broken = gan.copy()  # a new process has nothing but the folder
@@ -157,13 +157,13 @@ def test_a_stopped_training_saves_and_goes_on_bit_for_bit(tmp_path, monkeypatch,
 def test_learning_rates_decay_before_the_step_in_each_phase(tmp_path, monkeypatch):
     """Step k of a phase that ends at step n has the factor of k / n: 1, and down to 0 over the last quarter."""
     gan = GAN(MLPGenerator(4, [2], (8,)), MLPDiscriminator([2], (8,)))
-    seen, step = [], AdversarialTrainer.step
+    seen, step = [], AdversarialStep.step
 
     def spy(trainer):
         seen.append(trainer.optim_g.param_groups[0]["lr"] / trainer.base_lr[0])
         return step(trainer)
 
-    monkeypatch.setattr(AdversarialTrainer, "step", spy)
+    monkeypatch.setattr(AdversarialStep, "step", spy)
     settings = Adversarial(batch_size=2)
     scratch.train(gan, TensorSamples(torch.zeros(3, 2)), [(8, settings), (20, settings)], tmp_path)
     expected = [min(4 * (1 - k / last), 1.0) for first, last in ((0, 8), (8, 20)) for k in range(first, last)]

@@ -83,7 +83,7 @@ def training_cost(gan: GAN, settings: Adversarial) -> tuple[int | None, float]:
 def say_training(gan: GAN, config: Path | None, method: str | None, compat: str | None) -> None:
     """Tell what training takes, where it is long or more than there is memory for."""
     from ..config import Config
-    from ..methods.adapt_then_unlearn.repel import planned_steps
+    from ..methods.registry import METHODS
     from ..support import memory, progress
 
     if gan.discriminator is None or not gan.is_big:
@@ -91,7 +91,7 @@ def say_training(gan: GAN, config: Path | None, method: str | None, compat: str 
     settings = Config.of(method, compat) if config is None else Config.load(config, method, compat)
     bytes_each, seconds_each = training_cost(gan, settings.repel.adversarial)
     batch = settings.repel.adversarial.batch_size
-    steps = sum(planned_steps(gan, settings))
+    steps = METHODS[settings.method].plan(gan, settings).steps
     seconds = steps * batch * seconds_each * PASSES
     there = memory.free(gan.device)
     short = bytes_each is not None and there is not None and batch * bytes_each > there

@@ -116,7 +116,7 @@ def _is_expected(error: Exception) -> bool:
     import torch
 
     from ..support.world import WorldError
-    from ..training.trainer import NonFiniteError
+    from ..training.step import NonFiniteError
 
     if isinstance(error, (OSError, NonFiniteError, WorldError, torch.OutOfMemoryError)):
         return True

@@ -35,7 +35,7 @@ from ..support.lock import FolderLock
 from ..support.modules import eval_mode
 from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.run_folder import gan_digest
-from ..training.trainer import AdversarialTrainer
+from ..training.step import AdversarialStep, Objective
 from .goals import Goal
 from .relearning import relearn
 from .residue import probeable, probed_layers, residue
@@ -397,7 +397,8 @@ def _seconds_of_training(audit: Audit) -> float:
     settings = Adapt().adversarial
     settings = dataclasses.replace(settings, batch_size=min(settings.batch_size, audit.budget.images))
     with fork_rng(audit.before.device, 0):
-        trainer = AdversarialTrainer(audit.before.copy(), TensorSamples(audit.negatives.cpu()), settings)
+        samples = TensorSamples(audit.negatives.cpu())
+        trainer = AdversarialStep(audit.before.copy(), samples, Objective(), settings)
         return _timed(trainer.step) / settings.batch_size
 
 

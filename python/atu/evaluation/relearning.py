@@ -19,7 +19,7 @@ from ..data.samples import TensorSamples
 from ..gan import GAN
 from ..support import progress
 from ..support.seeding import Stream, fork_rng, stream_seed
-from ..training.trainer import AdversarialTrainer
+from ..training.step import AdversarialStep, Objective
 
 
 def negative_rate(
@@ -68,7 +68,7 @@ def relearn(
     latents = stream_seed(seed, Stream.ATTACK_RATE)
     curve = [[0, negative_rate(gan, rule, check_samples, latents, gan.sampling_generator)]]
     with fork_rng(gan.device, stream_seed(seed, Stream.RELEARN)), progress.bar("relearn", steps) as bar:
-        trainer = AdversarialTrainer(twin, held, settings)
+        trainer = AdversarialStep(twin, held, Objective(), settings)
         trainer.set_lr_factor(rate)
         while trainer.step_count < steps:
             bar.update(trainer.step())

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..config import Config
 from ..gan import GAN
-from ..methods.adapt_then_unlearn.repel import planned_steps
+from ..methods.registry import METHODS, Plan
 from ..support.modules import eval_mode, trainable
 from .journal import has_begun
 from .session import Session
@@ -164,7 +164,8 @@ class Runs:
             found["stage"], found["step"], found["of"] = bar[1], int(bar[2]), int(bar[3])
         steps = _steps(self.folder(number) / "metrics.jsonl")
         if steps:
-            found["done"] = min(sum(steps.values()) / sum(self._planned()), 1.0)
+            planned = sum(stage.before + stage.steps for stage in self._plan().stages)
+            found["done"] = min(sum(steps.values()) / planned, 1.0)
         if state == "running":
             found["stopping"] = self.stopping
             found["seconds"] = max(round(time.time() - self._lock(number).stat().st_mtime), 0)
@@ -183,23 +184,20 @@ class Runs:
             return "failed"
         return "stopped" if self.folder(number).exists() else "none"
 
-    def _planned(self) -> tuple[int, int]:
-        """Steps of stage 1 and of stage 2, in which the guide learns first, and where there are ways these too."""
-        adapt, repel = planned_steps(self.gan, self.config)
-        return adapt, repel + (1 if self.gan.is_stylegan else 2) * self.config.repel.guide_steps
+    def _plan(self) -> Plan:
+        return METHODS[self.config.method].plan(self.gan, self.config)
 
     def cost(self) -> dict[str, float]:
         """seconds and bytes that training will take, about: those of one batch, for all steps, and what this process
         took when it had loaded the GAN."""
-        sizes = self.config.adapt.adversarial.batch_size, self.config.repel.adversarial.batch_size
-        gan, n = self.gan, min(*sizes, self.session.block)
+        stages = self._plan().stages
+        gan, n = self.gan, min(self.session.block, *(stage.batch_size for stage in stages))
         _one_sample(gan, n)  # the first pass of all takes longer
         seconds, saved = _one_sample(gan, n)
-        adapt, repel = self._planned()
         weights = sum(p.numel() * p.element_size() for module in gan.modules().values() for p in module.parameters())
         return dict(
-            seconds=PASSES * seconds * (adapt * sizes[0] + repel * sizes[1]),
-            bytes=self.own_bytes + COPIES * weights + saved * max(sizes),
+            seconds=PASSES * seconds * sum((stage.before + stage.steps) * stage.batch_size for stage in stages),
+            bytes=self.own_bytes + COPIES * weights + saved * max(stage.batch_size for stage in stages),
         )
 
 

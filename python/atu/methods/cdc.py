@@ -18,11 +18,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..config import SAMPLES, STRICT, Config, Expression, NonNegative
-from ..feedback.feedback import Feedback
 from ..gan import GAN
-from ..training.run_folder import RunFolder
-from .finetune import Finetune, Outcome, finetune, pretrained_copy
-from .registry import Method
+from ..training.step import AdversarialStep, Objective
+from .finetune import Finetune, finetune, finetune_plan, pretrained_copy
+from .registry import Method, Outcome, Task
 from .taps import Taps, tapped_layers
 
 
@@ -65,23 +64,26 @@ def correspondence_loss(before: Sequence[Tensor], after: Sequence[Tensor]) -> Te
     return torch.stack(terms).mean()
 
 
-def cdc(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
-    """Fine-tune on the positives under the correspondence loss."""
-    own = cfg.own
-    names = _layers(gan, cfg)
-    twin = pretrained_copy(gan)
-    taps = Taps(twin, names)
+class Correspondence(Objective):
+    """The GAN loss and weight * `correspondence_loss`, which is passed backward by itself."""
 
-    def add_grad() -> dict[str, float]:
-        z = twin.latents(own.batch, torch.default_generator)
-        before, after = taps(z, twin.labels(own.batch, torch.default_generator))
-        loss = own.weight * correspondence_loss(before, after)
+    def __init__(self, cfg: Cdc, taps: Taps):
+        self.cfg, self.taps = cfg, taps
+
+    def after_backward(self, step: AdversarialStep) -> dict[str, float]:
+        before, after = self.taps(*self.latents(step.gan, self.cfg.batch))
+        loss = self.cfg.weight * correspondence_loss(before, after)
         loss.backward()
         return {"correspondence": float(loss.detach())}
 
-    outcome = finetune(twin, "cdc", gan, feedback, own, run, seed, add_grad=add_grad)
+
+def cdc(task: Task) -> Outcome:
+    """Fine-tune on the positives under the correspondence loss."""
+    names = _layers(task.gan, task.config)
+    twin = pretrained_copy(task.gan)
+    outcome = finetune(task, twin, Correspondence(task.config.own, Taps(twin, names)))
     outcome.decisions["compared_layers"] = names
     return outcome
 
 
-CDC = Method(cdc, Cdc, check=_layers)
+CDC = Method(cdc, Cdc, plan=finetune_plan(_layers))

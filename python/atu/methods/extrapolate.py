@@ -11,14 +11,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..config import SAMPLES, STRICT, Config, NonNegative, PositiveCount
-from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..presets import PAPER_ADAPT
-from ..training.run_folder import RunFolder
 from ..training.score import Score, pictured
-from .adapt_then_unlearn.adapt import adapt_all
-from .finetune import Outcome
-from .registry import Method
+from .adapt_then_unlearn.adapt import ADAPT_TITLE, adapt_all, adapt_stage
+from .registry import Method, Outcome, Plan, Task
 
 
 @dataclass(config=STRICT)
@@ -44,14 +41,18 @@ def extrapolated(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float) ->
     return twin
 
 
-def extrapolate(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
+def extrapolate(task: Task) -> Outcome:
     """Stage 1, then the closed form."""
-    own = cfg.own
-    adapted = adapt_all(gan, feedback, cfg.adapt, run, seed)
+    own, gan, feedback = task.config.own, task.gan, task.feedback
+    adapted = adapt_all(task)
     twin = extrapolated(gan, adapted, own.s)
-    found = Score(gan, feedback, own.check_samples, own.drift_weight, seed)(twin.sampling_generator)
-    run.picture("extrapolate", twin.sample(pictured(twin), seed=seed), gan.image_range)
-    return Outcome(twin, {"s": own.s, **found, **feedback.notes}, adapted)
+    scores = Score(gan, feedback, own.check_samples, own.drift_weight, task.seed)(twin.sampling_generator)
+    task.run.picture("extrapolate", twin.sample(pictured(twin), seed=task.seed), gan.image_range)
+    return Outcome(twin, {"s": own.s, **scores, **feedback.notes}, adapted)
 
 
-EXTRAPOLATE = Method(extrapolate, Extrapolate, preset={"adapt": PAPER_ADAPT}, stages={"adapt": "Stage 1"})
+def _plan(gan: GAN, cfg: Config) -> Plan:
+    return Plan([adapt_stage(gan, cfg, needed=True)])
+
+
+EXTRAPOLATE = Method(extrapolate, Extrapolate, preset={"adapt": PAPER_ADAPT}, plan=_plan, stages={"adapt": ADAPT_TITLE})

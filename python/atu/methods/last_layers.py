@@ -12,17 +12,15 @@ from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import nn
 
 from ..config import STRICT, Adversarial, Config, PositiveCount
-from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.modules import trainable
 from ..support.seeding import Stream, fork_rng, stream_seed
-from ..training.run_folder import RunFolder
-from .finetune import Finetune, Outcome, finetune, pretrained_copy
+from ..training.step import Objective
+from .finetune import Finetune, finetune, finetune_plan, pretrained_copy
 from .layers import Layer, last_layers, reinitialise
-from .registry import Method
+from .registry import Method, Outcome, Task
 
 
 @dataclass(config=STRICT)
@@ -45,34 +43,36 @@ def _layers(gan: GAN, cfg: Config) -> list[Layer]:
     return last_layers(gan, cfg.own.k, f"methods.{cfg.method}.k")
 
 
-def cf_k(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
+class LastLayers(Objective):
+    """The GAN loss, with the layers that are not trained kept bit for bit."""
+
+    def set_modes(self, gan: GAN) -> None:
+        """Put what has weights or statistics, and none that is trained, into eval mode, so that these stay too."""
+        for module in gan.generator.modules():
+            has_state = any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+            if has_state and not any(p.requires_grad for p in module.parameters()):
+                module.training = False
+
+
+def cf_k(task: Task) -> Outcome:
     """Fine-tune the last k layers."""
-    return _train(pretrained_copy(gan), _layers(gan, cfg), "cf-k", gan, feedback, cfg.own, run, seed)
+    return _train(task, pretrained_copy(task.gan), _layers(task.gan, task.config))
 
 
-def eu_k(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
+def eu_k(task: Task) -> Outcome:
     """Re-initialise the last k layers, then train them."""
-    layers = _layers(gan, cfg)
-    twin = pretrained_copy(gan)
-    with fork_rng(gan.device, stream_seed(seed, Stream.REINITIALISED_LAYERS)):
+    layers = _layers(task.gan, task.config)
+    twin = pretrained_copy(task.gan)
+    with fork_rng(task.gan.device, stream_seed(task.seed, Stream.REINITIALISED_LAYERS)):
         drawn = reinitialise(twin.generator, {layer.name for layer in layers})
     if twin.generator_ema is not None:
         twin.generator_ema.load_state_dict(twin.generator.state_dict())
-    outcome = _train(twin, layers, "eu-k", gan, feedback, cfg.own, run, seed)
+    outcome = _train(task, twin, layers)
     outcome.decisions["drawn_without_a_rule"] = len(drawn)
     return outcome
 
 
-def _train(
-    twin: GAN,
-    layers: list[Layer],
-    stage: str,
-    gan: GAN,
-    feedback: Feedback,
-    cfg: Finetune,
-    run: RunFolder,
-    seed: int,
-) -> Outcome:
+def _train(task: Task, twin: GAN, layers: list[Layer]) -> Outcome:
     names = {name for layer in layers for name in layer.parameters}
     flags = {p: p.requires_grad for p in twin.generator.parameters()}
     allowed = {id(p) for p in trainable(twin.generator)}
@@ -80,7 +80,7 @@ def _train(
         p.requires_grad_(name in names and id(p) in allowed)
     if not any(p.requires_grad for p in twin.generator.parameters()):
         raise ValueError(f"generator: expected a parameter that requires grad in its last {len(layers)} layers")
-    outcome = finetune(twin, stage, gan, feedback, cfg, run, seed, prepare=_hold_the_rest)
+    outcome = finetune(task, twin, LastLayers())
     for p, flag in flags.items():
         p.requires_grad_(flag)
     outcome.decisions["k"] = len(layers)
@@ -88,13 +88,5 @@ def _train(
     return outcome
 
 
-def _hold_the_rest(generator: nn.Module) -> None:
-    """Put what has weights or statistics, and none that is trained, into eval mode, so that these stay too."""
-    for module in generator.modules():
-        has_state = any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
-        if has_state and not any(p.requires_grad for p in module.parameters()):
-            module.training = False
-
-
-CF_K = Method(cf_k, CfK, check=_layers)
-EU_K = Method(eu_k, EuK, check=_layers)
+CF_K = Method(cf_k, CfK, plan=finetune_plan(_layers))
+EU_K = Method(eu_k, EuK, plan=finetune_plan(_layers))

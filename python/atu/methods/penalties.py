@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from ..config import STRICT, Config, Fisher, NonNegative
-from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.modules import eval_mode, trainable
 from ..support.seeding import Stream, fork_rng, stream_seed
+from ..training.fisher import check_parameters
 from ..training.losses import generator_loss
-from ..training.run_folder import RunFolder
 from ..training.schedules import schedule
+from ..training.step import AdversarialStep, Objective
 from .adapt_then_unlearn.adapt import Ewc, fisher_of
-from .finetune import Finetune, Outcome, finetune, pretrained_copy
-from .registry import Method
+from .finetune import Finetune, finetune, finetune_plan, pretrained_copy
+from .registry import Method, Outcome, Task
 
 
 @dataclass(config=STRICT)
@@ -58,33 +58,31 @@ class L1Sparse(Finetune):
     ] = "constant"
 
 
-def ewc(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
+def ewc(task: Task) -> Outcome:
     """Fine-tune on the positives under EWC's penalty around theta_G.
 
     Source: Li et al., "Few-shot Image Generation with Elastic Weight Consolidation" (arXiv 2012.02780).
     """
-    own = cfg.own
-    fisher = fisher_of(gan, feedback, own.fisher, seed)
-    twin = pretrained_copy(gan)
+    own = task.config.own
+    fisher = fisher_of(task.gan, task.feedback, own.fisher, task.seed)
+    twin = pretrained_copy(task.gan)
     anchor = [p.detach().clone() for p in twin.generator.parameters()]
-    hold = Ewc(twin, anchor, fisher, own.weight, own.relative)
-    return finetune(twin, "ewc", gan, feedback, own, run, seed, add_grad=hold.add_grad)
+    return finetune(task, twin, Ewc(twin, anchor, fisher, own.weight, own.relative))
 
 
-class L1:
-    """Adds the gradient of weight * sum |theta|, over the generator's trained parameters, to the gradients."""
+class L1(Objective):
+    """The GAN loss and weight * sum |theta| over the generator's trained parameters."""
 
     def __init__(self, params: list[Tensor], weight: float, cfg: L1Sparse):
         self.params, self.weight, self.cfg = params, weight, cfg
-        self.step = 0
 
     @torch.no_grad()
-    def add_grad(self) -> dict[str, float]:
-        weight = self.weight * schedule(self.cfg.schedule, self.step, self.cfg.steps)
+    def after_backward(self, step: AdversarialStep) -> dict[str, float]:
+        """Add the penalty's gradient to the generator's."""
+        weight = self.weight * schedule(self.cfg.schedule, step.step_count, self.cfg.steps)
         for p in self.params:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             p.grad.add_(p.sign(), alpha=weight)
-        self.step += 1
         return {"l1": weight * sum(float(p.abs().sum(dtype=torch.float64)) for p in self.params)}
 
 
@@ -101,28 +99,27 @@ def adversarial_norm(gan: GAN, params: list[Tensor], batch_size: int, batches: i
     return total / batches
 
 
-def l1_sparse(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
+def l1_sparse(task: Task) -> Outcome:
     """Fine-tune on the positives under an l1 penalty.
 
     Source: Jia et al., "Model Sparsity Can Simplify Machine Unlearning" (arXiv 2304.04934).
     """
-    own = cfg.own
-    twin = pretrained_copy(gan)
+    own = task.config.own
+    twin = pretrained_copy(task.gan)
     params = trainable(twin.generator)
     weight = own.weight
     if weight is None:
-        with fork_rng(gan.device, stream_seed(seed, Stream.L1_WEIGHT)):
+        with fork_rng(task.gan.device, stream_seed(task.seed, Stream.L1_WEIGHT)):
             norm = adversarial_norm(twin, params, own.adversarial.batch_size)
         weight = own.strength * norm / math.sqrt(sum(p.numel() for p in params))
-    penalty = L1(params, weight, own)
-
-    def set_step(step: int) -> None:
-        penalty.step = step
-
-    outcome = finetune(twin, "l1-sparse", gan, feedback, own, run, seed, add_grad=penalty.add_grad, on_step=set_step)
+    outcome = finetune(task, twin, L1(params, weight, own))
     outcome.decisions["l1_weight"] = weight
     return outcome
 
 
-EWC = Method(ewc, EwcSettings)
-L1_SPARSE = Method(l1_sparse, L1Sparse)
+def _check(gan: GAN, cfg: Config) -> None:
+    check_parameters(gan.generator, cfg.own.fisher.parameters, f"config: methods.{cfg.method}.fisher.parameters")
+
+
+EWC = Method(ewc, EwcSettings, plan=finetune_plan(_check))
+L1_SPARSE = Method(l1_sparse, L1Sparse, plan=finetune_plan())

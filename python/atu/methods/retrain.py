@@ -10,16 +10,14 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ..config import OF_STEPS, STEPS, STRICT, Adversarial, Config, Count, Fraction, PositiveCount
+from ..config import OF_STEPS, STEPS, STRICT, Adversarial, Count, Fraction, PositiveCount
 from ..data.samples import Samples
 from ..feedback.feedback import Feedback
 from ..gan import GAN
 from ..support.seeding import Stream, fork_rng, stream_seed
-from ..training.run_folder import RunFolder
-from ..training.schedules import lr_decay
-from .finetune import Finetune, Outcome, finetune
+from .finetune import Finetune, finetune, finetune_plan
 from .layers import reinitialise
-from .registry import Method
+from .registry import Method, Outcome, Task
 
 
 @dataclass(config=STRICT)
@@ -71,23 +69,19 @@ def without_negatives(gan: GAN, feedback: Feedback) -> tuple[Samples, int]:
     return Subset(feedback.positives, kept), int(flags.sum())
 
 
-def retrain(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
+def retrain(task: Task) -> Outcome:
     """Train networks of the same kind from new weights on the positives: the user's real samples where there are."""
-    own = cfg.own
-    real, dropped = without_negatives(gan, feedback)
+    gan = task.gan
+    real, dropped = without_negatives(gan, task.feedback)
     twin = gan.copy()
-    with fork_rng(gan.device, stream_seed(seed, Stream.REINITIALISED_NETWORKS)):
+    with fork_rng(gan.device, stream_seed(task.seed, Stream.REINITIALISED_NETWORKS)):
         assert twin.discriminator is not None
         drawn = reinitialise(twin.generator) + reinitialise(twin.discriminator)
     twin.generator_ema = None
-
-    def factor(share: float) -> float:
-        return lr_decay(share, own.decay)
-
-    outcome = finetune(twin, "retrain", gan, feedback, own, run, seed, real=real, schedule_lr=factor)
+    outcome = finetune(task, twin, real=real, decay=task.config.own.decay)
     outcome.decisions.update(trained_on=len(real), dropped_as_negative=dropped, drawn_without_a_rule=len(drawn))
     return outcome
 
 
 # Real samples are not to be mixed with generated ones.
-RETRAIN = Method(retrain, Retrain, preset={"feedback": {"least_positives": 0}})
+RETRAIN = Method(retrain, Retrain, preset={"feedback": {"least_positives": 0}}, plan=finetune_plan())

@@ -19,11 +19,10 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from ..config import SAMPLES, STRICT, Config, Expression, Fraction, NonNegative, Unit
-from ..feedback.feedback import Feedback
 from ..gan import GAN
-from ..training.run_folder import RunFolder
-from .finetune import Finetune, Outcome, finetune, pretrained_copy
-from .registry import Method
+from ..training.step import AdversarialStep, Objective
+from .finetune import Finetune, finetune, finetune_plan, pretrained_copy
+from .registry import Method, Outcome, Task
 from .taps import Taps, tapped_layers
 
 
@@ -85,27 +84,31 @@ def disturbance_loss(before: Sequence[Tensor], after: Sequence[Tensor], max_size
     return torch.stack(total).sum()
 
 
-def rssa(gan: GAN, feedback: Feedback, cfg: Config, run: RunFolder, seed: int) -> Outcome:
-    """Fine-tune on the positives under both losses."""
-    own = cfg.own
-    names = _layers(gan, cfg)
-    twin = pretrained_copy(gan)
-    taps = Taps(twin, names)
-    rng = torch.default_generator
+class Structure(Objective):
+    """The GAN loss and both structural losses, which are passed backward by themselves."""
 
-    def add_grad() -> dict[str, float]:
-        z, c = twin.latents(own.batch, rng), twin.labels(own.batch, rng)
-        structure = own.self_weight * self_correlation_loss(*taps(z, c), own.max_size)
+    def __init__(self, cfg: Rssa, taps: Taps):
+        self.cfg, self.taps = cfg, taps
+
+    def after_backward(self, step: AdversarialStep) -> dict[str, float]:
+        cfg = self.cfg
+        z, c = self.latents(step.gan, cfg.batch)
+        structure = cfg.self_weight * self_correlation_loss(*self.taps(z, c), cfg.max_size)
         # Neighbours: one latent, disturbed; with one label.
-        z = (1 - own.disturbance) * z[:1] + own.disturbance * twin.latents(own.batch, rng)
+        z = (1 - cfg.disturbance) * z[:1] + cfg.disturbance * step.gan.latents(cfg.batch, torch.default_generator)
         c = None if c is None else c[:1].expand_as(c)
-        relation = own.disturbance_weight * disturbance_loss(*taps(z, c), own.max_size)
+        relation = cfg.disturbance_weight * disturbance_loss(*self.taps(z, c), cfg.max_size)
         (structure + relation).backward()
         return {"self_correlation": float(structure.detach()), "disturbance": float(relation.detach())}
 
-    outcome = finetune(twin, "rssa", gan, feedback, own, run, seed, add_grad=add_grad)
+
+def rssa(task: Task) -> Outcome:
+    """Fine-tune on the positives under both losses."""
+    names = _layers(task.gan, task.config)
+    twin = pretrained_copy(task.gan)
+    outcome = finetune(task, twin, Structure(task.config.own, Taps(twin, names)))
     outcome.decisions["compared_layers"] = names
     return outcome
 
 
-RSSA = Method(rssa, Rssa, check=_layers)
+RSSA = Method(rssa, Rssa, plan=finetune_plan(_layers))

@@ -30,14 +30,21 @@ def fake_loss(fake_logits: Tensor) -> Tensor:
     return F.softplus(fake_logits).mean()
 
 
-def relativistic_loss(wanted: Tensor, other: Tensor) -> Tensor:
-    """-log sigmoid(wanted - other), mean over pairs of logits [N]: real before fake for D, fake before real for G."""
-    return F.softplus(other - wanted).mean()
+def relativistic_loss(higher: Tensor, lower: Tensor) -> Tensor:
+    """-log sigmoid(higher - lower), mean over pairs of logits [N]: real and fake for D, fake and real for G."""
+    return F.softplus(lower - higher).mean()
+
+
+def discriminator_loss(kind: str, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """D's loss, "logistic" or "relativistic"; there may be more real logits than fake ones."""
+    if kind == "relativistic":
+        return relativistic_loss(real_logits[: len(fake_logits)], fake_logits)
+    return fake_loss(fake_logits) + real_loss(real_logits)
 
 
 def r1_gamma(shape: Sequence[int], batch_size: int) -> float:
     """Weight of R1 and R2 at samples [*shape] that is "auto": 0.05, by which small images come out clear
-    (docs/trials.md); at big ones StyleGAN2-ADA's, 0.0002 height width / batch_size."""
+    (docs/design-decisions.md); at big ones StyleGAN2-ADA's, 0.0002 height width / batch_size."""
     return max(0.05, 0.0002 * shape[-2] * shape[-1] / batch_size) if len(shape) == 3 else 0.05
 
 

@@ -16,7 +16,9 @@ from ..measures.features import Whitening, discriminator_features
 from ..measures.frechet import frechet_distance, moments
 from ..support.seeding import Stream, stream_seed
 from .run_folder import RunFolder
-from .trainer import AdversarialTrainer
+from .schedules import lr_decay
+from .stage import StageHooks
+from .step import AdversarialStep
 
 
 class Score:
@@ -83,7 +85,7 @@ class CheckpointKeeper:
     """
 
     def __init__(
-        self, stage: str, trainer: AdversarialTrainer, score: Score, run: RunFolder, keep: Literal["best", "final"]
+        self, stage: str, trainer: AdversarialStep, score: Score, run: RunFolder, keep: Literal["best", "final"]
     ):
         self.stage, self.trainer, self.score, self.run, self.keep = stage, trainer, score, run, keep
         self.kept: dict[str, Any] = {"step": 0}
@@ -123,3 +125,43 @@ class CheckpointKeeper:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.kept, self.kept_state = state["kept"], state["kept_weights"]
         self.lowest, self.waited = state["lowest"], state["waited"]
+
+
+class ScoredStage(StageHooks):
+    """Has the generator scored every so often, decays the learning rates, and stops when it gets no better.
+
+    Args:
+        steps: of the stage. check_every: steps from one score to the next.
+        decay: share of the steps, the last ones, over which the learning rates fall to 0.
+        patience: checks without a better score after which the stage stops; 0: it never does.
+    """
+
+    def __init__(self, keeper: CheckpointKeeper, steps: int, check_every: int, decay: float = 0.0, patience: int = 0):
+        self.keeper, self.steps, self.check_every = keeper, steps, check_every
+        self.decay, self.patience = decay, patience
+        self.stopped = ""
+
+    def after_step(self, step: int, metrics: dict[str, float]) -> bool:
+        self._set_lr(step)
+        if step % self.check_every and step != self.steps:
+            return False
+        self.keeper.check(step, metrics)
+        if self.patience and self.keeper.waited >= self.patience and step >= self._first_stop():
+            self.stopped = f"no better score in {self.keeper.waited} checks"
+        return bool(self.stopped)
+
+    def _first_stop(self) -> float:
+        """Not before `patience` checks at decaying rates: those alone make the generator better."""
+        decays = self.steps * (1 - self.decay) if self.decay else 0
+        return decays + self.patience * self.check_every
+
+    def _set_lr(self, step: int) -> None:
+        self.keeper.trainer.set_lr_factor(lr_decay(step / max(self.steps, 1), self.decay))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"keeper": self.keeper.state_dict(), "stopped": self.stopped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.keeper.load_state_dict(state["keeper"])
+        self.stopped = state["stopped"]
+        self._set_lr(self.keeper.trainer.step_count)

@@ -10,11 +10,11 @@ from ..gan import GAN
 from ..support import progress, world
 from ..support.signals import held_back, interruption
 from .run_folder import RunFolder
-from .trainer import NonFiniteError
+from .step import NonFiniteError
 
 
 class Trainer(Protocol):
-    """What is trained one step at a time: `AdversarialTrainer`, for one."""
+    """What is trained one step at a time: `AdversarialStep`, for one."""
 
     gan: GAN
     step_count: int

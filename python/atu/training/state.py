@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from atu_ext import __version__
 
 from ..formats.tensors import CheckpointError, load_tensors, save_tensors
 from ..support.digest import digest
 
-FORMAT = 2  # of run folders and their state files; 1: tensors under prefixes, no number
+FORMAT = 3  # of run folders and their state files
 
 
 def written_by(format: Any, version: Any) -> str:
@@ -63,6 +64,17 @@ def unflatten(tensors: Mapping[str, Tensor], data: dict[str, Any]) -> dict[str, 
             node = node[key]
         node[last] = tensor
     return data
+
+
+def optimizer_state(optim: Optimizer) -> dict[str, Any]:
+    """An optimizer's state, by the index of the parameter; its settings are the caller's."""
+    return {str(index): slots for index, slots in optim.state_dict()["state"].items()}
+
+
+def load_optimizer_state(optim: Optimizer, state: dict[str, Any]) -> None:
+    """Load what `optimizer_state` gave."""
+    slots = {int(index): value for index, value in state.items()}
+    optim.load_state_dict({"state": slots, "param_groups": optim.state_dict()["param_groups"]})
 
 
 def save_state(path: Path, state: Mapping[str, Any], previous: Path | None = None) -> Path:

@@ -1,6 +1,7 @@
 """Small GANs of every kind, marks and an oracle for them, and settings with which every method ends at once."""
 
 import copy
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from atu import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
 
+FIRST = SimpleNamespace(step_count=0)  # all that a penalty asks of the first step
 ADVERSARIAL = {"batch_size": 4}
 CHECKS = {"check_every": 2, "check_samples": 50}
 SECTIONS = ("ewc", "cf-k", "eu-k", "l1-sparse", "cdc", "rssa", "retrain")

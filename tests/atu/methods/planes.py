@@ -47,3 +47,9 @@ def apart(seen, other):
 def anywhere(seen, other):
     """All samples are alike."""
     return 0 * apart(seen, other)
+
+
+def filled(bank, z, c=None, steps=200):
+    """The bank, begun with these latents."""
+    bank.fill(z, c, steps)
+    return bank

@@ -13,7 +13,7 @@ from atu.gan import GAN
 from atu.methods.registry import METHODS
 from atu.networks.stylegan2 import Discriminator
 from atu.support import world
-from atu.training.trainer import AdversarialTrainer
+from atu.training.step import AdversarialStep
 
 from .kinds import KINDS, QUICK, dcgan, marked, mlp, quick, stylegan, upper_half
 
@@ -73,7 +73,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(method, tmp_path, monke
     config["methods"]["retrain"]["keep"] = "best"
     call = dict(gan=gan, negatives=marked(gan), is_negative=upper_half(gan), config=config, method=method, seed=1)
     whole = unlearn(**call, out=tmp_path / "whole")
-    step, stage = AdversarialTrainer.step, "repel" if method == "nl2" else method
+    step, stage = AdversarialStep.step, "repel" if method == "nl2" else method
 
     def die_in_the_second_stage(trainer):
         if trainer.step_count == 2 and (tmp_path / f"broken/checkpoints/{stage}-state.safetensors").exists():
@@ -81,7 +81,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(method, tmp_path, monke
         return step(trainer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AdversarialTrainer, "step", die_in_the_second_stage)
+        patch.setattr(AdversarialStep, "step", die_in_the_second_stage)
         with pytest.raises(KeyboardInterrupt):
             unlearn(**call, out=tmp_path / "broken")
     broken = unlearn(**call, out=tmp_path / "broken")
@@ -241,7 +241,7 @@ def test_batches_that_processes_cannot_share_are_told_at_once(monkeypatch, setti
     monkeypatch.setattr(world, "rank", lambda: 0)
     config = Config.of(method, data=settings)
     with pytest.raises(ValueError, match=words) if words else nullcontext():
-        METHODS[method].check(grouped(), config)
+        METHODS[method].plan(grouped(), config).check()
 
 
 def test_a_repulsion_that_is_flat_where_it_begins_is_told():

@@ -7,24 +7,23 @@ import pytest
 import torch
 from torch import nn
 
-from atu.data.samples import TensorSamples
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.distance import SampleDistance, _mean_square
-from atu.methods.adapt_then_unlearn.guide import Guide
+from atu.methods.adapt_then_unlearn.guide import Guide, GuideTraining
 from atu.methods.adapt_then_unlearn.nearby import LENGTH, MARGIN, MOVES, STAY, WAIT, MovedLatents
-from atu.methods.adapt_then_unlearn.steering import hold_statistics
+from atu.methods.adapt_then_unlearn.objective import hold_statistics
 from atu.methods.adapt_then_unlearn.ways import WayLatents
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
 from atu.networks.stylegan3 import Generator as Generator3
 from atu.support.modules import still
 
-from .planes import Doubled, Odds, Plane, anywhere, apart, uniform
+from .planes import Doubled, Odds, Plane, anywhere, apart, filled, uniform
 
 
 def plane_bank(z, distance=anywhere, at_once=9):
     gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
-    return MovedLatents(gan, gan.fake, Plane(), distance, (z, None), at_once)
+    return filled(MovedLatents(gan, gan.fake, Plane(), distance, at_once), z)
 
 
 def test_latents_move_down_the_slope_until_they_are_clearly_good():
@@ -61,7 +60,7 @@ def test_normal_latents_keep_their_norm_and_precision(kind, dtype):
 
     z = gan.inputs(11, 2)[0].to(dtype)
     torch.manual_seed(0)
-    good = kind(gan, gan.fake, First(), anywhere, (z, None)).good
+    good = filled(kind(gan, gan.fake, First(), anywhere), z).good
     assert good.dtype == dtype
     torch.testing.assert_close(good.norm(dim=1), z.norm(dim=1))
     before, after = (gan.generator(x).detach()[:, 0] for x in (z, good))
@@ -79,7 +78,7 @@ def test_labels_stay_with_their_latents(kind):
             return 300 * x.mean((1, 2, 3)) + 30 * c[:, 0]
 
     z, c = gan.inputs(13, 1)
-    bank = kind(gan, gan.fake, Bright(), anywhere, (z, c), at_once=4, steps=20)
+    bank = filled(kind(gan, gan.fake, Bright(), anywhere, at_once=4), z, c, steps=20)
     assert bank.good.shape == z.shape and torch.equal(bank.c, c)
     index = {tuple(row.tolist()): i for i, row in enumerate(z)}
     drawn, labels, good = bank.draw(29)
@@ -154,8 +153,7 @@ def test_mean_squares_have_their_slope():
 
 def untrained_guide(gan):
     """One that still is the pretrained discriminator."""
-    some = TensorSamples(torch.zeros(3, *gan.sample_shape))
-    return Guide(gan, some, some, 0)
+    return Guide(gan, GuideTraining(steps=0))
 
 
 def test_labels_are_no_features():
@@ -175,7 +173,7 @@ def test_moves_keep_the_latents_precision():
     z = torch.randn(6, 3, dtype=torch.float64)
     guide = untrained_guide(gan)
     distance = SampleDistance(guide, gan.fake(torch.randn(31, 3, dtype=torch.float64), None).detach(), 0.5)
-    bank = MovedLatents(gan, gan.fake, guide, distance, (z, None), at_once=4)
+    bank = filled(MovedLatents(gan, gan.fake, guide, distance, at_once=4), z)
     assert bank.good.dtype == torch.float64
     before, after = (guide.log_odds(gan.fake(latents, None)) for latents in (z, bank.good))
     assert (after <= before).all() and (bank.good != z).any()

@@ -9,16 +9,16 @@ from torch import nn
 from atu import Config, unlearn
 from atu.data.samples import TensorSamples
 from atu.training.fisher import diagonal_fisher
-from atu.training.trainer import AdversarialTrainer
+from atu.training.step import AdversarialStep, Objective
 
-from .kinds import QUICK, marked, stylegan
+from .kinds import FIRST, QUICK, marked, stylegan
 
 
 @pytest.mark.parametrize("models", [1, 5])
 @pytest.mark.parametrize("loss", ["el2", "nl2", "il2"])
 def test_reference_loss_is_the_references(loss, models):
     """Its formulas, tensor by tensor and model by model, against the preset's loss and gradient."""
-    from atu.methods.adapt_then_unlearn.repel import Repulsion
+    from atu.methods.adapt_then_unlearn.repulsion import Repulsion
 
     data = None if models == 5 else {"adapt": {"models": models}}
     cfg = Config.of(loss, "reference", data).repel
@@ -31,7 +31,7 @@ def test_reference_loss_is_the_references(loss, models):
         v = v + sum(nn.functional.mse_loss(p, model[index]) for model in adapted) / len(params) / 2 * models
     value = {"el2": 100 * (-v).exp(), "nl2": -v, "il2": 1 / v}[loss]
     expected = torch.autograd.grad(value, params)
-    assert push.add_grad()["repulsion"] == pytest.approx(value.item(), rel=1e-8)
+    assert push.after_backward(FIRST)["repulsion"] == pytest.approx(value.item(), rel=1e-8)
     for p, e in zip(params, expected, strict=True):
         torch.testing.assert_close(p.grad, e, rtol=1e-7, atol=1e-12)
 
@@ -52,7 +52,7 @@ def test_reference_adam_and_fisher():
     """lr 0.002 c, betas (0, 0.99^c), c = 4/5 and 16/17; Fisher of the styled convolutions above 4 x 4 and no others."""
     gan = stylegan()
     config = Config.of("el2", "reference")
-    trainer = AdversarialTrainer(gan.copy(), TensorSamples(gan.sample(4)), config.repel.adversarial)
+    trainer = AdversarialStep(gan.copy(), TensorSamples(gan.sample(4)), Objective(), config.repel.adversarial)
     for optim, c in ((trainer.optim_g, 4 / 5), (trainer.optim_d, 16 / 17)):
         group = optim.param_groups[0]
         assert (group["lr"], *group["betas"]) == pytest.approx((0.002 * c, 0, 0.99**c))

@@ -8,7 +8,7 @@ from atu.config import Adversarial
 from atu.data.samples import TensorSamples
 from atu.feedback.feedback import Feedback
 from atu.methods.retrain import without_negatives
-from atu.training.trainer import AdversarialTrainer
+from atu.training.step import AdversarialStep, Objective
 
 from .kinds import bright, marked, mlp, quick
 
@@ -17,13 +17,13 @@ def test_retrain_starts_anew_and_ends_with_a_falling_rate(monkeypatch):
     gan = mlp()
     rates = []
 
-    step = AdversarialTrainer.step
+    step = AdversarialStep.step
 
     def note(trainer):
         rates.append(trainer.optim_g.param_groups[0]["lr"] / trainer.base_lr[0])
         return step(trainer)
 
-    monkeypatch.setattr(AdversarialTrainer, "step", note)
+    monkeypatch.setattr(AdversarialStep, "step", note)
     config = quick("retrain", steps=8, decay=0.5)
     a = unlearn(gan, marked(gan), torch.rand(20, 1, 8, 8), config=config, method="retrain", seed=6)
     assert rates == pytest.approx([1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
@@ -50,8 +50,11 @@ def test_retrain_leaves_out_what_the_oracle_calls_negative():
 def test_average_follows_at_first():
     """half life min(h, ramp * images seen): at the first step the average is the generator."""
     gan = mlp()
-    trainer = AdversarialTrainer(
-        gan, TensorSamples(torch.rand(9, 1, 8, 8)), Adversarial(batch_size=4, ema_half_life=20.0, ema_ramp=0.5)
+    trainer = AdversarialStep(
+        gan,
+        TensorSamples(torch.rand(9, 1, 8, 8)),
+        Objective(),
+        Adversarial(batch_size=4, ema_half_life=20.0, ema_ramp=0.5),
     )
     expected = None
     for step in range(14):

@@ -5,17 +5,17 @@ import copy
 import torch
 
 from atu.gan import GAN
-from atu.methods.adapt_then_unlearn.nearby import MARGIN, MOST, WAIT
+from atu.methods.adapt_then_unlearn.nearby import MARGIN, MAX_LATENTS, WAIT
 from atu.methods.adapt_then_unlearn.ways import STEP, STEPS, WAYS, WayLatents
 from atu.networks.mlp import MLPDiscriminator
 
-from .planes import Doubled, Plane, apart, uniform
+from .planes import Doubled, Plane, apart, filled, uniform
 
 
 def plane_bank(z, guide=None, at_once=None, steps=200):
     gan = GAN(Doubled(), MLPDiscriminator([3], hidden=(4,)), latent_dim=3, latent_sampler=uniform)
     torch.manual_seed(1)
-    return WayLatents(gan, gan.fake, guide or Plane(), apart, (z, None), at_once, steps)
+    return filled(WayLatents(gan, gan.fake, guide or Plane(), apart, at_once), z, steps=steps)
 
 
 def test_ways_lead_down_the_slope():
@@ -84,5 +84,5 @@ def test_found_latents_wait_for_each_other():
         one.add(z[WAIT + 3 :], None)
         assert torch.equal(one.z, whole.z)
         torch.testing.assert_close(one.good, whole.good)
-        one.add(uniform(MOST, torch.Generator().manual_seed(8)), None)
-        assert len(one) == MOST and len(one.good) == MOST
+        one.add(uniform(MAX_LATENTS, torch.Generator().manual_seed(8)), None)
+        assert len(one) == MAX_LATENTS and len(one.good) == MAX_LATENTS

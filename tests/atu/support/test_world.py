@@ -27,8 +27,9 @@ from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
 from atu.support import progress, world
 from atu.training.run_folder import RunFolder
+from atu.training.losses import fake_loss
 from atu.training.state import save_state
-from atu.training.trainer import AdversarialTrainer
+from atu.training.step import AdversarialStep, Objective
 
 torch.set_num_threads(1)
 progress.set_quiet(True)
@@ -42,14 +43,30 @@ def save(name, gan, **more):
     save_state(f"{folder}/{name}-{world.rank()}-of-{world.size()}.safetensors", {**weights, **more})
 
 
+class Beside(Objective):
+    # Negatives as fakes, and a penalty of the generated samples.
+
+    def __init__(self, negatives):
+        self.negatives = negatives
+
+    def discriminator_loss(self, step, real, fake):
+        yield from super().discriminator_loss(step, real, fake)
+        loss = fake_loss(step.logits(step.draw(self.negatives)))
+        yield loss, {"negatives": loss}
+
+    def generator_loss(self, step):
+        fake = step.fake(*step.latents(step.fakes, step.group))
+        loss, size = self.adversarial(step, fake), fake.samples.abs().mean()
+        yield loss + 0.1 * fake.samples.square().mean(), {"loss_g": loss, "size": size}
+
+
 if what == "steps":  # of vectors in float64: everything but noise, which each process draws for itself
     gan = GAN(MLPGenerator(4, [3], (16,)).double(), MLPDiscriminator([3], (16,)).double())
     real, fakes = (TensorSamples(torch.randn(n, 3, dtype=torch.float64)) for n in (23, 5))
     for loss in ("logistic", "relativistic"):
         settings = Adversarial(batch_size=12, loss=loss, r1_interval=2, r2_gamma=0.5, ema_half_life=20.0)
         seen = []
-        penalty = lambda fake, c, original: (0.1 * fake.square().mean(), {"size": float(fake.abs().mean())})
-        trainer = AdversarialTrainer(gan, real, settings, extra_fakes=fakes, fake_penalty=penalty)
+        trainer = AdversarialStep(gan, real, Beside(fakes), settings)
         for _ in range(5):
             seen.append(trainer.step())
         save(loss, gan, metrics={k: torch.tensor([row[k] for row in seen if k in row]) for k in seen[0]})
@@ -59,7 +76,7 @@ if what in ("images", "unlearn"):
     gan = GAN(generator, Discriminator(0, 8, 1, **channels), image_range=(-9, 9))
 if what == "images":  # noise, style mixing, augmentation, path length, minibatch deviation, w_avg: all agree
     settings = Adversarial(batch_size=16, pl_weight=2.0, style_mixing=0.9, augment="color,translation,cutout")
-    trainer = AdversarialTrainer(gan, TensorSamples(torch.rand(9, 1, 8, 8)), settings)
+    trainer = AdversarialStep(gan, TensorSamples(torch.rand(9, 1, 8, 8)), Objective(), settings)
     for _ in range(3):
         trainer.step()
     save("images", gan, mean={"mean": trainer.path_length.mean}, rng={"cpu": torch.get_rng_state()})

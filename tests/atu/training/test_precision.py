@@ -20,7 +20,7 @@ from atu.networks.stylegan2 import Conv2dLayer, Discriminator, Generator, Synthe
 from atu.networks.stylegan3 import Generator as Generator3
 from atu.training import precision, trial
 from atu.training.run_folder import RunFolder
-from atu.training.trainer import AdversarialTrainer
+from atu.training.step import AdversarialStep, Objective
 from atu_ext.ops import default_impl
 from examples.scratch import train
 
@@ -132,7 +132,7 @@ def step(gan, name, impl="auto", batch=8, **settings):
     gan.precision = name
     dtype = next(gan.generator.parameters()).dtype
     chosen = Adversarial(batch_size=batch, pl_weight=2.0, style_mixing=0.5, lr=1e-6, **settings)
-    trainer = AdversarialTrainer(gan, real(dtype), chosen)
+    trainer = AdversarialStep(gan, real(dtype), Objective(), chosen)
     if name == "float16":  # the usual 2^16 overflows here at once, and would be halved from step to step
         trainer.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
     torch.manual_seed(3)
@@ -187,12 +187,12 @@ def test_gradients_of_a_step_of_any_pair_against_float64(name, bound):
 def test_float16_skips_a_step_that_overflows_and_lowers_its_scale():
     gan = dcgan()
     gan.precision = "float16"
-    trainer = AdversarialTrainer(gan, real(), Adversarial(batch_size=4))
+    trainer = AdversarialStep(gan, real(), Objective(), Adversarial(batch_size=4))
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = [p.clone() for p in gan.generator.parameters()]
     trainer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, gan.generator.parameters(), strict=True))
-    twin = AdversarialTrainer(gan, real(), Adversarial(batch_size=4))
+    twin = AdversarialStep(gan, real(), Objective(), Adversarial(batch_size=4))
     twin.load_state_dict(trainer.state_dict())
     assert twin.scaler.get_scale() == trainer.scaler.get_scale() == 2.0**39
 

@@ -26,7 +26,7 @@ from atu.support.signals import Terminated, held_back
 from atu.training.run_folder import RunFolder, recorded
 from atu.training.stage import StageHooks, run_stage
 from atu.training.state import FORMAT, load_state
-from atu.training.trainer import AdversarialTrainer, NonFiniteError
+from atu.training.step import AdversarialStep, NonFiniteError, Objective
 
 # One process imports everything, and forks a child for each run, which may kill itself at a step of a stage.
 SCRIPT = """
@@ -423,7 +423,7 @@ def test_a_folder_of_an_earlier_version_says_which(tmp_path):
 
 def test_a_finished_run_says_so_and_trains_no_more(vector_gan, negatives, tmp_path, caplog, monkeypatch):
     first = unlearn(vector_gan, negatives, config=CONFIG, out=tmp_path)
-    monkeypatch.setattr(AdversarialTrainer, "step", None)
+    monkeypatch.setattr(AdversarialStep, "step", None)
     caplog.set_level("INFO")
     again = unlearn(vector_gan, negatives, config=CONFIG, out=tmp_path)
     assert f"{tmp_path}: this run is finished" in caplog.text
@@ -445,7 +445,7 @@ REAL = TensorSamples(torch.randn(5, 2, generator=torch.Generator().manual_seed(0
 
 
 def stage(run, gan, hooks=None, steps=6):
-    trainer = AdversarialTrainer(gan, REAL, Adversarial(batch_size=4))
+    trainer = AdversarialStep(gan, REAL, Objective(), Adversarial(batch_size=4))
     run_stage(run, "stage", trainer, steps, hooks or StageHooks())
     return trainer
 
@@ -507,12 +507,13 @@ def test_a_step_that_spoils_the_weights_is_never_saved(vector_gan, tmp_path):
     """The losses of step 4 are finite, its update is not: the state of step 2 stays."""
     run = RunFolder(tmp_path, Config(save_every=2), {"seed": 0})
 
-    def penalty():
-        if trainer.step_count == 3:
-            vector_gan.generator.net[0].weight.grad.fill_(float("nan"))
-        return {}
+    class Spoil(Objective):
+        def after_backward(self, step):
+            if step.step_count == 3:
+                step.generator.net[0].weight.grad.fill_(float("nan"))
+            return {}
 
-    trainer = AdversarialTrainer(vector_gan, REAL, Adversarial(batch_size=4), add_penalty_grad=penalty)
+    trainer = AdversarialStep(vector_gan, REAL, Spoil(), Adversarial(batch_size=4))
     with pytest.raises(NonFiniteError, match="generator's weights became nan at step 4"):
         run_stage(run, "stage", trainer, 8, StageHooks())
     state = run.load("stage-state")["trainer"]

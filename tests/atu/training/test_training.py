@@ -12,20 +12,20 @@ from atu import config
 from atu.config import Adversarial
 from atu.data.samples import TensorSamples
 from atu.feedback.feedback import Feedback
-from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.adapt import Ewc, fisher_of
-from atu.methods.adapt_then_unlearn.repel import RepelHooks, Repulsion, _start, repulsion
-from atu.networks.mlp import MLPDiscriminator
-from atu.networks.stylegan2 import Generator
+from atu.methods.adapt_then_unlearn.repel import _start
+from atu.methods.adapt_then_unlearn.repulsion import Repulsion, repulsion
 from atu.training.losses import r1_gamma
 from atu.training.schedules import schedule
-from atu.training.trainer import AdversarialTrainer, NonFiniteError
+from atu.training.score import ScoredStage
+from atu.training.step import AdversarialStep, NonFiniteError, Objective
 
+FIRST = SimpleNamespace(step_count=0)  # all that a penalty asks of the first step
 REAL = TensorSamples(torch.randn(3, 2, generator=torch.Generator().manual_seed(9)))
 
 
-def trainer(gan, real=REAL, **settings):
-    return AdversarialTrainer(gan, real, Adversarial(**{"batch_size": 8, **settings}))
+def trainer(gan, real=REAL, objective=None, **settings):
+    return AdversarialStep(gan, real, objective or Objective(), Adversarial(**{"batch_size": 8, **settings}))
 
 
 def weights(gan):
@@ -126,72 +126,55 @@ def test_automatic_penalties_weigh_what_suits_the_samples(vector_gan, conv_gan):
     assert r1_gamma((65536,), 1) == 0.05
 
 
-def test_extra_fakes_are_shown_as_fakes(vector_gan):
-    """The discriminator's logit of a constant extra fake falls, and more so with a higher weight."""
-    x = torch.full((8, 2), 4.0)
-    logits = []
-    for weight in (0.0, 5.0):
-        gan = vector_gan.copy()
-        torch.manual_seed(0)
-        t = AdversarialTrainer(gan, REAL, Adversarial(batch_size=8, lr=0.01), extra_fakes=TensorSamples(x))
-        t.extra_weight = weight
-        for _ in range(10):
-            t.step()
-        logits.append(gan.logits(x).mean().item())
-    assert logits[1] < logits[0] - 0.2
-
-
-def test_original_makes_the_wanted_samples_with_the_same_noise():
-    """Latents from elsewhere, half as many as real samples; at the first step the original, a copy, gives the same."""
-    generator = Generator(4, 0, 4, 8, 1, dict(num_layers=1), dict(channel_base=32, channel_max=8))
-    with torch.no_grad():
-        generator.synthesis.b8.conv1.noise_strength.fill_(1.0)
-    gan = GAN(generator, MLPDiscriminator([1, 8, 8], hidden=(8,)))
-    real = TensorSamples(torch.rand(3, 1, 8, 8) * 2 - 1)
-    seen, states, asked = [], [], []
-    z = torch.randn(3, 4)
-
-    def draw(n):
-        asked.append(n)
-        return z, None, z
-
-    def watch(fake, c, wanted):
-        seen.append((fake.detach(), wanted))
-        return 0 * fake.sum(), {"watched": 1.0}
-
-    source = copy.deepcopy(generator)
-    for original in (lambda z, c: gan.fake(z, c, generator=source), None):
-        torch.manual_seed(3)
-        twin = gan.copy()
-        t = AdversarialTrainer(
-            twin, real, Adversarial(batch_size=7), fake_penalty=watch, latents=draw, original=original
-        )
-        assert t.step()["watched"] == 1.0
-        states.append(weights(twin))
-    (fake, wanted), (_, none) = seen
-    assert asked == [3] * 4 and torch.equal(fake, wanted) and none is None
-    assert fake[0].std() > 0 and not torch.equal(fake[0], fake[1])
-    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
-
-
-def test_other_loss_is_added(vector_gan):
-    """A loss with a backward pass of its own gives the gradient of the sum; before the step and after it."""
+def test_losses_of_an_objective_add_up(vector_gan):
+    """Losses with a backward pass each give the gradient of the sum; latents are the objective's, half as many."""
     seen = []
     for weight in (0.0, 3.0):
         twin = vector_gan.copy()
         first = twin.generator.net[0].weight
 
-        def other(first=first, weight=weight):
-            return weight * first.square().sum(), {"other": weight}
+        class Two(Objective):
+            def fakes(self, batch_size):
+                return batch_size // 2
+
+            def latents(self, gan, n):
+                seen.append(n)
+                return torch.ones(n, 4), None
+
+            def generator_loss(self, step, first=first, weight=weight):
+                loss = weight * first.square().sum()
+                yield loss, {"other": loss / 2}
+                yield from super().generator_loss(step)
 
         torch.manual_seed(6)
-        t = AdversarialTrainer(
-            twin, REAL, Adversarial(batch_size=8), other_loss=other, latents=lambda n: (torch.ones(n, 4), None, None)
-        )
+        t = trainer(twin, objective=Two(), batch_size=9)
         before = first.detach().clone()
-        assert t.step()["other"] == weight
+        metrics = t.step()
+        assert metrics["other"] == pytest.approx(weight * float(before.square().sum()) / 2) and "loss_g" in metrics
         seen.append(first.grad.clone())
-    torch.testing.assert_close(seen[1] - seen[0], 6 * before)
+    assert seen[:2] == seen[3:5] == [4, 4]
+    torch.testing.assert_close(seen[5] - seen[2], 6 * before)
+
+
+def test_an_objectives_state_is_the_steps(vector_gan):
+    class Counting(Objective):
+        count = 0
+
+        def after_backward(self, step):
+            self.count += 1
+            return {"count": self.count}
+
+        def state_dict(self):
+            return {"count": self.count}
+
+        def load_state_dict(self, state):
+            self.count = state["count"]
+
+    first = trainer(vector_gan, objective=Counting())
+    assert [first.step()["count"] for _ in range(3)] == [1, 2, 3]
+    again = trainer(vector_gan.copy(), objective=Counting())
+    again.load_state_dict(first.state_dict())
+    assert again.step()["count"] == 4
 
 
 @pytest.mark.parametrize(("decay", "first"), [(0.5, 80), (0.0, 30), (1.0, 30)])
@@ -199,7 +182,7 @@ def test_patience_counts_once_the_rates_fall(decay, first):
     """100 steps, a check every 10, patience 3: the first stop is three checks after the rates begin to fall."""
     keeper = SimpleNamespace(waited=50, check=lambda step, metrics: None, trainer=Mock())
     cfg = config.Repel(check_every=10, patience=3, decay=decay)
-    control = RepelHooks(keeper, None, None, cfg, 100)
+    control = ScoredStage(keeper, 100, cfg.check_every, cfg.decay, cfg.patience)
     assert [step for step in range(1, 101) if control.after_step(step, {})] == list(range(first, 101, 10))
 
 
@@ -236,17 +219,13 @@ def test_state_goes_on_bit_for_bit(conv_gan):
 
 @pytest.mark.parametrize("where", ["real", "weights"])
 def test_what_is_not_finite_stops_the_training(vector_gan, where):
-    def spoil():
-        vector_gan.generator.net[0].bias.grad.fill_(float("inf"))
-        return {}
+    class Spoil(Objective):
+        def after_backward(self, step):
+            step.generator.net[0].bias.grad.fill_(float("inf"))
+            return {}
 
     real = TensorSamples(torch.full((3, 2), float("nan"))) if where == "real" else REAL
-    t = AdversarialTrainer(
-        vector_gan,
-        real,
-        Adversarial(batch_size=4),
-        add_penalty_grad=spoil if where == "weights" else None,
-    )
+    t = trainer(vector_gan, real, Spoil() if where == "weights" else None, batch_size=4)
     with pytest.raises(NonFiniteError, match=r"(loss_d|logit_real|weights) .*at step 1.*adversarial\.lr") as error:
         t.step()
     assert error.value.step == 1
@@ -273,7 +252,7 @@ def test_ewc_gradient_is_that_of_the_formula(vector_gan, relative):
     expected = torch.autograd.grad(value, params)
     for p in params:
         p.grad = torch.ones_like(p)
-    logged = ewc.add_grad()
+    logged = ewc.after_backward(FIRST)
     assert logged["ewc"] == pytest.approx(value.item(), rel=1e-5)
     for p, e in zip(params, expected, strict=True):
         torch.testing.assert_close(p.grad - 1, e, rtol=1e-4, atol=1e-5)
@@ -342,7 +321,7 @@ def test_repulsion_gradient_is_that_of_the_formula(loss, reduction, n):
     d = d2(params) / (d2(start) if reduction == "relative" else 1)
     value = {"el2": (-0.3 * d).exp(), "nl2": -d, "il2": 1 / (d + 0.1)}[loss]
     expected = torch.autograd.grad(2.5 * value, params)
-    logged = push.add_grad()
+    logged = push.after_backward(FIRST)
     assert logged["distance"] == pytest.approx(d.item(), rel=1e-9)
     assert logged["repulsion"] == pytest.approx(2.5 * value.item(), rel=1e-9)
     for p, e in zip(params, expected, strict=True):
@@ -357,7 +336,7 @@ def test_gamma_is_set_from_the_gradients():
     adversarial = [torch.randn_like(p) for p in params]
     for p, a in zip(params, adversarial, strict=True):
         p.grad = a.clone()
-    push.add_grad()
+    push.after_backward(FIRST)
     added = torch.cat([p.grad - a for p, a in zip(params, adversarial, strict=True)])
     assert added.norm().item() == pytest.approx(0.25 * torch.cat(adversarial).norm().item(), rel=1e-6)
     # away from the adapted weights (0): against the gradient step's sign, the parameters grow

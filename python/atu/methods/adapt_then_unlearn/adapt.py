@@ -13,13 +13,16 @@ from atu_ext.ops import ParamPenalty
 from ... import config
 from ...feedback.feedback import Feedback
 from ...gan import GAN
+from ...support import world
 from ...support.modules import eval_mode
 from ...support.seeding import Stream, fork_rng, stream_seed
-from ...training.fisher import diagonal_fisher
-from ...training.run_folder import RunFolder
+from ...training.fisher import check_parameters, diagonal_fisher
 from ...training.score import pictured
 from ...training.stage import StageHooks, run_stage
-from ...training.trainer import AdversarialTrainer
+from ...training.step import AdversarialStep, Objective, group_size
+from ..registry import Stage, Task
+
+ADAPT_TITLE = "Stage 1"
 
 
 def fisher_of(gan: GAN, feedback: Feedback, cfg: config.Fisher, seed: int) -> list[Tensor]:
@@ -34,26 +37,26 @@ def fisher_of(gan: GAN, feedback: Feedback, cfg: config.Fisher, seed: int) -> li
 
 @torch.no_grad()
 def _negative_latents(gan: GAN, feedback: Feedback, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    found_z: list[Tensor] = []
-    found_c: list[Tensor] = []
+    flagged_z: list[Tensor] = []
+    flagged_c: list[Tensor] = []
     for _ in range(100):
         z, c = gan.latents(100, rng), gan.labels(100, rng)
         with eval_mode(gan.generator):
             x = gan.fake(z, c)
         flags = feedback.is_negative(x).to(z.device)
-        found_z.append(z[flags])
+        flagged_z.append(z[flags])
         if c is not None:
-            found_c.append(c[flags])
-        if sum(map(len, found_z)) >= n:
+            flagged_c.append(c[flags])
+        if sum(map(len, flagged_z)) >= n:
             break
-    z = torch.cat(found_z)[:n]
+    z = torch.cat(flagged_z)[:n]
     if len(z) == 0:
         raise ValueError("fisher.samples: expected some of 10,000 generated samples to be negative, none is")
-    return z, torch.cat(found_c)[:n] if found_c else None
+    return z, torch.cat(flagged_c)[:n] if flagged_c else None
 
 
-class Ewc:
-    """Adds the gradient of weight/2 sum F (theta - anchor)^2 to the generator's.
+class Ewc(Objective):
+    """The GAN loss and weight/2 sum F (theta - anchor)^2.
 
     relative: divide the penalty by 1/2 sum F anchor^2, so that one weight means the same for every network.
     """
@@ -67,35 +70,56 @@ class Ewc:
             )
             self.weight = weight / norm if norm > 0 else 0.0
 
-    def add_grad(self) -> dict[str, float]:
+    def after_backward(self, step: AdversarialStep) -> dict[str, float]:
+        """Add the penalty's gradient to the generator's."""
         ewc, _ = self.penalty.value()
         self.penalty.add_grad_(self.weight, 0.0)
         return {"ewc": self.weight * ewc}
 
 
-def adapt_one(
-    gan: GAN, feedback: Feedback, fisher: list[Tensor], cfg: config.Adapt, run: RunFolder, index: int, seed: int
-) -> dict[str, Tensor]:
-    """Adapt a copy of `gan` to the negatives; returns its EMA generator's state dict."""
-    stage = f"adapt-{index}"
-    name = f"adapted-{index}"
+def adapt_one(task: Task, fisher: list[Tensor], index: int) -> dict[str, Tensor]:
+    """Adapt a copy of the GAN to the negatives; returns its EMA generator's state dict."""
+    gan, cfg, run = task.gan, task.config.adapt, task.run
+    stage, name = f"adapt-{index}", f"adapted-{index}"
     done = run.load(name)
     if done is not None:
         return done
     twin = gan.copy()
-    with fork_rng(gan.device, stream_seed(seed, Stream.ADAPT, index)):
+    with fork_rng(gan.device, stream_seed(task.seed, Stream.ADAPT, index)):
         anchor = [p.detach().clone() for p in gan.generator.parameters()]
         ewc = Ewc(twin, anchor, fisher, cfg.ewc_weight, cfg.ewc_relative)
-        trainer = AdversarialTrainer(twin, feedback.negatives, cfg.adversarial, add_penalty_grad=ewc.add_grad)
-        run_stage(run, stage, trainer, cfg.steps, StageHooks())
+        step = AdversarialStep(twin, task.feedback.negatives, ewc, cfg.adversarial)
+        run_stage(run, stage, step, cfg.steps, StageHooks())
     state = {key: value.detach().clone() for key, value in twin.sampling_generator.state_dict().items()}
-    run.picture(stage, twin.sample(pictured(twin), seed=stream_seed(seed, Stream.ADAPT_PICTURE)), gan.image_range)
+    run.picture(stage, twin.sample(pictured(twin), seed=stream_seed(task.seed, Stream.ADAPT_PICTURE)), gan.image_range)
     run.save(name, state)
     run.remove(f"{stage}-state")
     return state
 
 
-def adapt_all(gan: GAN, feedback: Feedback, cfg: config.Adapt, run: RunFolder, seed: int) -> list[dict[str, Tensor]]:
+def adapt_all(task: Task) -> list[dict[str, Tensor]]:
     """The ensemble of N adapted generators, each with its own seed; their state dicts."""
-    fisher = fisher_of(gan, feedback, cfg.fisher, seed)
-    return [adapt_one(gan, feedback, fisher, cfg, run, index, seed) for index in range(cfg.models)]
+    cfg = task.config.adapt
+    fisher = fisher_of(task.gan, task.feedback, cfg.fisher, task.seed)
+    return [adapt_one(task, fisher, index) for index in range(cfg.models)]
+
+
+def adapt_stage(gan: GAN, cfg: config.Config, needed: bool) -> Stage:
+    """Stage 1 of a plan. needed: the method goes by the adapted weights."""
+
+    def check() -> None:
+        check_parameters(gan.generator, cfg.adapt.fisher.parameters, "config: adapt.fisher.parameters")
+        if needed and cfg.adapt.steps == 0:
+            raise ValueError(f"config: adapt.steps: expected some for {cfg.method!r}, which goes by them, got 0")
+        check_shared(gan, "adapt", settings.batch_size)
+
+    settings = cfg.adapt.adversarial
+    return Stage.of("adapt", ADAPT_TITLE, cfg.adapt.models * cfg.adapt.steps, settings, check=check)
+
+
+def check_shared(gan: GAN, stage: str, batch_size: int, note: str = "") -> None:
+    """Raise ValueError where several processes cannot share a stage's batch."""
+    try:
+        world.part(batch_size, group_size(gan))
+    except ValueError as error:
+        raise ValueError(f"config: {stage}.{error}{note}") from None

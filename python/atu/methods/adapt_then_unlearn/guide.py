@@ -6,6 +6,7 @@ about each of them, and says nothing (a gradient near 0) about samples that are 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -40,61 +41,55 @@ class Seen(NamedTuple):
         return Seen(self.samples[index], self.log_odds[index], [f[index] for f in self.features])
 
 
+@dataclass(frozen=True)
+class GuideTraining:
+    """How a guide is trained.
+
+    steps, batch_size: of Adam on the logistic loss. rounds: of as many steps, at most; a second and further ones while
+    it is often wrong about what it learns from, as it is at first of small things. slope_weight: of the gradient
+    penalty. policy: augmentation (see `atu.data.augment`). seed: of the batches; the same seed gives the same guide.
+    at_once: samples that pass at once, the gradients of a batch being summed over its parts; all when not given.
+    """
+
+    steps: int
+    batch_size: int = 64
+    slope_weight: float = 0.0
+    policy: str = ""
+    seed: int = 0
+    at_once: int | None = None
+    rounds: int = ROUNDS
+
+
 class Guide:
     """Binary classifier with the discriminator's architecture, started from its weights.
 
     Its gradient is what moves the generator, so its slope at the samples is held down as R1 does a discriminator's
-    (Mescheder et al., arXiv 1801.04406): by r1 v mean |d logit / d x|^2, v being the variance `scale` of the positives,
-    which makes it the same in any units of the samples.
-
-    Args:
-        gan: pretrained pair. negatives, positives: samples of the two classes, drawn equally often.
-        steps, batch_size: of Adam on the logistic loss. rounds: of as many steps, at most; a second and further ones
-            while it is often wrong about what it learns from, as it is at first of small things.
-        r1: weight of the gradient penalty.
-        scale: variance of the positives' elements.
-        policy: augmentation while training (see `atu.data.augment`); unset, translations when there are fewer than 100
-            negatives. With more it only blurs the boundary.
-        seed: of the batches; the same seed gives the same guide.
-        at_once: samples that pass at once, the gradients of a batch being summed over its parts; all when not given.
+    (Mescheder et al., arXiv 1801.04406): by slope_weight mean |d logit / d x|^2. Times the variance of the positives,
+    the weight means the same in any units of the samples.
     """
 
-    def __init__(
-        self,
-        gan: GAN,
-        negatives: Samples,
-        positives: Samples,
-        steps: int,
-        batch_size: int = 64,
-        r1: float = 0.0,
-        scale: float = 1.0,
-        policy: str | None = None,
-        seed: int = 0,
-        at_once: int | None = None,
-        rounds: int = ROUNDS,
-    ):
-        self.gan, self.slope_weight, self.step_count, self.at_once = gan, r1 * scale, 0, at_once
+    def __init__(self, gan: GAN, training: GuideTraining):
+        self.gan, self.training, self.step_count = gan, training, 0
         assert gan.discriminator is not None
         self.layers = sample_layers(gan)  # the guide's are called as the discriminator's
-        self.discriminator = copied(gan.discriminator).train().requires_grad_(True)
-        lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
-        self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=lr, betas=betas)
-        if policy is None:
-            policy = "translation" if len(negatives) < 100 else ""
-        self.policy, half = policy, max(batch_size // 2, 1)
-        with fork_rng(gan.device, seed):
-            for _ in range(rounds if steps else 0):
+        self.discriminator = copied(gan.discriminator).eval().requires_grad_(False)
+        self.lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
+        self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=betas)
+
+    def learn_from(self, negatives: Samples, positives: Samples) -> None:
+        """Train on samples of the two classes, drawn equally often."""
+        steps, half = self.training.steps, max(self.training.batch_size // 2, 1)
+        with fork_rng(self.gan.device, self.training.seed):
+            for _ in range(self.training.rounds if steps else 0):
                 wrong = []
                 for step in progress.track("guide", range(steps), steps):
-                    set_lr(self.optim, lr * lr_decay(step / steps, DECAY))
+                    set_lr(self.optim, self.lr * lr_decay(step / steps, DECAY))
                     pair = [samples.batch(torch.randint(len(samples), (half,))) for samples in (negatives, positives)]
                     wrong.append(self.learn(*pair))
                 if float(torch.stack(wrong[-max(steps // 4, 1) :]).mean()) <= UNSURE:
                     break
-        self.discriminator.eval().requires_grad_(False)
-        self.optim.zero_grad(
-            set_to_none=True
-        )  # it has learnt: gradients and moments would take memory all through stage 2
+        # Gradients and moments would take memory all through stage 2.
+        self.optim.zero_grad(set_to_none=True)
         self.optim.state.clear()
 
     def learn(self, negatives: Tensor, positives: Tensor) -> Tensor:
@@ -103,14 +98,14 @@ class Guide:
         order = torch.randperm(len(labels))  # shuffled, so that minibatch statistics give nothing away
         x = torch.cat([negatives.to(self.gan.device), positives.to(self.gan.device)])[order]
         self.discriminator.train().requires_grad_(True)
-        x, labels = augment(x, self.policy, self.gan.image_range), labels[order]
-        at_once = self.at_once or len(x)
+        x, labels = augment(x, self.training.policy, self.gan.image_range), labels[order]
+        at_once = self.training.at_once or len(x)
         self.optim.zero_grad(set_to_none=True)
         log_odds = []
-        for part, wanted in zip(x.split(at_once), labels.split(at_once), strict=True):
-            loss, said = self._loss(part, wanted)
+        for part, part_labels in zip(x.split(at_once), labels.split(at_once), strict=True):
+            loss, part_log_odds = self._loss(part, part_labels)
             (loss * (len(part) / len(x))).backward()
-            log_odds.append(said.detach())
+            log_odds.append(part_log_odds.detach())
         self.optim.step()
         self.step_count += 1
         self.discriminator.eval().requires_grad_(False)
@@ -118,12 +113,12 @@ class Guide:
 
     def _loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Logistic loss, with the gradient penalty in the steps that have one; and the log-odds [N] it is of."""
-        lazy = self.slope_weight > 0 and self.step_count % INTERVAL == 0
+        lazy = self.training.slope_weight > 0 and self.step_count % INTERVAL == 0
         logits = self.log_odds(x.requires_grad_(lazy), twice=len(x) if lazy else None)
         loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
         if lazy:
             (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-            loss = loss + INTERVAL * self.slope_weight * slope.square().flatten(1).sum(1).mean()
+            loss = loss + INTERVAL * self.training.slope_weight * slope.square().flatten(1).sum(1).mean()
         return loss, logits
 
     def log_odds(self, x: Tensor, c: Tensor | None = None, twice: int | None = None) -> Tensor:

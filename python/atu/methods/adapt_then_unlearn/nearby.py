@@ -19,15 +19,15 @@ from ...support import progress
 from .guide import Guide, Seen
 
 MARGIN = 3.0  # log-odds of being negative, were half of the samples so, are to come below minus this
-MOST = 4000  # latents that are kept
-WAIT = 64  # found ones that are moved together
+MAX_LATENTS = 4000  # that are kept
+WAIT = 64  # new latents that are moved together
 MOVES, LENGTH = 28, 0.03  # at most; of one, in deviations of a latent's element
 BETAS = (0.8, 0.9)
 STAY = 2.0  # log-odds that a distance of 1 to the latent's own sample counts
 
 
-def rows(c: Tensor | None, index: Tensor) -> Tensor | None:
-    """Labels of these indices, if there are labels."""
+def rows(c: Tensor | None, index: Tensor | slice) -> Tensor | None:
+    """Labels at these indices, if there are labels."""
     return None if c is None else c[index]
 
 
@@ -37,12 +37,14 @@ class NegativeLatents(ABC):
 
     Args:
         original: the pretrained generator's samples of latents and labels, differentiable in the latents.
-        guide: whose log-odds are to fall. distance: of samples to others, [N]. known: (latents, labels) of negatives.
-        at_once: samples that pass at once; what suits small ones when not given. steps: of Adam, by which a kind learns
-            what its moves need. saved: a bank (`state_dict`) to go on from, in place of moving those that are known.
+        guide: whose log-odds are to fall. distance: between samples, [N].
+        at_once: samples that pass at once; what suits small ones when not given.
     """
 
     small_at_once = 64
+    z: Tensor  # latents of negatives [M, ...]
+    c: Tensor | None  # their labels
+    good: Tensor  # the latents of good samples near them
 
     def __init__(
         self,
@@ -50,22 +52,19 @@ class NegativeLatents(ABC):
         original: Callable[[Tensor, Tensor | None], Tensor],
         guide: Guide,
         distance: Callable[[Seen, Seen], Tensor],
-        known: tuple[Tensor, Tensor | None],
         at_once: int | None = None,
-        steps: int = 200,
-        saved: dict[str, Any] | None = None,
     ):
         self.gan, self.original, self.guide, self.distance = gan, original, guide, distance
         self.at_once = at_once or self.small_at_once
         self.scale = gan.inputs(512)[0].std(0).clamp(min=1e-6)
         self.keeps_norm = gan.latent_sampler is None  # normal latents of one length are all alike
-        z, c = known
-        self.z, self.c = z[:MOST], None if c is None else c[:MOST]
-        self.found: list[Tensor] = []
-        self.found_c: list[Tensor] = []
-        if saved is not None:
-            self.load_state_dict(saved)
-            return
+        self.waiting: list[Tensor] = []
+        self.waiting_c: list[Tensor] = []
+
+    def fill(self, z: Tensor, c: Tensor | None, steps: int = 200) -> None:
+        """Begin with latents z of negatives and their labels c; steps: of Adam, by which a kind learns what its moves
+        need."""
+        self.z, self.c = z[:MAX_LATENTS], None if c is None else c[:MAX_LATENTS]
         self._begin(steps)
         parts = torch.arange(len(self.z)).split(self.at_once)
         self.good = self._moved_all(self.z, self.c, progress.track("nearby good samples", parts, len(self.z)))
@@ -79,18 +78,18 @@ class NegativeLatents(ABC):
         return self.z[index], rows(self.c, index), self.good[index]
 
     def add(self, z: Tensor, c: Tensor | None) -> None:
-        """Add latents whose sample was found negative, once there are enough to move them together; the oldest go."""
-        self.found.extend(z)
-        self.found_c.extend([] if c is None else c)
-        if len(self.found) < WAIT:
+        """Add latents of negatives, once there are enough to move them together; the oldest go."""
+        self.waiting.extend(z)
+        self.waiting_c.extend([] if c is None else c)
+        if len(self.waiting) < WAIT:
             return
-        new = torch.stack(self.found)
-        new_c = torch.stack(self.found_c) if self.found_c else None
+        new = torch.stack(self.waiting)
+        new_c = torch.stack(self.waiting_c) if self.waiting_c else None
         moved = self._moved_all(new, new_c, torch.arange(len(new)).split(self.at_once))
-        self.z, self.good = torch.cat([self.z, new])[-MOST:], torch.cat([self.good, moved])[-MOST:]
+        self.z, self.good = torch.cat([self.z, new])[-MAX_LATENTS:], torch.cat([self.good, moved])[-MAX_LATENTS:]
         if self.c is not None and new_c is not None:
-            self.c = torch.cat([self.c, new_c])[-MOST:]
-        self.found, self.found_c = [], []
+            self.c = torch.cat([self.c, new_c])[-MAX_LATENTS:]
+        self.waiting, self.waiting_c = [], []
 
     def _begin(self, steps: int) -> None:
         """Learn what the moves need, from the known latents."""
@@ -117,16 +116,16 @@ class NegativeLatents(ABC):
         state = {"z": self.z, "good": self.good}
         if self.c is not None:
             state["c"] = self.c
-        if self.found:
-            state["found"] = torch.stack(self.found)
-        if self.found_c:
-            state["found_c"] = torch.stack(self.found_c)
+        if self.waiting:
+            state["waiting"] = torch.stack(self.waiting)
+        if self.waiting_c:
+            state["waiting_c"] = torch.stack(self.waiting_c)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        state = {name: tensor.to(self.z.device) for name, tensor in state.items()}
+        state = {name: tensor.to(self.gan.device) for name, tensor in state.items()}
         self.z, self.good, self.c = state["z"], state["good"], state.get("c")
-        self.found, self.found_c = list(state.get("found", ())), list(state.get("found_c", ()))
+        self.waiting, self.waiting_c = list(state.get("waiting", ())), list(state.get("waiting_c", ()))
 
 
 class MovedLatents(NegativeLatents):

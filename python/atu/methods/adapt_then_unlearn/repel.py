@@ -1,168 +1,76 @@
 """Stage 2, unlearning: retrain the original GAN on positives, pushed away from the adapted weights.
 
-Source: Tiwary et al., "Adapt then Unlearn" (arXiv 2309.14054), section 3.3. Beyond the paper: the distance relative to
-the start's, a repulsion weight set from the gradients, the guide, holding what is good, and stopping and keeping the
-best generator by a stated score.
+Source: Tiwary et al., "Adapt then Unlearn" (arXiv 2309.14054), section 3.3. objective.py says what is minimised.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from atu_ext.ops import ParamPenalty
-
 from ... import config
-from ...feedback.feedback import Feedback
 from ...gan import GAN
 from ...support import progress
 from ...support.seeding import Stream, fork_rng, stream_seed
-from ...training.run_folder import RunFolder
-from ...training.schedules import lr_decay, schedule
-from ...training.score import CheckpointKeeper, Score
-from ...training.stage import StageHooks, run_stage
-from ...training.trainer import AdversarialTrainer
-from .steering import Steering, goes_by_a_guide, hold_statistics, hold_weight
+from ...training.score import CheckpointKeeper, Score, ScoredStage
+from ...training.stage import run_stage
+from ...training.step import AdversarialStep
+from ..registry import Stage, Task
+from .adapt import check_shared
+from .defaults import goes_by_guide, hold_weight, learning_rate, most_steps, nearby_weight
+from .objective import UnlearnObjective, Weights
+from .preparation import Prepared, prepare
+from .repulsion import Repulsion
+
+REPEL_TITLE = "Stage 2"
 
 
-def repulsion(distance: float, cfg: config.Repel) -> tuple[float, float]:
-    """L_repulsion and its derivative with respect to the (reduced) distance d.
+def repel_gan(task: Task, adapted: list[dict[str, Tensor]]) -> tuple[GAN, dict[str, Any]]:
+    """Stage 2 on a copy of the GAN; returns the unlearned GAN and what was decided.
 
-    EL2 exp(-alpha d), NL2 -d, IL2 1 / (d + epsilon). NL2 has no lower bound: from `ceiling` on it is flat.
+    Where good samples are held, the unlearned GAN's discriminator is the original's.
+
+    adapted: state dicts of generators from stage 1.
     """
-    if cfg.loss == "el2":
-        value = math.exp(-cfg.alpha * distance)
-        return value, -cfg.alpha * value
-    if cfg.loss == "nl2":
-        return -min(distance, cfg.ceiling), (-1.0 if distance < cfg.ceiling else 0.0)
-    if cfg.loss == "il2":
-        value = 1 / (distance + cfg.epsilon)
-        return value, -value * value
-    return 0.0, 0.0
+    gan, cfg, run, feedback = task.gan, task.config.repel, task.run, task.feedback
+    steps, twin = most_steps(gan, cfg), gan.copy()
+    names = [name for name, _ in gan.generator.named_parameters()]
+    anchors = [[state[name].to(gan.device) for name in names] for state in adapted]
+    _start(twin, anchors, cfg.warm_start)
+    params: list[Tensor] = list(twin.generator.parameters())
+    repulsion = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
+    with fork_rng(gan.device, stream_seed(task.seed, Stream.REPEL)):
+        prepared = _prepared(task, steps) if goes_by_guide(gan, cfg) else None
+        if prepared is not None:
+            feedback = prepared.feedback
+        weights = Weights(cfg.guide_weight, nearby_weight(gan, cfg), hold_weight(gan, cfg), cfg.negatives_weight)
+        objective = UnlearnObjective(weights, repulsion, feedback, prepared)
+        settings = dataclasses.replace(cfg.adversarial, lr=learning_rate(gan, cfg))
+        step = AdversarialStep(twin, feedback.positives, objective, settings)
+        score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, task.seed)
+        keeper = CheckpointKeeper("repel", step, score, run, cfg.keep)
+        hooks = ScoredStage(keeper, steps, cfg.check_every, cfg.decay, cfg.patience)
+        run_stage(run, "repel", step, steps, hooks)
+    keeper.restore()
+    if objective.bank is not None:
+        # Its own has met the samples of negative latents alone: training on against it brings the negatives back.
+        assert gan.discriminator is not None and twin.discriminator is not None
+        twin.discriminator.load_state_dict(gan.discriminator.state_dict())
+    decisions = {**keeper.decisions(), "stopped": hooks.stopped or "all steps done", **feedback.notes}
+    progress.log.info("repel: kept step %s (%s)", decisions["kept_step"], decisions["stopped"])
+    return twin, decisions
 
 
-class Repulsion:
-    """Adds the repulsion's gradient to the generator's, with a fixed weight or one set from the gradients."""
-
-    def __init__(
-        self, params: list[Tensor], adapted: list[list[Tensor]], start: list[Tensor], cfg: config.Repel, steps: int
-    ):
-        self.params, self.cfg, self.steps = params, cfg, steps
-        reduction = "sum" if cfg.loss == "none" else cfg.reduction
-        self.penalty = ParamPenalty(params, anchor=start, repel_from=adapted, reduction=reduction)
-        self.step = 0
-        self.adversarial_norm = 0.0
-        _, distance = self.penalty.value()
-        self.start_norm = abs(repulsion(distance, cfg)[1]) * self.penalty.distance_grad_norm()
-        if cfg.loss != "none" and cfg.gamma is None and cfg.strength > 0 and self.start_norm == 0:
-            flat = "raise repel.ceiling" if cfg.loss == "nl2" else "lower repel.alpha"
-            raise ValueError(
-                f"config: repel.loss: {cfg.loss} is flat at the distance {distance:.3g} from the adapted weights, "
-                f"where stage 2 begins, and repels nothing; {flat}, or set repel.reduction to relative"
-            )
-
-    def add_grad(self) -> dict[str, float]:
-        """Add gamma d L / d theta to the gradients; returns distance, repulsion and gamma."""
-        _, distance = self.penalty.value()
-        value, slope = repulsion(distance, self.cfg)
-        gamma = self._balanced_gamma() if self.cfg.gamma is None else self.cfg.gamma
-        gamma *= schedule(self.cfg.schedule, self.step, self.steps)
-        if gamma and slope:
-            self.penalty.add_grad_(0.0, gamma * slope)
-        self.step += 1
-        return {"distance": distance, "repulsion": gamma * value, "gamma": gamma}
-
-    def _balanced_gamma(self) -> float:
-        """gamma at which the repulsion's gradient at the start has `strength` times the (smoothed) norm of all other
-        losses' gradient. Later it fades or grows with the distance as the loss says."""
-        grads = [p.grad for p in self.params if p.grad is not None]
-        norm = float(torch.nn.utils.get_total_norm(grads))
-        if math.isfinite(norm):  # scaled float16 gradients overflow now and then, and the step is left out
-            decay = 0.9 if self.adversarial_norm else 0.0
-            self.adversarial_norm = decay * self.adversarial_norm + (1 - decay) * norm
-        return self.cfg.strength * self.adversarial_norm / self.start_norm if self.start_norm > 0 else 0.0
-
-    def state_dict(self) -> dict[str, float]:
-        return {"step": self.step, "adversarial_norm": self.adversarial_norm}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.adversarial_norm = state["step"], state["adversarial_norm"]
-
-
-class RepelHooks(StageHooks):
-    """Decays the learning rates, has the generator scored, and stops when it gets no better."""
-
-    def __init__(
-        self, keeper: CheckpointKeeper, repulsion: Repulsion, steering: Steering | None, cfg: config.Repel, steps: int
-    ):
-        self.keeper, self.repulsion, self.steering, self.cfg, self.steps = keeper, repulsion, steering, cfg, steps
-        self.trainer = keeper.trainer
-        self.stopped = ""
-
-    def after_step(self, step: int, metrics: dict[str, float]) -> bool:
-        self._set_lr(step)
-        if step % self.cfg.check_every and step != self.steps:
-            return False
-        self.keeper.check(step, metrics)
-        if self.keeper.waited >= self.cfg.patience and step >= self._first_stop():
-            self.stopped = f"no better score in {self.keeper.waited} checks"
-        return bool(self.stopped)
-
-    def _first_stop(self) -> float:
-        """Not before `patience` checks at decaying rates: those alone make the generator better."""
-        decays = self.steps * (1 - self.cfg.decay) if self.cfg.decay else 0
-        return decays + self.cfg.patience * self.cfg.check_every
-
-    def _set_lr(self, step: int) -> None:
-        """Decay of the learning rates to 0 over the last share `decay` of the steps."""
-        self.trainer.set_lr_factor(lr_decay(step / max(self.steps, 1), self.cfg.decay))
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "keeper": self.keeper.state_dict(),
-            "repulsion": self.repulsion.state_dict(),
-            "steering": {} if self.steering is None else self.steering.state_dict(),
-            "stopped": self.stopped,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.keeper.load_state_dict(state["keeper"])
-        self.repulsion.load_state_dict(state["repulsion"])
-        if self.steering is not None:
-            self.steering.load_state_dict(state["steering"])
-        self.stopped = state["stopped"]
-        self._set_lr(self.trainer.step_count)
-
-
-def _bears_twice_the_rate(gan: GAN, cfg: config.Repel) -> bool:
-    """Whether half of the steps at twice the learning rate do as well (docs/trials.md, "Half of the steps"): of
-    StyleGANs whose good samples are held. Those of big samples were not measured."""
-    return gan.is_stylegan and hold_weight(gan, cfg) > 0 and not gan.is_big
-
-
-def most_steps(gan: GAN, cfg: config.Repel) -> int:
-    """Steps of stage 2, at most. When unset: other kinds than StyleGANs learn at a lower rate, so it takes more."""
-    if cfg.steps is not None:
-        return cfg.steps
-    if not gan.is_stylegan:
-        return 2500
-    return 400 if _bears_twice_the_rate(gan, cfg) else 800
-
-
-def learning_rate(gan: GAN, cfg: config.Repel) -> float | None:
-    """Adam's in stage 2; None: the trainer's own."""
-    if cfg.adversarial.lr is None and _bears_twice_the_rate(gan, cfg):
-        return 0.004
-    return cfg.adversarial.lr
-
-
-def planned_steps(gan: GAN, cfg: config.Config) -> tuple[int, int]:
-    """Steps of stage 1 and, at most, of stage 2 of a run."""
-    return cfg.adapt.models * cfg.adapt.steps, most_steps(gan, cfg.repel)
+def _prepared(task: Task, steps: int) -> Prepared:
+    """What stage 2's terms need, learnt once in a run folder."""
+    saved = task.run.load("repel-prepared")
+    prepared = prepare(task, steps, saved)
+    if saved is None:
+        task.run.save("repel-prepared", prepared.state_dict())
+    return prepared
 
 
 def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
@@ -177,53 +85,46 @@ def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
                 gan.generator_ema.load_state_dict(gan.generator.state_dict())
 
 
-def repel_gan(
-    gan: GAN, feedback: Feedback, adapted: list[dict[str, Tensor]], cfg: config.Repel, run: RunFolder, seed: int
-) -> tuple[GAN, dict[str, Any]]:
-    """Stage 2 on a copy of `gan`; returns the unlearned GAN and what was decided.
+def repel_stage(gan: GAN, cfg: config.Config, loss: str | None = None) -> Stage:
+    """Stage 2 of a plan. loss: the repulsion that the method is named after."""
+    repel = cfg.repel
+    guided, held = goes_by_guide(gan, repel), hold_weight(gan, repel) > 0
+    learnt_first = 1 if gan.is_stylegan or not held else 2  # the guide, and the ways to good samples
+    settings = repel.adversarial
+    return Stage.of(
+        "repel",
+        REPEL_TITLE,
+        most_steps(gan, repel),
+        settings,
+        before=learnt_first * repel.guide_steps if guided else 0,
+        second_order=bool(settings.r1_gamma or settings.r2_gamma or (guided and repel.guide_r1 > 0)),
+        batch_statistics=not held,
+        check=lambda: _check(gan, cfg, loss),
+    )
 
-    Where good samples are held, the unlearned GAN's discriminator is the original's.
 
-    adapted: state dicts of generators from stage 1.
-    """
-    steps = most_steps(gan, cfg)
-    twin = gan.copy()
-    names = [name for name, _ in gan.generator.named_parameters()]
-    anchors = [[state[name].to(gan.device) for name in names] for state in adapted]
-    _start(twin, anchors, cfg.warm_start)
-    params: list[Tensor] = list(twin.generator.parameters())
-    push = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
-    with fork_rng(gan.device, stream_seed(seed, Stream.REPEL)):
-        steering, bank = None, None
-        if cfg.guide_steps and goes_by_a_guide(gan, cfg):
-            prepared = run.load("repel-prepared")
-            steering = Steering(gan, twin, feedback, cfg, steps, seed, prepared)
-            if prepared is None:
-                run.save("repel-prepared", steering.prepared())
-            feedback, bank = steering.feedback, steering.bank
-        trainer = AdversarialTrainer(
-            twin,
-            feedback.positives,
-            dataclasses.replace(cfg.adversarial, lr=learning_rate(gan, cfg)),
-            extra_fakes=feedback.negatives,
-            add_penalty_grad=push.add_grad,
-            fake_penalty=steering,
-            other_loss=None if steering is None or bank is None else steering.hold,
-            latents=None if bank is None else bank.draw,
-            original=None if bank is None else bank.original,
+def _check(gan: GAN, cfg: config.Config, loss: str | None) -> None:
+    """Raise ValueError where a setting would have no effect, or several processes cannot share a batch."""
+    repel = cfg.repel
+    held, batch = hold_weight(gan, repel) > 0, repel.adversarial.batch_size
+    if repel.guide_steps == 0 and goes_by_guide(gan, repel):
+        raise ValueError(
+            "config: repel.guide_steps: expected some, as what steers and what is held go by the guide, got 0; without "
+            "it repel.guide_weight and repel.hold_weight are 0 too"
         )
-        if bank is not None:
-            hold_statistics(twin.generator, twin.discriminator)
-        trainer.extra_weight = cfg.negatives_weight
-        score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, seed)
-        keeper = CheckpointKeeper("repel", trainer, score, run, cfg.keep)
-        hooks = RepelHooks(keeper, push, steering, cfg, steps)
-        run_stage(run, "repel", trainer, steps, hooks)
-    keeper.restore()
-    if bank is not None:
-        # Its own has met the samples of negative latents alone: whoever trains on against that gets the negatives back.
-        assert gan.discriminator is not None and twin.discriminator is not None
-        twin.discriminator.load_state_dict(gan.discriminator.state_dict())
-    decisions = {**keeper.decisions(), "stopped": hooks.stopped or "all steps done", **feedback.notes}
-    progress.log.info("repel: kept step %s (%s)", decisions["kept_step"], decisions["stopped"])
-    return twin, decisions
+    if not held and repel.nearby_weight not in ("auto", 0.0):
+        raise ValueError(
+            f"config: repel.nearby_weight: has no effect without repel.hold_weight, got {repel.nearby_weight:g}: it is "
+            "of the negatives' latents, which are told apart where good samples are held"
+        )
+    if held and repel.adversarial.style_mixing > 0:
+        raise ValueError(
+            "config: repel.adversarial.style_mixing: expected 0 where good samples are held (repel.hold_weight), as "
+            f"what is wanted in a sample's place is of its one latent, got {repel.adversarial.style_mixing:g}"
+        )
+    check_shared(gan, "repel", batch)
+    if held:
+        note = f", half of {batch}: where good samples are held, a batch comes in two halves"
+        check_shared(gan, "repel", max(batch // 2, 1), note)
+    if loss is not None and repel.loss != loss:
+        raise ValueError(f"config: expected repel.loss {loss!r} for the method {cfg.method!r}, got {repel.loss!r}")

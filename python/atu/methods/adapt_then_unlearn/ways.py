@@ -2,7 +2,7 @@
 
 Latents beside each other go the same way, and what the generator is to make of them is alike, which it can learn from
 a few thousand. Of latents that were each moved down a slope of their own it makes a blurred mean of several good
-samples (docs/trials.md).
+samples (docs/design-decisions.md).
 """
 
 from __future__ import annotations

@@ -17,8 +17,7 @@ from atu.config import STRICT, Fraction
 from atu.formats.registry import Format
 from atu.formats.tensors import CheckpointError
 from atu.gan import GAN
-from atu.methods.finetune import Outcome
-from atu.methods.registry import Method
+from atu.methods.registry import Method, Outcome, Plan, Stage
 from atu.support.files import write_atomic
 
 # --- a method: the generator's smallest weights become 0
@@ -31,21 +30,24 @@ class Prune:
     share: Annotated[Fraction, Field(description="Of the weights of each tensor that become 0.")] = 0.5
 
 
-def _check(gan, cfg):
-    if cfg.own.share == 1:
-        raise ValueError("methods.prune.share: expected less than 1, which leaves nothing")
+def _plan(gan, cfg):
+    def check():
+        if cfg.own.share == 1:
+            raise ValueError("methods.prune.share: expected less than 1, which leaves nothing")
+
+    return Plan([Stage("prune", "Pruning", check=check)])
 
 
-def _prune(gan, feedback, cfg, run, seed):
-    twin = gan.copy()
+def _prune(task):
+    twin, share = task.gan.copy(), task.config.own.share
     with torch.no_grad():
         for p in twin.sampling_generator.parameters():
-            n = int(cfg.own.share * p.numel())
+            n = int(share * p.numel())
             p.view(-1)[p.abs().flatten().argsort()[:n]] = 0
-    return Outcome(twin, {"pruned": cfg.own.share, **feedback.notes})
+    return Outcome(twin, {"pruned": share, **task.feedback.notes})
 
 
-PRUNE = Method(_prune, Prune, check=_check)
+PRUNE = Method(_prune, Prune, plan=_plan)
 
 
 # --- a metric, an oracle

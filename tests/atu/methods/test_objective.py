@@ -1,4 +1,4 @@
-"""The guide and what else steers stage 2, against the written formulas."""
+"""Stage 2's terms, and the guide that they go by, against the written formulas."""
 
 import copy
 
@@ -8,16 +8,36 @@ import torch
 from atu import config
 from atu.data.samples import TensorSamples
 from atu.feedback.feedback import Feedback
+from atu.methods.adapt_then_unlearn.defaults import hold_weight, learning_rate, most_steps, nearby_weight
 from atu.methods.adapt_then_unlearn.distance import SampleDistance
-from atu.methods.adapt_then_unlearn.guide import ROUNDS, UNSURE, Guide
+from atu.methods.adapt_then_unlearn.guide import ROUNDS, UNSURE, Guide, GuideTraining
 from atu.methods.adapt_then_unlearn.nearby import MovedLatents
-from atu.methods.adapt_then_unlearn.repel import learning_rate, most_steps
-from atu.methods.adapt_then_unlearn.steering import Steering, hold_weight, nearby_weight
+from atu.methods.adapt_then_unlearn.objective import UnlearnObjective, Weights
+from atu.methods.adapt_then_unlearn.preparation import prepare
+from atu.methods.adapt_then_unlearn.repulsion import Repulsion
 from atu.methods.adapt_then_unlearn.ways import WayLatents
+from atu.methods.registry import Task
+from atu.training.step import AdversarialStep
 from examples.pretrain import mnist_stylegan2
 
 
-def test_steering_is_the_formula(image_gan):
+def prepared_for(gan, feedback, repel, steps=800, saved=None):
+    """What is learnt before stage 2 with these settings."""
+    return prepare(Task(gan, feedback, config.Config(repel=repel), None, 0), steps, saved)
+
+
+def stage_2(gan, twin, prepared, repel):
+    """(objective, step) of stage 2, without the repulsion."""
+    weights = Weights(repel.guide_weight, nearby_weight(gan, repel), hold_weight(gan, repel), repel.negatives_weight)
+    objective = UnlearnObjective(weights, None, prepared.feedback, prepared)
+    return objective, AdversarialStep(twin, prepared.feedback.positives, objective, repel.adversarial)
+
+
+def size(latents):
+    return len(latents) + len(latents.waiting)
+
+
+def test_the_terms_are_the_formulas(image_gan):
     """Its three terms against the probabilities of the guide's own discriminator, and distances in the variance."""
     positives, negatives = torch.rand(80, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
     twin = image_gan.copy()
@@ -41,16 +61,18 @@ def test_steering_is_the_formula(image_gan):
         guide_r1=0.0,
         adversarial=half,
     )
-    steering = Steering(image_gan, twin, feedback, cfg, 800, seed=0)
-    fake = torch.cat([positives[:4], negatives[:4]]).requires_grad_(True)
-    wanted = fake.detach() + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
+    prepared = prepared_for(image_gan, feedback, cfg)
+    objective, step = stage_2(image_gan, twin, prepared, cfg)
+    fake = torch.cat([positives[:4], negatives[:4]])
+    wanted = fake + torch.arange(8.0).reshape(8, 1, 1, 1) / 10
     torch.manual_seed(5)
-    other, parts = steering.hold()
-    loss, more = steering(fake, None, wanted)
+    parts = objective.fresh_half(step)
+    seen, target = prepared.guide.look(fake), prepared.guide.look(wanted)
+    parts |= {"guide": objective.guide(seen), "nearby": objective.nearby(seen, target)}
     torch.manual_seed(5)
     latents = torch.randn(8, 4)
     variance = positives.double().var(0).mean()
-    judge = steering.guide.discriminator
+    judge = prepared.guide.discriminator
 
     def good(x):
         return torch.sigmoid(-judge(x)).flatten().double()
@@ -63,53 +85,93 @@ def test_steering_is_the_formula(image_gan):
     guide, guide_held = -good(fake).log().mean(), -(unwanted * good(after).log()).mean()
     nearby = (good(wanted) * ((torch.arange(8.0).double() / 10) ** 2 / variance + 1e-3).sqrt()).mean()
     held = (kept * good(before) * (after - before).double().square().mean((1, 2, 3)) / variance).mean()
-    torch.testing.assert_close(loss.double(), 0.7 * guide + 0.2 * nearby, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(other.double(), 0.7 * guide_held + 0.3 * held, rtol=1e-4, atol=1e-6)
     expected = {"nearby": 0.2 * nearby, "guide": 0.7 * guide, "held": 0.3 * held, "guide of held": 0.7 * guide_held}
-    assert parts | more == pytest.approx({k: float(v.detach()) for k, v in expected.items()}, rel=1e-4)
+    assert parts.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(parts[name].double(), value, rtol=1e-4, atol=1e-6)
     assert (
         float(good(fake[:4]).detach().min()) > 0.8 and float(good(fake[4:]).detach().max()) < 0.2
     )  # the guide has learnt
 
 
-def test_what_is_held_finds_negatives(image_gan):
-    """Fresh latents of which the original makes negatives join the bank; and the state resumes."""
+def test_fresh_latents_of_negatives_join_the_bank(image_gan):
+    """Fresh latents of which the original makes negatives; and the state resumes."""
     images = TensorSamples(torch.rand(9, 1, 8, 8))
     above = float(image_gan.sample(40, 5).flatten(1).mean(1).median())
     known = image_gan.inputs(3, 1)
     feedback = Feedback(images, images, lambda x: x.flatten(1).mean(1) > above, True, 0.5, {}, known)
+    settings = config.Repel(guide_steps=1)
 
     def new():
-        return Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=1), 800, seed=0)
+        prepared = prepared_for(image_gan, feedback, settings)
+        return prepared.bank.latents, *stage_2(image_gan, image_gan.copy(), prepared, settings)
 
-    steering = new()
+    bank, objective, step = new()
     torch.manual_seed(1)
-
-    def found():
-        return len(steering.bank) + len(steering.bank.found)
-
     for _ in range(18):
-        before = found()
-        steering.hold()
-        assert found() > before
-    assert len(steering.bank) > 3
-    flags = feedback.is_negative(image_gan.generator(steering.bank.z[3:]))
+        before = size(bank)
+        objective.fresh_half(step)
+        assert size(bank) > before
+    assert len(bank) > 3
+    flags = feedback.is_negative(image_gan.generator(bank.z[3:]))
     assert flags.all()
-    steering.hold()
-    again = new()
-    again.load_state_dict(copy.deepcopy(steering.state_dict()))
-    for one in (steering, again):
+    objective.fresh_half(step)
+    other, objective_2, step_2 = new()
+    other.load_state_dict(copy.deepcopy(bank.state_dict()))
+    for one, at in ((objective, step), (objective_2, step_2)):
         torch.manual_seed(2)
         for _ in range(18):
-            one.hold()
-    assert torch.equal(steering.bank.z, again.bank.z)
-    assert torch.equal(steering.bank.good, again.bank.good)
+            one.fresh_half(at)
+    assert torch.equal(bank.z, other.z)
+    assert torch.equal(bank.good, other.good)
+
+
+def test_the_banks_half_meets_the_discriminator_with_the_originals_noise():
+    """Half as many latents as real samples, of the bank alone; at first the original makes the same samples."""
+    gan = mnist_stylegan2()
+    with torch.no_grad():
+        gan.generator.synthesis.b8.conv1.noise_strength.fill_(1.0)
+    images = TensorSamples(torch.rand(9, *gan.sample_shape))
+    feedback = Feedback(images, images, lambda x: x.flatten(1).mean(1) > 9, True, 0.5, {}, gan.inputs(2, 1))
+    settings = config.Repel(guide_steps=1, adversarial=config.Adversarial(batch_size=7))
+    prepared = prepared_for(gan, feedback, settings, 1)
+    bank = prepared.bank.latents
+    bank.good = bank.z.clone()
+    objective, step = stage_2(gan, gan.copy(), prepared, settings)
+    assert step.fakes == 3
+    z, c = step.latents(step.fakes, step.group)
+    assert all(any(torch.equal(row, one) for one in bank.z) for row in z)
+    target, fake = objective._original(step, z, c), step.fake(z, c)
+    assert torch.equal(target.samples, fake.samples) and not torch.equal(fake.samples, step.fake(z, c).samples)
+    terms = objective.bank_half(step)
+    assert list(terms) == ["loss_g", "nearby", "guide"]
+    assert float(terms["nearby"].detach()) == pytest.approx(float(objective.nearby(target, target)), rel=0.2)
+
+
+def test_negatives_are_shown_as_fakes(vector_gan):
+    """The discriminator's logit of a constant negative falls, and more so with a higher weight."""
+    x, real = TensorSamples(torch.full((8, 2), 4.0)), TensorSamples(torch.randn(3, 2))
+    feedback, logits = Feedback(x, real, lambda x: x[:, 0] > 3, True, 0.5, {}), []
+
+    for weight in (0.0, 5.0):
+        gan = vector_gan.copy()
+        params = list(gan.generator.parameters())
+        start = [p.detach().clone() for p in params]
+        push = Repulsion(params, [[p + 1 for p in start]], start, config.Repel(loss="none"), 10)
+        torch.manual_seed(0)
+        objective = UnlearnObjective(Weights(negatives=weight), push, feedback)
+        step = AdversarialStep(gan, real, objective, config.Adversarial(batch_size=8, lr=0.01))
+        for _ in range(10):
+            assert ("logit_negative" in step.step()) == (weight > 0)
+        logits.append(gan.logits(x.tensor).mean().item())
+    assert logits[1] < logits[0] - 0.2
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 300])
 def test_the_features_units_are_variances_however_many_pass_at_once(image_gan, at_once):
     x, images = torch.rand(9, 1, 8, 8), TensorSamples(torch.rand(9, 1, 8, 8))
-    guide = Guide(image_gan, images, images, steps=1)
+    guide = Guide(image_gan, GuideTraining(steps=1))
+    guide.learn_from(images, images)
     expected = [f.double().var(0).mean() for f in guide.look(x).features]
     image_gan.batch = at_once
     found = SampleDistance(guide, x, 0.5).units
@@ -123,18 +185,16 @@ def test_each_kind_of_gan_has_its_bank(image_gan):
     for gan, kind in ((image_gan, WayLatents), (mnist_stylegan2(), MovedLatents)):
         images = TensorSamples(torch.rand(9, *gan.sample_shape))
         feedback = Feedback(images, images, lambda x: x.flatten(1).mean(1) > 9, False, 0.5, {}, gan.inputs(2, 1))
-        steering = Steering(gan, gan, feedback, config.Repel(guide_steps=1), 1, seed=0)
-        z, c, near = steering.bank.draw(3)
-        assert isinstance(steering.bank, kind) and near.shape == z.shape and c is None
+        bank = prepared_for(gan, feedback, config.Repel(guide_steps=1), 1).bank.latents
+        z, c, near = bank.draw(3)
+        assert isinstance(bank, kind) and near.shape == z.shape and c is None
 
 
 @pytest.mark.parametrize("at_once", [None, 3])
 def test_guide_slope_is_penalised(image_gan, at_once):
     """One step with the gradient penalty is Adam on the written sum, in parts or not; the next three are without it."""
     negatives, positives = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8) - 1
-    guide = Guide(
-        image_gan, TensorSamples(negatives), TensorSamples(positives), 0, r1=0.3, scale=2.0, policy="", at_once=at_once
-    )
+    guide = Guide(image_gan, GuideTraining(steps=0, slope_weight=0.6, at_once=at_once))
     other = copy.deepcopy(guide.discriminator).requires_grad_(True)
     optim = torch.optim.Adam(other.parameters(), lr=0.001, betas=(0.5, 0.99))
     x = torch.cat([negatives, positives])
@@ -181,12 +241,10 @@ def test_guide_learns_from_batches_of_one(image_gan, steps, rounds):
     the steps of stage 2."""
     images = TensorSamples(torch.rand(5, 1, 8, 8))
     settings = config.Repel(guide_steps=1, adversarial=config.Adversarial(batch_size=1))
-    steering = Steering(
-        image_gan, image_gan, Feedback(images, images, is_bright, True, 0.2, {}), settings, steps, seed=0
-    )
-    steering(torch.rand(1, 1, 8, 8), None, None)
-    assert steering.guide.step_count == rounds  # the same samples are negatives and positives
-    assert all(torch.isfinite(p).all() for p in steering.guide.discriminator.parameters())
+    guide = prepared_for(image_gan, Feedback(images, images, is_bright, True, 0.2, {}), settings, steps).guide
+    guide.look(torch.rand(1, 1, 8, 8))
+    assert guide.step_count == rounds  # the same samples are negatives and positives
+    assert all(torch.isfinite(p).all() for p in guide.discriminator.parameters())
 
 
 def test_guide_learns_on_while_it_errs(image_gan):
@@ -195,7 +253,8 @@ def test_guide_learns_on_while_it_errs(image_gan):
     images = torch.rand(64, 1, 8, 8, generator=rng) - 0.5
 
     def steps(negatives, steps=120):
-        guide = Guide(image_gan, TensorSamples(negatives), TensorSamples(images), steps, 16, policy="")
+        guide = Guide(image_gan, GuideTraining(steps, batch_size=16))
+        guide.learn_from(TensorSamples(negatives), TensorSamples(images))
         return guide, guide.step_count // steps
 
     assert steps(images + 1)[1] == 1
@@ -217,12 +276,14 @@ def test_guide_rests_in_stage_2(image_gan, is_oracle):
         TensorSamples(sides), TensorSamples(bright * 0), is_bright, is_oracle, 0.2, {}, image_gan.inputs(3, 1)
     )
 
-    steering = Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=40), 800, seed=0)
-    before = steering.guide.log_odds(bright)
+    settings = config.Repel(guide_steps=40)
+    prepared = prepared_for(image_gan, feedback, settings)
+    _, step = stage_2(image_gan, image_gan.copy(), prepared, settings)
+    before = prepared.guide.log_odds(bright)
+    step.objective.after_backward = lambda step: {}
     for _ in range(20):
-        loss, _ = steering(torch.cat([bright[:8], bright[:8] * 0]).requires_grad_(True), None, None)
-        (loss + steering.hold()[0]).backward()
-    assert torch.equal(steering.guide.log_odds(bright), before)
+        step.step()
+    assert torch.equal(prepared.guide.log_odds(bright), before)
 
 
 @pytest.mark.parametrize("is_stylegan", [False, True])
@@ -236,16 +297,16 @@ def test_what_was_prepared_is_not_learnt_again(image_gan, is_stylegan, monkeypat
     known = gan.inputs(3, 1)
     feedback = Feedback(marked, positives, lambda x: is_bright(x) & False, False, 0.2, {}, known, missed=0.2)
     settings = config.Repel(guide_steps=12)
-    first = Steering(gan, gan.copy(), feedback, settings, 12, 0)
-    prepared = copy.deepcopy(first.prepared())
+    first = prepared_for(gan, feedback, settings, 12)
+    saved = copy.deepcopy(first.state_dict())
     monkeypatch.setattr(Guide, "learn", None)
-    monkeypatch.setattr(type(first.bank), "_moved_all", None)
-    again = Steering(gan, gan.copy(), feedback, settings, 12, 0, prepared)
+    monkeypatch.setattr(type(first.bank.latents), "_moved_all", None)
+    again = prepared_for(gan, feedback, settings, 12, saved)
     left = [one.feedback.positives.tensor for one in (first, again)]
-    assert torch.equal(*left) and 80 <= len(left[0]) < 100 and first.bar == again.bar
+    assert torch.equal(*left) and 80 <= len(left[0]) < 100 and first.threshold == again.threshold
     assert torch.equal(first.guide.log_odds(images), again.guide.log_odds(images))
-    for name, value in first.bank.state_dict().items():
-        assert torch.equal(value, again.bank.state_dict()[name]), name
+    for name, value in first.bank.latents.state_dict().items():
+        assert torch.equal(value, again.bank.latents.state_dict()[name]), name
 
 
 def test_preparing_leaves_the_runs_random_state_alone(conv_gan):
@@ -261,22 +322,22 @@ def test_preparing_leaves_the_runs_random_state_alone(conv_gan):
         conv_gan.inputs(3, 1),
         missed=9,
     )
-    prepared, drawn = None, []
+    saved, drawn = None, []
     for _ in range(2):
         torch.manual_seed(4)
-        steering = Steering(conv_gan, conv_gan.copy(), feedback, config.Repel(guide_steps=3), 3, 0, prepared)
+        prepared = prepared_for(conv_gan, feedback, config.Repel(guide_steps=3), 3, saved)
         drawn.append(torch.rand(3))
-        prepared = copy.deepcopy(steering.prepared())
+        saved = copy.deepcopy(prepared.state_dict())
     assert torch.equal(*drawn)
 
 
 def test_a_run_that_was_prepared_with_other_positives_is_told(image_gan):
     images = TensorSamples(torch.rand(30, 1, 8, 8) - 1)
     feedback = Feedback(images, images, is_bright, False, 0.2, {}, image_gan.inputs(3, 1))
-    prepared = Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=1), 3, 0).prepared()
+    saved = prepared_for(image_gan, feedback, config.Repel(guide_steps=1), 3).state_dict()
     feedback.positives = TensorSamples(images.tensor[:29])
     with pytest.raises(ValueError, match="out: this run was prepared with 30 positives, and now there are 29"):
-        Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=1), 3, 0, prepared)
+        prepared_for(image_gan, feedback, config.Repel(guide_steps=1), 3, saved)
 
 
 @pytest.mark.parametrize("is_oracle", [True, False])
@@ -289,23 +350,25 @@ def test_guide_learns_anew_without_what_the_probe_passed_over(image_gan, is_orac
     marked, positives = TensorSamples(images[:30]), TensorSamples(images[30:])
     known = image_gan.inputs(3, 1)
     feedback = Feedback(marked, positives, lambda x: is_bright(x) & False, is_oracle, 0.2, {}, known, missed=0.4)
-    steering = Steering(image_gan, image_gan.copy(), feedback, config.Repel(guide_steps=150), 800, seed=0)
-    left = steering.feedback.positives.tensor
-    says = torch.sigmoid(steering.guide.log_odds(images))
+    settings = config.Repel(guide_steps=150)
+    prepared = prepared_for(image_gan, feedback, settings)
+    left = prepared.feedback.positives.tensor
+    says = torch.sigmoid(prepared.guide.log_odds(images))
     if is_oracle:
         assert left is positives.tensor
         assert 0.6 < float(says[30:60].mean()) < 0.85  # of marks and positives 1 and 3/8 are so: 8/11
     else:
         assert not is_bright(left).any() and torch.equal(left, images[60:]) and float(says[:60].min()) > 0.9
-    original = steering.bank.original
-    steering.bank.original = lambda z, c: original(z, c) * 0 + 0.7
-    found = len(steering.bank) + len(steering.bank.found)
-    steering.hold()
-    assert (len(steering.bank) + len(steering.bank.found) > found) != is_oracle
-    found, steering.bar = len(steering.bank) + len(steering.bank.found), 1e9
-    _, parts = steering.hold()  # suspected, but not of the likeliest: neither held nor in the bank
-    assert len(steering.bank) + len(steering.bank.found) == found
-    assert (parts["held"] > 0) == is_oracle
+    objective, step = stage_2(image_gan, image_gan.copy(), prepared, settings)
+    bank = prepared.bank.latents
+    original, bank.original = bank.original, lambda z, c: original(z, c) * 0 + 0.7
+    before = size(bank)
+    objective.fresh_half(step)
+    assert (size(bank) > before) != is_oracle
+    before, prepared.threshold = size(bank), 1e9
+    terms = objective.fresh_half(step)  # suspected, but not of the likeliest: neither held nor in the bank
+    assert size(bank) == before
+    assert (float(terms["held"].detach()) > 0) == is_oracle
 
 
 def is_bright(x):
