@@ -14,7 +14,7 @@ from atu.assets import asset
 from atu.bench.cli import measure, on_machine
 from atu.config import Config
 from atu.evaluation.classifier import Classifier
-from atu.experiments.marking import mark_negatives
+from atu.feedback.marking import mark_negatives
 from atu.gan import GAN
 from atu.support.seeding import Stream, stream_seed
 from atu_ext.ops import default_impl

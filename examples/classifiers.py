@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atu.cli.options import Common, common
-from atu.data import animals
 from atu.data.images import to_range
 from atu.data.mnist import mnist_split
 from atu.evaluation.classifier import Classifier, confusion
@@ -28,6 +27,8 @@ from atu.networks.classifier import ConvClassifier, StridedClassifier
 from atu.support import progress
 from atu.support.files import write_json
 from atu.support.seeding import fork_rng
+
+from . import drawings as animals
 
 # --- training
 

@@ -18,8 +18,7 @@ from atu.cli.options import CONFIG, PRECISION, SAMPLES, Common, check_replaceabl
 from atu.config import Adversarial, Config
 from atu.data.samples import TensorSamples
 from atu.evaluation.evaluate import Evaluation, evaluate
-from atu.experiments.demo import as_options
-from atu.experiments.marking import mark_negatives
+from atu.feedback.marking import mark_negatives
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.report import plots, report
@@ -155,11 +154,13 @@ def demo_mog(
         keep=2000,
     )
     seconds = {"pretrain": training, **stage_seconds(result), "evaluate": time.monotonic() - start}
-    given = as_options(dict(seed=seed, samples=samples, config=config, precision=precision, device=device))
+    given = dict(seed=seed, samples=samples, config=config, precision=precision, device=device)
+    told = {f"--{name}": str(value) for name, value in given.items() if isinstance(value, int | str | Path)}
+    words = [word for pair in told.items() for word in pair]
     context = report.Context(
         subject=f"{_NUMBERS[len(erase)]} of eight Gaussians",
         seconds=seconds,
-        command=shlex.join(["python", "-m", "examples.mog", *given, "--out", "DIR"]),
+        command=shlex.join(["python", "-m", "examples.mog", *words, "--out", "DIR"]),
         config=result.config.to_dict(),
         seed=seed,
         device=str(gan.device),

@@ -19,12 +19,10 @@ from torch import Tensor
 from atu.assets import asset
 from atu.cli.options import PRECISION, Common, common
 from atu.config import Adversarial
-from atu.data.animals import drawings, without_any
 from atu.data.images import map_range
 from atu.data.mnist import mnist
 from atu.data.samples import PixelSamples, Samples, TensorSamples
 from atu.evaluation.classifier import Classifier
-from atu.experiments.animals import LikeDrawings, oracle
 from atu.gan import GAN
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
@@ -34,6 +32,8 @@ from atu.support.files import write_json
 from atu.support.seeding import fork_rng
 from atu.training.run_folder import RunFolder, recorded
 
+from .animals import LikeDrawings, oracle
+from .drawings import drawings, without_any
 from .scratch import Lessons, Look, centre_logits, train
 from .supervision import Supervision
 

@@ -23,7 +23,6 @@ from atu.cli.options import (
     class_option,
     common,
     load_gan,
-    renamed,
     use_threads,
 )
 from atu.support.processes import beside
@@ -88,7 +87,6 @@ def take_part(wanted: Wanted, out: Path) -> None:
 @click.command("reproduce")
 @click.argument("dataset", type=click.Choice(["mnist", "animals", "afhq", "celebahq"]))
 @class_option("Class or attribute to unlearn; those of the table when not given (of mnist 1, 4 and 8)")
-@renamed("--classes", "--class, repeated: --class 1 --class 4")
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(1), help="Seeds of each cell, from 0 on.")
 @click.option(
     "--method",
@@ -98,7 +96,6 @@ def take_part(wanted: Wanted, out: Path) -> None:
     type=click.Choice(list(presets.METHODS)),
     help=f"Method: {', '.join(presets.METHODS)}; may be repeated. All when not given.",
 )
-@renamed("--methods", "--method, repeated: --method atu --method el2")
 @click.option("--data", type=FOLDER, help="Folder of AFHQ or CelebA-HQ (see the docs).")
 @click.option(
     "--ckpt",
@@ -110,7 +107,6 @@ def take_part(wanted: Wanted, out: Path) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what is to be computed, and about how long it will take.")
 @MARKS
 @click.option("--no-oracle", is_flag=True, help="Give the negatives only; what marks them answers no more.")
-@renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu audit)")
 @CONFIG
 @SAMPLES
 @click.option(

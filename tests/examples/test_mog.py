@@ -11,7 +11,7 @@ import torch
 from atu import api, assets
 from atu.config import Config
 from atu.evaluation.classifier import Classifier
-from atu.experiments import marking
+from atu.feedback import marking
 from atu.gan import GAN
 from atu.networks.mlp import MLPGenerator
 from examples import mog

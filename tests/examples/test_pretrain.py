@@ -13,7 +13,6 @@ from torch import nn
 
 from atu.assets import asset
 from atu.config import Adversarial
-from atu.data.animals import PARTS, Drawings
 from atu.data.mnist import mnist
 from atu.data.samples import PixelSamples, TensorSamples
 from atu.evaluation.classifier import Classifier
@@ -23,6 +22,7 @@ from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
 from atu.training.step import AdversarialStep
 from examples import pretrain, scratch
+from examples.drawings import PARTS, Drawings
 
 
 class FromTable(nn.Module):

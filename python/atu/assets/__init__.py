@@ -9,6 +9,7 @@ DOMAINS = ("mnist", "animals")
 CLASSIFIERS = {
     "mnist": "mnist-classifier.safetensors",
     "animals": "animals-classifier.safetensors",
+    "mnist-judge": "mnist-judge.safetensors",
     "animals-judge": "animals-judge.safetensors",
 }
 MADE_BY = {

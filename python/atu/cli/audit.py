@@ -113,10 +113,9 @@ def _who_says(
 ) -> tuple[Goal, dict[str, Rule], str]:
     """(what is searched, the judges, the name of what is searched): the oracle, or a probe fitted on the negatives, is
     searched; the judge that was given, or the bundled one in the bundled classifier's place, was not."""
-    from ..evaluation.goals import as_goal, class_goal
+    from ..evaluation.goals import as_goal
     from ..evaluation.judges import probe_of
-    from ..experiments import animals
-    from ..experiments.bundled import mnist_judge
+    from ..feedback.oracles import find
 
     if oracle is None:
         goal, searched = as_goal(probe_of(gan, negatives, seed=seed), gan, seed=seed), "probe"
@@ -127,13 +126,9 @@ def _who_says(
     domain = bundled(asked) if oracle is not None and oracle.chosen else None
     if judge is not None:
         judges[judge.spec] = judge
-    elif oracle is not None and domain == "mnist":
-        own = mnist_judge().to(gan.device)
-        judges[own.name] = class_goal(own, oracle.chosen, gan.image_range).is_negative
-    elif oracle is not None and domain == "animals":
-        names = animal_names(oracle)
-        view = animals.judge().to(gan.device).view(names)
-        judges[view.name] = animals.called(view, names, gan.image_range)
+    elif oracle is not None and domain is not None:
+        names = animal_names(oracle) if domain == "animals" else oracle.chosen
+        judges[f"{domain}-judge"] = find(f"{domain}-judge", gan, {"class": ",".join(names)})
     return goal, {**judges, searched: goal.is_negative}, searched
 
 
@@ -158,13 +153,3 @@ def _print(table: list[list[str]]) -> None:
     for row in table[1:]:
         shown.add_row(*row)
     Console(markup=False, emoji=False).print(shown)  # judges are called as their files are
-
-
-@click.command("attack", hidden=True, context_settings=dict(ignore_unknown_options=True))
-@click.argument("words", nargs=-1)
-def attack(words: tuple[str, ...]) -> None:
-    """The former name of `atu audit`.
-
-    WORDS: what it was called with.
-    """
-    raise click.UsageError("atu attack is now atu audit, which searches, relearns and probes")

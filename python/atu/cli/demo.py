@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .options import (
-    BATCH,
-    COMPAT,
     CONFIG,
-    FOLDER,
     MARKS,
     METHOD,
-    PRECISION,
-    RETRAINED,
     SAMPLES,
     Common,
     check_replaceable,
-    checkpoint_of,
     class_option,
+    command_line,
     common,
-    renamed,
     show,
 )
-from .oracles import JUDGE
 
 
 @click.group("demo")
@@ -34,46 +28,41 @@ def demo() -> None:
     """See it work: on MNIST, on drawn animals."""
 
 
-def on_bundled(function: Callable) -> Callable:
-    """The options of a demonstration on a bundled GAN; the command gets them as arguments of `experiments.demo.Demo`,
-    under `shared`."""
+def on_bundled(function: Callable[..., tuple[str, ...]]) -> Callable:
+    """Make a demonstration of a function that names what its options stand for."""
 
     @functools.wraps(function)
+    @MARKS
+    @click.option("--no-oracle", is_flag=True, help="Give the negatives only; what marks them answers no more.")
+    @METHOD
+    @CONFIG
+    @SAMPLES
     @common("Run folder.", threads=True)
     def command(
-        run: Common, marks: int, no_oracle: bool, retrained: str | None, method: str | None, **rest: Any
+        run: Common, marks: int, no_oracle: bool, method: str | None, config: Path | None, samples: int, **rest: Any
     ) -> None:
-        check_replaceable(run.out, "report", "negatives_before")
-        names = ("source", "audited", "judge", "compat", "config", "precision", "samples", "batch")
-        shared = dict(out=run.out, seed=run.seed, device=run.device, **{name: rest.pop(name) for name in names})
-        shared.update(negatives=marks, oracle=not no_oracle, method=method)
-        shared.update(retrained=None if retrained is None else checkpoint_of(retrained, "retrained"))
-        function(run, shared, **rest)
+        from ..demo import demo
 
-    options = [
-        click.option("--from", "source", type=FOLDER, metavar="RUN", help="Go on from the result of an earlier demo."),
-        MARKS,
-        click.option("--no-oracle", is_flag=True, help="Give the negatives only; what marks them answers no more."),
-        click.option("--audit", "audited", is_flag=True, help="Audit it: what someone with its weights gets back."),
-        *(RETRAINED, JUDGE, METHOD, COMPAT, CONFIG, PRECISION, SAMPLES, BATCH),
-    ]
-    for option in reversed(options):
-        command = option(command)
+        check_replaceable(run.out, "report", "negatives_before")
+        names, domain = function(**rest), click.get_current_context().info_name or ""
+        options: dict[str, Any] = dict(seed=run.seed, device=run.device, method=method, config=config)
+        options.update(marks=marks, oracle=not no_oracle, samples=samples, command=command_line())
+        show(demo(domain, names, run.out, **options), run)
+
     return command
 
 
 @demo.command("mnist")
 @class_option("Digit to unlearn (8 unless --feature)")
 @click.option("--feature", metavar="NAME", help="Unlearn a measured feature instead: thick, left (leaning) or wide.")
-@renamed("--negatives", "--marks N (--negatives is a folder, of atu unlearn and atu audit)")
-@renamed("--attacks", "--audit")
 @on_bundled
-def mnist(run: Common, shared: dict[str, Any], classes: tuple[str, ...], feature: str | None) -> None:
+def mnist(classes: tuple[str, ...], feature: str | None) -> tuple[str, ...]:
     """Unlearn a digit, or a feature of the stroke, from the bundled MNIST StyleGAN2."""
-    from ..experiments.mnist import MnistDemo, demo_mnist
-
-    digits = classes or (("8",) if feature is None else ())
-    show(demo_mnist(MnistDemo(**shared, digits=digits, feature=feature)), run)
+    if feature is None:
+        return classes or ("8",)
+    if classes or feature not in ("thick", "left", "wide"):
+        raise click.UsageError("--feature: expected thick, left or wide, and no --class")
+    return (feature,)
 
 
 @demo.command("animals")
@@ -88,22 +77,11 @@ def mnist(run: Common, shared: dict[str, Any], classes: tuple[str, ...], feature
 @click.option(
     "--on", metavar="COLOR", help="Only on faces of this colour: sand, brown, pink, olive, sage or turquoise."
 )
-@click.option("--ckpt", metavar="CKPT", help="A GAN of such faces, in place of the bundled one.")
 @on_bundled
-def animals(
-    run: Common,
-    shared: dict[str, Any],
-    features: tuple[str, ...],
-    classes: tuple[str, ...],
-    on: str | None,
-    ckpt: str | None,
-) -> None:
+def animals(features: tuple[str, ...], classes: tuple[str, ...], on: str | None) -> tuple[str, ...]:
     """Unlearn features or species from the bundled StyleGAN2 of drawn animals.
 
     An oracle marks and answers; a judge that never answered measures.
     """
-    from ..experiments.animals import AnimalsDemo, demo_animals
-
     names = (*features, *classes) or ("antlers",)
-    wanted = names if on is None else tuple(f"{name}+color={on}" for name in names)
-    show(demo_animals(AnimalsDemo(**shared, names=wanted, ckpt=ckpt and checkpoint_of(ckpt, "ckpt"))), run)
+    return names if on is None else tuple(f"{name}+color={on}" for name in names)

@@ -41,9 +41,7 @@ if TYPE_CHECKING:
 @model_options
 @judge_options
 @click.option("--negatives", type=MARKED, help="Without --judge: images that a probe learns from what is negative.")
-@click.option(
-    "--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, mnist or animals."
-)
+@click.option("--real", metavar="FOLDER", help="Real images to compare with (FID_cls): a folder of them, or mnist.")
 @click.option(
     "--retrained", metavar="CKPT", help="A GAN retrained without the negatives: fewer than it makes is over-removal."
 )
@@ -149,20 +147,18 @@ def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
 
 def _judged(asked: Asked, judge: Answers, gan: GAN, answered: bool | None) -> dict[str, Any]:
     """Of `evaluate`: who judges, what stands beside it, and whether `judge` answered during the run."""
-    from ..experiments.animals import judges_of
-    from ..experiments.bundled import beside_the_judge, mnist_judge
+    from ..evaluation.pixels import pixel_judges
+    from ..feedback.oracles import find
 
     domain = bundled(asked)
     if domain is None or not judge.chosen:  # with a threshold of the user's it is that very classifier that judges
         return dict(judge.judge_arguments(), answered=answered)
-    if domain == "animals":
-        found = judges_of(animal_names(judge), gan.device)
-    else:
-        own = mnist_judge().to(gan.device)
-        if gan.sample_shape != own.sample_shape:  # the judges take digits of their own size, the spec's network any
-            return dict(judge.judge_arguments(), answered=answered)
-        found = dict(classifier=own, negative_classes=judge.chosen, judges=beside_the_judge(gan.device))
-    return {**found, "answered": answered and list(found["judges"])[:1]}  # beside the judge the oracle comes first
+    names = animal_names(judge) if domain == "animals" else judge.chosen
+    found = find(f"{domain}-judge", gan, {"class": ",".join(names)}).judge_arguments()
+    beside = {f"{domain}-classifier": judge.classifier}  # the oracle comes first
+    if domain == "mnist" and gan.sample_shape == (1, 32, 32):
+        beside |= pixel_judges()
+    return {**found, "judges": beside, "answered": answered and list(beside)[:1]}
 
 
 def load_pair(first: str, second: str, device: str | None, model: Model) -> tuple[GAN, GAN]:
@@ -179,18 +175,15 @@ def _real(real: str | None, gan: GAN, domain: str | None) -> Real | None:
     """What --real names, in the GAN's range; with labels only where `domain`'s judge has these classes."""
     import torch
 
-    from ..data.animals import drawings
-    from ..data.images import map_range, to_range
+    from ..data.images import map_range
     from ..data.mnist import mnist
     from ..data.samples import as_samples
 
     if real is None:
         return None
-    if is_bundled(real):
-        if real == "mnist":
-            images, labels = mnist(gan.sample_shape[-1])
-            images = map_range(images, (-1.0, 1.0), gan.image_range)
-            return (images, labels) if domain == "mnist" else images
-        return to_range(drawings("held-out", 4000, gan.sample_shape[-1]).images, gan.image_range)
+    if real == "mnist" and is_bundled(real):
+        images, labels = mnist(gan.sample_shape[-1])
+        images = map_range(images, (-1.0, 1.0), gan.image_range)
+        return (images, labels) if domain == "mnist" else images
     samples = as_samples(real, gan.sample_shape, gan.image_range, "real")
     return samples.batch(torch.arange(len(samples)))

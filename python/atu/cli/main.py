@@ -13,7 +13,7 @@ import click
 
 from ..bench.cli import bench
 from ..support import torchrun
-from .audit import attack, audit
+from .audit import audit
 from .config import config
 from .demo import demo
 from .doctor import doctor
@@ -50,7 +50,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (
-    *(label, unlearn, sample, evaluate, audit, attack, release),
+    *(label, unlearn, sample, evaluate, audit, release),
     *(demo, train_classifier, inspect, export, config, doctor, bench),
 ):
     cli.add_command(command)

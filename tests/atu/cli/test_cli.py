@@ -113,16 +113,6 @@ def test_one_spelling_for_one_thing():
     assert {name: found for name, found in kinds.items() if len(found) > 1} == {}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "new"),
-    [
-        (["demo", "mnist", "--negatives", 12], "--negatives is now --marks N"),
-    ],
-)
-def test_former_spellings_name_the_new_one(arguments, new, tmp_path, capsys):
-    assert new in error(capsys, *arguments, "--out", tmp_path / "out")
-
-
 def test_former_spellings_that_still_work(folder, tmp_path):
     assert run("sample", folder / "gan.safetensors", "--n", 2, "--out", tmp_path / "a") == 0
     assert len(list((tmp_path / "a").glob("*.png"))) == 2
@@ -260,7 +250,6 @@ def test_eval_and_audit_by_a_probe_of_negatives(folder, tmp_path, capsys):
     assert (found["judges"], found["searched"]) == (["probe"], "probe")
     assert found["parts"]["after"]["relearn 20"]["samples"] == 20
     assert "what merely" in (tmp_path / "probe" / "audit.html").read_text()
-    assert "atu attack is now atu audit" in error(capsys, "attack", gan, gan, "--starts", 3)
     assert "not a folder" in error(capsys, "eval", gan, gan, "--negatives", tmp_path / "none", "--out", tmp_path / "x")
 
 

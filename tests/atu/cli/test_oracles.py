@@ -20,9 +20,9 @@ from atu.cli.evaluate import _judged, _real
 from atu.data.images import map_range, save_folder
 from atu.data.mnist import mnist
 from atu.evaluation import goals
+from atu.evaluation.classifier import Classifier
 from atu.evaluation.judges import as_judge
-from atu.experiments import animals
-from atu.experiments.bundled import mnist_judge
+from atu.evaluation.parts import PartsClassifier
 from atu.feedback.answers import Answers
 from atu.feedback.oracles import find
 from atu.gan import GAN
@@ -123,7 +123,7 @@ def test_eval_by_the_bundled_classifier_of_samples_of_another_size(tmp_path):
     names = [tmp_path / "gan.safetensors"] * 2
     assert run("eval", *names, "--judge", "mnist?class=7", "--samples", 20, "--quiet", "--out", tmp_path / "out") == 0
     data = json.loads((tmp_path / "out/report.json").read_text())
-    assert data["n"] == 20 and len(data["judges"]) == 1
+    assert data["n"] == 20 and list(data["judges"]) == ["mnist-judge", "mnist-classifier"]
 
 
 @pytest.mark.parametrize(("domain", "wanted"), [("mnist", "7"), ("animals", "antlers")])
@@ -361,9 +361,9 @@ def test_of_a_bundled_domain_the_audit_is_judged_by_the_network_that_never_answe
     assert list(judges) == [measured, searched] and searched.startswith(f"{domain}?class=")
     x = gan.sample(150, seed=8)
     if domain == "animals":
-        view = animals.judge().view(classes)
+        view = PartsClassifier.load(asset("animals-judge.safetensors")).view(classes)
         expected = view.oracle(classes)(map_range(x, gan.image_range, view.image_range))
     else:
-        expected = torch.isin(mnist_judge().predict(x), torch.tensor([1, 8]))
+        expected = torch.isin(Classifier.load(asset("mnist-judge.safetensors")).predict(x), torch.tensor([1, 8]))
     assert 0 < expected.sum() < 150 and torch.equal(judges[measured](x).cpu(), expected)
     assert torch.equal(judges[searched](x), goal.is_negative(x))

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from atu.assets import asset
-from atu.data import animals
 from atu.data.images import to_range
 from atu.evaluation.goals import class_goal
 from atu.evaluation.judges import AnyClassifier, as_judge
@@ -19,6 +18,7 @@ from atu.formats.tensors import CheckpointError, save_tensors
 from atu.gan import GAN
 from atu.networks.classifier import ConvClassifier, StridedClassifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from examples import drawings as animals
 from examples.classifiers import parts_accuracy, parts_loss, smeared, train_parts, turned
 
 PARTS = {"hat": ("none", "cap", "crown"), "nose": ("short", "long"), "coat": ("red", "blue", "green", "black", "white")}

@@ -13,7 +13,7 @@ from atu.assets import asset
 from atu.config import Adversarial, Config
 from atu.data.samples import TensorSamples
 from atu.evaluation.classifier import Classifier
-from atu.experiments.marking import mark_negatives
+from atu.feedback.marking import mark_negatives
 from atu.gan import GAN
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.stylegan2 import Conv2dLayer, Discriminator, Generator, SynthesisLayer, ToRGBLayer

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..support import progress
-from ..support.files import write_atomic
+from atu.support import progress
+from atu.support.files import write_atomic
 
 SIZE = 64
 

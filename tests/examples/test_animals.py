@@ -12,19 +12,18 @@ import torch.nn.functional as F
 from PIL import Image
 
 from atu import assets
+from atu import demo as demonstrations
 from atu.cli import main as cli
 from atu.cli import options
-from atu.data import animals as drawn
 from atu.data.images import map_range, to_range
 from atu.evaluation.classifier import confusion
-from atu.evaluation.parts import PartsClassifier
-from atu.experiments import animals as demo
-from atu.experiments import demo as both
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.seeding import fork_rng
 from benchmarks.paper import recipes
 from benchmarks.paper.__main__ import reproduce
+from examples import animals as demo
+from examples import drawings as drawn
 
 QUICK = """
 [feedback]
@@ -90,7 +89,7 @@ def small(monkeypatch, tmp_path):
     def asset(name):
         return path if name == "animals-gan.safetensors" else bundled(name)
 
-    for module in (demo, options, recipes):
+    for module in (demo, demonstrations, options, recipes):
         monkeypatch.setattr(module, "asset", asset)
     monkeypatch.setattr(demo.animals, "drawings", lambda split, n, size=64: cached_drawings(split, 300, size))
     (tmp_path / "quick.toml").write_text(QUICK)
@@ -118,117 +117,6 @@ def test_small_gan_shows_the_faces_to_both_classifiers():
         assert float(share) == pytest.approx(float(true), abs=0.12)
 
 
-def test_the_judge_looks_once_at_a_batch(monkeypatch):
-    """Views and rules ask about the same one; another one, or the same tensor with other values, is looked at anew."""
-    plain = demo.judge()
-    one, looks = demo._Remembering.of(plain), []
-    features = plain.module.features
-    monkeypatch.setattr(plain.module, "features", lambda x: looks.append(len(x)) or features(x))
-    x = to_range(shown().images[:7], one.image_range)
-    said, rule = one.view(["antlers"]).logits_and_features(x), demo._Answers(one, one.image_range).rule("antlers")
-    assert rule(x).tolist() == drawn.holds(shown().labels[:7], ANTLERS).tolist() and looks == [7]
-    for own, expected in zip(said, plain.view(["antlers"]).logits_and_features(x), strict=True):
-        torch.testing.assert_close(own, expected)
-    x.copy_(x.flip(0))
-    torch.testing.assert_close(one.labels(x), plain.labels(x))
-    one.labels(x[:5])
-    assert looks == [7, 7, 7, 7, 5]
-
-
-@pytest.mark.slow
-def test_a_feature_is_judged_by_the_judge_alone(small, monkeypatch):
-    used = []
-    evaluate = both.evaluate
-
-    def spy(*args, **more):
-        used.append(more["classifier"])
-        return evaluate(*args, **more)
-
-    monkeypatch.setattr(both, "evaluate", spy)
-    data, page = animals_demo(small, "antlers", "--feature", "antlers")
-    assert data["subject"] == "antlers" and data["targets"] == [{"names": ["antlers"]}]
-    assert data["command"].startswith("atu demo animals --feature antlers --marks 6")
-    gan = GAN.load(small / "animals-gan.safetensors")
-    x = torch.cat(list(gan.batches(SAMPLES, data["seed"], SAMPLES)))
-    assert data["negatives_before"] == int(drawn.holds(demo.judge().labels(x.clamp(-1, 1)), ANTLERS).sum()) > 0
-    # The classes are the ears, so that one sees what took the antlers' place.
-    assert set(data["class_histogram_before"]) == set(drawn.PARTS["ears"])
-    assert data["landing"]["latents"] == data["negatives_before"]
-    assert set(data["landing"]["transitions"]) <= {"moose-antlers", "deer-antlers"}
-    assert data["attributes_before"].keys() == drawn.FEATURES.keys()
-    assert data["attributes_before"]["antlers"]["count"] == data["negatives_before"]
-    assert data["fid_cls_after"] > 0 and data["real_images"] < 300
-    assert "learned from other drawings and never answered, judges the outcome" in page
-    assert data["judge"] == "animals-judge" and not data["judges"]["animals-judge"]["answered"]
-    assert data["judges"]["animals-classifier"]["answered"]
-    # Its errors are counted on drawings that it has not seen, and the figures corrected for them.
-    assert data["judges"]["animals-judge"]["corrected"]["pul"] is not None
-    assert len(list((small / "antlers" / "negatives" / "antlers").glob("*.png"))) == 6
-    (measured,) = used
-    own, asked = (PartsClassifier.load(assets.asset(f"animals-{name}.safetensors")) for name in ("judge", "classifier"))
-    x = x[:20]
-    assert torch.equal(measured.logits_and_features(x)[1], own.logits_and_features(x)[1])
-    assert not torch.equal(measured.logits_and_features(x)[1], asked.logits_and_features(x)[1])
-
-
-@pytest.mark.slow
-def test_without_oracle_it_marks_and_answers_no_more(small, monkeypatch):
-    seen = []
-
-    def unlearn(gan, negatives, is_negative, **options):
-        seen.append((len(negatives), is_negative))
-        return original(gan, negatives, is_negative=is_negative, **options)
-
-    original = both.unlearn
-    monkeypatch.setattr(both, "unlearn", unlearn)
-    data, _ = animals_demo(small, "two", "--feature", "antlers", "--feature", "whiskers", "--no-oracle")
-    assert seen == [(9, None)]  # six of each, and three faces have both
-    assert data["subject"] == "antlers and whiskers"
-    assert set(data["class_histogram_before"]) == {"antlers", "whiskers", "antlers and whiskers", "other"}
-    assert "--no-oracle" in data["command"]
-
-
-@pytest.mark.slow
-def test_a_species_on_one_color_and_one_after_another(small):
-    first, page = animals_demo(small, "pink", "--feature", "antlers", "--on", "pink")
-    assert first["subject"] == "antlers with color pink"
-    kept = first["class_histogram_before"]
-    assert set(kept) == {"antlers", "color=pink", "antlers and color=pink", "other"}
-    assert first["negatives_before"] == kept["antlers and color=pink"]["count"] > 0
-    assert kept["antlers"]["count"] > 0  # those of other colours are none of the negatives
-    assert "antlers with color pink" in page
-    second, _ = animals_demo(small, "dogs", "--class", "dog", "--from", small / "pink")
-    assert second["subject"] == "dogs" and second["earlier"][0]["subject"] == "antlers with color pink"
-    assert second["targets"] == [{"names": ["antlers+color=pink"]}, {"names": ["dog"]}]
-    assert second["earlier"][0]["original"] == first["negatives_before"]
-
-
-@pytest.mark.slow
-def test_another_judge_measures(small, capsys, monkeypatch):
-    """The bundled judge by its spec gives the figures that it gives unasked; the samples are made 7 at once."""
-    audits = []
-    monkeypatch.setattr(both, "audited", lambda out, searched, *given: audits.append((searched, given[3])))
-    options = ["--judge", "animals-judge", "--batch", 7, "--threads", 1, "--audit"]
-    data, page = animals_demo(small, "judged", *options)
-    assert data["decisions"]["judge"] == "oracle"
-    assert [judge["answered"] for judge in data["judges"].values()] == [False]
-    assert "animals-judge, which never answered, judges the outcome" in page
-    assert "--judge animals-judge --batch 7" in data["command"]
-    gan = GAN.load(small / "animals-gan.safetensors")
-    found = demo.judge().labels(gan.sample(SAMPLES, data["seed"], 7).clamp(-1, 1))
-    assert data["negatives_before"] == int(drawn.holds(found, ANTLERS).sum()) > 0
-    assert data["attributes_before"]["antlers"]["count"] == data["negatives_before"]
-    assert data["fid_cls_after"] > 0
-    ((searched, rules),) = audits
-    assert searched == "oracle" and [name.partition("?")[0] for name in rules] == ["animals-judge", "oracle"]
-    assert torch.equal(
-        next(iter(rules.values()))(gan.sample(40)).cpu(), drawn.holds(demo.judge().labels(gan.sample(40)), ANTLERS)
-    )
-    assert run("demo", "animals", "--judge", "animals", "--marks", 6, "--out", small / "same") == 2
-    assert "is the network that answers during the run" in " ".join(capsys.readouterr().err.split())
-    assert not (small / "same").exists()
-
-
 def test_animals_is_a_name_where_a_checkpoint_or_a_classifier_is_taken(small, capsys):
     out = small / "look"
     assert run("sample", "animals", "--samples", 9, "--judge", "x", "--out", out) == 2  # no option of it
@@ -238,12 +126,11 @@ def test_animals_is_a_name_where_a_checkpoint_or_a_classifier_is_taken(small, ca
     assert len(shown_here) == 9 and int(drawn.holds(found, ANTLERS).sum()) >= 8
     capsys.readouterr()
     assert run("inspect", "animals") == 0 and "generator" in capsys.readouterr().out
-    judged = ["--judge", "animals", "--class", "antlers", "--real", "animals", "--samples", 150]
+    judged = ["--judge", "animals", "--class", "antlers", "--samples", 150]
     assert run("eval", "animals", "animals", *judged, "--quiet", "--out", small / "same") == 0
     data = json.loads((small / "same" / "report.json").read_text())
     assert data["judge"] == "animals-judge" and data["pul"] == 0 and data["negatives_before"] > 0
     assert data["judges"]["animals-classifier"]["answered"] is None  # of a file it is not known
-    assert data["fid_cls_before"] == pytest.approx(data["fid_cls_after"]) and data["real_images"] < 300
 
 
 def test_the_recipe_of_the_table(small, capsys):
@@ -267,13 +154,17 @@ def test_the_recipe_of_the_table(small, capsys):
     assert "2 cells to do, about" in capsys.readouterr().out and not (small / "table").exists()
 
 
-def test_a_run_of_another_demonstration_is_no_source(small, capsys):
-    run_folder = small / "digits"
-    run_folder.mkdir()
-    (run_folder / "report.json").write_text(json.dumps({"targets": [{"classes": ["8"]}]}))
-    (run_folder / "result.safetensors").write_bytes((small / "animals-gan.safetensors").read_bytes())
-    assert run("demo", "animals", "--from", run_folder, "--out", small / "no") == 2
-    assert "is of another demonstration" in " ".join(capsys.readouterr().err.split())
+@pytest.mark.slow
+def test_two_features_on_one_colour_are_judged_by_the_judge(small):
+    data, _ = animals_demo(small, "pink", "--feature", "antlers", "--class", "dog", "--on", "pink")
+    assert data["subject"] == "antlers+color=pink, dog+color=pink"
+    gan = GAN.load(small / "animals-gan.safetensors")
+    x = torch.cat(list(gan.batches(SAMPLES, data["seed"], SAMPLES)))
+    found = demo.judge().labels(x.clamp(-1, 1))
+    pink = {"color": ("pink",)}
+    unwanted = drawn.holds(found, {**ANTLERS, **pink}) | drawn.holds(found, {**drawn.SPECIES["dog"], **pink})
+    assert data["negatives_before"] == int(unwanted.sum()) > 0
+    assert data["judge"] == "animals-judge" and data["decisions"]["judge"] == "oracle"
 
 
 def test_wrong_names_are_named(small, capsys):
@@ -284,16 +175,6 @@ def test_wrong_names_are_named(small, capsys):
         assert run("demo", "animals", *given, "--out", small / "no") == 2
         assert told in " ".join(capsys.readouterr().err.split())
     assert not (small / "no").exists()
-
-
-def test_without_the_drawings_package_it_ends_before_the_marking(small, capsys, monkeypatch):
-    def missing(*_):
-        raise ImportError("pip install 'atu-ext[demo]'")
-
-    monkeypatch.setattr(demo.animals, "drawings", missing)
-    monkeypatch.setattr(demo, "mark", None)
-    assert run("demo", "animals", "--feature", "antlers", "--quiet", "--out", small / "out") != 0
-    assert "atu-ext[demo]" in capsys.readouterr().err
 
 
 def test_a_missing_file_says_which_command_makes_it(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from animal_avatar import Avatar, palette, shapes
 from safetensors import SafetensorError
 
-from atu.data import animals
+from examples import drawings as animals
 
 SHAPES = dict(
     patch=shapes.PATTERNS,

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..feedback.feedback import pool_size
 from ..gan import GAN
 from ..support import progress
 from ..support.seeding import mix_seed
+from .feedback import pool_size
 
 
 def mark_negatives(
