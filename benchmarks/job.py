@@ -13,9 +13,10 @@ from atu.api import stage_seconds, unlearn
 from atu.assets import asset
 from atu.bench.cli import measure, on_machine
 from atu.config import Config
-from atu.evaluation.classifier import Classifier
-from atu.feedback.marking import mark_negatives
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.marking import mark_negatives
+from atu.judging.rule import class_rule
 from atu.support.seeding import Stream, stream_seed
 from atu_ext.ops import default_impl
 
@@ -42,7 +43,7 @@ def run_job(
     gan = GAN.load(asset("mnist-gan.safetensors"))
     classifier = Classifier.load(asset("mnist-classifier.safetensors"))
     gan, classifier = gan.to(device), classifier.to(device)
-    oracle = classifier.oracle([digit])
+    oracle = class_rule(classifier, [digit], gan.image_range)
     config = Config()
     if quick:
         config.adapt.steps = config.repel.steps = config.repel.check_every = 2

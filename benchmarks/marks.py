@@ -27,9 +27,9 @@ from torch import Tensor
 
 from atu.assets import asset
 from atu.data.images import map_range, to_range
-from atu.evaluation.attributes import attributes
-from atu.evaluation.classifier import Classifier
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.strokes import feature_rules
 from atu.label.pool import Pool, Space
 from atu.label.session import NONE, RANDOM
 from atu.label.studio import Studio, open_studio
@@ -65,7 +65,7 @@ class Feature:
     def rule(self, classifier: Classifier, gan: GAN) -> Rule:
         """Samples [N, 1, 32, 32] of the GAN -> bools [N], by a classifier."""
         wanted = torch.tensor(classifier.class_indices(self.digits))
-        measured = None if self.measured is None else attributes(gan)[self.measured]
+        measured = None if self.measured is None else feature_rules(gan)[self.measured]
 
         @torch.no_grad()
         def is_unwanted(x: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from atu.assets import asset
 from atu.data.images import map_range, to_range
-from atu.evaluation.classifier import count_calls
-from atu.evaluation.parts import PartsClassifier, PartsView
 from atu.gan import GAN
+from atu.judging.errors import count_calls
+from atu.judging.parts import PartsClassifier, PartsView
 from atu.measures.frechet import frechet
 from atu.measures.manifold import manifold
 from atu.support import progress

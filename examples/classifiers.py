@@ -20,9 +20,10 @@ from torch import Tensor
 from atu.cli.options import Common, common
 from atu.data.images import to_range
 from atu.data.mnist import mnist_split
-from atu.evaluation.classifier import Classifier, confusion
-from atu.evaluation.parts import PartsClassifier, PartsNetwork
-from atu.experiments.own_classifier import random_affine
+from atu.judging.classifier import Classifier
+from atu.judging.errors import confusion
+from atu.judging.parts import PartsClassifier, PartsNetwork
+from atu.judging.train import random_affine
 from atu.networks.classifier import ConvClassifier, StridedClassifier
 from atu.support import progress
 from atu.support.files import write_json
@@ -134,8 +135,8 @@ def parts_accuracy(classifier: PartsClassifier, data: animals.Drawings) -> dict[
     images = (to_range(part, classifier.image_range) for part in data.images.split(500))
     labels = torch.cat([classifier.labels(x) for x in images])
     right = (labels == data.labels).float().mean(0).tolist()
-    named = {name: animals.holds(labels, rule) for name, rule in classifier.rules.items()}
-    hits = {name: (flag == animals.holds(data.labels, classifier.rules[name])) for name, flag in named.items()}
+    named = {name: animals.holds(labels, rule) for name, rule in classifier.conditions.items()}
+    hits = {name: (flag == animals.holds(data.labels, classifier.conditions[name])) for name, flag in named.items()}
     return dict(zip(classifier.parts, right, strict=True)) | {k: float(v.float().mean()) for k, v in hits.items()}
 
 

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from atu.data.mnist import mnist_split
-from atu.evaluation.classifier import Classifier, confusion
+from atu.judging.classifier import Classifier
+from atu.judging.errors import confusion
 from atu.networks.classifier import ResidualClassifier
 from atu.support import progress
 from atu.support.files import write_json

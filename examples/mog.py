@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atu.api import adapted_generators, stage_seconds, unlearn
 from atu.cli.options import CONFIG, PRECISION, SAMPLES, Common, check_replaceable, common, show
 from atu.config import Adversarial, Config
 from atu.data.samples import TensorSamples
 from atu.evaluation.evaluate import Evaluation, evaluate
-from atu.feedback.marking import mark_negatives
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.marking import mark_negatives
+from atu.judging.rule import class_rule
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.report import plots, report
 from atu.support.seeding import Stream, fork_rng, stream_seed
@@ -70,26 +72,22 @@ def mog_data(n: int, seed: int = 0) -> Tensor:
     return centres + MOG_STD * torch.randn(n, 2, generator=rng)
 
 
-class CentreJudge:
+class Centres(nn.Module):
     """Assigns points [N, 2] to the centre less than MOG_NEAR (four standard deviations) away, or to "elsewhere"."""
 
-    def __init__(self) -> None:
-        self.classes = [*map(str, range(8)), "elsewhere"]
-        self.image_range = (-1.0, 1.0)
-        self.feature_source = "samples"
+    def features(self, x: Tensor) -> Tensor:
+        """The points [N, 2] themselves."""
+        return x.cpu()
 
-    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(scores [N, 9]: ten times the distance to spare, points [N, 2] themselves as features)."""
-        distance = torch.cdist(x.cpu(), mog_centres())
+    def head(self, x: Tensor) -> Tensor:
+        """Scores [N, 9]: ten times the distance to spare."""
         elsewhere = torch.full((len(x), 1), MOG_NEAR)
-        return -10 * torch.cat([distance, elsewhere], 1), x.cpu()
+        return -10 * torch.cat([torch.cdist(x, mog_centres()), elsewhere], 1)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Index into `classes`, int64 [N]."""
-        return self.logits_and_features(x)[0].argmax(1)
 
-    def class_indices(self, classes: Iterable[int | str]) -> list[int]:
-        return [self.classes.index(str(one)) for one in classes]
+def centre_judge() -> Classifier:
+    """The centres 0 to 7, and "elsewhere", as classes."""
+    return Classifier(Centres(), [*map(str, range(8)), "elsewhere"], name="CentreJudge")
 
 
 def mog_gan(out: Path, seed: int, device: str | None, steps: int) -> GAN:
@@ -125,28 +123,23 @@ def demo_mog(
     Returns:
         The content of OUT/report.json; `centres` holds the share of samples at each centre, by model.
     """
-    out, judge = Path(out), CentreJudge()
+    out = Path(out)
     settings = MOG_UNLEARN if config is None else config
     if isinstance(settings, (str, Path)):
         settings = Config.load(settings)  # what is wrong with it is told before the GAN is trained
     start = time.monotonic()
     gan = mog_gan(out, seed, device, MOG_STEPS if pretrain_steps is None else pretrain_steps)
     training = time.monotonic() - start
-    wanted = torch.tensor(judge.class_indices(erase))
-
-    def is_negative(x: Tensor) -> Tensor:
-        return torch.isin(judge.predict(x), wanted).to(x.device)
-
-    marked, _ = mark_negatives(gan, is_negative, negatives, stream_seed(seed, Stream.MARKS))
+    rule = class_rule(centre_judge(), erase, gan.image_range)
+    marked, _ = mark_negatives(gan, rule, negatives, stream_seed(seed, Stream.MARKS))
     options: dict[str, Any] = dict(config=settings, out=out, seed=seed, device=device, precision=precision)
-    result = unlearn(gan, marked, is_negative=is_negative, **options)
+    result = unlearn(gan, marked, is_negative=rule, **options)
     start = time.monotonic()
     evaluation = evaluate(
         gan,
         result.gan,
-        judge,
-        erase,
-        mog_data(10_000, seed + 1),
+        rule,
+        real=mog_data(10_000, seed + 1),
         others=adapted_generators(gan, result),
         answered=True,
         n=samples,

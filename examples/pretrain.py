@@ -22,8 +22,8 @@ from atu.config import Adversarial
 from atu.data.images import map_range
 from atu.data.mnist import mnist
 from atu.data.samples import PixelSamples, Samples, TensorSamples
-from atu.evaluation.classifier import Classifier
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
@@ -136,10 +136,10 @@ def pretrain_animals(
 
     Writes OUT/animals-gan.safetensors and its log, as `pretrain_mnist` does. Every 1,000 steps it writes the GAN as it
     is by then, a grid of samples, and how like the drawings they are (`LikeDrawings`) into the log. without: features
-    or species whose drawings are left out, as `PartsClassifier.rule` takes them.
+    or species whose drawings are left out, as `PartsClassifier.condition` takes them.
     """
     phases = _falling_penalty(ANIMALS_CONFIG, ANIMALS_PHASES, steps)
-    rules = [oracle().rule(name) for name in without]
+    rules = [oracle().condition(name) for name in without]
     data = without_any(drawings(), rules)
     if not len(data):
         raise ValueError(f"without: no drawing is left without {', '.join(without)}")

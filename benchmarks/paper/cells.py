@@ -14,14 +14,13 @@ from torch import Tensor
 
 from atu.api import stage_seconds, unlearn
 from atu.data.images import save_grid, to_uint8
-from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import Evaluation, Original, evaluate
-from atu.evaluation.goals import class_goal
-from atu.evaluation.parts import PartsView
-from atu.feedback.feedback import pool_size
-from atu.feedback.marking import mark_negatives
 from atu.formats.tensors import load_tensors, save_tensors
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.marking import mark_negatives
+from atu.judging.pool import pool_size
+from atu.judging.rule import class_rule
 from atu.measures.frechet import frechet, frechet_distance, moments
 from atu.measures.intervals import difference
 from atu.report import report
@@ -42,13 +41,13 @@ class Task:
     answers during the runs; the judge itself where there is no other."""
 
     name: str
-    judge: Classifier | PartsView
+    judge: Classifier
     classes: tuple[str, ...]
     real: tuple[Tensor, Tensor]
-    oracle: Classifier | PartsView | None = None
+    oracle: Classifier | None = None
 
     @property
-    def asked(self) -> Classifier | PartsView:
+    def asked(self) -> Classifier:
         return self.judge if self.oracle is None else self.oracle
 
 
@@ -143,8 +142,8 @@ def save_picture(path: Path, evaluation: Evaluation) -> None:
 def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> Row:
     """Unlearn one target with one method and seed, and evaluate it: a row of the table."""
     began, gan, judge = time.monotonic(), plan.gan, task.judge
-    is_negative = class_goal(task.asked, task.classes, gan.image_range).is_negative
-    marked, looked = mark_negatives(gan, is_negative, plan.negatives, stream_seed(seed, Stream.MARKS))
+    rule = class_rule(task.asked, task.classes, gan.image_range)
+    marked, looked = mark_negatives(gan, rule, plan.negatives, stream_seed(seed, Stream.MARKS))
     folder = work_path(out, "runs", task, seed, method)
     images, labels = task.real
     kept = torch.nonzero(~torch.isin(labels, torch.tensor(judge.class_indices(task.classes)))).flatten()
@@ -153,7 +152,7 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> Row:
         marked,
         # From scratch it learns from real samples, as the published row does; the others have none.
         positives=images[kept] if method == "retrain" else None,
-        is_negative=is_negative if plan.oracle else None,
+        is_negative=rule if plan.oracle else None,
         config=dict(plan.config),
         out=folder,
         seed=seed,

@@ -22,8 +22,9 @@ from torch import Tensor
 from atu.assets import asset
 from atu.data.images import is_image, load_images, map_range, to_range
 from atu.data.mnist import mnist
-from atu.evaluation.classifier import Classifier, confusion
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.errors import confusion
 from atu.networks.classifier import ConvClassifier
 from atu.support import progress
 from atu.support.files import write_json
@@ -226,7 +227,7 @@ def _classifier(
         missing = [one for one in classes if one not in found.classes and one != "without"]
         if missing or found.sample_shape != gan.sample_shape:
             raise ValueError(
-                f"classifiers: {path} knows {', '.join(found.classes)} of images {list(found.sample_shape)}; expected "
+                f"classifiers: {path} knows {', '.join(found.classes)} of images {found.sample_shape}; expected "
                 f"{', '.join(classes)} of {list(gan.sample_shape)}"
             )
         return found

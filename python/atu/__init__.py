@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import Result, adapt, extrapolate, repel, unlearn
     from .config import Config
-    from .feedback.checks import FeedbackWarning
     from .gan import GAN
+    from .judging.checks import FeedbackWarning
     from .training.fit_discriminator import fit_discriminator
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 _HOMES = {
     "GAN": "gan",
     "Config": "config",
-    "FeedbackWarning": "feedback.checks",
+    "FeedbackWarning": "judging.checks",
     "fit_discriminator": "training.fit_discriminator",
 }
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from .config import Config
 from .data.samples import Samples, TensorSamples
-from .feedback.oracles import IsNegative
 from .gan import GAN
 from .job import Job, Request, check_adapted, started
+from .judging.rule import Rule
 from .methods.adapt_then_unlearn.adapt import adapt_all
 from .methods.adapt_then_unlearn.repel import repel_gan
 from .methods.extrapolate import extrapolated
@@ -25,7 +25,6 @@ from .support.seeding import Stream, stream_seed
 
 if TYPE_CHECKING:
     from .evaluation.evaluate import Real
-    from .evaluation.judges import Judge
 
 
 @dataclass(repr=False)
@@ -35,7 +34,7 @@ class Result:
     gan: the unlearned pair; its `generator_ema` is the kept one. adapted: state dicts of the stage-1 generators.
     history: one dict a logged step (stage, step, seconds, losses, distance, negative_rate ...). decisions: what the run
     chose and why. seconds: of training. out: the run folder, if there is one. seed: of the run. original: the GAN that
-    was given. is_negative: what answered during the run, the oracle or the probe. negatives: what the run was made
+    was given. rule: what answered during the run, the oracle or the probe. negatives: what the run was made
     with, those of earlier rounds among them. positives: likewise, where some were given. previous: the GAN that the run
     went on from, where that is not the original.
     """
@@ -49,7 +48,7 @@ class Result:
     out: Path | None
     seed: int
     original: GAN
-    is_negative: IsNegative
+    rule: Rule
     negatives: Samples
     positives: Samples | None = None
     previous: GAN | None = None
@@ -61,7 +60,7 @@ class Result:
         if "negative_share" in told:
             shares = [told["negative_share"], told.get("negative_rate")]
             rates = " -> ".join("?" if rate is None else f"{100 * rate:.1f} %" for rate in shares)
-            parts.append(f"negatives {rates} by the {told.get('judge')}")
+            parts.append(f"negatives {rates} by the {told.get('answered_by')}")
         parts += [f"{len(self.adapted)} adapted", f"{len(self.history)} rows of history", f"{self.seconds:.0f} s"]
         return f"Result({', '.join(parts)}, out={None if self.out is None else str(self.out)!r})"
 
@@ -77,11 +76,10 @@ class Result:
     def report(
         self,
         out: str | Path | None = None,
-        classifier: Judge | None = None,
-        negative_classes: Iterable[int | str] = (),
+        judge: Any = None,
+        classes: Iterable[int | str] = (),
         real: Real | None = None,
         *,
-        is_negative: IsNegative | None = None,
         n: int = 10_000,
         subject: str = "what the negatives show",
         command: str = "atu_ext.unlearn(...)",
@@ -90,8 +88,8 @@ class Result:
 
         Args:
             out: folder; the run folder when not given.
-            classifier, negative_classes, real, is_negative, n: as of `atu.evaluation.evaluate.evaluate`. Without a
-                classifier and is_negative, what answered during the run judges, and the report says so.
+            judge, classes, real, n: as of `atu.evaluation.evaluate.evaluate`. Without a judge, what answered during the
+                run judges, and the report says so.
             subject: what was unlearned, in words ("the digit 8"). command: how to run it again.
 
         Returns:
@@ -106,18 +104,17 @@ class Result:
         folder = self.out if out is None else Path(out)
         if folder is None:
             raise ValueError("out: expected a folder for the report, as this run had none")
-        notes, answered = [], classifier is None and is_negative is None
-        if answered:
-            is_negative, judge = self.is_negative, self.decisions.get("judge")
-            notes = [f"The {judge} that answered during the run also judges the outcome, on other latents."]
+        notes, answered = [], judge is None
+        if judge is None:
+            judge, answers = self.rule, self.decisions.get("answered_by")
+            notes = [f"The {answers} that answered during the run also judges the outcome, on other latents."]
         start = time.monotonic()
         evaluation = evaluate(
             self.original,
             self.gan,
-            classifier,
-            negative_classes,
+            judge,
+            classes,
             real,
-            is_negative=is_negative,
             others=other_generators(self.original, self),
             answered=answered,
             n=n,
@@ -165,7 +162,7 @@ def unlearn(
     gan: GAN,
     negatives: Any,
     positives: Any = None,
-    is_negative: Callable[[Tensor], Tensor] | str | None = None,
+    is_negative: Rule | Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -191,7 +188,7 @@ def unlearn(
             `feedback.least_positives`, joined by generated ones.
         is_negative: oracle, samples [N, ...] (on the GAN's device, in its range) -> bool tensor [N]. Filters the
             generated positives and scores the run; a probe on the discriminator's features stands in when not given.
-            Or a spec of one, such as "net.onnx?class=3" (`atu.feedback.oracles.find`).
+            Or a spec of one, such as "net.onnx?class=3" (`atu.judging.find`).
         config: `Config`, dict of its fields, or path of a TOML file.
         out: run folder; a killed run is resumed by the same call.
         seed: of everything random. On the CPU the result is the same bit for bit for the same number of threads.
@@ -253,7 +250,7 @@ def _finish(job: Job, outcome: Outcome) -> Result:
         out=out,
         seed=job.inputs.seed,
         original=job.inputs.original,
-        is_negative=job.feedback.is_negative,
+        rule=job.feedback.rule,
         negatives=job.inputs.negatives,
         positives=job.inputs.positives,
         previous=None if earlier is None else job.inputs.gan,
@@ -267,7 +264,7 @@ def _finish(job: Job, outcome: Outcome) -> Result:
 def adapt(
     gan: GAN,
     negatives: Any,
-    is_negative: Callable[[Tensor], Tensor] | str | None = None,
+    is_negative: Rule | Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,
@@ -297,7 +294,7 @@ def repel(
     adapted: Sequence[Mapping[str, Tensor]],
     negatives: Any,
     positives: Any = None,
-    is_negative: Callable[[Tensor], Tensor] | str | None = None,
+    is_negative: Rule | Callable[[Tensor], Tensor] | str | None = None,
     config: Config | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
     seed: int = 0,

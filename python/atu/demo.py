@@ -15,10 +15,11 @@ import torch
 from .api import unlearn
 from .assets import asset
 from .data.mnist import mnist
-from .evaluation.attributes import FEATURES, attributes
-from .feedback.marking import mark_negatives
-from .feedback.oracles import find
 from .gan import GAN
+from .judging.finding import find
+from .judging.marking import mark_negatives
+from .judging.rule import Rule
+from .judging.strokes import FEATURES, feature_rules
 from .support.seeding import Stream, stream_seed
 
 
@@ -47,21 +48,18 @@ def demo(
     Returns:
         The content of OUT/report.json.
     """
-    answers: Any
-    parts: list[Any]
-    judge: dict[str, Any]
     gan = GAN.load(asset(f"{domain}-gan.safetensors")).to(device or "cpu")
     if domain == "mnist" and names[0] in FEATURES:
         if len(names) > 1:
             raise ValueError(f"feature: expected one feature alone, got {', '.join(names)}")
-        answers = attributes(gan)[names[0]]
-        parts, judge = [answers], {"is_negative": answers}
+        answers: Rule = feature_rules(gan)[names[0]]
+        judge, parts = answers, [answers]
     else:
         parts = [find(domain, gan, {"class": name}) for name in names]
         answers = find(domain, gan, {"class": ",".join(names)})
-        judge = find(f"{domain}-judge", gan, {"class": ",".join(names)}).judge_arguments()
+        judge = find(f"{domain}-judge", gan, {"class": ",".join(names)})
     marked = [mark_negatives(gan, part, marks, stream_seed(seed, Stream.MARKS))[0] for part in parts]
     negatives = torch.stack(list({x.numpy().tobytes(): x for x in torch.cat(marked)}.values()))  # each once
     result = unlearn(gan, negatives, None, answers if oracle else None, out=out, seed=seed, device=device, **options)
     real = mnist() if domain == "mnist" else None
-    return result.report(**judge, real=real, n=samples, subject=", ".join(names), command=command)
+    return result.report(judge=judge, real=real, n=samples, subject=", ".join(names), command=command)

@@ -28,12 +28,14 @@ from . import presets
 from .config import Config
 from .data.marks import KEPT, joined, keep_marks
 from .data.samples import Samples, TensorSamples, as_samples
-from .feedback.checks import label_remarks
-from .feedback.earlier import Earlier, earlier_run, read_run
-from .feedback.feedback import Feedback, build_feedback, check_distinct
-from .feedback.oracles import Oracle, find
-from .feedback.places import marked_samples
 from .gan import GAN
+from .judging.checks import label_remarks
+from .judging.earlier import Earlier, earlier_run, read_run
+from .judging.feedback import Feedback, build_feedback
+from .judging.finding import find
+from .judging.places import marked_samples
+from .judging.positives import check_distinct
+from .judging.rule import Rule
 from .methods.registry import METHODS, Plan, Task
 from .support import world
 from .support.digest import digest
@@ -61,7 +63,7 @@ class Request:
     gan: Any
     negatives: Any
     positives: Any = None
-    is_negative: Callable[[Tensor], Tensor] | str | None = None
+    is_negative: Rule | Callable[[Tensor], Tensor] | str | None = None
     config: Config | Mapping[str, Any] | str | Path | None = None
     out: str | Path | None = None
     seed: int = 0
@@ -87,7 +89,7 @@ class Inputs:
     original: GAN
     negatives: Samples
     positives: Samples | None
-    oracle: Oracle | None
+    oracle: Rule | None
     config: Config
     out: str | Path | None
     seed: int
@@ -384,8 +386,7 @@ def check_inputs(request: Request) -> Inputs:
     given = _given(gan, request)
     earlier = _earlier(request, gan)
     negatives, positives = _with_earlier(given, earlier, gan)
-    asked = request.is_negative
-    oracle = None if asked is None else Oracle(find(asked, gan) if isinstance(asked, str) else asked)
+    oracle = _oracle(request.is_negative, gan)
     if oracle is not None:
         oracle(gan.sample(4))
     if positives is not None:
@@ -394,6 +395,12 @@ def check_inputs(request: Request) -> Inputs:
     out = request.out if world.is_first() else None
     start, config = _fitted(gan if earlier is None else earlier.gan, config, out)
     return Inputs(start, gan, negatives, positives, oracle, config, out, seed, adapted, given, earlier)
+
+
+def _oracle(given: Rule | Callable[[Tensor], Tensor] | str | None, gan: GAN) -> Rule | None:
+    if given is None or isinstance(given, Rule):
+        return given
+    return find(given, gan) if isinstance(given, str) else Rule(given)
 
 
 def _with_earlier(

@@ -7,8 +7,8 @@ from torch import nn
 import atu
 from atu.config import Adversarial
 from atu.data.samples import TensorSamples
-from atu.feedback.feedback import fill_labels
 from atu.gan import label_choice
+from atu.judging.positives import fill_labels
 from atu.training.step import AdversarialStep, Objective
 
 

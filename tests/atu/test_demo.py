@@ -14,8 +14,8 @@ from atu import demo as demonstrations
 from atu.cli import main as cli
 from atu.cli import options
 from atu.data.mnist import mnist
-from atu.evaluation.classifier import Classifier
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.seeding import fork_rng
 
@@ -67,7 +67,7 @@ def small(monkeypatch, tmp_path):
     for module in (demonstrations, options):
         monkeypatch.setattr(module, "asset", asset)
     monkeypatch.setattr(demonstrations, "mnist", lambda: real)
-    monkeypatch.setattr(demonstrations, "attributes", functools.partial(demonstrations.attributes, n=300))
+    monkeypatch.setattr(demonstrations, "feature_rules", functools.partial(demonstrations.feature_rules, n=300))
     (tmp_path / "quick.toml").write_text(QUICK)
     return tmp_path
 
@@ -93,14 +93,14 @@ def mnist_demo(folder, out, *options):
 
 def test_a_feature(small):
     data, _ = mnist_demo(small, "thick", "--feature", "thick")
-    assert data["subject"] == "thick" and data["decisions"]["judge"] == "oracle"
+    assert data["subject"] == "thick" and data["decisions"]["answered_by"] == "oracle"
     # The threshold is the quantile that a fifth of the GAN's samples exceed.
     assert data["negatives_before"] / 300 == pytest.approx(0.2, abs=0.07)
 
 
 def test_two_digits(small):
     data, _ = mnist_demo(small, "two", "--class", 4, "--class", 9)
-    assert (data["subject"], data["decisions"]["judge"]) == ("4, 9", "oracle")
+    assert (data["subject"], data["decisions"]["answered_by"]) == ("4, 9", "oracle")
     before = data["class_histogram_before"]
     assert data["negatives_before"] == before["4"]["count"] + before["9"]["count"] > 0
     assert data["judge"].startswith("mnist-judge") and data["fid_cls_after"] > 0
@@ -123,7 +123,7 @@ def test_negatives_alone(small, monkeypatch):
     )
     data, _ = mnist_demo(small, "alone", "--class", 4, "--class", 9, "--no-oracle")
     ((negatives, oracle),) = seen
-    assert oracle is None and data["decisions"]["judge"] == "probe"
+    assert oracle is None and data["decisions"]["answered_by"] == "probe"
     assert len(negatives) == 24 and len(negatives.flatten(1).unique(dim=0)) == 24
 
 

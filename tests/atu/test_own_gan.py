@@ -8,9 +8,9 @@ from torch import nn
 
 from atu import adapt, repel, unlearn
 from atu.evaluation.evaluate import evaluate
-from atu.evaluation.goals import Goal
 from atu.evaluation.search import latent_search
 from atu.gan import GAN
+from atu.judging.rule import Rule
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
 G = MLPGenerator(4, [2], hidden=(8,))
@@ -82,10 +82,10 @@ def test_the_dcgan_of_the_tutorial_runs_as_it_is(tmp_path, method):
     again = GAN.load(path, generator=TutorialGenerator(), discriminator=TutorialDiscriminator())
     assert again.latent_dim == (6, 1, 1)
     assert torch.equal(again.sample(4, seed=2), result.gan.sample(4, seed=2))
-    goal = Goal(lambda x: x.mean([1, 2, 3]) > 9, lambda x: x.mean([1, 2, 3]))
-    found = latent_search(result.gan, goal, {"judge": goal.is_negative}, starts=3, steps=2).numbers
+    goal = Rule(lambda x: x.mean([1, 2, 3]) > 9, slope=lambda x: x.mean([1, 2, 3]))
+    found = latent_search(result.gan, goal, {"judge": goal}, starts=3, steps=2).numbers
     assert found["found"]["judge"]["count"] == 0
-    evaluation = evaluate(gan, result.gan, is_negative=lambda x: x.mean([1, 2, 3]) > 0, n=50)
+    evaluation = evaluate(gan, result.gan, lambda x: x.mean([1, 2, 3]) > 0, n=50)
     assert evaluation.numbers["n"] == 50
 
 

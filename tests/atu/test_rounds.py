@@ -56,8 +56,8 @@ def test_the_second_round_begins_where_the_first_ended(image_gan, first, tmp_pat
 
     third = unlearn(image_gan, bright(second.gan, 5, seed=3), config=QUICK, out=tmp_path / "run-3", from_run=out)
     assert len(third.negatives.tensor) == 5 + 9 + 12 and third.decisions["round"] == 3
-    data = third.report(is_negative=lambda x: x.flatten(1).mean(1) > 0.1, n=200)
-    told = evaluate(image_gan, third.gan, is_negative=lambda x: x.flatten(1).mean(1) > 0.1, n=200, seed=data["seed"])
+    data = third.report(judge=lambda x: x.flatten(1).mean(1) > 0.1, n=200)
+    told = evaluate(image_gan, third.gan, lambda x: x.flatten(1).mean(1) > 0.1, n=200, seed=data["seed"])
     assert data["negatives_before"] == told.numbers["negatives_before"]  # the original's, not the second round's
     assert data["negatives"].keys() == {"before", "previous", "adapted", "after"}
     assert data["sha256"]["before"] == told.sha256["before"]

@@ -136,9 +136,9 @@ def test_result_writes_its_report(vector_gan, tmp_path, oracle):
     page = (tmp_path / "run" / "report.html").read_text()
     assert "the right side" in page and f"The {judge} that answered during the run also judges" in page
     assert data["negatives"].keys() == {"before", "adapted", "after"} and data["n"] == 60
-    flags = result.is_negative(vector_gan.sample(60, seed=data["seed"], batch_size=250))
+    flags = result.rule(vector_gan.sample(60, seed=data["seed"], batch_size=250))
     assert data["negatives_before"] == int(flags.sum())
-    other = result.report(tmp_path / "other", is_negative=lambda x: x[:, 1] > -99, n=40)
+    other = result.report(tmp_path / "other", lambda x: x[:, 1] > -99, n=40)
     assert other["negatives_after"] == 40 and (tmp_path / "other" / "report.html").exists()
     assert "also judges" not in (tmp_path / "other" / "report.html").read_text()
 

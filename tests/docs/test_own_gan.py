@@ -11,9 +11,9 @@ import torch
 
 from atu.cli import main as cli
 from atu.data.images import save_folder
-from atu.feedback.places import generator_digest
 from atu.formats.own_model import OwnModel
 from atu.gan import GAN
+from atu.judging.places import generator_digest
 
 from .test_docs import ROOT, blocks
 

@@ -16,8 +16,8 @@ from atu import demo as demonstrations
 from atu.cli import main as cli
 from atu.cli import options
 from atu.data.images import map_range, to_range
-from atu.evaluation.classifier import confusion
 from atu.gan import GAN
+from atu.judging.errors import confusion
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.seeding import fork_rng
 from benchmarks.paper import recipes
@@ -164,7 +164,7 @@ def test_two_features_on_one_colour_are_judged_by_the_judge(small):
     pink = {"color": ("pink",)}
     unwanted = drawn.holds(found, {**ANTLERS, **pink}) | drawn.holds(found, {**drawn.SPECIES["dog"], **pink})
     assert data["negatives_before"] == int(unwanted.sum()) > 0
-    assert data["judge"] == "animals-judge" and data["decisions"]["judge"] == "oracle"
+    assert data["judge"] == "animals-judge" and data["decisions"]["answered_by"] == "oracle"
 
 
 def test_wrong_names_are_named(small, capsys):

@@ -10,8 +10,9 @@ import torch
 
 from atu.assets import asset
 from atu.data.mnist import mnist_split
-from atu.evaluation.classifier import Classifier, confusion
 from atu.evaluation.pixels import pixel_judges
+from atu.judging.classifier import Classifier
+from atu.judging.errors import confusion
 from atu.networks.classifier import ConvClassifier, ResidualClassifier
 from examples import judge
 

@@ -10,9 +10,10 @@ import torch
 
 from atu import api, assets
 from atu.config import Config
-from atu.evaluation.classifier import Classifier
-from atu.feedback import marking
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.marking import mark_negatives
+from atu.judging.rule import Rule
 from atu.networks.mlp import MLPGenerator
 from examples import mog
 
@@ -35,25 +36,25 @@ def test_data_have_the_mixtures_moments():
     # Mean 0; each coordinate's variance is radius^2 / 2 + std^2.
     assert torch.allclose(x.mean(0), torch.zeros(2), atol=0.03)
     assert torch.allclose(x.var(0), torch.full((2,), 2.01), atol=0.05)
-    share = torch.bincount(mog.CentreJudge().predict(x), minlength=9).double() / len(x)
+    share = torch.bincount(mog.centre_judge().predict(x), minlength=9).double() / len(x)
     # Rayleigh: four standard deviations hold all but exp(-8) of each Gaussian.
     assert float(share[8]) == pytest.approx(math.exp(-8), abs=4e-4)
     assert torch.allclose(share[:8], torch.full((8,), 0.125, dtype=torch.double), atol=0.01)
 
 
 def test_centre_judge():
-    judge = mog.CentreJudge()
+    judge = mog.centre_judge()
     points = torch.tensor([[2.0, 0.39], [2.0, 0.41], [0.0, 0.0], [-2.1, 0.0]])
     assert judge.predict(points).tolist() == [0, 8, 8, 4]
-    assert judge.class_indices(["3", 1]) == [3, 1]
+    assert judge.class_indices(["3", 1]) == [1, 3]
 
 
 def test_marking_stops_when_enough_are_found():
     gan = GAN(MLPGenerator(2, [2], (4,)))
-    few, looked = marking.mark_negatives(gan, lambda x: x[:, 0] == x[:, 0], 30, seed=0)
+    few, looked = mark_negatives(gan, Rule(lambda x: x[:, 0] == x[:, 0]), 30, seed=0)
     assert (len(few), looked) == (30, 500)
-    with pytest.raises(ValueError, match="found none"):
-        marking.mark_negatives(gan, lambda x: x[:, 0] > 1e9, 5, seed=0, most=1000)
+    with pytest.raises(ValueError, match="got none"):
+        mark_negatives(gan, lambda x: x[:, 0] > 1e9, 5, seed=0, most=1000)
 
 
 def test_stage_seconds_count_a_resumed_run_in_full():

@@ -15,8 +15,8 @@ from atu.assets import asset
 from atu.config import Adversarial
 from atu.data.mnist import mnist
 from atu.data.samples import PixelSamples, TensorSamples
-from atu.evaluation.classifier import Classifier
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator

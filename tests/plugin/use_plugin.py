@@ -8,8 +8,8 @@ import torch
 
 from atu import GAN, Config, unlearn
 from atu.evaluation.evaluate import evaluate
-from atu.feedback.oracles import find
 from atu.formats.inspect import inspect_checkpoint
+from atu.judging.finding import find
 from atu.networks.mlp import MLPDiscriminator
 from atu.networks.registry import NETWORKS
 from atu.report import report
@@ -47,7 +47,7 @@ result = unlearn(
 found["decisions"] = {key: result.decisions[key] for key in ("method", "pruned")}
 found["zeros"] = int((result.generator.map.weight == 0).sum())
 found["config"] = Config.load(out / "run/config.toml").own.share
-evaluation = evaluate(gan, result.gan, is_negative=oracle, n=40)
+evaluation = evaluate(gan, result.gan, oracle, n=40)
 models = evaluation.models
 found["by_hand"] = float((models["before"].features - models["after"].features).norm(dim=1).mean())
 context = report.Context("bright", {}, "", result.config.to_dict(), 0, decisions=result.decisions)

@@ -23,10 +23,8 @@ from .options import (
 from .oracles import JUDGE, Asked, check_judge, oracle_options, subject_of
 
 if TYPE_CHECKING:
-    from ..evaluation.audit import Rule
-    from ..evaluation.goals import Goal
-    from ..feedback.answers import Answers
     from ..gan import GAN
+    from ..judging.rule import Rule
 
 
 @click.command("audit")
@@ -109,34 +107,30 @@ def audit(
 
 
 def _who_says(
-    asked: Asked, oracle: Answers | None, judge: Answers | None, negatives: Path | None, gan: GAN, seed: int
-) -> tuple[Goal, dict[str, Rule], str]:
+    asked: Asked, oracle: Rule | None, judge: Rule | None, negatives: Path | None, gan: GAN, seed: int
+) -> tuple[Rule, dict[str, Rule], str]:
     """(what is searched, the judges, the name of what is searched): the oracle, or a probe fitted on the negatives, is
     searched; the judge that was given, or the bundled one in the bundled classifier's place, was not."""
-    from ..evaluation.goals import as_goal
-    from ..evaluation.judges import probe_of
-    from ..feedback.oracles import find
+    from ..judging.finding import find
+    from ..judging.probe import probe_of, with_slope
 
-    if oracle is None:
-        goal, searched = as_goal(probe_of(gan, negatives, seed=seed), gan, seed=seed), "probe"
-    else:
-        value, classes = oracle.goal_arguments()
-        goal, searched = as_goal(value, gan, classes, seed), oracle.spec
+    goal = probe_of(gan, negatives, seed=seed) if oracle is None else with_slope(oracle, gan, seed)
+    searched = goal.spec
     judges: dict[str, Rule] = {}
-    domain = bundled(asked) if oracle is not None and oracle.chosen else None
+    domain = bundled(asked) if oracle is not None and oracle.classes else None
     if judge is not None:
         judges[judge.spec] = judge
     elif oracle is not None and domain is not None:
-        names = animal_names(oracle) if domain == "animals" else oracle.chosen
+        names = animal_names(oracle) if domain == "animals" else oracle.subject
         judges[f"{domain}-judge"] = find(f"{domain}-judge", gan, {"class": ",".join(names)})
-    return goal, {**judges, searched: goal.is_negative}, searched
+    return goal, {**judges, searched: goal}, searched
 
 
 def _marked(negatives: Path, gan: GAN, marks: tuple[int, ...]) -> Any:
     import torch
 
     from ..data.samples import TensorSamples
-    from ..feedback.places import marked_samples
+    from ..judging.places import marked_samples
 
     given, _ = marked_samples(gan, negatives, "negatives")
     count = min(len(given), max(marks))

@@ -31,8 +31,8 @@ from .oracles import Asked, answered_in, check_judge, described, judge_options, 
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Real
-    from ..feedback.answers import Answers
     from ..gan import GAN
+    from ..judging.rule import Rule
 
 
 @click.command("eval")
@@ -76,7 +76,7 @@ def evaluate(
     BEFORE and AFTER unlearning, on the same latents: checkpoints or run folders; mnist and animals are bundled GANs.
     """
     from ..evaluation.evaluate import evaluate as compare
-    from ..evaluation.judges import probe_of
+    from ..judging.probe import probe_of
     from ..measures.extractors import extractors
     from ..report import report
 
@@ -95,7 +95,7 @@ def evaluate(
     start = time.monotonic()
     if judge is None:
         probe = probe_of(first, negatives, seed=run.seed)
-        judged: dict[str, Any] = dict(is_negative=probe, answered=answered_in(after, None))
+        judged: dict[str, Any] = dict(judge=probe, answered=answered_in(after, None))
     else:
         judged = _judged(asked, judge, first, answered_in(after, judge))
     found = compare(
@@ -129,14 +129,14 @@ def bundled(asked: Asked) -> str | None:
     return name if is_bundled(name) else None
 
 
-def animal_names(answers: Answers) -> tuple[str, ...]:
+def animal_names(rule: Rule) -> tuple[str, ...]:
     """The features and species that the bundled classifier of drawn animals was asked for."""
-    from ..feedback.spec import parse
+    from ..judging.spec import parse
 
-    return tuple(parse(answers.spec).options["class"].split(","))
+    return tuple(parse(rule.spec).options["class"].split(","))
 
 
-def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
+def _notes(asked: Asked, judge: Rule | None, after: str) -> list[str]:
     if judge is None:
         return [PROBE_JUDGES]
     if bundled(asked) is not None:
@@ -145,20 +145,21 @@ def _notes(asked: Asked, judge: Answers | None, after: str) -> list[str]:
     return [f"Measured by {described(judge)}.", *own]
 
 
-def _judged(asked: Asked, judge: Answers, gan: GAN, answered: bool | None) -> dict[str, Any]:
+def _judged(asked: Asked, judge: Rule, gan: GAN, answered: bool | None) -> dict[str, Any]:
     """Of `evaluate`: who judges, what stands beside it, and whether `judge` answered during the run."""
     from ..evaluation.pixels import pixel_judges
-    from ..feedback.oracles import find
+    from ..judging.finding import find
+    from ..judging.rule import class_rule
 
     domain = bundled(asked)
-    if domain is None or not judge.chosen:  # with a threshold of the user's it is that very classifier that judges
-        return dict(judge.judge_arguments(), answered=answered)
-    names = animal_names(judge) if domain == "animals" else judge.chosen
-    found = find(f"{domain}-judge", gan, {"class": ",".join(names)}).judge_arguments()
-    beside = {f"{domain}-classifier": judge.classifier}  # the oracle comes first
+    if domain is None or not judge.classes:  # with a threshold of the user's it is that very classifier that judges
+        return dict(judge=judge, answered=answered)
+    names = animal_names(judge) if domain == "animals" else judge.subject
+    measuring = find(f"{domain}-judge", gan, {"class": ",".join(names)})
+    beside = {f"{domain}-classifier": judge}  # the oracle comes first
     if domain == "mnist" and gan.sample_shape == (1, 32, 32):
-        beside |= pixel_judges()
-    return {**found, "judges": beside, "answered": answered and list(beside)[:1]}
+        beside |= {name: class_rule(one, names, gan.image_range) for name, one in pixel_judges().items()}
+    return {"judge": measuring, "judges": beside, "answered": answered and list(beside)[:1]}
 
 
 def load_pair(first: str, second: str, device: str | None, model: Model) -> tuple[GAN, GAN]:

@@ -14,8 +14,8 @@ import click
 from .options import FILE, class_option
 
 if TYPE_CHECKING:
-    from ..feedback.answers import Answers
     from ..gan import GAN
+    from ..judging.rule import Rule
 
 SPEC = "a classifier's file (of atu train-classifier, TorchScript, ONNX), module:function, text:WORDS, mnist or animals"
 
@@ -29,9 +29,9 @@ class Asked:
     classes: tuple[str, ...] = ()
     text: tuple[tuple[str, str], ...] = ()
 
-    def find(self, spec: str | None, gan: GAN) -> Answers | None:
-        """What a spec stands for, for `gan`; None for None."""
-        from ..feedback.oracles import ORACLES, find
+    def find(self, spec: str | None, gan: GAN) -> Rule | None:
+        """The rule that a spec stands for, for `gan`; None for None."""
+        from ..judging.finding import ORACLES, find
 
         if spec is None:
             return None
@@ -48,13 +48,13 @@ class Asked:
             told = f'--class is for the oracle and the judge; where they differ, say it in the SPEC: "{spec}?class=..."'
             raise ValueError(f"{error} ({told})") from error
 
-    def find_both(self, gan: GAN) -> tuple[Answers | None, Answers | None]:
+    def find_both(self, gan: GAN) -> tuple[Rule | None, Rule | None]:
         """(oracle, judge), which must be different networks."""
-        from ..feedback.oracles import check_independent
+        from ..judging.rule import check_independent
 
-        found = self.find(self.oracle, gan), self.find(self.judge, gan)
-        check_independent(*found)
-        return found
+        oracle, judge = self.find(self.oracle, gan), self.find(self.judge, gan)
+        check_independent(oracle, judge)
+        return oracle, judge
 
     def recorded(self) -> list[str]:
         """The options again, for a command that another process runs."""
@@ -81,7 +81,7 @@ def judge_options(function: Callable) -> Callable:
 
 
 JUDGE = click.option(
-    "--judge", metavar="SPEC", help="Measures the outcome, and never answers during the run; as --oracle, but another."
+    "--judge", metavar="SPEC", help="Measures the result, by a SPEC as of --oracle. Must not be the oracle."
 )
 
 
@@ -138,43 +138,45 @@ def check_judge(asked: Asked, negatives: Path | None, option: str = "--judge") -
         )
 
 
-def subject_of(negatives: Path | None, given: str | None, *answers: Answers | None) -> str:
-    """What is unlearned, in words: as given, else what the first of the answers looks for, else by the folder of the
-    negatives."""
-    found = next((one for one in answers if one is not None), None)
+def subject_of(negatives: Path | None, given: str | None, *rules: Rule | None) -> str:
+    """The name of what is unlearned: as given, else by the first of the rules, else by the folder of the negatives."""
+    rule = next((one for one in rules if one is not None), None)
     if given:
         return given
-    if found is not None and found.spec.startswith("text:"):
-        return found.spec.removeprefix("text:").partition("?")[0]
-    if found is not None and found.names:
-        return ("class " if len(found.names) == 1 else "classes ") + ", ".join(found.names)
+    if rule is not None and rule.spec.startswith("text:"):
+        return rule.spec.removeprefix("text:").partition("?")[0]
+    if rule is not None and rule.subject:
+        return ("class " if len(rule.subject) == 1 else "classes ") + ", ".join(rule.subject)
     if negatives is not None:
         folder = negatives.resolve()
         return f"what {folder.parent.name if folder.is_file() else folder.name} shows"
-    return "what was marked" if found is None else f"what {found.spec} finds"
+    return "what was marked" if rule is None else f"what {rule.spec} finds"
 
 
-def described(answers: Answers) -> str:
-    """A spec and its hash, for a report's notes."""
-    return answers.spec + ("" if answers.sha256 is None else f" (SHA-256 {answers.sha256[:16]}...)")
+def described(rule: Rule) -> str:
+    """A rule's spec and hash, for a report's notes."""
+    sha256 = None if rule.source is None else rule.source.sha256
+    return rule.spec + ("" if sha256 is None else f" (SHA-256 {sha256[:16]}...)")
 
 
-def answered_in(run: str, judge: Answers | None) -> bool | None:
-    """Whether `judge` (None: a probe) is recorded as what answered in the run whose folder or result a CKPT names; None
-    where that is not known. A network is what its hash says; a file of functions holds several, and an edited one may
-    answer as before."""
+def answered_in(run: str, judge: Rule | None) -> bool | None:
+    """True if `judge` (None: a probe) answered in the run whose folder or result a CKPT names; None if unknown.
+
+    A network is identified by its hash. A file of functions holds several, and an edited one may answer as before.
+    """
     try:
         folder = Path(run).parent if Path(run).name == "result.safetensors" else Path(run)
-        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))["identity"]["oracle"]
-        if judge is None or not found:
-            return judge is None and not found
-        same = bool(found["sha256"] == judge.sha256)
-        if judge.own:
+        oracle = json.loads((folder / "run.json").read_text(encoding="utf-8"))["identity"]["oracle"]
+        if judge is None or not oracle:
+            return judge is None and not oracle
+        assert judge.source is not None
+        same, sha256 = bool(oracle["sha256"] == judge.source.sha256), judge.source.sha256
+        if judge.source.sufficient:
             return same
-        own, other = (spec.partition("?")[0] for spec in (judge.spec, found["spec"]))
-        if own == other:
+        name, other = (spec.partition("?")[0] for spec in (judge.spec, oracle["spec"]))
+        if name == other:
             return True if same else None
-        moved = same and own.rpartition(":")[2] == other.rpartition(":")[2]
-        return None if moved or judge.sha256 is None else False
+        moved = same and name.rpartition(":")[2] == other.rpartition(":")[2]
+        return None if moved or sha256 is None else False
     except (OSError, ValueError, KeyError, TypeError):
         return None

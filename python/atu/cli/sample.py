@@ -69,7 +69,7 @@ def sample(
         batches = progress.track("sample", gan.batches(samples, seed=run.seed, **options), samples)
         x = torch.cat([batch.cpu() for batch in batches])
     else:
-        from ..feedback.marking import mark_negatives
+        from ..judging.marking import mark_negatives
 
         x, looked = mark_negatives(gan, wanted, samples, run.seed)
         click.echo(f"{len(x)} of {looked} samples", err=True)

@@ -42,12 +42,12 @@ def train_classifier(
     FOLDER: holds a folder of images a class, or unwanted/ and good/, as atu label writes them. Prints how good it is on
     images that it has not learned from.
     """
-    from ..experiments.own_classifier import Plan, remarks, train_folder
+    from ..judging.train import TrainingPlan, remarks, train_folder
 
     if run.out.is_file() and run.out.suffix != ".safetensors":
         raise ValueError(f"out: expected a file ending in .safetensors, or a folder, but {run.out} is a file")
     names = tuple(name for name in augment.split(",") if name and name != "none")
-    plan = Plan(
+    plan = TrainingPlan(
         size=size,
         held_out=held_out,
         augment=names,

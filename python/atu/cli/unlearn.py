@@ -41,8 +41,8 @@ from .oracles import JUDGE, Asked, described, oracle_options, subject_of
 if TYPE_CHECKING:
     from ..api import Result
     from ..evaluation.evaluate import Evaluation
-    from ..feedback.answers import Answers
     from ..gan import GAN
+    from ..judging.rule import Rule
     from ..report.report import Context
 
 ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome, on other latents."
@@ -179,7 +179,7 @@ def _check_judged(out: Path, asked: Asked) -> None:
 def _evaluate(
     gan: GAN,
     result: Result,
-    judge: Answers | None,
+    judge: Rule | None,
     answered: bool,
     samples: int,
     seed: int,
@@ -188,22 +188,22 @@ def _evaluate(
     from ..api import other_generators
     from ..data.samples import TensorSamples
     from ..evaluation.evaluate import evaluate
-    from ..evaluation.judges import probe_of
+    from ..judging.probe import probe_of
     from ..support.seeding import Stream, stream_seed
 
     latents = stream_seed(seed, Stream.EVALUATION)
     options: dict[str, Any] = dict(others=other_generators(gan, result), answered=answered, n=samples, seed=latents)
     if judge is not None:
-        return evaluate(gan, result.gan, **judge.judge_arguments(), **options)
+        return evaluate(gan, result.gan, judge, **options)
     # A small evaluation is asked for where samples are dear.
     few = max(min(samples, 2000), 64)
     assert isinstance(result.negatives, TensorSamples)  # what files are read as
     recall, good = result.config.feedback.recall, result.positives
     probe = probe_of(gan, result.negatives.tensor, recall, seed, samples=few, good=good)
-    return evaluate(gan, result.gan, is_negative=probe, **options)
+    return evaluate(gan, result.gan, probe, **options)
 
 
-def _notes(oracle: Answers | None, judge: Answers | None) -> list[str]:
+def _notes(oracle: Rule | None, judge: Rule | None) -> list[str]:
     """Who answered and who measures, for the report."""
     if oracle is None and judge is None:
         return [PROBE_JUDGES]

@@ -27,6 +27,7 @@ from ..config import Adapt
 from ..data.images import image_grid
 from ..data.samples import TensorSamples
 from ..gan import GAN
+from ..judging.rule import Rule
 from ..measures.shares import share_of
 from ..support import progress
 from ..support.digest import digest
@@ -36,12 +37,10 @@ from ..support.modules import eval_mode
 from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.run_folder import gan_digest
 from ..training.step import AdversarialStep, Objective
-from .goals import Goal
 from .relearning import relearn
 from .residue import probeable, probed_layers, residue
 from .search import AT_ONCE, latent_search, spaces_of
 
-Rule = Callable[[Tensor], Tensor]
 FOLDER = "audit"  # of the finished parts, within OUT
 COLUMNS = 8
 
@@ -78,8 +77,8 @@ class Audit:
 
     Args:
         before, after, retrained: the GANs; of each the EMA generator and, for relearning, its discriminator.
-        goal: what the search climbs. judges: samples -> bool [N] by name; the first gives the figures of the table. One
-            that is not the goal tells a negative from what merely fools the goal.
+        goal: what the search climbs, a rule with a slope. judges: rules by name; the first gives the figures of the
+            table. One that is not the goal tells a negative from what merely fools the goal.
         negatives: to relearn from, [at least max(budget.marks), ...]; good: unrelated samples [n, ...].
         negative_labels, good_labels: theirs [n, c_dim], where a conditional GAN made them.
         seed: of everything random.
@@ -90,7 +89,7 @@ class Audit:
 
     before: GAN
     after: GAN
-    goal: Goal
+    goal: Rule
     judges: Mapping[str, Rule]
     negatives: Tensor
     good: Tensor
@@ -147,20 +146,20 @@ class Audit:
             models={name: gan_digest(gan) for name, gan in self.models.items()},
             judges=list(self.judges),
             samples=digest(held),
-            says=digest({name: self._said(rule) for name, rule in {**self.judges, "": self.goal.is_negative}.items()}),
+            says=digest({name: self._said(rule) for name, rule in {**self.judges, "": self.goal}.items()}),
             budget=_budget(self),
             seed=self.seed,
         )
 
     def _said(self, rule: Rule) -> Tensor:
         parts = torch.cat([self.negatives, self.good]).split(100)
-        return torch.cat([rule(x.to(self.before.device)).cpu() for x in parts])
+        return torch.cat([rule(x.to(self.before.device)) for x in parts])
 
 
 def subject_of(
     before: GAN,
     after: GAN,
-    goal: Goal,
+    goal: Rule,
     judges: Mapping[str, Rule],
     budget: Budget | None = None,
     seed: int = 0,
@@ -181,7 +180,7 @@ def subject_of(
     places: dict[str, list[Tensor]] = {name: [] for name in wanted}
     latents, looked = stream_seed(seed, Stream.AUDIT_GOOD), 0
     for x in before.batches(most, latents):
-        first, second = goal.is_negative(x).cpu(), rule(x).cpu()
+        first, second = goal(x), rule(x)
         for name, flags in (("good samples", ~first & ~second), ("negatives", first & second)):
             left = wanted[name] - sum(map(len, found[name]))
             places[name].append(looked + torch.nonzero(flags).flatten()[: max(left, 0)])
@@ -223,7 +222,7 @@ def compute(audit: Audit, model: str, measure: str, pictures: Path | None = None
         latents = stream_seed(seed, Stream.RESIDUE)
         with torch.no_grad():
             batches = audit.before.batches(budget.samples, latents, audit.before.fitting(250))
-            flags = torch.cat([audit.judge(x).cpu() for x in batches])
+            flags = torch.cat([audit.judge(x) for x in batches])
         return residue(gan, flags, latents) if probeable(flags) else {}
     if kind == "unrelated":
         count, tensor, labels = budget.unrelated, audit.good, audit.good_labels
@@ -386,8 +385,9 @@ def _seconds_of_search(audit: Audit) -> float:
     def work() -> None:
         point = z.clone().requires_grad_(True)
         x = gan.fake(point, c, generator=gan.sampling_generator)
-        audit.goal.is_negative(x.detach())
-        torch.autograd.grad(audit.goal.score(x).sum(), point)
+        assert audit.goal.slope is not None
+        audit.goal(x.detach())
+        torch.autograd.grad(audit.goal.slope(x).sum(), point)
 
     with eval_mode(gan.sampling_generator, *gan.modules().values()), fork_rng(gan.device, 0):
         return _timed(work) / n

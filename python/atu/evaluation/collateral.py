@@ -7,7 +7,7 @@ in the place of the unlearned GAN's, as many of them. A GAN compared with itself
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..measures.frechet import frechet
 from ..measures.kid import kid
 from ..measures.manifold import MEASURES, manifold
 from ..measures.shares import share_of, total_variation
-from .judges import Judged, Scores
+from .judged import Judged, Look
 
 SURE = 0.9  # confidence in a class
 MOVED = 2000  # images that are moved by a pixel
@@ -104,16 +104,16 @@ class MovedByAPixel:
     """How many good images are of another class when they are moved by one pixel to the right: a change that no one
     sees, so `good_changed` can hardly be told from less. They are judged as they pass by, so that none is made twice.
 
-    score: of a judge that knows classes."""
+    look: of a judge that knows classes."""
 
-    def __init__(self, score: Callable[[Tensor], Scores]):
-        self.score, self.labels = score, list[Tensor]()
+    def __init__(self, look: Look):
+        self.look, self.labels = look, list[Tensor]()
 
     def watch(self, images: Iterable[Tensor]) -> Iterator[Tensor]:
         """Batches [N, C, H, W] as they are; of the first ones, `MOVED` images or a few more, the moved are judged."""
         for x in images:
             if sum(map(len, self.labels)) < MOVED:
-                labels = self.score(torch.cat([x[..., :1], x[..., :-1]], -1))[2]
+                labels = self.look(torch.cat([x[..., :1], x[..., :-1]], -1)).labels
                 assert labels is not None
                 self.labels.append(labels)
             yield x

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import to_range, to_uint8
-from ..feedback.oracles import IsNegative
 from ..gan import GAN
+from ..judging.classifier import Classifier
+from ..judging.finding import rule_of
+from ..judging.probe import Probe
+from ..judging.rule import Rule
 from ..measures.extractors import Extractor
 from ..measures.frechet import frechet
 from ..measures.intervals import difference
@@ -38,11 +41,11 @@ from .collateral import (
     landing,
     tv_redistribution,
 )
-from .judges import Judge, Judged, as_classifier, as_judge, judge_samples
+from .judged import Judged, feature_source, judge_samples, verdicts_of
 from .metrics import compute, description, load_metrics
 
 Real = Tensor | tuple[Tensor, Tensor]
-Judges = dict[str, Judge]
+Judges = dict[str, Rule]
 COMPARED = ("before", "after", "retrained")  # the models that every judge is asked about
 
 
@@ -82,13 +85,12 @@ class Evaluation:
 def evaluate(
     before: GAN,
     after: GAN | nn.Module,
-    classifier: Any = None,
-    negative_classes: Iterable[int | str] = (),
+    judge: Any,
+    classes: Iterable[int | str] = (),
     real: Real | None = None,
     *,
-    is_negative: IsNegative | None = None,
     others: Mapping[str, nn.Module] | None = None,
-    attributes: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    attributes: Mapping[str, Rule | Callable[[Tensor], Tensor]] | None = None,
     judges: Mapping[str, Any] | None = None,
     answered: Iterable[str] | bool | None = (),
     retrained: GAN | nn.Module | None = None,
@@ -103,13 +105,14 @@ def evaluate(
 
     Args:
         before, after: the GANs (of `after`, the generator that samples).
-        classifier, negative_classes, is_negative: the judge; see `as_judge`. A classifier (any nn.Module that gives one
-            logit a class will do) gives features and class histograms too; a rule that says yes or no, or negatives
-            from which a probe is fitted, leave the features to the original's discriminator.
+        judge: anything that says which samples are negative, see `rule_of`. A classifier gives features and class
+            histograms too; with a rule that says yes or no, or with negatives, from which a probe is fitted, the
+            features are those of the original's discriminator.
+        classes: the negative ones, by name or index, of judges that are classifiers.
         real: images, uint8 or in `before.image_range`, [M, ...] or (images, labels [M]), for fid_cls.
         others: further generators to judge, by name (the adapted one).
         attributes: further yes/no questions, samples -> bool [N], whose shares are reported (attributes.py).
-        judges: further judges by name, each as `as_judge` takes it (of a classifier, negative_classes are negative).
+        judges: further judges by name, each as `rule_of` takes it.
         answered: names of the judges, the first among them, that answered during the run: oracles. True: the first did.
             None: it is not known.
         retrained: a GAN, or its generator, trained without the negatives: fewer negatives than it makes is
@@ -138,11 +141,11 @@ def evaluate(
     if n < 2:
         raise ValueError(f"n: expected at least 2 samples, got {n}")
     metrics = load_metrics()
-    wanted = tuple(negative_classes)
-    judge = as_judge(classifier, before, wanted, is_negative, seed)
-    further = _further(judges or {}, judge, before, wanted, seed)
-    known = [judge.name, *further]
-    spoke = _spoke(answered, known)
+    unwanted = tuple(classes)
+    judge = rule_of(judge, before, unwanted, seed)
+    further = _further(judges or {}, judge, before, unwanted, seed)
+    asked_of = {name: rule_of(has, before) for name, has in (attributes or {}).items()}
+    spoke = _spoke(answered, [judge.name, *further])
     if isinstance(retrained, GAN) and retrained.sample_shape != before.sample_shape:
         raise ValueError(
             f"retrained: expected samples of shape {list(before.sample_shape)}, got {list(retrained.sample_shape)}"
@@ -150,23 +153,23 @@ def evaluate(
     networks = {name: _of_range(network, before) for name, network in (extractors or {}).items()}
     batch_size = batch_size or before.fitting(250)
     if original is None:
-        asked = dict(keep=keep, attributes=attributes, judges=further)
+        asked = dict(keep=keep, attributes=asked_of, judges=further)
         original = _original(before, judge, real, networks, n, seed, batch_size, **asked)
     generators = dict(others or {})
     if retrained is not None:
         generators["retrained"] = _generator(retrained)
     generators["after"] = _generator(after)
-    models = {"before": original.judged}
+    models, look = {"before": original.judged}, verdicts_of(judge, before)
     for name, generator in generators.items():
         # A retrained GAN may take other latents.
         source = retrained if name == "retrained" and isinstance(retrained, GAN) else before
         batches = progress.track(f"evaluate {name}", source.batches(n, seed, batch_size, generator), n)
         compared = further if name in COMPARED else {}
-        models[name] = judge_samples(batches, judge.score, keep, attributes, judges=compared, extractors=networks)
+        models[name] = judge_samples(batches, look, keep, asked_of, judges=compared, extractors=networks)
     first, last = models["before"], models["after"]
     numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
     numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
-    numbers.update(judge=judge.name, probe=judge.marks)
+    numbers.update(judge=judge.name, probe=dict(judge.marks) if isinstance(judge, Probe) else None)
     numbers.update(_judges_numbers({judge.name: judge, **further}, models, spoke))
     numbers.update(_real_numbers(None if original.real is None else original.real.features, models))
     drawn = original.drawn
@@ -180,14 +183,14 @@ def evaluate(
     numbers.update(_class_numbers(models, judge))
     numbers["metrics"] = {name: compute(metric, name, first, last) for name, metric in metrics.items()}
     numbers["metric_descriptions"] = {name: description(metric) for name, metric in metrics.items()}
-    numbers.update(n=n, seed=seed, features=judge.features)
+    numbers.update(n=n, seed=seed, features=feature_source(judge, before))
     hashes = {"before": _weights(before), "after": _weights(after)}
-    return Evaluation(numbers, models, original, before.image_range, list(judge.classes), list(judge.negative), hashes)
+    return Evaluation(numbers, models, original, before.image_range, _names(judge), list(judge.classes), hashes)
 
 
 def _original(
     gan: GAN,
-    judge: Judge,
+    judge: Rule,
     real: Real | None,
     networks: Mapping[str, Extractor],
     n: int,
@@ -198,22 +201,25 @@ def _original(
     """Of the GAN before unlearning. asked: further arguments of `judge_samples`, of the samples that are compared."""
     reference = None if real is None else _real_samples(real, judge, gan, networks)
     compared: Iterable[Tensor] = progress.track("evaluate before", gan.batches(n, seed, batch_size), n)
-    moved = MovedByAPixel(judge.score)
-    compared = moved.watch(compared) if len(gan.sample_shape) == 3 and judge.classes else compared
-    judged = judge_samples(compared, judge.score, extractors=networks, **asked)
+    look = verdicts_of(judge, gan)
+    moved = MovedByAPixel(look)
+    compared = moved.watch(compared) if len(gan.sample_shape) == 3 and judge.classifier is not None else compared
+    judged = judge_samples(compared, look, extractors=networks, **asked)
     others = gan.batches(n, stream_seed(seed, Stream.KEPT_REFERENCE), batch_size)
-    drawn = judge_samples(progress.track("evaluate reference", others, n), judge.score, shown=0, extractors=networks)
+    drawn = judge_samples(progress.track("evaluate reference", others, n), look, shown=0, extractors=networks)
     return Original(judged, drawn, moved.changed(judged), reference)
 
 
-def _further(judges: Mapping[str, Any], first: Judge, gan: GAN, wanted: tuple[int | str, ...], seed: int) -> Judges:
-    found = {}
-    for name, value in judges.items():
-        if name == first.name:
-            raise ValueError(f"judges: {name} gives the figures already; give the further ones other names")
-        knows = not isinstance(value, Judge) and as_classifier(value, gan) is not None
-        found[name] = as_judge(value, gan, wanted if knows else (), seed=seed)
-    return found
+def _further(judges: Mapping[str, Any], first: Rule, gan: GAN, classes: tuple[int | str, ...], seed: int) -> Judges:
+    if first.name in judges:
+        raise ValueError(f"judges: {first.name} gives the figures already; give the further ones other names")
+    knows = (Classifier, nn.Module)
+    return {name: rule_of(one, gan, classes if isinstance(one, knows) else (), seed) for name, one in judges.items()}
+
+
+def _names(judge: Rule) -> list[str]:
+    """The classes that the judge knows."""
+    return [] if judge.classifier is None else judge.classifier.classes
 
 
 def _generator(model: GAN | nn.Module) -> nn.Module:
@@ -230,16 +236,16 @@ def _weights(model: GAN | nn.Module) -> str:
     return sha256({f"{name}.{key}": v for name, module in modules.items() for key, v in state_of(module).items()})
 
 
-def _real_samples(real: Real, judge: Judge, gan: GAN, networks: Mapping[str, Extractor]) -> RealFeatures:
+def _real_samples(real: Real, judge: Rule, gan: GAN, networks: Mapping[str, Extractor]) -> RealFeatures:
     """Of the real images that are not negative: by their labels where classes are, else by the judge."""
     images, labels = real if isinstance(real, tuple) else (real, None)
     if tuple(images.shape[1:]) != gan.sample_shape:
         raise ValueError(f"real: expected samples of shape {list(gan.sample_shape)}, got {list(images.shape[1:])}")
     parts = (to_range(part, gan.image_range) for part in images.split(gan.fitting(500)))
-    judged = judge_samples(parts, judge.score, shown=0, extractors=networks)
+    judged = judge_samples(parts, verdicts_of(judge, gan), shown=0, extractors=networks)
     drop = judged.negative
-    if labels is not None and judge.negative:
-        drop = torch.isin(labels, torch.tensor(list(judge.negative)))
+    if labels is not None and judge.classes:
+        drop = torch.isin(labels, torch.tensor(judge.classes))
     # Shuffled: files come sorted by class, and some distances take the first so many.
     order = torch.randperm(len(drop), generator=torch.Generator().manual_seed(0))
     kept = order[~drop[order]]
@@ -334,24 +340,24 @@ def _distances(
     return numbers
 
 
-def _collateral(reference: Tensor, before: Judged, after: Judged, judge: Judge) -> dict[str, Any]:
+def _collateral(reference: Tensor, before: Judged, after: Judged, judge: Rule) -> dict[str, Any]:
     numbers = kept_numbers(reference, before.features[~before.negative], after.features[~after.negative])
-    numbers["landing"] = landing(reference, before, after, judge.classes)
+    numbers["landing"] = landing(reference, before, after, _names(judge))
     numbers["good_changed"] = good_changed(before, after)
     numbers["frechet_redistribution"] = frechet_redistribution(reference, before, after)
-    numbers["tv_redistribution"] = tv_redistribution(before, after, judge.negative, len(judge.classes))
+    numbers["tv_redistribution"] = tv_redistribution(before, after, judge.classes, len(_names(judge)))
     return numbers
 
 
-def _class_numbers(models: Mapping[str, Judged], judge: Judge) -> dict[str, Any]:
+def _class_numbers(models: Mapping[str, Judged], judge: Rule) -> dict[str, Any]:
     """Histograms and confidence of each model, and how the kept classes' shares changed; None without classes."""
-    if not judge.classes:
+    if judge.classifier is None:
         return dict(class_histogram_before=None, class_histogram_after=None, tv_kept=None)
     numbers: dict[str, Any] = {}
     for name, judged in models.items():
         assert judged.labels is not None and judged.confidence is not None
-        numbers[f"class_histogram_{name}"] = histogram(judged.labels, judge.classes)
+        numbers[f"class_histogram_{name}"] = histogram(judged.labels, _names(judge))
         numbers[f"confident_{name}"] = float((judged.confidence >= SURE).float().mean())
     kept = [models[name].labels[~models[name].negative] for name in ("before", "after")]  # type: ignore[index]
-    numbers["tv_kept"] = total_variation(kept[0], kept[1], judge.negative, len(judge.classes))
+    numbers["tv_kept"] = total_variation(kept[0], kept[1], judge.classes, len(_names(judge)))
     return numbers

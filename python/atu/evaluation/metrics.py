@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 
 from ..support.registry import Registry
-from .judges import Judged
+from .judged import Judged
 
 Metric = Callable[[Judged, Judged], float]
 METRICS: Registry[Metric] = Registry("atu.metrics", {})

@@ -6,7 +6,7 @@ observation that this direction has a meaning, and that going far along it costs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..measures.frechet import frechet
 from ..measures.shares import share_of
 from ..support import progress
 from ..support.modules import copied
-from .judges import Scores, judge_samples
+from .judged import Look, judge_samples
 
 POINTS = (-1.5, -1.25, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -53,7 +53,7 @@ def between(original: nn.Module, adapted: Mapping[str, Tensor], s: float) -> nn.
 def parameter_path(
     gan: GAN,
     adapted: Mapping[str, Tensor],
-    score: Callable[[Tensor], Scores],
+    look: Look,
     kept: Tensor,
     points: Sequence[float] = POINTS,
     n: int = 400,
@@ -63,13 +63,13 @@ def parameter_path(
     """Judge n samples of the same latents and noise at each point.
 
     Args:
-        adapted: state dict of an adapted generator. score: of a `Judge` (judges.py).
+        adapted: state dict of an adapted generator. look: of a judge (`verdicts_of`).
         kept: features [N, F] of the original's non-negative samples, to measure the Frechet distance to.
     """
     rows, images = [], []
     for s in progress.track("parameter path", points, len(points)):
         generator = between(gan.sampling_generator, adapted, s)
-        judged = judge_samples(gan.batches(n, seed, generator=generator), score, shown)
+        judged = judge_samples(gan.batches(n, seed, generator=generator), look, shown)
         distance = frechet(kept, judged.features) if bool(torch.isfinite(judged.features).all()) else None
         rows.append(dict(s=float(s), negative=share_of(int(judged.negative.sum()), n), frechet=distance))
         images.append(judged.first)

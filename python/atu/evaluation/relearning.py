@@ -7,7 +7,6 @@ the share of negatives over the images seen, and its area.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -17,14 +16,13 @@ from torch import Tensor, nn
 from ..config import Adapt
 from ..data.samples import TensorSamples
 from ..gan import GAN
+from ..judging.rule import Rule
 from ..support import progress
 from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.step import AdversarialStep, Objective
 
 
-def negative_rate(
-    gan: GAN, rule: Callable[[Tensor], Tensor], n: int, seed: int, generator: nn.Module | None = None
-) -> float:
+def negative_rate(gan: GAN, rule: Rule, n: int, seed: int, generator: nn.Module | None = None) -> float:
     """Share of n samples that are negative by `rule`."""
     with torch.no_grad():
         flags = [rule(x).cpu() for x in gan.batches(n, seed, generator=generator)]
@@ -34,7 +32,7 @@ def negative_rate(
 def relearn(
     gan: GAN,
     samples: Tensor | TensorSamples,
-    rule: Callable[[Tensor], Tensor],
+    rule: Rule,
     images: int = 6400,
     looks: int = 8,
     rate: float = 0.1,

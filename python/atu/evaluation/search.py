@@ -23,15 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import thumbnails
-from ..feedback.oracles import Oracle
 from ..gan import GAN
+from ..judging.rule import Rule
 from ..measures.shares import share_of
 from ..support import progress
 from ..support.modules import eval_mode
 from ..support.seeding import Stream, fork_rng, mix_seed, stream_seed
-from .goals import Goal
 
-Rule = Callable[[Tensor], Tensor]
 CLOUD = 1000  # sampled latents that say how far from their mean w lies
 AT_ONCE = 64  # starts searched at once
 SHOWN = 16  # found samples that are kept to be looked at
@@ -71,7 +69,7 @@ def _noisy(generator: nn.Module) -> list[Any]:
 
 def latent_search(
     gan: GAN,
-    goal: Goal,
+    goal: Rule,
     judges: Mapping[str, Rule],
     space: str = "z",
     starts: int = 128,
@@ -82,7 +80,7 @@ def latent_search(
     """Search the EMA generator with Adam.
 
     Args:
-        goal: what is searched. judges: samples -> bool [N] by name, which say what was found.
+        goal: what is searched, a rule with a slope. judges: rules by name, which say what was found.
         starts, steps: random latents, and gradient steps from each. rate: of Adam, in standard deviations of the space.
 
     Returns:
@@ -113,30 +111,29 @@ def latent_search(
     numbers = dict(
         found={name: share_of(int(flags.sum()), starts) for name, flags in verdicts.items()},
         by_chance={name: share_of(int(_judged(judge, before).sum()), starts) for name, judge in judges.items()},
-        searched=share_of(int(_judged(goal.is_negative, best).sum()), starts),
+        searched=share_of(int(_judged(goal, best).sum()), starts),
         searched_by_chance=share_of(int((first_hit == 0).sum()), starts),
         median_steps=float(hits.double().quantile(0.5)) if len(hits) else None,
     )
     return Found(numbers, thumbnails(best[:SHOWN].cpu()), next(iter(verdicts.values()))[:SHOWN])
 
 
-@torch.no_grad()
 def _judged(judge: Rule, x: Tensor) -> Tensor:
-    oracle = Oracle(judge)
-    return torch.cat([oracle(part) for part in x.split(250)])
+    return torch.cat([judge(part) for part in x.split(250)])
 
 
 def _ascend(
-    gan: GAN, goal: Goal, space: Space, steps: int, rate: float, noise: int, bar: progress.Bar
+    gan: GAN, goal: Rule, space: Space, steps: int, rate: float, noise: int, bar: progress.Bar
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(samples at the start, those with the highest score, the step at which the goal was first reached or -1)."""
+    assert goal.slope is not None
     points = [point.clone().requires_grad_(True) for point in space.start]
     optim = torch.optim.Adam(points, lr=rate * space.unit)
     first = best = hit = top = torch.empty(0)
     for step in range(steps + 1):
         with fork_rng(gan.device, noise):  # the same noise in every step
             x = space.make(points)
-        score, negative = goal.score(x), goal.is_negative(x.detach())
+        score, negative = goal.slope(x), goal(x.detach())
         if step == 0:
             first, best, top = x.detach().clone(), x.detach().clone(), score.detach().clone()
             hit = torch.full((len(x),), -1, device=x.device)

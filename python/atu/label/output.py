@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.images import image_grid
-from ..feedback.places import generator_digest
+from ..judging.places import generator_digest
 from ..support.digest import sha256_of
 from ..support.files import write_atomic, write_json
 from .pool import Pool

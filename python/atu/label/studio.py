@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..feedback.answers import Answers
 from ..formats.own_model import load_like
 from ..gan import GAN
+from ..judging.rule import Rule
 from ..report.person import add_person, person_of
 from ..support import progress
 from ..support.seeding import mix_seed
@@ -36,7 +36,7 @@ class Studio:
     """All that the server holds. `start` begins the work, `close` ends it and writes what is missing."""
 
     def __init__(
-        self, session: Session, gan: GAN, runs: Runs, pictures: Sequence[Tensor] = (), oracle: Answers | None = None
+        self, session: Session, gan: GAN, runs: Runs, pictures: Sequence[Tensor] = (), oracle: Rule | None = None
     ):
         if pictures and gan.discriminator is None:
             raise ValueError("like: pictures are compared by the discriminator's features, and this GAN has none")
@@ -350,8 +350,8 @@ class Studio:
         if self.oracle is None or first >= pool.size or np.isfinite(pool.ranks[first]):
             return
         part = slice(first, min(first + pool.block, pool.size))
-        pool.ranks[part] = self.oracle.rank(x).cpu().numpy()[: pool.size - first]
-        pool.called[part] = self.oracle(x).cpu().numpy()[: pool.size - first]
+        pool.ranks[part] = self.oracle.rank(x).numpy()[: pool.size - first]
+        pool.called[part] = self.oracle(x).numpy()[: pool.size - first]
 
     def _has_ranked(self, pool: Pool) -> bool:
         """Whether the oracle has looked at enough samples for its first ones to be worth a look."""
@@ -487,7 +487,7 @@ def open_studio(
     options: list[str],
     config: Path | None,
     like: Sequence[Path] = (),
-    oracle: Answers | None = None,
+    oracle: Rule | None = None,
 ) -> Studio:
     """Open a folder of marks, new or not, for the samples of a GAN; arguments and errors as of `Session`, and of
     `refuse_earlier_runs`.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..feedback.probe import FOLDS, SURE, fit_logistic, logit
+from ..judging.probe import CONTRADICTED, FOLDS, fit_logistic, logit
 from ..measures.intervals import wilson
 
 ROW = 24  # samples in a row of suggestions
@@ -66,7 +66,7 @@ def fit(features: np.ndarray, unwanted: np.ndarray, others: np.ndarray) -> Probe
         weight,
         recall=(int((scores[y] > 0).sum()), int(y.sum())),
         specificity=(int((scores[~y] <= 0).sum()), good),
-        contradictions=[int(i) for i in order if against[i] > SURE] if good >= ENOUGH_GOOD else [],
+        contradictions=[int(i) for i in order if against[i] > CONTRADICTED] if good >= ENOUGH_GOOD else [],
         duplicates=near_duplicates(features),
     )
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import presets
 from ..config import Adversarial, Config
-from ..feedback.feedback import Feedback
 from ..gan import GAN
+from ..judging.feedback import Feedback
 from ..support.registry import Registry
 from ..training.run_folder import RunFolder
 

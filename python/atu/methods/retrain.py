@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..config import OF_STEPS, STEPS, STRICT, Adversarial, Count, Fraction, PositiveCount
 from ..data.samples import Samples
-from ..feedback.feedback import Feedback
 from ..gan import GAN
+from ..judging.feedback import Feedback
 from ..support.seeding import Stream, fork_rng, stream_seed
 from .finetune import Finetune, finetune, finetune_plan
 from .layers import reinitialise
@@ -57,10 +57,10 @@ def without_negatives(gan: GAN, feedback: Feedback) -> tuple[Samples, int]:
     Raises:
         ValueError: fewer than two are left.
     """
-    if not feedback.is_oracle:
+    if not feedback.has_oracle:
         return feedback.positives, 0
     parts = torch.arange(len(feedback.positives)).split(100)
-    flags = torch.cat([feedback.is_negative(feedback.positives.batch(part).to(gan.device)) for part in parts])
+    flags = torch.cat([feedback.rule(feedback.positives.batch(part).to(gan.device)) for part in parts])
     kept = (~flags).nonzero().flatten()
     if len(kept) < 2:
         raise ValueError(f"positives: the oracle calls {int(flags.sum())} of {len(flags)} negative; nothing is left")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..data.images import image_grid, thumbnails
 from ..evaluation.audit import part_path
 from ..evaluation.evaluate import Evaluation
-from ..evaluation.judges import Judged
+from ..evaluation.judged import Judged
 from ..methods.registry import METHODS
 from ..presets import DEFAULT
 from . import plots

@@ -314,7 +314,7 @@ def _stopped(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _who_answered(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
-    who = decisions.get("answers", decisions.get("judge"))
+    who = decisions.get("answered_by")
     if who is None:
         return None
     text = "The oracle that was given"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.samples import Samples
-from ..feedback.feedback import Feedback
 from ..gan import GAN
+from ..judging.feedback import Feedback
 from ..measures.features import Whitening, discriminator_features
 from ..measures.frechet import frechet_distance, moments
 from ..support.seeding import Stream, stream_seed
@@ -32,7 +32,7 @@ class Score:
     """
 
     def __init__(self, gan: GAN, feedback: Feedback, n: int, drift_weight: float, seed: int):
-        self.gan, self.is_negative, self.n, self.drift_weight = gan, feedback.is_negative, n, drift_weight
+        self.gan, self.rule, self.n, self.drift_weight = gan, feedback.rule, n, drift_weight
         self.seed = stream_seed(seed, Stream.SCORE)
         features = self._features_of(feedback.positives)
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self.seed))
@@ -54,7 +54,7 @@ class Score:
         """negative_rate, drift and score of a generator."""
         flags, features = [], []
         for x in self.gan.batches(self.n, self.seed, generator=generator):
-            flags.append(self.is_negative(x))
+            flags.append(self.rule(x))
             features.append(discriminator_features(self.gan, [x]))
         rate = float(torch.cat(flags).float().mean())
         drift = frechet_distance(moments(self.whiten(torch.cat(features))), self.kept) / self.size - self.floor

@@ -16,8 +16,9 @@ from atu.cli import main as cli
 from atu.cli.audit import _print as print_audit
 from atu.cli.train import _print as print_classifier
 from atu.data import images
-from atu.evaluation.classifier import Classifier
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.rule import class_rule
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support import progress
 from atu.support.signals import Terminated
@@ -199,7 +200,7 @@ def test_sample_of_a_class_is_what_the_oracle_calls_it(folder, tmp_path):
     x = as_samples(out, (1, 8, 8), (-1.0, 1.0), "images").tensor
     assert len(x) == 9
     # Rounded to 8 bits, an image at the edge may change sides.
-    assert int(Classifier.load(folder / "judge.safetensors").oracle(["left"])(x).sum()) >= 8
+    assert int(class_rule(Classifier.load(folder / "judge.safetensors"), ["left"], (-1.0, 1.0))(x).sum()) >= 8
 
 
 def test_unlearn_with_an_oracle_then_eval(folder, tmp_path, capsys):

@@ -19,13 +19,13 @@ from atu.cli.audit import _who_says
 from atu.cli.evaluate import _judged, _real
 from atu.data.images import map_range, save_folder
 from atu.data.mnist import mnist
-from atu.evaluation import goals
-from atu.evaluation.classifier import Classifier
-from atu.evaluation.judges import as_judge
-from atu.evaluation.parts import PartsClassifier
-from atu.feedback.answers import Answers
-from atu.feedback.oracles import find
+from atu.evaluation.judged import verdicts_of
 from atu.gan import GAN
+from atu.judging import probe
+from atu.judging.classifier import Classifier
+from atu.judging.finding import find
+from atu.judging.parts import PartsClassifier
+from atu.judging.rule import Rule, Source, class_rule
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -95,7 +95,7 @@ def test_one_answers_and_another_measures(folder, tmp_path, capsys):
         "sha256": hashlib.sha256(oracle.read_bytes()).hexdigest(),
     }
     data = json.loads((tmp_path / "run/report.json").read_text())
-    assert data["subject"] == "class left" and data["decisions"]["judge"] == "oracle"
+    assert data["subject"] == "class left" and data["decisions"]["answered_by"] == "oracle"
     page = (tmp_path / "run/report.html").read_text()
     told = hashlib.sha256(judge.read_bytes()).hexdigest()[:16]
     assert f"measured by judge.pt?class=0 (SHA-256 {told}...), which did not answer during the run" in page
@@ -129,15 +129,14 @@ def test_eval_by_the_bundled_classifier_of_samples_of_another_size(tmp_path):
 @pytest.mark.parametrize(("domain", "wanted"), [("mnist", "7"), ("animals", "antlers")])
 def test_with_a_threshold_the_bundled_classifier_judges_itself(domain, wanted, monkeypatch):
     """And is what is searched, with no judge beside it that answers by its likeliest class."""
-    monkeypatch.setattr(goals, "pool_size", lambda gan, size: 200)
+    monkeypatch.setattr(probe, "pool_size", lambda gan, size: 200)
     gan = GAN.load(asset(f"{domain}-gan.safetensors"))
     asked = oracles.Asked(f"{domain}?class={wanted}&threshold=0.9")
     answers = asked.find(asked.oracle, gan)
     found = _judged(asked, answers, gan, None)
     x = gan.sample(300, seed=8)
-    judge = as_judge(found.get("classifier"), gan, found.get("negative_classes", ()), found.get("is_negative"))
-    sure = answers(x).cpu()
-    assert 0 < int(sure.sum()) < 300 and torch.equal(judge.score(x)[0].cpu(), sure)
+    sure = answers(x)
+    assert 0 < int(sure.sum()) < 300 and torch.equal(verdicts_of(found["judge"], gan)(x).negative, sure)
     _, judges, searched = _who_says(asked, answers, None, None, gan, 0)
     assert list(judges) == [searched]
 
@@ -187,7 +186,7 @@ def test_who_answered_is_told_by_hash_of_a_network_and_by_name_too_of_a_function
         (tmp_path / "run.json").write_text(json.dumps({"identity": {"oracle": {"spec": spec, "sha256": sha256}}}))
 
     def answered(spec, sha256, own=False):
-        return oracles.answered_in(str(tmp_path), Answers(spec, sha256, lambda x: x[:, 0] > 0, own))
+        return oracles.answered_in(str(tmp_path), Rule(lambda x: x[:, 0] > 0, source=Source(spec, sha256, own)))
 
     record("rules.py:left?class=0", "a")
     assert answered("rules.py:left", "a") is True
@@ -312,7 +311,7 @@ def test_the_page_tells_what_does_not_fit_at_once(folder, tmp_path, capsys):
 
 def test_the_subject_in_words(folder, tmp_path):
     def of(spec, names=()):
-        return Answers(spec, None, lambda x: x[:, 0] > 0, names=names)
+        return Rule(lambda x: x[:, 0] > 0, subject=names, source=Source(spec))
 
     pictures = tmp_path / "hats"
     assert oracles.subject_of(pictures, "caps", of("text:hat")) == "caps"
@@ -323,7 +322,7 @@ def test_the_subject_in_words(folder, tmp_path):
     assert oracles.subject_of(None, None, of("rules.py:is_hat")) == "what rules.py:is_hat finds"
     gan = GAN.load(folder / "gan.safetensors")
     high = find(f"{folder}/oracle.pt?names=left,right&class=right&threshold=0.9", gan)
-    assert (high.names, high.chosen) == (("right",), ())
+    assert (high.subject, high.classes) == (("right",), ())
 
 
 def test_a_wrong_oracle_is_told_before_a_discriminator_is_fitted(folder, tmp_path, capsys, monkeypatch):
@@ -362,8 +361,8 @@ def test_of_a_bundled_domain_the_audit_is_judged_by_the_network_that_never_answe
     x = gan.sample(150, seed=8)
     if domain == "animals":
         view = PartsClassifier.load(asset("animals-judge.safetensors")).view(classes)
-        expected = view.oracle(classes)(map_range(x, gan.image_range, view.image_range))
+        expected = class_rule(view, classes, gan.image_range)(x)
     else:
         expected = torch.isin(Classifier.load(asset("mnist-judge.safetensors")).predict(x), torch.tensor([1, 8]))
     assert 0 < expected.sum() < 150 and torch.equal(judges[measured](x).cpu(), expected)
-    assert torch.equal(judges[searched](x), goal.is_negative(x))
+    assert torch.equal(judges[searched](x), goal(x))

@@ -6,12 +6,14 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 from atu.cli import main as cli
 from atu.config import Config
 from atu.evaluation.evaluate import evaluate
 from atu.evaluation.metrics import METRICS
 from atu.formats.own_model import OwnModel, load_own
+from atu.judging.classifier import Classifier
 from atu.report import report
 
 MODEL = '''
@@ -69,24 +71,22 @@ def test_a_conditional_gan_of_the_users_own_class(tmp_path, function):
     assert json.loads((out / "numbers.json").read_text()) == {"pul": 93.5, "versions": {"torch": "2"}}
 
 
-class People:
-    """A judge that knows people."""
+class Faces(nn.Module):
+    """Knows people by how bright they are."""
 
-    name = "who_is_it.onnx"
+    def features(self, x):
+        return x.flatten(1)
 
-    def __init__(self):
-        self.classes, self.image_range = ["Jane Doe", "Bob Roe", "nobody_known"], (-1.0, 1.0)
+    def head(self, x):
+        means = x.mean(1)
+        return 20 * torch.stack([means, -means, torch.zeros_like(means)], 1)
 
-    def logits_and_features(self, x):
-        means = x.flatten(1).mean(1)
-        return 20 * torch.stack([means, -means, torch.zeros_like(means)], 1), x.flatten(1)[:, :12]
 
-    def class_indices(self, classes):
-        return [self.classes.index(one) for one in classes]
+PEOPLE = Classifier(Faces(), ["Jane Doe", "Bob Roe", "nobody_known"], name="who_is_it.onnx")
 
 
 # Whatever the user, or what was unlearned, gave a name to.
-NAMES = [*People().classes, People.name, "text:Jane Doe's face", "alice.py:has_hats", "wears-hats", "jane_features"]
+NAMES = [*PEOPLE.classes, PEOPLE.name, "text:Jane Doe's face", "alice.py:has_hats", "wears-hats", "jane_features"]
 NAMES += ["hats_of_jane", "what Jane Doe shows", "hats-before", "Acme", "/home/alice"]
 
 
@@ -104,7 +104,7 @@ def reported(image_gan, tmp_path, monkeypatch):
     evaluation = evaluate(
         image_gan,
         after,
-        People(),
+        PEOPLE,
         ["Jane Doe"],
         real=image_gan.sample(300, seed=9),
         others={"Acme": after.generator},

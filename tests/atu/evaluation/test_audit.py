@@ -18,11 +18,11 @@ from torch import nn
 
 from atu.evaluation import audit as auditing
 from atu.evaluation.audit import Audit, Budget
-from atu.evaluation.goals import Goal
 from atu.evaluation.relearning import area, negative_rate, relearn
 from atu.evaluation.residue import auc, inner_maps, linear_probe, pooled, probed_layers, residue
 from atu.evaluation.search import latent_search, space_of, spaces_of
 from atu.gan import GAN
+from atu.judging.rule import Rule
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
 from atu.support.seeding import Stream, stream_seed
@@ -43,7 +43,7 @@ class Passing(nn.Module):
 
 def beyond(limit):
     """Negative: first coordinate above a limit."""
-    return Goal(lambda x: x[:, 0] > limit, lambda x: x[:, 0])
+    return Rule(lambda x: x[:, 0] > limit, slope=lambda x: x[:, 0])
 
 
 def pair(generator=None):
@@ -91,9 +91,9 @@ def test_search_in_vain():
 def test_search_leaves_gan_and_random_state_alone(unchanged, snapshot):
     gan = style_gan()
     before, state = snapshot(gan), torch.random.get_rng_state()
-    bright = Goal(lambda x: x.mean(dim=(1, 2, 3)) > 9, lambda x: x.mean(dim=(1, 2, 3)))
+    bright = Rule(lambda x: x.mean(dim=(1, 2, 3)) > 9, slope=lambda x: x.mean(dim=(1, 2, 3)))
     for space in spaces_of(gan):
-        latent_search(gan, bright, {"judge": bright.is_negative}, space, 3, 2)
+        latent_search(gan, bright, {"judge": bright}, space, 3, 2)
     unchanged(before, snapshot(gan))
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(getattr(m, "given_noise", None) is None for m in gan.sampling_generator.modules())
@@ -106,7 +106,7 @@ def test_each_space_is_climbed_and_keeps_within_bounds(space):
         for m in gan.generator.modules():
             if hasattr(m, "noise_strength"):
                 m.noise_strength.fill_(0.5)
-    bright = Goal(lambda x: x.mean(dim=(1, 2, 3)) > 1e9, lambda x: x.mean(dim=(1, 2, 3)))
+    bright = Rule(lambda x: x.mean(dim=(1, 2, 3)) > 1e9, slope=lambda x: x.mean(dim=(1, 2, 3)))
     found = latent_search(gan, bright, {"j": lambda x: x.mean(dim=(1, 2, 3)) > 1e9}, space, 6, 25, seed=3)
     z, c = gan.inputs(6, stream_seed(3, Stream.ATTACK_LATENTS))
     points = space_of(gan, space, z, c, seed=3)
@@ -384,7 +384,7 @@ class Asked(nn.Module):
 def test_relearning_shows_samples_with_the_labels_they_were_made_with(monkeypatch):
     gan = GAN(Shown(), Asked())
     by = {"judge": lambda x: x[:, 1] == 3}
-    audit = auditing.subject_of(gan, gan.copy(), Goal(by["judge"], lambda x: x[:, 0]), by, QUICK)
+    audit = auditing.subject_of(gan, gan.copy(), Rule(by["judge"], slope=lambda x: x[:, 0]), by, QUICK)
     seen = []
     monkeypatch.setattr(Asked, "forward", lambda self, x, c: seen.append((x.detach(), c.detach())) or self.line(x))
     for measure in ("relearn 4", "unrelated"):

@@ -15,7 +15,7 @@ from atu.evaluation.collateral import (
     transitions,
     tv_redistribution,
 )
-from atu.evaluation.judges import Judged
+from atu.evaluation.judged import Judged, Verdicts
 from atu.measures.frechet import frechet
 from atu.measures.manifold import manifold
 
@@ -57,7 +57,7 @@ def test_images_on_a_boundary_change_when_they_are_moved_by_a_pixel(monkeypatch)
 
     def score(x):
         labels = x.mean((1, 2)).argmax(1) // 3
-        return labels == 0, torch.zeros(len(x), 1), labels, torch.ones(len(x))
+        return Verdicts(labels == 0, torch.zeros(len(x), 1), labels, torch.ones(len(x)))
 
     images = torch.zeros(9, 1, 2, 7)
     for image, column in zip(images, (0, 1, 2, 3, 4, 5, 5, 6, 6), strict=True):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.linalg import sqrtm
 from torch import nn
 
 from atu.data.images import map_range, save_folder
-from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import evaluate
-from atu.evaluation.judges import judge_samples, probe_of
+from atu.evaluation.judged import Verdicts, judge_samples
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.probe import probe_of
+from atu.judging.rule import Rule
 from atu.measures.features import discriminator_features
 from atu.measures.frechet import frechet
 from atu.measures.kid import kid
@@ -37,18 +41,19 @@ class Shift(nn.Module):
         return z + self.offset
 
 
-class Quadrants:
+class Quadrants(nn.Module):
     """Classes by the signs of x and y; the features are the points."""
 
-    classes = ["0", "1", "2", "3"]  # noqa: RUF012
-    image_range = (-1.0, 1.0)
+    def features(self, x):
+        return x
 
-    def logits_and_features(self, x):
+    def head(self, x):
         label = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
-        return 20.0 * nn.functional.one_hot(label, 4).float(), x
+        return 20.0 * nn.functional.one_hot(label, 4).float()
 
-    def class_indices(self, classes):
-        return [int(one) for one in classes]
+
+def quadrants():
+    return Classifier(Quadrants(), ["0", "1", "2", "3"])
 
 
 def gan(offset=0.0, **kwargs):
@@ -87,7 +92,7 @@ def test_frechet_of_too_few_samples_is_none():
 
 def test_numbers_agree_with_counting_by_hand():
     n, seed = 4000, 3
-    result = evaluate(gan(), gan(1.0), Quadrants(), ["0", "2"], n=n, seed=seed)
+    result = evaluate(gan(), gan(1.0), quadrants(), ["0", "2"], n=n, seed=seed)
     z = gan().sample(n, seed, batch_size=250)  # left half plane is negative; the shift moves points out of it
     before, after = z[:, 0] <= 0, z[:, 0] <= -1
     numbers = result.numbers
@@ -115,14 +120,14 @@ def test_numbers_agree_with_counting_by_hand():
 
 def test_fid_is_against_real_samples_without_the_class():
     real = torch.randn(3000, 2, generator=torch.Generator().manual_seed(9))
-    by_judge = evaluate(gan(), gan(0.5), Quadrants(), ["0", "2"], real, n=1000)
+    by_judge = evaluate(gan(), gan(0.5), quadrants(), ["0", "2"], real, n=1000)
     kept = real[real[:, 0] > 0]
     z = gan().sample(1000, 0, batch_size=250)
     assert by_judge.numbers["real_images"] == len(kept)
     assert by_judge.numbers["fid_cls_before"] == pytest.approx(frechet(kept, z), rel=1e-6)
     assert by_judge.numbers["fid_cls_after"] < by_judge.numbers["fid_cls_before"]
     labels = (torch.arange(3000) % 4 == 0).long() * 2 + 1  # labels that are given win over the judge's
-    by_label = evaluate(gan(), gan(0.5), Quadrants(), ["1"], (real, labels), n=1000)
+    by_label = evaluate(gan(), gan(0.5), quadrants(), ["1"], (real, labels), n=1000)
     assert by_label.numbers["real_images"] == int((labels != 1).sum())
 
 
@@ -131,7 +136,7 @@ def test_the_kernel_distance_does_not_depend_on_the_order_of_the_real_samples():
     real = torch.randn(6000, 2, generator=torch.Generator().manual_seed(9))
     by_class = real[real[:, 0].argsort()]
     found = [
-        evaluate(gan(), gan(), Quadrants(), ["3"], one, n=1000).numbers["kid_cls_before"] for one in (real, by_class)
+        evaluate(gan(), gan(), quadrants(), ["3"], one, n=1000).numbers["kid_cls_before"] for one in (real, by_class)
     ]
     assert found[1] == pytest.approx(found[0], abs=0.02)
     kept = by_class[(by_class <= 0).any(1)]
@@ -139,7 +144,7 @@ def test_the_kernel_distance_does_not_depend_on_the_order_of_the_real_samples():
 
 
 def test_same_model_twice_changes_nothing_and_reads_as_chance():
-    numbers = evaluate(gan(), gan(), Quadrants(), ["1"], n=500).numbers
+    numbers = evaluate(gan(), gan(), quadrants(), ["1"], n=500).numbers
     assert numbers["pul"] == 0.0
     for name in ("frechet_kept", "kid_kept"):
         assert numbers[name] == numbers[f"{name}_chance"]
@@ -156,7 +161,7 @@ def test_same_model_twice_changes_nothing_and_reads_as_chance():
 def test_ema_generator_in_eval_mode_is_judged_and_modes_are_restored():
     pair = gan(0.0, generator_ema=Shift(5.0))
     pair.generator_ema.train()
-    numbers = evaluate(gan(), pair, Quadrants(), ["0", "2"], n=200).numbers
+    numbers = evaluate(gan(), pair, quadrants(), ["0", "2"], n=200).numbers
     assert numbers["negatives_after"] == 0
     assert pair.generator_ema.modes
     assert not any(pair.generator_ema.modes)
@@ -164,7 +169,7 @@ def test_ema_generator_in_eval_mode_is_judged_and_modes_are_restored():
 
 
 def test_others_and_grids_share_the_latents():
-    result = evaluate(gan(), gan(1.0), Quadrants(), ["0"], others={"adapted": Shift(-3.0)}, n=300, keep=16)
+    result = evaluate(gan(), gan(1.0), quadrants(), ["0"], others={"adapted": Shift(-3.0)}, n=300, keep=16)
     assert list(result.models) == ["before", "adapted", "after"]
     shift = result.models["after"].first - result.models["before"].first
     assert torch.allclose(shift, torch.tensor([1.0, 0.0]).expand(16, 2), atol=1e-6)
@@ -173,7 +178,7 @@ def test_others_and_grids_share_the_latents():
 
 def test_oracle_alone_uses_the_discriminators_features():
     pair = gan()
-    result = evaluate(pair, gan(10.0), is_negative=lambda x: x[:, 0] < 0, n=400)
+    result = evaluate(pair, gan(10.0), lambda x: x[:, 0] < 0, n=400)
     assert result.numbers["negatives_after"] == 0
     assert result.numbers["pul"] == 100.0
     assert result.numbers["features"] == "discriminator"
@@ -186,7 +191,9 @@ def test_oracle_beside_a_classifier_says_what_is_negative():
     def high(x):
         return x[:, 1] > 1
 
-    result = evaluate(gan(), gan(1.0), Quadrants(), is_negative=high, real=torch.randn(500, 2), n=2000, seed=4)
+    result = evaluate(
+        gan(), gan(1.0), replace(Rule(high), classifier=quadrants()), real=torch.randn(500, 2), n=2000, seed=4
+    )
     z = gan().sample(2000, 4, batch_size=250)
     numbers = result.numbers
     assert numbers["negatives_before"] == int(high(z).sum())
@@ -198,33 +205,33 @@ def test_oracle_beside_a_classifier_says_what_is_negative():
     # Total variation of the quadrants' shares among what is not negative, by hand.
     shares = []
     for x in (z, z + torch.tensor([1.0, 0.0])):
-        label = Quadrants().logits_and_features(x[~high(x)])[0].argmax(1)
+        label = quadrants().logits_and_features(x[~high(x)])[0].argmax(1)
         shares.append(torch.bincount(label, minlength=4).double() / len(label))
     assert numbers["tv_kept"] == pytest.approx(float((shares[0] - shares[1]).abs().sum() / 2), abs=1e-12)
     assert numbers["real_images"] < 500
-    with pytest.raises(ValueError, match="either negative_classes or is_negative"):
-        evaluate(gan(), gan(), Quadrants(), ["0"], is_negative=high, n=10)
+    with pytest.raises(ValueError, match="classes: 0 need a classifier"):
+        evaluate(gan(), gan(), Rule(high), ["0"], n=10)
 
 
 def test_shares_of_attributes():
     questions = {"right": lambda x: x[:, 0] > 0, "far": lambda x: x.norm(dim=1) > 2}
-    numbers = evaluate(gan(), gan(1.0), Quadrants(), ["0"], attributes=questions, n=1000).numbers
+    numbers = evaluate(gan(), gan(1.0), quadrants(), ["0"], attributes=questions, n=1000).numbers
     z = gan().sample(1000, 0, batch_size=250)
     assert numbers["attributes_before"]["right"]["count"] == int((z[:, 0] > 0).sum())
     assert numbers["attributes_after"]["right"]["count"] == int((z[:, 0] > -1).sum())
     low, high = numbers["attributes_after"]["far"]["ci95"]
     assert low < numbers["attributes_after"]["far"]["share"] < high
-    assert evaluate(gan(), gan(), Quadrants(), ["0"], n=100).numbers["attributes_before"] is None
+    assert evaluate(gan(), gan(), quadrants(), ["0"], n=100).numbers["attributes_before"] is None
 
 
 def test_manifold_of_what_is_kept():
-    numbers = evaluate(gan(), gan(50.0), Quadrants(), ["0"], n=1000).numbers
+    numbers = evaluate(gan(), gan(50.0), quadrants(), ["0"], n=1000).numbers
     assert (numbers["precision_kept_after"], numbers["recall_kept_after"]) == (0.0, 0.0)
     assert numbers["precision_kept_before"] > 0.8
 
 
 def test_no_negatives_to_begin_with():
-    numbers = evaluate(gan(), gan(), is_negative=lambda x: x[:, 0] > 100, n=100).numbers
+    numbers = evaluate(gan(), gan(), lambda x: x[:, 0] > 100, n=100).numbers
     assert (numbers["pul"], numbers["pul_ci95"], numbers["negatives_before"]) == (None, None, 0)
 
 
@@ -272,20 +279,22 @@ def test_images_are_moved_by_a_pixel_to_tell_the_judges_own_doubt():
 def test_the_original_is_judged_once_beside_several():
     """What an earlier comparison found of it gives the same numbers, and it makes no sample again."""
     first, other = gan(), gan(0.3)
-    options = dict(negative_classes=["3"], judges={"right": lambda x: x[:, 0] > 0}, n=301, keep=7)
+    options = dict(classes=["3"], judges={"right": lambda x: x[:, 0] > 0}, n=301, keep=7)
     options["real"] = torch.rand(101, 2) * 2 - 1
-    known = evaluate(first, gan(-0.4), Quadrants(), **options).original
+    known = evaluate(first, gan(-0.4), quadrants(), **options).original
     first.generator.modes.clear()
-    found = evaluate(first, other, Quadrants(), **options, original=known)
+    found = evaluate(first, other, quadrants(), **options, original=known)
     assert not first.generator.modes and other.generator.modes
-    anew = evaluate(first, other, Quadrants(), **options)
+    anew = evaluate(first, other, quadrants(), **options)
     assert first.generator.modes
     assert found.numbers == anew.numbers and found.numbers["fid_cls_before"] != found.numbers["fid_cls_after"]
     assert torch.equal(found.models["before"].first, anew.models["before"].first)
 
 
 def test_judging_keeps_no_more_than_asked():
-    judged = judge_samples(torch.arange(20.0).reshape(20, 1).split(8), lambda x: (x[:, 0] > 3, x, None, None), keep=10)
+    judged = judge_samples(
+        torch.arange(20.0).reshape(20, 1).split(8), lambda x: Verdicts(x[:, 0] > 3, x, None, None), keep=10
+    )
     assert judged.first.flatten().tolist() == list(range(10))
     assert judged.labels is None
 
@@ -296,22 +305,22 @@ def test_a_rule_must_say_yes_or_no_in_bools():
 
     message = r"expected a bool tensor \[250\] for 250 samples, got \[250\] torch.int64"
     with pytest.raises(ValueError, match=message):
-        evaluate(gan(), gan(), is_negative=counts, n=500)
+        evaluate(gan(), gan(), counts, n=500)
     with pytest.raises(ValueError, match=message):
-        evaluate(gan(), gan(), Quadrants(), is_negative=counts, n=500)
+        evaluate(gan(), gan(), replace(Rule(counts), classifier=quadrants()), n=500)
     with pytest.raises(ValueError, match=message):
-        evaluate(gan(), gan(), Quadrants(), ["0"], attributes={"left": counts}, n=500)
+        evaluate(gan(), gan(), quadrants(), ["0"], attributes={"left": counts}, n=500)
 
 
 def test_real_samples_without_a_classifier_are_compared_in_the_discriminators_features():
     pair, real = gan(), torch.randn(700, 2, generator=torch.Generator().manual_seed(5))
-    numbers = evaluate(pair, gan(1.0), is_negative=lambda x: x[:, 0] < 0, real=real, n=400).numbers
+    numbers = evaluate(pair, gan(1.0), lambda x: x[:, 0] < 0, real=real, n=400).numbers
     kept = discriminator_features(pair, [real[real[:, 0] >= 0]])
     own = discriminator_features(pair, [pair.sample(400, 0, batch_size=250)])
     assert numbers["real_images"] == len(kept)
     assert numbers["fid_cls_before"] == pytest.approx(frechet(kept, own), rel=1e-4)
     with pytest.raises(ValueError, match=r"real: expected samples of shape \[2\], got \[3\]"):
-        evaluate(pair, gan(1.0), is_negative=lambda x: x[:, 0] < 0, real=torch.zeros(9, 3), n=10)
+        evaluate(pair, gan(1.0), lambda x: x[:, 0] < 0, real=torch.zeros(9, 3), n=10)
 
 
 class Logits(nn.Sequential):
@@ -329,7 +338,7 @@ class Logits(nn.Sequential):
 def test_any_module_that_gives_logits_judges():
     module = Logits().train()
     found = evaluate(gan(), gan(1.0), module, [0, "2"], n=600)
-    expected = evaluate(gan(), gan(1.0), Quadrants(), ["0", "2"], n=600)
+    expected = evaluate(gan(), gan(1.0), quadrants(), ["0", "2"], n=600)
     assert found.classes == ["0", "1", "2", "3"]
     for name in ("pul", "negatives", "class_histogram_after", "tv_kept", "frechet_kept"):
         assert found.numbers[name] == expected.numbers[name], name
@@ -384,33 +393,33 @@ def test_the_file_of_a_classifier_judges(tmp_path):
 
 def test_large_images_are_kept_as_thumbnails():
     x = torch.rand(3, 1, 256, 128)
-    judged = judge_samples([x], lambda x: (torch.ones(len(x), dtype=torch.bool), x.flatten(1)[:, :2], None, None), 2)
+    judged = judge_samples(
+        [x], lambda x: Verdicts(torch.ones(len(x), dtype=torch.bool), x.flatten(1)[:, :2], None, None), 2
+    )
     assert (judged.first.shape, judged.shown.shape) == ((2, 1, 128, 64), (3, 1, 128, 64))
     assert torch.allclose(judged.first.mean((1, 2, 3)), x[:2].mean((1, 2, 3)), atol=5e-3)
 
 
 def test_hashes_are_of_the_weights():
-    found = evaluate(gan(), gan(1.0), Quadrants(), ["0"], n=50).sha256
+    found = evaluate(gan(), gan(1.0), quadrants(), ["0"], n=50).sha256
     assert len(found["before"]) == len(found["after"]) == 64
     assert found["before"] != found["after"]
     one = gan()
-    assert evaluate(one, one, Quadrants(), ["0"], n=50).sha256["after"] == sha256(
+    assert evaluate(one, one, quadrants(), ["0"], n=50).sha256["after"] == sha256(
         {f"{name}.{key}": v for name, module in one.modules().items() for key, v in module.state_dict().items()}
     )
 
 
 def test_the_first_negatives_are_kept_to_be_looked_at():
     x = torch.arange(60.0).reshape(60, 1)
-    judged = judge_samples(x.split(7), lambda x: (x[:, 0] % 5 == 0, x, None, None), shown=4)
+    judged = judge_samples(x.split(7), lambda x: Verdicts(x[:, 0] % 5 == 0, x, None, None), shown=4)
     assert judged.shown.flatten().tolist() == [0, 5, 10, 15]
 
 
 def test_errors_name_the_argument():
-    with pytest.raises(ValueError, match="classifier: expected"):
-        evaluate(gan(), gan(), n=10)
-    with pytest.raises(ValueError, match="negative_classes: 1 need a classifier"):
-        evaluate(gan(), gan(), None, ["1"], is_negative=lambda x: x[:, 0] > 0, n=10)
-    with pytest.raises(ValueError, match="is_negative: expected one rule"):
-        evaluate(gan(), gan(), lambda x: x[:, 0] > 0, is_negative=lambda x: x[:, 0] > 0, n=10)
+    with pytest.raises(ValueError, match="judge: expected a rule, a classifier"):
+        evaluate(gan(), gan(), None, n=10)
+    with pytest.raises(ValueError, match="classes: 1 need a classifier"):
+        evaluate(gan(), gan(), lambda x: x[:, 0] > 0, ["1"], n=10)
     with pytest.raises(ValueError, match="n: expected at least 2"):
-        evaluate(gan(), gan(), Quadrants(), ["0"], n=1)
+        evaluate(gan(), gan(), quadrants(), ["0"], n=1)

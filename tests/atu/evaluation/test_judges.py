@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from atu.evaluation.classifier import Classifier, ModuleClassifier, confusion, error_counts
 from atu.evaluation.evaluate import evaluate
-from atu.evaluation.judges import Judge, as_judge
 from atu.formats.tensors import CheckpointError
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.errors import confusion, error_counts
+from atu.judging.finding import rule_of
 from atu.measures.intervals import difference
 from atu.measures.prevalence import Errors, corrected_unlearning
 from atu.networks.classifier import ConvClassifier, ResidualClassifier
@@ -48,8 +49,8 @@ def gan(offset: float = 0.0) -> GAN:
 COUNTS = torch.tensor([[97, 3], [5, 995]])
 
 
-def judge(border: float = 0.0, counts: torch.Tensor | None = None, name: str = "sides") -> ModuleClassifier:
-    return ModuleClassifier(Sides(border), ["left", "right"], (-1.0, 1.0), name, counts)
+def judge(border: float = 0.0, counts: torch.Tensor | None = None, name: str = "sides") -> Classifier:
+    return Classifier(Sides(border), ["left", "right"], (-1.0, 1.0), name, counts)
 
 
 def test_the_first_judge_gives_the_figures_and_the_others_count_beside_it():
@@ -137,14 +138,13 @@ def test_names_that_clash_or_are_not_there():
 
 
 def test_a_judge_is_its_own_judge_and_rules_have_no_errors():
-    one = as_judge(judge(counts=COUNTS), gan(), ["left"])
-    assert as_judge(one, gan()) is one
+    one = rule_of(judge(counts=COUNTS), gan(), ["left"])
+    assert rule_of(one, gan()) is one
     assert (one.name, one.errors) == ("sides", Errors(97, 100, 995, 1000))
-    by_rule = as_judge(judge(counts=COUNTS), gan(), (), lambda x: x[:, 0] < 0)
+    by_rule = rule_of(lambda x: x[:, 0] < 0, gan())
     assert (by_rule.name, by_rule.errors) == ("rule", None)
-    empty = as_judge(judge(counts=torch.tensor([[0, 0], [5, 995]])), gan(), ["left"])
+    empty = rule_of(judge(counts=torch.tensor([[0, 0], [5, 995]])), gan(), ["left"])
     assert empty.errors is None  # no held-out image of the class
-    assert isinstance(one, Judge)
 
 
 def test_confusion_counts_truth_by_rows():

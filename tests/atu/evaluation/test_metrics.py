@@ -45,7 +45,7 @@ def test_a_metric_compares_the_same_latents(registered, gans):
 
     registered("endless")(lambda before, after: float("inf"))
     before, after = gans
-    numbers = evaluate(before, after, is_negative=bright, n=83, seed=4).numbers
+    numbers = evaluate(before, after, bright, n=83, seed=4).numbers
     was, now = (bright(gan.sample(83, seed=4, batch_size=250)) for gan in gans)
     assert numbers["metrics"] == {"fewer": pytest.approx(float((was & ~now).float().mean())), "endless": None}
     assert 0 < numbers["metrics"]["fewer"] < 1
@@ -62,11 +62,11 @@ def test_a_metric_compares_the_same_latents(registered, gans):
 def test_a_metric_that_gives_no_number_is_named(registered, gans):
     registered("words")(lambda before, after: "many")
     with pytest.raises(TypeError, match="metric words: expected a number, got str"):
-        evaluate(*gans, is_negative=bright, n=20)
+        evaluate(*gans, bright, n=20)
 
 
 def test_no_metric_is_no_row(gans):
-    numbers = evaluate(*gans, is_negative=bright, n=20).numbers
+    numbers = evaluate(*gans, bright, n=20).numbers
     assert numbers["metrics"] == {}
 
 

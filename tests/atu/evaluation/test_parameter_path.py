@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from atu.evaluation.judged import Verdicts
 from atu.evaluation.parameter_path import POINTS, between, parameter_path
 from atu.gan import GAN
 from atu.measures.frechet import frechet
@@ -27,7 +28,7 @@ class Shift(nn.Module):
 
 
 def score(x):
-    return x[:, 0] > 0, x, None, None
+    return Verdicts(x[:, 0] > 0, x, None, None)
 
 
 def test_each_point_is_judged_on_the_same_latents():
@@ -72,7 +73,7 @@ def test_figures(tmp_path):
     adapted = MLPGenerator(4, [1, 8, 8], (8,), "tanh").state_dict()
     kept = gan.sample(60).flatten(1)
     found = parameter_path(
-        gan, adapted, lambda x: (x.mean((1, 2, 3)) > 0, x.flatten(1)[:, :3], None, None), kept[:, :3], n=60
+        gan, adapted, lambda x: Verdicts(x.mean((1, 2, 3)) > 0, x.flatten(1)[:, :3], None, None), kept[:, :3], n=60
     )
     found.points[0]["frechet"] = 1284.2  # no exponent: those of two columns would run into each other
     svg = plots.path_figure(found)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from atu.evaluation.judges import as_judge
+from atu.evaluation.judged import verdicts_of
 from atu.evaluation.pixels import KINDS, pixel_judge
 from atu.gan import GAN
+from atu.judging.finding import rule_of
 
 
 def images(n, seed):
@@ -29,10 +30,11 @@ def test_they_know_classes_and_their_own_errors(kind):
     assert float((logits.argmax(1) == labels).float().mean()) >= 0.9
     assert torch.equal(features, x.flatten(1))
     pair = GAN(torch.nn.Sequential(torch.nn.Linear(4, 81), torch.nn.Unflatten(1, (1, 9, 9))), latent_dim=4)
-    verdict = as_judge(judge, pair, ["b"])
-    assert verdict.name == f"{kind} on pixels"
-    assert verdict.errors.negatives == 20
-    assert torch.equal(verdict.score(x)[0], logits.argmax(1) == 1)
+    rule = rule_of(judge, pair, ["b"])
+    assert rule.name == f"{kind} on pixels" and rule.slope is None
+    assert rule.errors.negatives == 20
+    verdicts = verdicts_of(rule, pair)(x)
+    assert torch.equal(verdicts.negative, logits.argmax(1) == 1) and torch.equal(verdicts.negative, rule(x))
 
 
 def test_unknown_kinds_and_missing_packages(monkeypatch):

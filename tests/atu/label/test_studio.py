@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from atu.data.images import load_folder, to_uint8
-from atu.feedback.answers import Answers
 from atu.gan import GAN
+from atu.judging.rule import Rule
 from atu.label import suggest
 from atu.label.pool import Pool, Space, block_size, encode
 from atu.label.session import JUDGED, RANDOM
@@ -356,7 +356,7 @@ def test_an_oracle_ranks_and_proposes(image_gan, marks):
 
     x = torch.stack([sample(image_gan, 5, RANDOM + i) for i in range(300)])
     limit = float(brightness(x).quantile(0.95))
-    oracle = Answers("bright", None, lambda x: brightness(x) > limit, score=brightness)
+    oracle = Rule(lambda x: brightness(x) > limit, name="bright", score=brightness)
     studio = open_studio(image_gan, "small", marks, 300, 5, [], None, oracle=oracle)
     work(studio)
     state = studio.state(-1, 0)

@@ -11,6 +11,7 @@ from torch import nn
 
 from atu.evaluation.evaluate import evaluate
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
 from atu.measures.extractors import colour, extractor
 from atu.measures.frechet import frechet
 
@@ -137,17 +138,17 @@ def test_each_network_has_distances_of_its_own(script):
     def judge(x):
         return x[:, 0, 0, 0] < -0.4
 
-    class Both:
-        classes, image_range = ["dark", "other"], (-1.0, 1.0)
+    class Both(nn.Module):
+        def features(self, x):
+            return x.flatten(1)
 
-        def logits_and_features(self, x):
-            return torch.stack([judge(x).float(), 1 - judge(x).float()], 1), x.flatten(1)
+        def head(self, pixels):
+            dark = (pixels[:, 0] < -0.4).float()
+            return torch.stack([dark, 1 - dark], 1)
 
-        def class_indices(self, classes):
-            return [0]
-
+    classifier = Classifier(Both(), ["dark", "other"])
     found = evaluate(
-        first, last, Both(), ["dark"], real, n=200, extractors={name: features, "twice": lambda x: 2 * features(x)}
+        first, last, classifier, ["dark"], real, n=200, extractors={name: features, "twice": lambda x: 2 * features(x)}
     )
     numbers = found.numbers["distances"]
     assert list(numbers) == ["torchscript", "twice"]

@@ -7,7 +7,7 @@ import torch
 
 from atu import config
 from atu.data.samples import TensorSamples
-from atu.feedback.feedback import Feedback
+from atu.judging.feedback import Feedback
 from atu.methods.adapt_then_unlearn.defaults import hold_weight, learning_rate, most_steps, nearby_weight
 from atu.methods.adapt_then_unlearn.distance import SampleDistance
 from atu.methods.adapt_then_unlearn.guide import ROUNDS, UNSURE, Guide, GuideTraining
@@ -113,7 +113,7 @@ def test_fresh_latents_of_negatives_join_the_bank(image_gan):
         objective.fresh_half(step)
         assert size(bank) > before
     assert len(bank) > 3
-    flags = feedback.is_negative(image_gan.generator(bank.z[3:]))
+    flags = feedback.rule(image_gan.generator(bank.z[3:]))
     assert flags.all()
     objective.fresh_half(step)
     other, objective_2, step_2 = new()

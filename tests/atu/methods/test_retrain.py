@@ -6,7 +6,7 @@ import torch
 from atu import unlearn
 from atu.config import Adversarial
 from atu.data.samples import TensorSamples
-from atu.feedback.feedback import Feedback
+from atu.judging.feedback import Feedback
 from atu.methods.retrain import without_negatives
 from atu.training.step import AdversarialStep, Objective
 
@@ -40,10 +40,10 @@ def test_retrain_leaves_out_what_the_oracle_calls_negative():
     kept, dropped = without_negatives(mlp(), feedback)
     assert (len(kept), dropped) == (5, 5)
     assert torch.equal(kept.batch(torch.tensor([4, 0])), x[[4, 0]]) and kept.labels.tolist() == [0, 1, 2, 3, 4]
-    feedback.is_negative = lambda x: x[:, 0, 0, 0] > -2
+    feedback.rule = lambda x: x[:, 0, 0, 0] > -2
     with pytest.raises(ValueError, match="positives: the oracle calls 10 of 10 negative"):
         without_negatives(mlp(), feedback)
-    feedback.is_oracle = False
+    feedback.has_oracle = False
     assert without_negatives(mlp(), feedback) == (feedback.positives, 0)
 
 

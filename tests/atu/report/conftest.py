@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from atu.evaluation.evaluate import Evaluation, Original
-from atu.evaluation.judges import Judged
+from atu.evaluation.judged import Judged
 from atu.measures.shares import histogram
 from atu.report import report
 
@@ -89,7 +89,7 @@ def context():
             "negative_rate": 0.003,
             "drift": 0.02,
             "stopped": "no better score in 6 checks",
-            "judge": "probe",
+            "answered_by": "probe",
             "negative_share": 0.2,
             "pool": 5000,
             "positives": "4000 generated samples, 1000 dropped as negative",

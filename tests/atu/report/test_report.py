@@ -241,8 +241,8 @@ def test_a_dollar_in_a_name_is_a_dollar():
 
 def test_a_results_report_says_a_warning_once_and_knows_its_negatives(vector_gan, tmp_path):
     given = dict(adapted=[], history=[], seconds=1.0, config=Config(), out=tmp_path, seed=0)
-    given.update(is_negative=lambda x: x[:, 0] > 0)
-    x, told = vector_gan.sample(5), dict(judge="oracle", warnings=["Only a dozen were marked."])
+    given.update(rule=lambda x: x[:, 0] > 0)
+    x, told = vector_gan.sample(5), dict(answered_by="oracle", warnings=["Only a dozen were marked."])
     result = api.Result(vector_gan, decisions=told, original=vector_gan, negatives=TensorSamples(x), **given)
     data = result.report(n=40)
     page = (tmp_path / "report.html").read_text()

@@ -12,9 +12,10 @@ from atu import unlearn
 from atu.assets import asset
 from atu.config import Adversarial, Config
 from atu.data.samples import TensorSamples
-from atu.evaluation.classifier import Classifier
-from atu.feedback.marking import mark_negatives
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.marking import mark_negatives
+from atu.judging.rule import class_rule
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.stylegan2 import Conv2dLayer, Discriminator, Generator, SynthesisLayer, ToRGBLayer
 from atu.networks.stylegan3 import Generator as Generator3
@@ -398,7 +399,7 @@ def test_the_measurement_itself(monkeypatch, cache):
 def test_a_digit_goes_in_bfloat16():
     gan = GAN.load(asset("mnist-gan.safetensors"))
     classifier = Classifier.load(asset("mnist-classifier.safetensors"))
-    oracle = classifier.oracle(["1"])
+    oracle = class_rule(classifier, ["1"], gan.image_range)
     marked, _ = mark_negatives(gan, oracle, 50, 0)
     settings = {
         "feedback": {"pool": 300},

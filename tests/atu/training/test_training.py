@@ -11,7 +11,7 @@ import torch
 from atu import config
 from atu.config import Adversarial
 from atu.data.samples import TensorSamples
-from atu.feedback.feedback import Feedback
+from atu.judging.feedback import Feedback
 from atu.methods.adapt_then_unlearn.adapt import Ewc, fisher_of
 from atu.methods.adapt_then_unlearn.repel import _start
 from atu.methods.adapt_then_unlearn.repulsion import Repulsion, repulsion
@@ -267,7 +267,7 @@ def test_fisher_at_negatives(vector_gan, snapshot, unchanged):
     assert all(torch.equal(x, y) for x, y in zip(a, fisher_of(vector_gan, feedback, cfg, seed=1), strict=True))
     assert torch.equal(torch.get_rng_state(), state)
     unchanged(before, snapshot(vector_gan))
-    feedback.is_negative = lambda x: x[:, 0] > 1e9
+    feedback.rule = lambda x: x[:, 0] > 1e9
     with pytest.raises(ValueError, match=r"fisher\.samples: expected some .* to be negative, none is"):
         fisher_of(vector_gan, feedback, cfg, seed=1)
 

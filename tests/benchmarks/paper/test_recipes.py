@@ -15,8 +15,8 @@ from PIL import Image
 
 from atu import presets
 from atu.data.images import load_images, to_range
-from atu.evaluation.classifier import Classifier
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from benchmarks.paper import recipes, reproduce
 from benchmarks.paper.__main__ import Wanted, take_part

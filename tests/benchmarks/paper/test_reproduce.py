@@ -19,9 +19,10 @@ from PIL import Image
 from torch import nn
 
 from atu import presets
-from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import evaluate
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.rule import class_rule
 from atu.measures import extractors
 from atu.measures.frechet import frechet, frechet_distance, moments
 from atu.support import memory
@@ -233,7 +234,7 @@ def test_a_picture_has_what_was_negative_above_what_was_good(plan_parts, tmp_pat
             p.mul_(0.5)
     evaluation = evaluate(gan, other, task.judge, task.classes, n=samples, seed=3, keep=samples)
     x, y = (one.sample(samples, seed=3) for one in (gan, other))
-    flags = task.judge.oracle(["left"])(x)
+    flags = class_rule(task.judge, ["left"], gan.image_range)(x)
     fewer = min(int(flags.sum()), int((~flags).sum()))
     pairs = 1 if samples == 90 else 2
     assert 20 * pairs <= fewer
@@ -254,7 +255,7 @@ def test_retraining_comes_first_and_sees_no_negatives(plan_parts, tmp_path):
     found = reproduction.run_cell(plan, plan.tasks[0], 0, "retrain", tmp_path)
     images, labels = plan.tasks[0].real
     # Negatives by label are left out here, and those by the judge in the method.
-    by_judge = plan.tasks[0].judge.oracle(["left"])(images[labels != 0])
+    by_judge = class_rule(plan.tasks[0].judge, ["left"], plan.gan.image_range)(images[labels != 0])
     assert found["decisions.trained_on"] == int((~by_judge).sum())
     assert (tmp_path / "work" / "retrained" / "retrain-left-0.safetensors").is_file()
 

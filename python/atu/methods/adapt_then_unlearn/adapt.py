@@ -11,8 +11,8 @@ from torch import Tensor
 from atu_ext.ops import ParamPenalty
 
 from ... import config
-from ...feedback.feedback import Feedback
 from ...gan import GAN
+from ...judging.feedback import Feedback
 from ...support import world
 from ...support.modules import eval_mode
 from ...support.seeding import Stream, fork_rng, stream_seed
@@ -43,7 +43,7 @@ def _negative_latents(gan: GAN, feedback: Feedback, n: int, rng: torch.Generator
         z, c = gan.latents(100, rng), gan.labels(100, rng)
         with eval_mode(gan.generator):
             x = gan.fake(z, c)
-        flags = feedback.is_negative(x).to(z.device)
+        flags = feedback.rule(x).to(z.device)
         flagged_z.append(z[flags])
         if c is not None:
             flagged_c.append(c[flags])

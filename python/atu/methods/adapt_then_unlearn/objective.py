@@ -32,8 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...feedback.feedback import Feedback
 from ...gan import GAN
+from ...judging.feedback import Feedback
 from ...support import world
 from ...support.modules import is_stylegan
 from ...support.seeding import fork_rng
@@ -171,12 +171,12 @@ class UnlearnObjective(Objective):
 
     def _flagged(self, seen: Seen) -> Tensor:
         """Samples that the oracle calls negative, or the probe: bools [N]."""
-        return self.feedback.is_negative(seen.samples.detach()).to(seen.log_odds.device)
+        return self.feedback.rule(seen.samples.detach()).to(seen.log_odds.device)
 
     def _suspected(self, seen: Seen, above: float = 0.0) -> Tensor:
         """Samples that the guide takes for negative, where no oracle has the last word: bools [N]."""
         suspected = seen.log_odds.detach() > above
-        return suspected & (not self.feedback.is_oracle)
+        return suspected & (not self.feedback.has_oracle)
 
     # --- resuming
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ...data.samples import Samples
-from ...feedback.feedback import Feedback, doubted, without_doubted
 from ...gan import GAN
+from ...judging.doubts import doubted, without_doubted
+from ...judging.feedback import Feedback
 from ...support.modules import still
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ..registry import Task
@@ -101,7 +102,7 @@ def _taught(gan: GAN, feedback: Feedback, training: GuideTraining, seed: int) ->
         return guide
 
     guide = learn(feedback.positives)
-    if feedback.is_oracle:
+    if feedback.has_oracle:
         return Prepared(guide, feedback, torch.zeros(len(feedback.positives), dtype=torch.bool), 0.0)
     doubts, threshold = doubted(gan, feedback, guide.log_odds)
     if not doubts.any():

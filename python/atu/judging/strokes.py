@@ -15,9 +15,8 @@ Images without ink measure 0 in each.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from ..data.images import map_range
 from ..gan import GAN
+from .rule import Rule
 
 SHARE = 0.2  # of the original GAN's samples that have a feature: the threshold lies at this upper quantile
 SAMPLES = 2000  # of which the quantile is taken
@@ -82,7 +82,7 @@ def width(a: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Feature:
-    """What is measured, and in words. An image has the feature when the measure is above a threshold."""
+    """A measure of ink [N, H, W] -> [N], and its name and unit in words. An image has the feature above a threshold."""
 
     measure: Callable[[Tensor], Tensor]
     subject: str
@@ -107,35 +107,34 @@ def feature(name: str) -> Feature:
     return FEATURES[name]
 
 
-@dataclass(frozen=True)
-class Attribute:
-    """The oracle of a feature: images [N, C, H, W] in image_range -> bool [N], whether they have it."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FeatureRule(Rule):
+    """Images that have a feature: its measure is above the threshold. The measure itself is the slope."""
 
-    name: str
     threshold: float
-    image_range: tuple[float, float]
 
-    @property
-    def feature(self) -> Feature:
-        return FEATURES[self.name]
 
-    def measure(self, x: Tensor) -> Tensor:
-        """The measure of each image, float64 [N]."""
-        return self.feature.measure(ink(x, self.image_range))
+def feature_rule(name: str, threshold: float, image_range: tuple[float, float]) -> FeatureRule:
+    """The rule of one of FEATURES, for images in image_range."""
+    measure = feature(name).measure
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.measure(x) > self.threshold
+    def score(x: Tensor) -> Tensor:
+        return measure(ink(x, image_range))
 
-    def describe(self) -> dict[str, Any]:
-        """Name, threshold and unit, for a report."""
-        return dict(name=self.name, threshold=self.threshold, unit=self.feature.unit)
+    return FeatureRule(
+        decide=lambda x: score(x) > threshold,
+        name=name,
+        score=lambda x: score(x).float(),
+        slope=score,
+        threshold=threshold,
+    )
 
 
 @torch.no_grad()
-def attributes(
-    gan: GAN, names: tuple[str, ...] = tuple(FEATURES), share: float = SHARE, n: int = SAMPLES, seed: int = 0
-) -> Mapping[str, Attribute]:
-    """The oracles of features, each with the threshold that `share` of n samples of `gan` exceed.
+def feature_rules(
+    gan: GAN, names: Sequence[str] = tuple(FEATURES), share: float = SHARE, n: int = SAMPLES, seed: int = 0
+) -> dict[str, FeatureRule]:
+    """The rules of features by name, each with the threshold that `share` of n samples of `gan` exceed.
 
     Raises:
         ValueError: an unknown feature, a share outside (0, 1), samples that are no images, or a GAN whose samples all
@@ -149,11 +148,11 @@ def attributes(
         a = ink(x, gan.image_range)
         for name, measure in measures.items():
             values[name].append(measure(a).cpu())
-    found = {}
+    rules = {}
     for name, parts in values.items():
         measured = torch.cat(parts)
         threshold = float(torch.quantile(measured, 1 - share))
         if not bool((measured > threshold).any()):
             raise ValueError(f"feature: {name} is the same in all {n:,} samples of this GAN, nothing to unlearn")
-        found[name] = Attribute(name, threshold, gan.image_range)
-    return found
+        rules[name] = feature_rule(name, threshold, gan.image_range)
+    return rules

@@ -10,12 +10,12 @@ import torch
 
 from atu.assets import asset
 from atu.data.images import to_range
-from atu.evaluation.goals import class_goal
-from atu.evaluation.judges import AnyClassifier, as_judge
-from atu.evaluation.parts import PartsClassifier
-from atu.feedback.oracles import check_independent, find
+from atu.evaluation.judged import verdicts_of
 from atu.formats.tensors import CheckpointError, save_tensors
 from atu.gan import GAN
+from atu.judging.finding import find, rule_of
+from atu.judging.parts import PartsClassifier
+from atu.judging.rule import check_independent, class_rule
 from atu.networks.classifier import ConvClassifier, StridedClassifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from examples import drawings as animals
@@ -81,8 +81,7 @@ def test_names_of_one_part_have_its_values_for_classes():
     assert view.class_indices(["crown"]) == [2] and view.class_indices([2, "cap"]) == [1, 2]
     said = one.labels(x)[:, 0]
     assert len(said.unique()) > 1
-    assert torch.equal(view.oracle(["covered"])(x), said > 0)
-    assert torch.equal(one.oracle(["covered"])(x), said > 0)
+    assert torch.equal(class_rule(view, ["covered"], one.image_range)(x), said > 0)
 
 
 @pytest.mark.parametrize("names", [["covered"], ["king", "long"], ["long+coat=blue"]])
@@ -93,22 +92,20 @@ def test_truth_is_the_class_of_known_parts(names):
     negative = torch.isin(view.truth(labels), torch.tensor(view.class_indices(names)))
     for row, cell, said in zip(labels.tolist(), cells(), negative.tolist(), strict=True):
         held = dict(zip(PARTS, cell, strict=True))
-        rules = [one.rule(name) for name in names]
+        rules = [one.condition(name) for name in names]
         assert said == any(all(held[p] in v for p, v in rule.items()) for rule in rules), row
 
 
-def test_a_view_judges_and_is_a_goal(image_gan):
+def test_a_view_judges_and_can_be_climbed(image_gan):
     one, x = classifier(), images(30)
     view = one.view(["king", "long"])
-    assert isinstance(view, AnyClassifier)
     image_gan._sample_shape = (3, 16, 16)
-    judge = as_judge(view, image_gan, ["long"])
-    flags, _, labels, _ = judge.score(x)
+    flags, _, labels, _ = verdicts_of(rule_of(view, image_gan, ["long"]), image_gan)(x)
     assert torch.equal(flags, torch.isin(labels, torch.tensor(view.class_indices(["long"]))))
-    goal = class_goal(view, ["long"], (-1.0, 1.0))
-    assert torch.equal(goal.is_negative(x), flags)
+    rule = class_rule(view, ["long"], (-1.0, 1.0))
+    assert torch.equal(rule(x), flags)
     x.requires_grad_(True)
-    goal.score(x).sum().backward()
+    rule.slope(x).sum().backward()
     assert float(x.grad.abs().max()) > 0
 
 
@@ -123,13 +120,14 @@ def test_a_spec_names_a_file_and_what_is_unwanted(tmp_path):
     x = images(40)
     hat = one.labels(x)[:, 0]
     names = ["long", "coat=blue"]
-    assert torch.equal(found(x), one.view(names).oracle(names)(x)) and 0 < int(found(x).sum()) < 40
+    assert (
+        torch.equal(found(x), class_rule(one.view(names), names, gan.image_range)(x)) and 0 < int(found(x).sum()) < 40
+    )
     assert found.identity["spec"] == "c.safetensors?class=long,coat=blue"
-    arguments = found.judge_arguments()
-    assert set(arguments["negative_classes"]) == {"long", "coat=blue", "long and coat=blue"}
-    assert torch.equal(as_judge(arguments["classifier"], gan, arguments["negative_classes"]).score(x)[0], found(x))
+    assert set(found.subject) == {"long", "coat=blue", "long and coat=blue"}
+    assert torch.equal(verdicts_of(found, gan)(x).negative, found(x))
     alone = find(f"{path}?class=covered", gan)
-    assert torch.equal(alone(x), hat > 0) and alone.chosen == ("cap", "crown")
+    assert torch.equal(alone(x), hat > 0) and alone.subject == ("cap", "crown")
     # Of another size, it sees the samples scaled.
     assert find(str(path), image_gan_of(24), {"class": "long"})(torch.zeros(2, 3, 24, 24)).shape == (2,)
     with pytest.raises(ValueError, match="class: say which are unwanted, one of covered, king, long, or PART=VALUE"):
@@ -174,7 +172,7 @@ def test_file_keeps_everything(tmp_path, kind):
     one, x = classifier(kind), images()
     again = PartsClassifier.load(one.save(tmp_path / "c.safetensors"))
     assert torch.equal(again.logits_and_features(x)[0], one.logits_and_features(x)[0])
-    assert (again.parts, again.rules, again.image_range) == (one.parts, one.rules, one.image_range)
+    assert (again.parts, again.conditions, again.image_range) == (one.parts, one.conditions, one.image_range)
     half = PartsClassifier.load(one.save(tmp_path / "half.safetensors", torch.bfloat16))
     assert (tmp_path / "half.safetensors").stat().st_size < (tmp_path / "c.safetensors").stat().st_size
     for name, value in half.module.state_dict().items():
@@ -229,7 +227,7 @@ def test_bundled_classifiers_tell_every_part_of_unseen_drawings(name):
         assert score >= 0.985, part  # of 1,000; 0.99 of the 4,000 that the log is of
         assert log["held_out_accuracy"][part] >= 0.99, part
         assert score == pytest.approx(log["held_out_accuracy"][part], abs=0.01), part
-    assert set(one.rules) == {*animals.FEATURES, *animals.SPECIES}
+    assert set(one.conditions) == {*animals.FEATURES, *animals.SPECIES}
 
 
 def test_the_judge_is_of_another_kind_and_learned_from_other_drawings():

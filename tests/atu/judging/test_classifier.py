@@ -1,4 +1,4 @@
-"""The classifier: the bundled one's accuracy, its file format, its oracle, its training."""
+"""The classifier: the bundled one's accuracy, its file format, its rule, its training."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 
-import atu.evaluation.classifier
+import atu.judging.classifier
 from atu.assets import asset
 from atu.data.mnist import mnist_split
-from atu.evaluation.classifier import Classifier
 from atu.formats.tensors import CheckpointError, save_tensors
+from atu.judging.classifier import Classifier
+from atu.judging.rule import class_rule
 from atu.networks.classifier import ConvClassifier
 from examples.classifiers import random_affine, train_classifier
 
@@ -79,20 +80,22 @@ def test_bad_files_are_named(tmp_path):
         Classifier.load(broken)
 
 
-def test_it_is_frozen_and_in_eval_mode():
+def test_passes_are_in_eval_mode_and_leave_the_network_as_it_is(tmp_path):
     one = small()
-    assert not one.module.training
+    assert one.module.training
     x = torch.randn(6, 1, 8, 8)
     alone = torch.cat([one.logits(part) for part in x.split(1)])
     assert torch.allclose(one.logits(x), alone, atol=1e-5)  # batch statistics would couple the samples
-    assert not any(p.requires_grad for p in one.module.parameters())
+    assert one.module.training and all(p.requires_grad for p in one.module.parameters())
+    read = Classifier.load(one.save(tmp_path / "c.safetensors")).module
+    assert not read.training and not any(p.requires_grad for p in read.parameters())
 
 
 def test_features_are_the_penultimate_layer():
     one = small()
     x = torch.randn(3, 1, 8, 8)
     assert one.features(x).shape == (3, 5)
-    assert torch.allclose(one.module.head(one.features(x)), one.logits(x))
+    assert torch.allclose(one.module.eval().head(one.features(x)), one.logits(x))
     assert torch.allclose(one.probabilities(x).sum(1), torch.ones(3))
 
 
@@ -103,28 +106,28 @@ def test_images_pass_in_parts(n, fit, size, monkeypatch):
     classifier = Classifier(ConvClassifier(3, 16, 2, widths=(8, 8, 8, 8, 8), num_features=5), "abc")
     x, passed = torch.randn(n, 2, 16, 16), []
     classifier.module.body.register_forward_pre_hook(lambda _, args: passed.append(len(args[0])))
-    monkeypatch.setattr(atu.evaluation.classifier, "MAP_BYTES", fit * 4 * 32 * 16**2)
+    monkeypatch.setattr(atu.judging.classifier, "MAP_BYTES", fit * 4 * 32 * 16**2)
     logits, features = classifier.logits_and_features(x)
     assert passed == [size] * (n // size) + [n % size] * (n % size > 0 or n == 0)
     assert logits.shape == (n, 3) and features.shape == (n, 5)
     for one, logit, feature in zip(x, logits, features, strict=True):
-        alone = classifier.module.features(one[None])
+        alone = classifier.module.eval().features(one[None])
         torch.testing.assert_close(feature, alone[0])
         torch.testing.assert_close(logit, classifier.module.head(alone)[0])
 
 
-def test_oracle():
+def test_a_rule_of_some_classes():
     one = small()
     x = torch.randn(50, 1, 8, 8)
-    flags = one.oracle(["c1", 2])(x)
+    flags = class_rule(one, ["c1", 2], one.image_range)(x)
     assert flags.dtype == torch.bool
-    assert torch.equal(flags, one.predict(x) != 0)
+    assert torch.equal(flags, one.predict(x.clamp(-1, 1)) != 0)
 
 
 @pytest.mark.parametrize(("classes", "message"), [(["8"], "got '8'"), ([], "got 0"), ([0, 1, 2], "got 3")])
 def test_bad_classes(classes, message):
     with pytest.raises(ValueError, match=message):
-        small().oracle(classes)
+        small().class_indices(classes)
 
 
 def test_bad_images_and_arguments():

@@ -12,8 +12,8 @@ from torch import nn
 from atu import GAN, FeedbackWarning, unlearn
 from atu.config import Feedback as FeedbackConfig
 from atu.data.samples import TensorSamples
-from atu.feedback.feedback import build_feedback
-from atu.feedback.oracles import Oracle
+from atu.judging.feedback import build_feedback
+from atu.judging.rule import Rule
 from atu.networks.mlp import MLPDiscriminator
 
 POOL = FeedbackConfig(pool=600)
@@ -56,7 +56,7 @@ def told(gan, negatives, oracle=None, positives=None):
     """The sentences of the notes, which are those of the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        oracle = None if oracle is None else Oracle(oracle)
+        oracle = None if oracle is None else Rule(oracle)
         made = build_feedback(gan, TensorSamples(negatives), positives, oracle, POOL, seed=0)
     sentences = [str(w.message) for w in caught if w.category is FeedbackWarning]
     assert made.notes["warnings"] == sentences
@@ -150,7 +150,7 @@ def test_a_label_that_is_never_drawn(tmp_path):
     assert not (tmp_path / "run").exists()
     some = TensorSamples(at(20, 1, 0), torch.eye(4)[torch.arange(20) % 4])
     with pytest.warns(FeedbackWarning, match="label 2, 3 of theirs is never drawn"):
-        build_feedback(gan, some, None, Oracle(lambda x: x[:, 0] > 0.5), POOL, seed=0)
+        build_feedback(gan, some, None, Rule(lambda x: x[:, 0] > 0.5), POOL, seed=0)
 
 
 def test_a_range_that_was_inferred_is_told_too(tmp_path):
@@ -177,7 +177,7 @@ def test_what_the_judge_would_call_negative_is_logged_before_training(mixture, c
 @pytest.mark.filterwarnings("ignore::atu.FeedbackWarning")
 def test_the_checks_draw_nothing(mixture):
     state = torch.get_rng_state()
-    for oracle in (None, Oracle(right)):
+    for oracle in (None, Rule(right)):
         build_feedback(mixture, TensorSamples(torch.full((20, 2), 3.0)), None, oracle, POOL, 0)
         assert torch.equal(torch.get_rng_state(), state)
 

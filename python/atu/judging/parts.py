@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from ..formats.tensors import CheckpointError, fill, load_format, module_tensors, save_tensors
 from ..networks.classifier import ConvClassifier, StridedClassifier
-from .classifier import FrozenNetwork, ModuleClassifier
+from ..support.digest import sha256_of
+from .classifier import Classifier
 
 FORMAT = "atu-parts-classifier"
 PartsNetwork = ConvClassifier | StridedClassifier
@@ -31,34 +32,38 @@ NETWORKS: Mapping[str, Callable[..., PartsNetwork]] = {
     "StridedClassifier": StridedClassifier,
 }
 OTHER = "other"
-Rule = Mapping[str, Sequence[str]]  # part -> values: what holds where each part named has one of its values
-Rules = Mapping[str, Rule]
+# Part -> values; it holds where each part named has one of its values.
+Condition = Mapping[str, Sequence[str]]
+Conditions = Mapping[str, Condition]
 
 
-class PartsClassifier(FrozenNetwork):
-    """A trained network in eval mode, with the names of the parts and of what each may be.
+class PartsClassifier(Classifier):
+    """A network whose outputs are the logits of several parts side by side; its classes are PART=VALUE.
 
     Args:
-        module: of NETWORKS; its logits [N, C] are those of all parts side by side. It is frozen in place.
-        parts: part -> names of its values. rules: what the names that negatives are given by stand for.
-        image_range: (low, high) of the images that it expects. name: what figures that it gave are said to come from;
-            a file's name where it was read from one.
+        module: of NETWORKS.
+        parts: part -> names of its values.
+        conditions: the names that negatives are given by, and what they stand for.
+        image_range, name, sha256: as of a `Classifier`.
     """
 
     def __init__(
         self,
         module: PartsNetwork,
         parts: Mapping[str, Sequence[str]],
-        rules: Rules,
+        conditions: Conditions,
         image_range: tuple[float, float] = (-1.0, 1.0),
         name: str = "classifier",
+        sha256: str | None = None,
     ):
-        sizes = [len(values) for values in parts.values()]
-        if module.head.out_features != sum(sizes):
-            raise ValueError(f"parts: expected {module.head.out_features} values in all, got {sum(sizes)}")
-        super().__init__(module, image_range, name)
+        classes = [f"{part}={value}" for part, values in parts.items() for value in values]
+        if module.head.out_features != len(classes):
+            raise ValueError(f"parts: expected {module.head.out_features} values in all, got {len(classes)}")
+        super().__init__(module, classes, image_range, name, sha256=sha256, exclusive=False)
         self.parts = {part: tuple(values) for part, values in parts.items()}
-        self.rules = {name: {part: tuple(values) for part, values in rule.items()} for name, rule in rules.items()}
+        self.conditions = {
+            name: {part: tuple(values) for part, values in condition.items()} for name, condition in conditions.items()
+        }
 
     def split(self, logits: Tensor) -> dict[str, Tensor]:
         """Logits [N, values] of each part, of the network's logits [N, C]."""
@@ -70,36 +75,31 @@ class PartsClassifier(FrozenNetwork):
         logits, _ = self.logits_and_features(x)
         return torch.stack([part.argmax(1) for part in self.split(logits).values()], 1)
 
-    def rule(self, name: str) -> Rule:
-        """What a name stands for: one of `rules`, or PART=VALUE; several joined by "+" must all hold.
+    def condition(self, name: str) -> Condition:
+        """What a name stands for: one of `conditions`, or PART=VALUE; several joined by "+" must all hold.
 
         Raises:
             ValueError: there is no such name, part or value, or what is joined cannot hold at once.
         """
-        found: dict[str, tuple[str, ...]] = {}
+        condition: dict[str, tuple[str, ...]] = {}
         for one in name.split("+"):
             key, _, value = one.partition("=")
-            if one not in self.rules and value not in self.parts.get(key, ()):
-                known = ", ".join(self.rules)
+            if one not in self.conditions and value not in self.parts.get(key, ()):
+                known = ", ".join(self.conditions)
                 raise ValueError(f"class: expected one of {known}, or PART=VALUE (color=pink), got {one!r}")
-            for part, values in self.rules.get(one, {key: (value,)}).items():
-                found[part] = tuple(v for v in found.get(part, self.parts[part]) if v in values)
-                if not found[part]:
+            for part, values in self.conditions.get(one, {key: (value,)}).items():
+                condition[part] = tuple(v for v in condition.get(part, self.parts[part]) if v in values)
+                if not condition[part]:
                     raise ValueError(f"class: nothing is all of {name}: no value of {part} is left")
-        return found
+        return condition
 
     def view(self, names: Iterable[str]) -> PartsView:
         """A classifier of one set of classes, of which some are what `names` stand for.
 
         Raises:
-            ValueError: as `rule`; no name.
+            ValueError: as of `condition`; no name.
         """
-        return PartsView(self, {str(name): self.rule(str(name)) for name in names})
-
-    def oracle(self, names: Iterable[str]) -> Callable[[Tensor], Tensor]:
-        """images [N, ...] -> bool [N]: whether one of `names` holds."""
-        wanted = [str(name) for name in names]
-        return self.view(wanted).oracle(wanted)
+        return PartsView(self, {str(name): self.condition(str(name)) for name in names})
 
     def save(self, path: str | Path, dtype: torch.dtype = torch.float32) -> Path:
         """Write the classifier atomically, its floats as `dtype`; returns the path."""
@@ -109,7 +109,7 @@ class PartsClassifier(FrozenNetwork):
             network=type(self.module).__name__,
             kwargs=self.module.init_kwargs,
             parts=self.parts,
-            rules=self.rules,
+            rules=self.conditions,
             image_range=list(self.image_range),
         )
         return save_tensors(path, stored, {"format": FORMAT, "config": json.dumps(config)})
@@ -125,27 +125,28 @@ class PartsClassifier(FrozenNetwork):
         try:
             config = json.loads(metadata["config"])
             module = NETWORKS[config["network"]](**config["kwargs"])
-            parts, rules, image_range = config["parts"], config["rules"], tuple(config["image_range"])
+            parts, conditions, image_range = config["parts"], config["rules"], tuple(config["image_range"])
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{path}: its config cannot be read ({error})") from error
         floats = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
         fill(module, {name.removeprefix("net."): t for name, t in floats.items()}, str(path))
-        return cls(module, parts, rules, image_range, Path(path).stem)
+        module.eval().requires_grad_(False)
+        return cls(module, parts, conditions, image_range, Path(path).stem, sha256_of(Path(path)))
 
 
-class PartsView(ModuleClassifier):
+class PartsView(Classifier):
     """A `PartsClassifier` as a classifier of one set of classes; see the head of this file.
 
-    rules: the names that `class_indices` knows beside the classes' own, and what they stand for. Its `confusion` is not
-    known before it is measured (`atu.evaluation.classifier.confusion`).
+    conditions: the names that `class_indices` knows beside the classes' own, and what they stand for. Its `confusion`
+    is not known before it is counted (`atu.judging.confusion`).
     """
 
-    def __init__(self, classifier: PartsClassifier, rules: Rules):
-        if not rules:
+    def __init__(self, classifier: PartsClassifier, conditions: Conditions):
+        if not conditions:
             raise ValueError("class: expected at least one name, got none")
-        parts = list(dict.fromkeys(part for rule in rules.values() for part in rule))
+        parts = list(dict.fromkeys(part for condition in conditions.values() for part in condition))
         cells = list(itertools.product(*(classifier.parts[part] for part in parts)))
-        atoms = {atom: classifier.rule(atom) for name in rules for atom in name.split("+")}
+        atoms = {atom: classifier.condition(atom) for name in conditions for atom in name.split("+")}
         named = [
             cell[0] if len(parts) == 1 else " and ".join(atom for atom in atoms if _holds(atoms[atom], parts, cell))
             for cell in cells
@@ -153,12 +154,11 @@ class PartsView(ModuleClassifier):
         classes = list(dict.fromkeys(name or OTHER for name in named))
         index = [classes.index(name or OTHER) for name in named]
         self.classifier, self._joint = classifier, _Joint(classifier, parts, index)
-        super().__init__(self._joint, classes, classifier.image_range, classifier.name)
+        super().__init__(self._joint, classes, classifier.image_range, classifier.name, sha256=classifier.sha256)
         self.members = {
-            name: sorted({i for i, cell in zip(index, cells, strict=True) if _holds(rule, parts, cell)})
-            for name, rule in rules.items()
+            name: sorted({i for i, cell in zip(index, cells, strict=True) if _holds(condition, parts, cell)})
+            for name, condition in conditions.items()
         }
-        self.sample_shape = classifier.sample_shape
         self.columns = [list(classifier.parts).index(part) for part in parts]
         self.cell_class = torch.tensor(index).reshape([len(classifier.parts[part]) for part in parts])
 
@@ -166,19 +166,6 @@ class PartsView(ModuleClassifier):
         """(log probabilities [N, classes], penultimate features [N, F]) of images in `image_range`."""
         logits, features = self.classifier.logits_and_features(x)
         return self.of_parts(logits), features
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Log probabilities [N, classes]."""
-        return self.logits_and_features(x)[0]
-
-    def features(self, x: Tensor) -> Tensor:
-        """Penultimate features [N, F]."""
-        return self.logits_and_features(x)[1]
-
-    def to(self, device: torch.device | str) -> PartsView:
-        """Move the network in place; returns self."""
-        self.module.to(device)
-        return self
 
     def of_parts(self, logits: Tensor) -> Tensor:
         """Log probabilities [N, classes] by logits [N, C] of the `PartsClassifier`, so that many views ask it once."""
@@ -197,19 +184,9 @@ class PartsView(ModuleClassifier):
         own = [self.classes[i] for one in classes for i in self.members.get(str(one), ())]
         return super().class_indices([*own, *(one for one in classes if str(one) not in self.members)])
 
-    def oracle(self, classes: Iterable[int | str]) -> Callable[[Tensor], Tensor]:
-        """images [N, ...] in `image_range` -> bool [N]: whether the likeliest class is one in which a name holds."""
-        wanted = torch.tensor(self.class_indices(list(classes)))
 
-        def is_negative(images: Tensor) -> Tensor:
-            logits, _ = self.logits_and_features(images)
-            return torch.isin(logits.argmax(1), wanted.to(logits.device)).to(images.device)
-
-        return is_negative
-
-
-def _holds(rule: Rule, parts: Sequence[str], values: Sequence[str]) -> bool:
-    return all(value in rule.get(part, (value,)) for part, value in zip(parts, values, strict=True))
+def _holds(condition: Condition, parts: Sequence[str], values: Sequence[str]) -> bool:
+    return all(value in condition.get(part, (value,)) for part, value in zip(parts, values, strict=True))
 
 
 class _Joint(nn.Module):
@@ -217,15 +194,25 @@ class _Joint(nn.Module):
 
     def __init__(self, classifier: PartsClassifier, parts: Sequence[str], index: Sequence[int]):
         super().__init__()
-        self.net, self.parts = classifier.module, list(parts)
+        self.net: PartsNetwork = classifier.module
+        self.parts = list(parts)
+        self.img_resolution, self.img_channels = self.net.img_resolution, self.net.img_channels
         self.split = classifier.split
         # [classes, cells]: whether a cell of the parts' joint table belongs to a class.
         members = torch.arange(max(index) + 1)[:, None] == torch.tensor(index)
         self.members: Tensor
         self.register_buffer("members", members)
 
+    def features(self, x: Tensor) -> Tensor:
+        """Penultimate layer, [N, F]."""
+        return self.net.features(x)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Log probabilities [N, classes] by the penultimate layer."""
+        return self.joint(self.net.head(features))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.joint(self.net(x))
+        return self.head(self.features(x))
 
     def joint(self, together: Tensor) -> Tensor:
         """Log probabilities [N, classes] by the network's logits [N, C]."""

@@ -1,4 +1,4 @@
-"""Networks in files of other programs: TorchScript and ONNX, each as a function of images.
+"""Networks of other programs: TorchScript and ONNX files, and functions of the user's.
 
 TorchScript is a program: it runs in torch's own interpreter, which executes no Python and unpickles nothing, but whose
 operators can read and write files. ONNX is a graph of fixed operators, run by onnxruntime.
@@ -15,18 +15,61 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from .view import Shape, View
 
 
 @dataclass(frozen=True)
-class Network:
-    """run: images [N, C, H, W], float32 -> what the network gives for them, float32 or float64, on the CPU. shape: (C,
-    H, W) that it takes; None where it does not say, for one of them or for all. values: the range of its input, where
-    its type says so."""
+class Foreign:
+    """A network of which only the outputs are known.
+
+    run: images [N, C, H, W], float32 -> outputs, float32 or float64, on the CPU. shape: (C, H, W) that it takes, None
+    where it does not say. values: the range of its input, where its type says so.
+    """
 
     run: Callable[[Tensor], Tensor]
-    shape: tuple[int | None, int | None, int | None] = (None, None, None)
+    shape: Shape = (None, None, None)
     values: tuple[float, float] | None = None
+
+
+class Outputs(nn.Module):
+    """Samples [N, ...] in the GAN's range -> the outputs [N, K] of a foreign network, float32 on the CPU, checked.
+
+    what: names the network in errors.
+    """
+
+    differentiable = False
+
+    def __init__(self, run: Callable[[Tensor], Tensor], view: View, what: str):
+        super().__init__()
+        self.run, self.view, self.what = run, view, what
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Raises:
+            ValueError: the network cannot take the samples, or does not give one row of finite numbers a sample.
+        """
+        seen = self.view(x)
+        try:
+            y = self.run(seen.float())
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{self.what}: cannot take images {list(seen.shape)} ({type(error).__name__}: {_last_line(error)}); "
+                "say size=, channels= as it expects them"
+            ) from error
+        if len(x) == 1:  # networks that squeeze lose the batch axis here
+            y = y.reshape(1, -1)
+        if y.ndim == 0 or len(y) != len(x) or y.numel() == 0:
+            raise ValueError(
+                f"{self.what}: expected a row of numbers for each of {len(x)} samples, got {list(y.shape)}"
+            )
+        y = y.reshape(len(y), -1).float()
+        if not torch.isfinite(y).all():
+            raise ValueError(f"{self.what}: gives values that are not finite")
+        return y
 
 
 def kind_of(path: Path) -> str:
@@ -56,7 +99,7 @@ def kind_of(path: Path) -> str:
     raise ValueError(f"{path}: expected a file of atu train-classifier, TorchScript or ONNX; it begins with {start!r}")
 
 
-def torchscript(path: Path, device: torch.device) -> Network:
+def torchscript(path: Path, device: torch.device) -> Foreign:
     """A TorchScript file, in eval mode, on `device`. It is a program, and runs.
 
     Raises:
@@ -67,16 +110,16 @@ def torchscript(path: Path, device: torch.device) -> Network:
             warnings.simplefilter("ignore", DeprecationWarning)
             module = torch.jit.load(str(path), map_location=device).eval()
     except Exception as error:
-        raise ValueError(f"{path}: not a readable TorchScript file ({_first_line(error)})") from error
+        raise ValueError(f"{path}: not a readable TorchScript file ({_last_line(error)})") from error
 
     def run(x: Tensor) -> Tensor:
         with torch.no_grad():
             return _tensor(module(x.to(device)), str(path))
 
-    return Network(run)
+    return Foreign(run)
 
 
-def onnx(path: Path, device: torch.device) -> Network:
+def onnx(path: Path, device: torch.device) -> Foreign:
     """An ONNX file with one input of images, NCHW or NHWC, run by onnxruntime; its first output counts.
 
     Raises:
@@ -95,7 +138,7 @@ def onnx(path: Path, device: torch.device) -> Network:
         providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in there]
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        raise ValueError(f"{path}: not a readable ONNX file ({_first_line(error)})") from error
+        raise ValueError(f"{path}: not a readable ONNX file ({_last_line(error)})") from error
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES:
         got = "; ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
@@ -120,7 +163,7 @@ def onnx(path: Path, device: torch.device) -> Network:
         return torch.cat(parts)
 
     shape = (axes[2], axes[0], axes[1]) if last else (axes[0], axes[1], axes[2])
-    return Network(run, shape, (0.0, 255.0) if dtype is np.uint8 else None)
+    return Foreign(run, shape, (0.0, 255.0) if dtype is np.uint8 else None)
 
 
 _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -138,7 +181,6 @@ def _tensor(value: Any, what: str) -> Tensor:
     return value.detach().cpu()
 
 
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)[
-        :300
-    ]
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

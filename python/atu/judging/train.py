@@ -22,7 +22,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.images import is_image, open_image
-from ..evaluation.classifier import Classifier, confusion
 from ..formats.own_model import read_states
 from ..formats.tensors import fill
 from ..measures.shares import share_of
@@ -31,32 +30,15 @@ from ..networks.timm_classifier import TimmClassifier, backbone_input
 from ..support import progress
 from ..support.files import write_json
 from ..support.seeding import fork_rng
+from .classifier import Classifier
+from .errors import confusion
 
-LEAST = 10  # images of a class: of fewer, those that are held out say nothing
-ENOUGH = 100
+MIN_CLASS_IMAGES = 10  # images of a class: of fewer, those that are held out say nothing
+MANY_CLASS_IMAGES = 100
 SIDES = (16, 64)  # of the images that the small network sees, where the user does not say it
 BATCH = 64
 STEPS = (400, 4000)  # of training, where the user does not say it: 40 passes, within these
 AUGMENTATIONS = ("affine", "flip", "light")
-
-
-def random_affine(x: Tensor, degrees=12.0, shift=0.08, scale=0.12, shear=0.2) -> Tensor:
-    """Each image of [N, C, H, W] rotated, shifted (fraction of its size), scaled and sheared at random.
-
-    What comes in from outside is the value at the border.
-    """
-    n = x.shape[0]
-    angle = (torch.rand(n) * 2 - 1) * (degrees * torch.pi / 180)
-    zoom, slant = 1 + (torch.rand(n) * 2 - 1) * scale, (torch.rand(n) * 2 - 1) * shear
-    offset = (torch.rand(n, 2) * 2 - 1) * (2 * shift)
-    cos, sin = angle.cos() * zoom, angle.sin() * zoom
-    rows = [
-        torch.stack([cos, slant * cos - sin, offset[:, 0]], 1),
-        torch.stack([sin, slant * sin + cos, offset[:, 1]], 1),
-    ]
-    theta = torch.stack(rows, 1).to(x.device)
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 
 @dataclass(frozen=True)
@@ -70,7 +52,7 @@ class Images:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """How to train. size: pixels a side; None by the images or the backbone. held_out: share of each class. augment:
     names of AUGMENTATIONS. steps: of 64 images; None for 40 passes, 400 to 4,000 steps. backbone, weights: of timm, and
     the file of its weights. device: as torch names it."""
@@ -85,7 +67,7 @@ class Plan:
     device: str | None = None
 
 
-def train_folder(folder: str | Path, out: str | Path, plan: Plan) -> tuple[Path, dict[str, Any]]:
+def train_folder(folder: str | Path, out: str | Path, plan: TrainingPlan) -> tuple[Path, dict[str, Any]]:
     """Train on FOLDER/CLASS/*.png and write a classifier, and beside it what came of it as JSON.
 
     Args:
@@ -118,7 +100,7 @@ def train_folder(folder: str | Path, out: str | Path, plan: Plan) -> tuple[Path,
     return path, data
 
 
-def check_plan(out: str | Path, plan: Plan) -> Path:
+def check_plan(out: str | Path, plan: TrainingPlan) -> Path:
     """The file to write; raises ValueError where it is there already, or the plan cannot be right."""
     out = Path(out)
     path = out if out.suffix == ".safetensors" else out / "classifier.safetensors"
@@ -199,10 +181,10 @@ def read_classes(folder: str | Path, size: int) -> Images:
                 labels.append(label)
     counts = [labels.count(label) for label in range(len(files))]
     for name, count in zip(files, counts, strict=True):
-        if count < LEAST:
+        if count < MIN_CLASS_IMAGES:
             raise ValueError(
-                f"FOLDER: {name} has {count} different images, and at least {LEAST} are needed to learn from some and "
-                f"test on others; {ENOUGH} and more are better"
+                f"FOLDER: {name} has {count} different images, and at least {MIN_CLASS_IMAGES} are needed to learn "
+                f"from some and test on others; {MANY_CLASS_IMAGES} and more are better"
             )
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
     if bool((images == images[:, :1]).all()):
@@ -244,7 +226,7 @@ def to_float(images: Tensor) -> Tensor:
 # --- training
 
 
-def _network(folder: str | Path, plan: Plan) -> tuple[int, Any]:
+def _network(folder: str | Path, plan: TrainingPlan) -> tuple[int, Any]:
     """(size of the images, (classes, channels) -> network)."""
     files = class_folders(folder)
     if plan.backbone is None:
@@ -272,6 +254,27 @@ def _is_head(name: str) -> bool:
     return name.partition(".")[0] in ("fc", "head", "classifier", "head_dist") or name.startswith("head.")
 
 
+def random_affine(
+    x: Tensor, degrees: float = 12.0, shift: float = 0.08, scale: float = 0.12, shear: float = 0.2
+) -> Tensor:
+    """Each image of [N, C, H, W] rotated, shifted (fraction of its size), scaled and sheared at random.
+
+    What comes in from outside is the value at the border.
+    """
+    n = x.shape[0]
+    angle = (torch.rand(n) * 2 - 1) * (degrees * torch.pi / 180)
+    zoom, slant = 1 + (torch.rand(n) * 2 - 1) * scale, (torch.rand(n) * 2 - 1) * shear
+    offset = (torch.rand(n, 2) * 2 - 1) * (2 * shift)
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    rows = [
+        torch.stack([cos, slant * cos - sin, offset[:, 0]], 1),
+        torch.stack([sin, slant * sin + cos, offset[:, 1]], 1),
+    ]
+    theta = torch.stack(rows, 1).to(x.device)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
 def augmented(x: Tensor, names: Sequence[str]) -> Tensor:
     """Images [N, C, H, W] in [-1, 1], each changed at random: "affine" (turned, shifted, scaled, sheared a little),
     "flip" (left and right), "light" (brighter or darker, more or less contrast)."""
@@ -286,7 +289,7 @@ def augmented(x: Tensor, names: Sequence[str]) -> Tensor:
     return x
 
 
-def _train(module: nn.Module, images: Tensor, labels: Tensor, plan: Plan) -> list[dict[str, Any]]:
+def _train(module: nn.Module, images: Tensor, labels: Tensor, plan: TrainingPlan) -> list[dict[str, Any]]:
     """In place: cross entropy on batches in which every class is as frequent; one row each twentieth of the steps."""
     device = next(module.parameters()).device
     steps = plan.steps or min(max(40 * len(labels) // BATCH, STEPS[0]), STEPS[1])
@@ -312,7 +315,7 @@ def _train(module: nn.Module, images: Tensor, labels: Tensor, plan: Plan) -> lis
 
 
 def _results(
-    classifier: Classifier, found: Images, train: Tensor, held: Tensor, plan: Plan, rows: list[dict[str, Any]]
+    classifier: Classifier, found: Images, train: Tensor, held: Tensor, plan: TrainingPlan, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     counts = classifier.confusion
     assert counts is not None
@@ -334,9 +337,11 @@ def _results(
 def remarks(data: dict[str, Any]) -> list[str]:
     """What the figures call for, in sentences."""
     found = []
-    few = [f"{name} ({count})" for name, count in data["images"].items() if count < ENOUGH]
+    few = [f"{name} ({count})" for name, count in data["images"].items() if count < MANY_CLASS_IMAGES]
     if few:
-        found.append(f"few images of {', '.join(few)}: {ENOUGH} and more make it better, and the figures surer")
+        found.append(
+            f"few images of {', '.join(few)}: {MANY_CLASS_IMAGES} and more make it better, and the figures surer"
+        )
     if data["copies_left_out"]:
         found.append(f"{data['copies_left_out']} copies of other images were left out")
     low = data["accuracy"]["ci95"][0]

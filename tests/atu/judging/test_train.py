@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from atu.cli import main as cli
-from atu.evaluation.classifier import Classifier
-from atu.evaluation.goals import class_goal
-from atu.experiments.own_classifier import (
-    Plan,
+from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.finding import find
+from atu.judging.rule import class_rule
+from atu.judging.train import (
+    TrainingPlan,
     augmented,
     class_folders,
     read_classes,
@@ -27,8 +29,6 @@ from atu.experiments.own_classifier import (
     train_folder,
     usual_side,
 )
-from atu.feedback.oracles import find
-from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.digest import digest
 
@@ -54,7 +54,7 @@ def folders(path, counts, colour=True, seed=0):
 
 def test_unequal_classes_are_learned_and_their_errors_counted(tmp_path):
     data = folders(tmp_path / "data", {"good": 90, "unwanted": 14})
-    path, found = train_folder(data, tmp_path / "net.safetensors", Plan(steps=60, size=16))
+    path, found = train_folder(data, tmp_path / "net.safetensors", TrainingPlan(steps=60, size=16))
     assert found["images"] == {"good": 90, "unwanted": 14} and found["held_out"] == 18 + 3
     assert found["learned_from"] == 72 + 11 and found["channels"] == 3
     counts = torch.tensor(found["confusion"])
@@ -70,21 +70,21 @@ def test_unequal_classes_are_learned_and_their_errors_counted(tmp_path):
     assert float((calls == other.labels).float().mean()) >= 0.95
     # The unwanted class needs no naming, for samples of another size.
     gan = GAN(MLPGenerator(4, [3, 9, 9], (8,), "tanh"), MLPDiscriminator([3, 9, 9], (8,)))
-    assert find(str(path), gan).chosen == ("unwanted",)
+    assert find(str(path), gan).subject == ("unwanted",)
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path):
     data = folders(tmp_path / "data", {"dark": 12, "light": 12}, colour=False)
     torch.manual_seed(3)
-    a, one = train_folder(data, tmp_path / "a", Plan(steps=3))
+    a, one = train_folder(data, tmp_path / "a", TrainingPlan(steps=3))
     state = torch.get_rng_state()
     torch.manual_seed(4)
-    b, _ = train_folder(data, tmp_path / "b.safetensors", Plan(steps=3))
+    b, _ = train_folder(data, tmp_path / "b.safetensors", TrainingPlan(steps=3))
     assert a == tmp_path / "a" / "classifier.safetensors" and digest(load_file(a)) == digest(load_file(b))
     assert one["channels"] == 1 and one["size"] == 24  # the side of 17 pixels, up to a multiple of 8
     torch.manual_seed(3)
     assert torch.equal(torch.get_rng_state(), state)  # the caller's random state was left as it was
-    c, _ = train_folder(data, tmp_path / "c", Plan(steps=3, seed=1))
+    c, _ = train_folder(data, tmp_path / "c", TrainingPlan(steps=3, seed=1))
     assert digest(load_file(c)) != digest(load_file(a))
 
 
@@ -132,13 +132,13 @@ def test_copies_are_left_out_and_contradictions_refused(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "plan", "words"),
     [
-        ({"dark": 30, "light": 9}, Plan(), "FOLDER: light has 9 different images, and at least 10 are needed"),
-        ({"dark": 30}, Plan(), "expected at least two folders of images in .*, got dark"),
-        ({}, Plan(), "but .* is not a folder"),
-        ({"dark": 10, "light": 10}, Plan(size=20), "size: expected a multiple of 8, got 20"),
-        ({"dark": 10, "light": 10}, Plan(augment=("turn",)), "augment: expected names of affine, flip, light"),
-        ({"dark": 10, "light": 10}, Plan(held_out=1.0), "held_out: expected a share between 0 and 1, got 1"),
-        ({"dark": 10, "light": 10}, Plan(backbone="resnet18"), "needs the file of its weights"),
+        ({"dark": 30, "light": 9}, TrainingPlan(), "FOLDER: light has 9 different images, and at least 10 are needed"),
+        ({"dark": 30}, TrainingPlan(), "expected at least two folders of images in .*, got dark"),
+        ({}, TrainingPlan(), "but .* is not a folder"),
+        ({"dark": 10, "light": 10}, TrainingPlan(size=20), "size: expected a multiple of 8, got 20"),
+        ({"dark": 10, "light": 10}, TrainingPlan(augment=("turn",)), "augment: expected names of affine, flip, light"),
+        ({"dark": 10, "light": 10}, TrainingPlan(held_out=1.0), "held_out: expected a share between 0 and 1, got 1"),
+        ({"dark": 10, "light": 10}, TrainingPlan(backbone="resnet18"), "needs the file of its weights"),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused(counts, plan, words, tmp_path):
@@ -234,7 +234,7 @@ def test_a_frozen_backbone_with_its_weights_from_a_file(fake_timm, tmp_path):
     network = Backbone()
     network.norm.running_mean.fill_(0.3)
     torch.save({"state_dict": {**network.state_dict(), "fc.weight": torch.zeros(7, 3)}}, tmp_path / "w.pth")
-    plan = Plan(steps=150, backbone="small", weights=tmp_path / "w.pth")
+    plan = TrainingPlan(steps=150, backbone="small", weights=tmp_path / "w.pth")
     path, found = train_folder(data, tmp_path / "net.safetensors", plan)
     assert found["size"] == 16 and found["accuracy"]["share"] == 1
     classifier = Classifier.load(path)
@@ -244,20 +244,20 @@ def test_a_frozen_backbone_with_its_weights_from_a_file(fake_timm, tmp_path):
     features = network.eval()(((x + 1) / 2 - 0.5) / 0.25)
     torch.testing.assert_close(classifier.features(x), features.detach())
     x.requires_grad_(True)  # as in an audit's search
-    (slope,) = torch.autograd.grad(class_goal(classifier, ["dark"], (-1.0, 1.0)).score(x).sum(), x)
+    (slope,) = torch.autograd.grad(class_rule(classifier, ["dark"], (-1.0, 1.0)).slope(x).sum(), x)
     assert slope[:, :, 6:10, 6:10].abs().sum() > 0
     torch.save({"conv.weight": torch.zeros(2)}, tmp_path / "wrong.pth")
     with pytest.raises(ValueError, match=r"wrong\.pth: the weights do not fit the network: .*conv\.weight: expected"):
-        train_folder(data, tmp_path / "other", Plan(backbone="small", weights=tmp_path / "wrong.pth"))
+        train_folder(data, tmp_path / "other", TrainingPlan(backbone="small", weights=tmp_path / "wrong.pth"))
     with pytest.raises(ValueError, match="backbone: timm has no 'big'; it has small, smaller"):
-        train_folder(data, tmp_path / "other", Plan(backbone="big", weights=tmp_path / "w.pth"))
+        train_folder(data, tmp_path / "other", TrainingPlan(backbone="big", weights=tmp_path / "w.pth"))
 
 
 def test_without_timm(monkeypatch, tmp_path):
     data = folders(tmp_path / "data", {"dark": 10, "light": 10})
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"backbone: needs timm: pip install 'atu-ext\[timm\]'"):
-        train_folder(data, tmp_path / "x", Plan(backbone="resnet18", weights=tmp_path / "w.pth"))
+        train_folder(data, tmp_path / "x", TrainingPlan(backbone="resnet18", weights=tmp_path / "w.pth"))
 
 
 def test_timm_itself(tmp_path):
@@ -272,7 +272,7 @@ def test_timm_itself(tmp_path):
     torch.manual_seed(0)
     weights = timm.create_model("resnet10t", pretrained=False).state_dict()
     torch.save(weights, tmp_path / "w.pth")
-    plan = Plan(steps=2, size=32, backbone="resnet10t", weights=tmp_path / "w.pth")
+    plan = TrainingPlan(steps=2, size=32, backbone="resnet10t", weights=tmp_path / "w.pth")
     path, found = train_folder(data, tmp_path / "net.safetensors", plan)
     assert found["channels"] == 1 and found["size"] == 32
     loaded = Classifier.load(path)

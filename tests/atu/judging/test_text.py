@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from atu.feedback.oracles import check_independent, find
-from atu.feedback.text import ANYTHING, MODEL, load_clip, text_rank
 from atu.gan import GAN
+from atu.judging.finding import find
+from atu.judging.rule import check_independent
+from atu.judging.text import ANYTHING, MODEL, load_clip, text_rank
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)

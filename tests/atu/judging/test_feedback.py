@@ -13,20 +13,15 @@ from torch.utils.data import TensorDataset
 from atu.assets import asset
 from atu.config import Feedback as FeedbackConfig
 from atu.data.samples import DatasetSamples, TensorSamples
-from atu.evaluation.classifier import Classifier
-from atu.feedback import checks, feedback
-from atu.feedback.feedback import (
-    Feedback,
-    build_feedback,
-    check_distinct,
-    doubted,
-    pool_size,
-    wanted_pool,
-    without_doubted,
-)
-from atu.feedback.oracles import Oracle
-from atu.feedback.probe import Probe, amid, fit_probe
 from atu.gan import GAN
+from atu.judging import checks, feedback
+from atu.judging.classifier import Classifier
+from atu.judging.doubts import doubted, without_doubted
+from atu.judging.feedback import Feedback, build_feedback
+from atu.judging.pool import pool_size, wanted_pool
+from atu.judging.positives import check_distinct
+from atu.judging.probe import amid, fit_on_features, fit_probe
+from atu.judging.rule import Rule
 from atu.measures.features import sample_features
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.training.score import CheckpointKeeper, Score
@@ -61,7 +56,7 @@ def mixture():
 @pytest.mark.parametrize("kind", [lambda f: f, lambda f: f.numpy(), lambda f: f.tolist()])
 def test_oracle_passes_bools(kind):
     x = torch.randn(9, 2)
-    assert torch.equal(Oracle(lambda v: kind(negative(v)))(x), negative(x))
+    assert torch.equal(Rule(lambda v: kind(negative(v)))(x), negative(x))
 
 
 @pytest.mark.parametrize(
@@ -78,12 +73,12 @@ def test_oracle_passes_bools(kind):
 )
 def test_oracle_of_a_wrong_shape_or_kind_is_named(answer, got):
     with pytest.raises(ValueError, match=rf"is_negative: expected a bool tensor \[4\] for 4 samples, got {got}"):
-        Oracle(lambda x: answer)(torch.zeros(4, 2))
+        Rule(lambda x: answer)(torch.zeros(4, 2))
 
 
 def test_oracle_must_be_callable():
     with pytest.raises(TypeError, match="is_negative: expected a callable, got str"):
-        Oracle("x")
+        Rule("x")
 
 
 @pytest.mark.parametrize("marked", [1, 2, 10, 100])
@@ -94,7 +89,7 @@ def test_probe_finds_the_marked_cluster(vector_gan, marked):
     truth = torch.arange(1000) % 5 == 0
     unlabelled = noise + 8 * truth[:, None].float()
     negatives = torch.randn(marked, 8, generator=rng) + 8
-    found = Probe(vector_gan, negatives, unlabelled, recall=0.95).judge(unlabelled)
+    found = fit_on_features(vector_gan, negatives, unlabelled, recall=0.95).calls(unlabelled)
     assert float(found[truth].float().mean()) >= (0.85 if marked >= 10 else 0.2)
     assert float(found[~truth].float().mean()) <= 0.01
 
@@ -103,11 +98,13 @@ def test_probe_recall_moves_the_threshold(vector_gan):
     rng = torch.Generator().manual_seed(1)
     unlabelled = torch.randn(800, 4, generator=rng)
     negatives = torch.randn(200, 4, generator=rng) + 1.5
-    counts = [int(Probe(vector_gan, negatives, unlabelled, r).judge(unlabelled).sum()) for r in (0.5, 0.8, 0.99)]
+    counts = [
+        int(fit_on_features(vector_gan, negatives, unlabelled, r).calls(unlabelled).sum()) for r in (0.5, 0.8, 0.99)
+    ]
     assert counts == sorted(counts) and counts[0] < counts[2]
     fresh = torch.randn(2000, 4, generator=rng) + 1.5
     for recall in (0.8, 0.99):  # at least: at even odds 93 % of such clusters are recognised (a normal 1.5 away)
-        hit = float(Probe(vector_gan, negatives, unlabelled, recall).judge(fresh).float().mean())
+        hit = float(fit_on_features(vector_gan, negatives, unlabelled, recall).calls(fresh).float().mean())
         assert max(recall, 0.93) - 0.05 < hit < max(recall, 0.97) + 0.02
 
 
@@ -118,10 +115,10 @@ def test_probe_leaves_out_negatives_that_the_others_contradict(vector_gan):
     negatives = torch.randn(101, 8, generator=rng)
     slips = torch.arange(101) % 5 == 3
     negatives[~slips] += 4
-    probe = Probe(vector_gan, negatives, unlabelled, recall=0.95)
+    probe = fit_on_features(vector_gan, negatives, unlabelled, recall=0.95)
     assert abs(probe.marks["contradicted"] - int(slips.sum())) <= 2
-    assert float(probe.judge(torch.randn(2003, 8, generator=rng)).float().mean()) < 0.02
-    assert float(probe.judge(torch.randn(2003, 8, generator=rng) + 4).float().mean()) > 0.98
+    assert float(probe.calls(torch.randn(2003, 8, generator=rng)).float().mean()) < 0.02
+    assert float(probe.calls(torch.randn(2003, 8, generator=rng) + 4).float().mean()) > 0.98
     assert abs(probe.marks["recognised"] - int((~slips).sum())) <= 2 and probe.marks["of"] == 101
 
 
@@ -137,9 +134,9 @@ def test_what_a_probe_recognises_of_its_marks_it_recognises_of_fresh_samples(vec
             return places[torch.randint(8, (n,), generator=rng)] + 0.6 * torch.randn(n, 30, generator=rng)
 
         unlabelled = torch.cat([negatives(400), 0.6 * torch.randn(600, 30, generator=rng)])
-        probe = Probe(vector_gan, negatives(60), unlabelled, recall=0.95)
+        probe = fit_on_features(vector_gan, negatives(60), unlabelled, recall=0.95)
         told.append(probe.marks["recognised"] / 60)
-        true.append(float(probe.judge(negatives(1000)).float().mean()))
+        true.append(float(probe.calls(negatives(1000)).float().mean()))
     assert abs(np.mean(told) - np.mean(true)) < 0.06 and np.mean(true) < 0.8
 
 
@@ -150,12 +147,14 @@ def test_probe_learns_from_good_marks_and_tells_how_many_it_takes_for_negative(v
     negatives = torch.randn(97, 3, generator=rng) + torch.tensor([6.0, 0, 0])
     good = torch.randn(89, 3, generator=rng) + torch.tensor([6.0, 6, 0])
     more = torch.randn(2003, 3, generator=rng) + torch.tensor([6.0, 6, 0])
-    without = Probe(vector_gan, negatives, unlabelled, recall=0.95)
-    probe = Probe(vector_gan, negatives, unlabelled, recall=0.95, good=good)
-    assert float(without.judge(more).float().mean()) > 0.5 > 0.1 > float(probe.judge(more).float().mean())
+    without = fit_on_features(vector_gan, negatives, unlabelled, recall=0.95)
+    probe = fit_on_features(vector_gan, negatives, unlabelled, recall=0.95, good=good)
+    assert float(without.calls(more).float().mean()) > 0.5 > 0.1 > float(probe.calls(more).float().mean())
     assert without.marks["of_good"] == without.marks["alarms"] == 0
     assert probe.marks["of_good"] == 89 and probe.marks["alarms"] < 20
-    even = Probe(vector_gan, negatives, unlabelled, recall=0.95, good=negatives[:61] + 0.01)  # told apart by nothing
+    even = fit_on_features(
+        vector_gan, negatives, unlabelled, recall=0.95, good=negatives[:61] + 0.01
+    )  # told apart by nothing
     assert even.marks["alarms"] > 30
 
 
@@ -176,8 +175,8 @@ def test_probe_is_not_led_by_batches_of_one_kind():
 
 def test_positives_by_the_oracle(mixture):
     negatives = TensorSamples(torch.tensor([[3.0, 0.0]]))
-    made = build_feedback(mixture, negatives, None, Oracle(negative), POOL, seed=0)
-    assert made.is_oracle and made.negative_share == pytest.approx(0.25, abs=0.06)
+    made = build_feedback(mixture, negatives, None, Rule(negative), POOL, seed=0)
+    assert made.has_oracle and made.negative_share == pytest.approx(0.25, abs=0.06)
     assert not negative(made.positives.tensor).any()
     assert len(made.positives) == 600 - round(made.negative_share * 600)
     # the negatives found on the way are used too
@@ -187,7 +186,7 @@ def test_positives_by_the_oracle(mixture):
 def test_positives_by_the_probe(mixture):
     negatives = TensorSamples(torch.tensor([[3.0, 0.0]]) + 0.2 * torch.randn(40, 2))
     made = build_feedback(mixture, negatives, None, None, POOL, seed=0)
-    assert not made.is_oracle and len(made.negatives) == 40
+    assert not made.has_oracle and len(made.negatives) == 40
     counts = made.notes["probe"]
     assert 30 < counts["recognised"] <= counts["of"] == 40
     recall = (counts["recognised"] + 1) / (40 + 2)  # of the rule of succession
@@ -202,7 +201,7 @@ def test_positives_by_the_probe(mixture):
 def test_positives_given_stay_and_few_are_joined_by_generated_ones(mixture, least, added):
     positives = TensorSamples(torch.randn(5, 2))
     cfg = dataclasses.replace(POOL, least_positives=least)
-    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), cfg, seed=0)
+    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), positives, Rule(negative), cfg, seed=0)
     x = made.positives.batch(torch.arange(len(made.positives)))
     assert torch.equal(x[:5], positives.tensor) and len(x) == 5 + added
     assert not negative(x[5:]).any() and (made.positives is positives) == (added == 0)
@@ -215,7 +214,7 @@ def test_positives_given_stay_and_few_are_joined_by_generated_ones(mixture, leas
 def test_what_the_oracle_finds_joins_all_kinds_of_negatives(mixture, positives, held):
     x = 3 + torch.rand(7, 2)
     given = TensorSamples(x) if held else DatasetSamples(TensorDataset(x), lambda y: y)
-    made = build_feedback(mixture, given, positives, Oracle(negative), POOL, seed=0)
+    made = build_feedback(mixture, given, positives, Rule(negative), POOL, seed=0)
     found = made.notes["negatives_found"]
     everything = made.negatives.batch(torch.arange(len(made.negatives)))
     assert found > 90 and len(everything) == 7 + found
@@ -228,10 +227,10 @@ def test_few_positives_of_a_dataset_are_joined_too(mixture):
     x = torch.randn(5, 2)
     given = DatasetSamples(TensorDataset(x), lambda y: y)
     cfg = dataclasses.replace(POOL, least_positives=9)
-    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), given, Oracle(negative), cfg, seed=0)
+    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), given, Rule(negative), cfg, seed=0)
     assert torch.equal(made.positives.tensor[:5], x) and len(made.positives) == 9 and made.given == 5
     enough = dataclasses.replace(POOL, least_positives=5)
-    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), given, Oracle(negative), enough, seed=0)
+    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), given, Rule(negative), enough, seed=0)
     assert made.positives is given
 
 
@@ -239,7 +238,7 @@ def test_few_positives_without_labels_get_some_that_the_gan_draws(conv_gan):
     x = conv_gan.sample(3, 1)
     cfg = dataclasses.replace(POOL, pool=64, least_positives=11)
     half = conv_gan.sample(64, 3).flatten(1).mean(1).median()
-    oracle = Oracle(lambda y: y.flatten(1).mean(1) > half)
+    oracle = Rule(lambda y: y.flatten(1).mean(1) > half)
     made = build_feedback(conv_gan, TensorSamples(x + 1), TensorSamples(x), oracle, cfg, seed=0)
     found = made.positives
     assert len(found) == 11 and torch.equal(found.tensor[:3], x)
@@ -282,7 +281,7 @@ def test_no_more_are_doubted_than_were_missed_or_three_quarters(mixture, missed,
 
 def test_nothing_left_is_told(mixture):
     with pytest.raises(ValueError, match="positives: the oracle calls 600 of 600 generated samples negative"):
-        build_feedback(mixture, TensorSamples(torch.ones(3, 2)), None, Oracle(lambda x: x[:, 0] > -99), POOL, seed=0)
+        build_feedback(mixture, TensorSamples(torch.ones(3, 2)), None, Rule(lambda x: x[:, 0] > -99), POOL, seed=0)
 
 
 def test_positives_that_are_the_negatives_are_refused():
@@ -307,7 +306,7 @@ def test_a_pool_of_another_size_than_asked_for_is_told(image_gan, monkeypatch, a
     monkeypatch.setattr(feedback, "pool_size", lambda gan, wanted, budget=0: pool_size(gan, wanted, 4 * 64 * 100))
     negatives = TensorSamples(image_gan.sample(20, seed=3))
     middle = negatives.tensor.mean([1, 2, 3]).median()
-    bright = Oracle(lambda x: x.mean([1, 2, 3]) > middle)
+    bright = Rule(lambda x: x.mean([1, 2, 3]) > middle)
     told = f"feedback.pool: {asked} generated samples were asked for, and {used} are used: {why}"
     with pytest.warns(checks.FeedbackWarning, match=re.escape(told)):
         made = build_feedback(image_gan, negatives, None, bright, FeedbackConfig(pool=asked), seed=0)
@@ -332,7 +331,7 @@ def test_an_oracle_is_asked_about_more_where_samples_are_cheap(mixture):
 
 
 def test_score_tells_negatives_and_drift_apart(mixture):
-    made = build_feedback(mixture, TensorSamples(torch.tensor([[3.0, 0.0]])), None, Oracle(negative), POOL, seed=0)
+    made = build_feedback(mixture, TensorSamples(torch.tensor([[3.0, 0.0]])), None, Rule(negative), POOL, seed=0)
     score = Score(mixture, made, n=400, drift_weight=1.0, seed=0)
 
     class Kept(Mixture):
@@ -352,7 +351,7 @@ def test_score_tells_negatives_and_drift_apart(mixture):
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_score_with_hardly_any_positives(mixture, n):
     positives = TensorSamples(torch.randn(n, 2))
-    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), positives, Oracle(negative), POOL, seed=0)
+    made = build_feedback(mixture, TensorSamples(torch.ones(3, 2)), positives, Rule(negative), POOL, seed=0)
     assert np.isfinite(list(Score(mixture, made, n=20, drift_weight=1.0, seed=0)(mixture.generator).values())).all()
 
 

@@ -12,19 +12,19 @@ from ..gan import GAN
 from ..measures.features import Whitening, discriminator_features
 from ..support.remarks import InputWarning
 from ..support.seeding import fork_rng
-from .oracles import Oracle
+from .rule import Rule
 
-FEW, ENOUGH = 12, 100  # negatives: fewer are a guess, more hardly help
-LOOKED_AT = 256  # negatives that are checked one by one
-MOST = 0.5  # share of all samples above which "negative" hardly is one thing
-REFERENCE = 1000  # generated samples that the negatives are compared with
+FEW_NEGATIVES, MANY_NEGATIVES = 12, 100  # fewer are a guess; more hardly help
+MAX_CHECKED = 256  # negatives that are checked one by one
+MAX_NEGATIVE_SHARE = 0.5  # of all samples, above which "negative" is hardly one thing
+MAX_COMPARED = 1000  # generated samples that the negatives are compared with
 
 
 class FeedbackWarning(InputWarning):
     """What the user marked, or what the oracle says, is likely not what was meant."""
 
 
-def tell(sentences: list[str]) -> list[str]:
+def warn_of(sentences: list[str]) -> list[str]:
     """Warn of each sentence; returns them, for `Feedback.notes`."""
     for sentence in sentences:
         warnings.warn(sentence, FeedbackWarning, stacklevel=3)
@@ -32,8 +32,8 @@ def tell(sentences: list[str]) -> list[str]:
 
 
 def looked_at(negatives: Samples) -> Tensor:
-    """Up to LOOKED_AT of the negatives, evenly spread."""
-    return read(negatives, torch.linspace(0, len(negatives) - 1, min(len(negatives), LOOKED_AT)).long())
+    """Up to MAX_CHECKED of the negatives, evenly spread."""
+    return read(negatives, torch.linspace(0, len(negatives) - 1, min(len(negatives), MAX_CHECKED)).long())
 
 
 def pool_remarks(asked: int, used: int) -> list[str]:
@@ -53,7 +53,7 @@ def count_remarks(marks: Tensor, total: int) -> list[str]:
             f"negatives: only {different} of {len(marks)} differ from each other, and copies add nothing: mark other "
             "samples of the same kind"
         )
-    if min(different, total) < FEW:
+    if min(different, total) < FEW_NEGATIVES:
         remarks.append(
             f"negatives: {different} are few to tell what is meant. A dozen works, a hundred is better: mark more, or "
             "give an oracle (is_negative)"
@@ -61,7 +61,7 @@ def count_remarks(marks: Tensor, total: int) -> list[str]:
     return remarks
 
 
-def oracle_remarks(oracle: Oracle, marks: Tensor, flags: Tensor, device: torch.device) -> list[str]:
+def oracle_remarks(oracle: Rule, marks: Tensor, flags: Tensor, device: torch.device) -> list[str]:
     """Of an oracle that contradicts the negatives, or never says yes. flags: its answers for generated samples, bools.
 
     Raises:
@@ -75,7 +75,7 @@ def oracle_remarks(oracle: Oracle, marks: Tensor, flags: Tensor, device: torch.d
             "negative, so there is nothing to unlearn; check its classes, and that it takes samples in gan.image_range"
         )
     remarks = []
-    if agreed < MOST * len(marks):
+    if agreed < MAX_NEGATIVE_SHARE * len(marks):
         remarks.append(
             f"is_negative: it calls {agreed} of {len(marks)} negatives negative, so it contradicts them; check its "
             "classes, that yes and no are not exchanged, and what was marked"
@@ -92,12 +92,12 @@ def share_remarks(judge: str, flags: Tensor) -> list[str]:
     """Of a judge, "probe" or "oracle", that calls most generated samples negative, or a probe that calls none so."""
     share = float(flags.float().mean())
     told = f"the {judge} calls {100 * share:.1f} % of {len(flags)} generated samples negative"
-    if share > MOST and judge == "probe":
+    if share > MAX_NEGATIVE_SHARE and judge == "probe":
         return [
             f"negatives: {told}, so they do not seem to show one thing that others lack; mark samples of one kind, "
             "more of them, or give an oracle (is_negative)"
         ]
-    if share > MOST:
+    if share > MAX_NEGATIVE_SHARE:
         return [f"is_negative: {told}: check that yes and no are not exchanged; what is kept would be the smaller part"]
     if judge == "probe" and share == 0:
         return [f"negatives: {told}: this GAN does not seem to make what they show; mark samples that it made"]
@@ -107,7 +107,7 @@ def share_remarks(judge: str, flags: Tensor) -> list[str]:
 def unlike_remarks(gan: GAN, marks: Tensor, pool: Tensor) -> list[str]:
     """Of negatives that lie farther out, in the discriminator's features, than all samples of the GAN."""
     at_once = gan.fitting(100)
-    features = discriminator_features(gan, pool[:REFERENCE].split(at_once))
+    features = discriminator_features(gan, pool[:MAX_COMPARED].split(at_once))
     half = len(features) // 2
     whiten = Whitening(features[:half])
     usual = whiten(features[half:]).norm(dim=1)
@@ -146,7 +146,7 @@ def label_remarks(gan: GAN, negatives: Samples) -> list[str]:
     return [f"{told}; {remedy}"]
 
 
-def remarks(gan: GAN, negatives: Samples, pool: Tensor, flags: Tensor, oracle: Oracle | None) -> list[str]:
+def remarks(gan: GAN, negatives: Samples, pool: Tensor, flags: Tensor, oracle: Rule | None) -> list[str]:
     """All that is to be told of the feedback, given the judge's answers `flags` for the generated samples `pool`.
 
     Raises:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from atu.data.images import save_folder, to_range, to_uint8
-from atu.feedback.places import generator_digest, marked_samples
+from atu.judging.places import generator_digest, marked_samples
 from atu.support.seeding import mix_seed
 
 BLOCK = 16

@@ -23,8 +23,10 @@ from torch import Tensor
 from ..gan import GAN
 from ..support import progress
 from ..support.digest import sha256_of
-from .answers import Answers, View
+from .meaning import threshold_of
+from .rule import Rule, Source
 from .spec import Spec
+from .view import View
 
 MODEL = "ViT-B-32"
 PHRASINGS = ("{}", "a photo of {}", "a picture of {}")
@@ -76,19 +78,18 @@ class TextScore:
         return p
 
 
-def text_answers(spec: Spec, gan: GAN) -> Answers:
-    """The oracle or judge of "text:WORDS?against=...&threshold=..."; above one half where no threshold is given.
+def text_rule(spec: Spec, gan: GAN) -> Rule:
+    """The rule of "text:WORDS?against=...&threshold=..."; above one half where no threshold is given.
 
     Raises:
         ValueError, ImportError: as of `load_clip` and `TextScore`.
     """
-    threshold = (spec.numbers("threshold", (1,), (HALF,)) or (HALF,))[0]
-    if not 0 < threshold < 1:
-        raise ValueError(f"{spec.source}: expected a threshold between 0 and 1, got {threshold:g}")
+    threshold = threshold_of(spec) or HALF
     clip = load_clip(spec.options.get("model", MODEL), spec.options.get("weights"), gan.device)
     score = TextScore(clip, gan, spec.source.partition(":")[2], spec.options.get("against"))
     score(gan.sample(2))
-    return Answers(spec.recorded, sha256_of(clip.weights), lambda x: score(x) >= threshold, True, score)
+    source = Source(spec.recorded, sha256_of(clip.weights), True)
+    return Rule(lambda x: score(x) >= threshold, name=spec.recorded, score=score, source=source)
 
 
 def text_rank(

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from atu import unlearn
-from atu.evaluation.classifier import Classifier
 from atu.evaluation.evaluate import evaluate
-from atu.feedback.oracles import check_independent, find
-from atu.feedback.spec import OPTIONS, parse
 from atu.gan import GAN
+from atu.judging.classifier import Classifier
+from atu.judging.finding import find
+from atu.judging.rule import check_independent
+from atu.judging.spec import OPTIONS, parse
 from atu.networks.classifier import ConvClassifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
@@ -213,7 +214,7 @@ def test_attributes_that_are_independent_of_each_other(tmp_path):
     (tmp_path / "names.txt").write_text("hat\ntie\n\nring\n")
     found = find(f"{path}?output=sigmoid&names={tmp_path}/names.txt&class=hat,ring", gan)
     assert torch.equal(found(x), (p[:, 0] >= 0.5) | (p[:, 2] >= 0.5)) and found.classifier is None
-    numbers = evaluate(gan, gan, **found.judge_arguments(), n=40).numbers
+    numbers = evaluate(gan, gan, found, n=40).numbers
     assert numbers["negatives_before"] > 0 and numbers["class_histogram_before"] is None
 
 
@@ -224,8 +225,8 @@ def test_a_classifier_of_ours_of_another_size_and_with_unwanted_among_its_classe
     found = find(str(tmp_path / "c.safetensors"), gan)
     x = gan.sample(21)
     seen = nn.functional.interpolate((x + 1) / 2, (8, 8), mode="bilinear", antialias=True)
-    assert torch.equal(found(x), module(seen).argmax(1) == 1) and found.chosen == ("unwanted",)
-    numbers = evaluate(gan, gan, **found.judge_arguments(), n=40).numbers
+    assert torch.equal(found(x), module(seen).argmax(1) == 1) and found.subject == ("unwanted",)
+    numbers = evaluate(gan, gan, found, n=40).numbers
     assert numbers["features"] == "classifier" and set(numbers["class_histogram_before"]) == {"good", "unwanted"}
     one_size = gan_of(1, 8, 8)
     assert isinstance(find(str(tmp_path / "c.safetensors"), one_size).classifier, Classifier)
@@ -235,14 +236,14 @@ def test_a_foreign_classifier_judges_with_classes_and_the_discriminators_feature
     gan = gan_of(3, 9, 7)
     path = traced(Halves(), tmp_path / "net.pt", (3, 9, 7))
     found = find(f"{path}?names=up,low,right&class=right", gan)
-    numbers = evaluate(gan, gan, **found.judge_arguments(), n=60).numbers
+    numbers = evaluate(gan, gan, found, n=60).numbers
     x = gan.sample(60, batch_size=250)
     assert numbers["negatives_before"] == int(found(x).sum()) > 0
     assert numbers["features"] == "discriminator"
     shares = {name: row["count"] for name, row in numbers["class_histogram_before"].items()}
     assert shares["right"] == numbers["negatives_before"] and sum(shares.values()) == 60
     high = find(f"{path}?names=up,low,right&class=right&threshold=0.99", gan)
-    fewer = evaluate(gan, gan, **high.judge_arguments(), n=60).numbers["negatives_before"]
+    fewer = evaluate(gan, gan, high, n=60).numbers["negatives_before"]
     assert fewer == int(high(x).sum()) < numbers["negatives_before"]
 
 
@@ -423,7 +424,7 @@ def test_a_run_is_resumed_with_its_own_oracle_only(tmp_path):
 
 def test_numpy_and_lists_are_answers_too():
     """As of `is_negative` in Python."""
-    from atu.feedback.oracles import Oracle
+    from atu.judging.rule import Rule
 
     x = torch.linspace(-1, 1, 5)[:, None]
-    assert Oracle(lambda x: np.asarray(x[:, 0] > 0))(x).tolist() == [False, False, False, True, True]
+    assert Rule(lambda x: np.asarray(x[:, 0] > 0))(x).tolist() == [False, False, False, True, True]
