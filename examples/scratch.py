@@ -21,9 +21,9 @@ from atu.support.modules import eval_mode
 from atu.support.seeding import fork_rng
 from atu.training import precision as precisions
 from atu.training import threads
+from atu.training.loop import StageHooks, run_stage
 from atu.training.run_folder import RunFolder, recorded, samples_digest
 from atu.training.schedules import lr_decay
-from atu.training.stage import StageHooks, run_stage
 from atu.training.state import written_by
 from atu.training.step import AdversarialStep, Objective
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from atu.data.samples import Samples
 from atu.gan import GAN
 from atu.networks.stylegan2 import FullyConnectedLayer, MappingNetwork
+from atu.training.loop import StageHooks, run_stage
 from atu.training.run_folder import RunFolder
 from atu.training.schedules import lr_decay, set_lr
-from atu.training.stage import StageHooks, run_stage
 from atu.training.state import load_optimizer_state, optimizer_state
 
 MAPPING_LR, DRAW_LR, BETAS = 0.3, 0.01, (0.9, 0.99)

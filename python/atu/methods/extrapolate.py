@@ -1,4 +1,4 @@
-"""The closed form: no second stage."""
+"""The closed form: stage 1, then weights on the other side of theta_G; no second stage."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def extrapolated(gan: GAN, adapted: Sequence[Mapping[str, Tensor]], s: float) ->
 
 def extrapolate(task: Task) -> Outcome:
     """Stage 1, then the closed form."""
-    own, gan, feedback = task.config.own, task.gan, task.feedback
+    cfg, gan, feedback = task.config.own, task.gan, task.feedback
     adapted = adapt_all(task)
-    twin = extrapolated(gan, adapted, own.s)
-    scores = Score(gan, feedback, own.check_samples, own.drift_weight, task.seed)(twin.sampling_generator)
+    twin = extrapolated(gan, adapted, cfg.s)
+    scores = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, task.seed)(twin.sampling_generator)
     task.run.picture("extrapolate", twin.sample(pictured(twin), seed=task.seed), gan.image_range)
-    return Outcome(twin, {"s": own.s, **scores, **feedback.notes}, adapted)
+    return Outcome(twin, {"s": cfg.s, **scores, **feedback.notes}, adapted)
 
 
 def _plan(gan: GAN, cfg: Config) -> Plan:

@@ -1,4 +1,4 @@
-"""Training on the positives alone, from the pretrained weights: what most of the published baselines share."""
+"""Training on the positives alone, from the pretrained weights: the common part of most published baselines."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from ..data.samples import Samples
 from ..gan import GAN
 from ..support import progress
 from ..support.seeding import Stream, fork_rng, stream_seed
+from ..training.loop import run_stage
 from ..training.score import CheckpointKeeper, Score, ScoredStage
-from ..training.stage import run_stage
 from ..training.step import AdversarialStep, Objective
 from .registry import Outcome, Plan, Stage, Task
 
 
 @dataclass(config=STRICT)
 class Finetune:
-    """What the methods share that train on the positives alone, without stage 1."""
+    """Settings of the methods that train on the positives alone, without stage 1."""
 
     steps: Annotated[Count, STEPS, Field(description="Training steps.")] = 600
     check_every: Annotated[PositiveCount, STEPS, Field(description="How often the generator is scored.")] = 50
@@ -40,17 +40,18 @@ class Finetune:
 
 
 def finetune_plan(check: Callable[[GAN, Config], object] = lambda gan, cfg: None) -> Callable[[GAN, Config], Plan]:
-    """The plan of a method that fine-tunes: one stage, named after the method. check: of GAN and settings."""
+    """The plan of a method that fine-tunes: one stage, named after the method. check: raises ValueError if GAN and
+    settings do not fit."""
 
     def plan(gan: GAN, cfg: Config) -> Plan:
-        own = cfg.own
-        return Plan([Stage.of(cfg.method, cfg.method, own.steps, own.adversarial, check=partial(check, gan, cfg))])
+        settings, fits = cfg.own, partial(check, gan, cfg)
+        return Plan([Stage.of(cfg.method, cfg.method, settings.steps, settings.adversarial, check=fits)])
 
     return plan
 
 
 def pretrained_copy(gan: GAN) -> GAN:
-    """A copy whose generator starts at theta_G, the weights that samples are made with."""
+    """A copy whose generator starts at theta_G, the weights that make the samples."""
     twin = gan.copy()
     if twin.generator_ema is not None:
         twin.generator.load_state_dict(twin.generator_ema.state_dict())
@@ -60,7 +61,7 @@ def pretrained_copy(gan: GAN) -> GAN:
 def finetune(
     task: Task, twin: GAN, objective: Objective | None = None, real: Samples | None = None, decay: float = 0.0
 ) -> Outcome:
-    """Train `twin` in place on the positives (or `real`); the outcome holds it, with the kept EMA generator.
+    """Train `twin` in place on the positives (or `real`); the outcome has the kept EMA generator.
 
     Args:
         objective: what is minimised; the plain GAN loss when not given.

@@ -1,8 +1,8 @@
 """CF-k and EU-k: fine-tune on positives only the last k layers of the generator, as they are or re-initialised.
 
 Source: Goel et al., "Towards Adversarial Evaluations for Inexact Machine Unlearning" (arXiv 2201.06640), for
-classifiers: catastrophic forgetting (CF-k) and exact unlearning (EU-k) of the last k layers. In a GAN the generator is
-the model to be unlearned; the discriminator, which only tells it what the positives are, is trained whole.
+classifiers: catastrophic forgetting (CF-k) and exact unlearning (EU-k) of the last k layers. In a GAN they are the
+generator's; the discriminator, which only shows it what the positives are, is trained whole.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LastLayers(Objective):
     """The GAN loss, with the layers that are not trained kept bit for bit."""
 
     def set_modes(self, gan: GAN) -> None:
-        """Put what has weights or statistics, and none that is trained, into eval mode, so that these stay too."""
+        """Put modules without trained weights into eval mode, so that their statistics stay too."""
         for module in gan.generator.modules():
             has_state = any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
             if has_state and not any(p.requires_grad for p in module.parameters()):

@@ -1,7 +1,7 @@
-"""What a method of unlearning is, and the methods by name.
+"""Methods of unlearning: their interface, and all of them by name.
 
-A method is one file of this room and one line of `atu.presets.METHODS`. One of another package is an entry point of the
-group `atu.methods`, or is added by `METHODS.register("name")(Method(...))`.
+A method is one file of this room and one line of `atu.presets.METHODS`. Another package adds one by an entry point of
+the group `atu.methods`, or by `METHODS.register("name")(Method(...))`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is given.
+    """Input of a method.
 
-    gan: the pretrained pair, which stays as it is. feedback: negatives, positives, and the rule that tells them apart.
+    gan: the pretrained pair, which is not changed. feedback: negatives, positives, and the rule that tells them apart.
     """
 
     gan: GAN
@@ -36,7 +36,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What a method gives: the unlearned GAN, what it decided, and the adapted generators' state dicts, if any."""
+    """Result of a method: the unlearned GAN, its decisions, and the adapted generators' state dicts, if any."""
 
     gan: GAN
     decisions: dict[str, Any]
@@ -51,10 +51,10 @@ def _fits() -> None:
 class Stage:
     """One training of a plan.
 
-    name: its name in the run's history ("adapt" stands for adapt-0, adapt-1 ...). title: for people. steps: at most.
-    batch_size: samples of a step. before: steps of what is trained before the stage. second_order: it takes gradients
-    of gradients. batch_statistics: batch norm takes its statistics from the stage's batches. check: raises ValueError,
-    before any work, where settings and GAN do not fit.
+    name: in the run's history ("adapt" stands for adapt-0, adapt-1 ...). title: for people. steps: at most.
+    batch_size: samples of a step. before: steps of trainings that prepare the stage. second_order: the stage takes
+    gradients of gradients. batch_statistics: batch norm takes its statistics from the stage's batches. check: raises
+    ValueError, before any work, if settings and GAN do not fit.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Plan:
         return Plan(self.stages[names.index(name) + 1 :]) if name in names else self
 
     def check(self) -> None:
-        """Raise ValueError, before any work, where settings and GAN do not fit."""
+        """Raise ValueError, before any work, if settings and GAN do not fit."""
         for stage in self.stages:
             stage.check()
 
@@ -103,11 +103,11 @@ def _no_stages(gan: GAN, cfg: Config) -> Plan:
 class Method:
     """A method of unlearning.
 
-    run: does it.
-    settings: dataclass of the method's own settings (pydantic's, with `atu.config.STRICT`; each field annotated with a
-    description), which `config.own` then is and `[methods.NAME]` of a TOML file sets; None where it has none.
-    preset: what the method sets in the config, beneath what the user gives: nested dicts.
-    plan: the stages of a run, their steps and checks.
+    run: the method itself.
+    settings: pydantic dataclass of the method's settings (with `atu.config.STRICT`; each field annotated with a
+    description). `config.own` is one, and `[methods.NAME]` of a TOML file sets it. None if there are none.
+    preset: nested dicts of the method's defaults in the config; what the user gives goes first.
+    plan: the stages of a run, with their steps and checks.
     stages: titles of the stages by their names in the run's history ("adapt" for all of stage 1).
     """
 

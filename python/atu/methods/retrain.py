@@ -1,4 +1,4 @@
-"""Retraining from scratch without the class: the row that the others are measured against."""
+"""Retraining from scratch on the positives: the row that other methods are compared with."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Subset:
 
 
 def without_negatives(gan: GAN, feedback: Feedback) -> tuple[Samples, int]:
-    """The positives less those that the user's oracle calls negative, and how many these are; all without an oracle.
+    """(positives that the user's oracle does not call negative, number of the others); all without an oracle.
 
     Raises:
         ValueError: fewer than two are left.
@@ -70,7 +70,7 @@ def without_negatives(gan: GAN, feedback: Feedback) -> tuple[Samples, int]:
 
 
 def retrain(task: Task) -> Outcome:
-    """Train networks of the same kind from new weights on the positives: the user's real samples where there are."""
+    """Train networks of the same kind from new weights on the positives: the user's real samples if there are any."""
     gan = task.gan
     real, dropped = without_negatives(gan, task.feedback)
     twin = gan.copy()
@@ -83,5 +83,5 @@ def retrain(task: Task) -> Outcome:
     return outcome
 
 
-# Real samples are not to be mixed with generated ones.
+# Real samples must not be mixed with generated ones.
 RETRAIN = Method(retrain, Retrain, preset={"feedback": {"least_positives": 0}}, plan=finetune_plan())

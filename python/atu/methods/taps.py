@@ -1,4 +1,4 @@
-"""What a generator's layers take in during a pass: its feature maps, or the hidden activations where it has no maps."""
+"""Inputs of a generator's layers during a pass: its feature maps, or hidden activations if it has no maps."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def _pass(gan: GAN, module: nn.Module, z: Tensor, c: Tensor | None, names: Seque
 
 @torch.no_grad()
 def tapped_layers(gan: GAN, patterns: Sequence[str], setting: str, maps_only: bool = False) -> list[str]:
-    """Names of the generator's layers whose inputs are to be compared.
+    """Names of the generator's layers whose inputs are compared.
 
-    Those that take in feature maps [N, C, H, W] with more than one place, images in the making (a map with as many
-    channels as a sample) aside; if there is none, those that take in hidden activations [N, F]. Two layers that take
-    in the same tensor count once; the latents, and what does not depend on them, do not count.
+    These are the layers with feature maps [N, C, H, W] of more than one place as input, but not intermediate images
+    (maps with as many channels as a sample). If there are none, the layers with hidden activations [N, F] as input.
+    Layers with the same input count once; latents, and inputs that do not depend on them, do not count.
 
     Args:
-        patterns: regular expressions (searched); when given, only matching layers. setting: its name, for errors.
+        patterns: regular expressions (searched); if given, only matching layers. setting: its name, for errors.
         maps_only: refuse a generator without feature maps.
 
     Raises:
@@ -54,11 +54,11 @@ def tapped_layers(gan: GAN, patterns: Sequence[str], setting: str, maps_only: bo
     with eval_mode(gan.generator), fork_rng(gan.device, 0):
         seen = _pass(gan, gan.generator, z, c, names)
     channels = gan.sample_shape[0] if len(gan.sample_shape) == 3 else 0
-    maps, hidden, known = [], [], [z]
+    maps, hidden, visited = [], [], [z]
     for name, x in seen.items():
-        if any(x is other for other in known) or len(x) != len(z) or x.ndim < 2 or torch.equal(x[0], x[1]):
-            continue  # seen already, no batch, or the same for every latent
-        known.append(x)
+        if any(x is other for other in visited) or len(x) != len(z) or x.ndim < 2 or torch.equal(x[0], x[1]):
+            continue  # a second time, not a batch, or the same for every latent
+        visited.append(x)
         if x.ndim == 4 and x.shape[2] * x.shape[3] > 1 and x.shape[1] != channels:
             maps.append(name)
         elif x.ndim == 2:
@@ -68,10 +68,12 @@ def tapped_layers(gan: GAN, patterns: Sequence[str], setting: str, maps_only: bo
             f"generator: {type(gan.generator).__name__} has no feature maps [N, C, H, W] whose spatial structure "
             "could be aligned; choose another method, cdc for one"
         )
-    found = maps or hidden
-    chosen = [name for name in found if not patterns or any(re.search(p, name) for p in patterns)]
+    candidates = maps or hidden
+    chosen = [name for name in candidates if not patterns or any(re.search(p, name) for p in patterns)]
     if not chosen:
-        raise ValueError(f"{setting}: expected some of {', '.join(found) or 'the layers'} to match, got {patterns}")
+        raise ValueError(
+            f"{setting}: expected some of {', '.join(candidates) or 'the layers'} to match, got {patterns}"
+        )
     return chosen
 
 

@@ -6,8 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .loop import StageHooks, run_stage
     from .run_folder import RunFolder
-    from .stage import StageHooks, run_stage
     from .step import AdversarialStep, Batch, NonFiniteError, Objective
 
 _HOMES = {
@@ -16,8 +16,8 @@ _HOMES = {
     "NonFiniteError": "step",
     "Objective": "step",
     "RunFolder": "run_folder",
-    "StageHooks": "stage",
-    "run_stage": "stage",
+    "StageHooks": "loop",
+    "run_stage": "loop",
 }
 __all__ = ["AdversarialStep", "Batch", "NonFiniteError", "Objective", "RunFolder", "StageHooks", "run_stage"]
 

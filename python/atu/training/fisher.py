@@ -15,11 +15,11 @@ from ..support.modules import eval_mode
 
 
 def check_parameters(generator: nn.Module, patterns: Sequence[str], name: str = "parameters") -> None:
-    """Raise ValueError where a regular expression matches none of the generator's parameters; `name` is the setting."""
-    named = [each for each, _ in generator.named_parameters()]
+    """Raise ValueError if a regular expression matches none of the generator's parameters; `name` is the setting."""
+    parameters = [parameter for parameter, _ in generator.named_parameters()]
     for pattern in patterns:
-        if not any(re.search(pattern, each) for each in named):
-            raise ValueError(f"{name}: {pattern!r} matches none of the generator's, such as {named[0]}")
+        if not any(re.search(pattern, parameter) for parameter in parameters):
+            raise ValueError(f"{name}: {pattern!r} matches none of the generator's, such as {parameters[0]}")
 
 
 def diagonal_fisher(
@@ -27,12 +27,12 @@ def diagonal_fisher(
 ) -> list[Tensor]:
     """F_i = E[(d l / d theta_i)^2] over the samples made from z, one at a time.
 
-    Each sample passes both networks alone and in eval mode, so that minibatch statistics and batch norm couple nothing.
+    Each sample passes both networks alone and in eval mode, so no statistics of a batch couple samples.
 
     Args:
         z: latents [N, latent_dim]; c: labels [N, c_dim] of a conditional GAN.
         of: l is the "logit" D(G(z)), or the "log_likelihood" log sigmoid(D(G(z))).
-        parameters: regular expressions (searched) of the parameters to measure; the others get 0. All when empty.
+        parameters: regular expressions (searched) of the parameters to measure; the others get 0. Empty: all.
 
     Returns:
         one tensor a generator parameter, of its shape and dtype.
@@ -44,14 +44,14 @@ def diagonal_fisher(
         raise ValueError(f"of: expected logit or log_likelihood, got {of!r}")
     if len(z) == 0:
         raise ValueError("z: expected at least one latent, got none")
-    gan = gan.copy()  # it may be frozen; and what hooks of its layers leave of a pass with gradients cannot be copied
+    gan = gan.copy()  # it may be frozen, and passes with gradients may leave what cannot be copied
     named = list(gan.generator.named_parameters())
     check_parameters(gan.generator, parameters)
     chosen = [not parameters or any(re.search(pattern, name) for pattern in parameters) for name, _ in named]
     fisher = [torch.zeros_like(p) for _, p in named]
-    wanted = [p for (_, p), take in zip(named, chosen, strict=True) if take]
+    params = [p for (_, p), take in zip(named, chosen, strict=True) if take]
     totals = [f for f, take in zip(fisher, chosen, strict=True) if take]
-    for p in wanted:
+    for p in params:
         p.requires_grad_(True)
     assert gan.discriminator is not None
     with eval_mode(gan.generator, gan.discriminator):
@@ -59,7 +59,7 @@ def diagonal_fisher(
             label = None if c is None else c[i : i + 1]
             logit = gan.logits(gan.fake(z[i : i + 1], label), label).sum()
             value = logit if of == "logit" else F.logsigmoid(logit)
-            grads = torch.autograd.grad(value, wanted, allow_unused=True)
+            grads = torch.autograd.grad(value, params, allow_unused=True)
             for total, grad in zip(totals, grads, strict=True):
                 if grad is not None:
                     total.add_(grad.square(), alpha=1 / len(z))

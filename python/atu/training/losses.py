@@ -43,8 +43,11 @@ def discriminator_loss(kind: str, real_logits: Tensor, fake_logits: Tensor) -> T
 
 
 def r1_gamma(shape: Sequence[int], batch_size: int) -> float:
-    """Weight of R1 and R2 at samples [*shape] that is "auto": 0.05, by which small images come out clear
-    (docs/design-decisions.md); at big ones StyleGAN2-ADA's, 0.0002 height width / batch_size."""
+    """Weight of R1 and R2 where it is "auto", for samples [*shape].
+
+    0.05, with which small images come out clear (docs/design-decisions.md); for big images StyleGAN2-ADA's
+    0.0002 height width / batch_size.
+    """
     return max(0.05, 0.0002 * shape[-2] * shape[-1] / batch_size) if len(shape) == 3 else 0.05
 
 

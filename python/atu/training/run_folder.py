@@ -1,4 +1,4 @@
-"""The run folder: settings, metrics, sample grids, checkpoints; and going on from where a killed run stopped.
+"""The run folder: settings, metrics, sample grids, checkpoints. A killed run resumes from it.
 
 OUT/config.toml          settings, complete
 OUT/run.json             its format, what identifies the run (seed, hashes of config, GAN and samples), versions
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Settings(Protocol):
-    """What a run folder asks of a run's settings; `Config` is one."""
+    """The settings that a run folder needs; `Config` has them."""
 
     log_every: int
     save_every: int
@@ -56,42 +56,44 @@ def gan_digest(gan: GAN) -> str:
 
 
 def samples_digest(samples: Samples) -> str:
-    """Of the number of samples and up to 256 of them, evenly spread."""
+    """Digest of the number of samples and of up to 256 of them, evenly spread."""
     index = torch.linspace(0, len(samples) - 1, min(len(samples), 256)).long()
     labels: Tensor | None = getattr(samples, "labels", None)
-    known = {} if labels is None else {"labels": labels}
-    return f"{len(samples)}:{digest({'samples': read(samples, index), **known})}"
+    labelled = {} if labels is None else {"labels": labels}
+    return f"{len(samples)}:{digest({'samples': read(samples, index), **labelled})}"
 
 
 def recorded(out: str | Path | None) -> dict[str, Any]:
-    """The precision and the threads that the run in a folder was begun with, and how many samples it makes at once.
+    """Precision and threads of the run in a folder, and how many samples it makes at once (None for small samples).
 
-    Nothing without a folder, or where it has no run that can be read; threads None in runs of before they were chosen,
-    at_once None where samples are small.
+    Empty without a folder, or if it holds no run that can be read.
     """
     if out is None:
         return {}
     try:
-        found = json.loads((Path(out) / "run.json").read_text(encoding="utf-8"))
-        config = {"precision": "float32", **found["identity"]["config"]}
-        numbers = {"threads": config.get("threads"), "at_once": found["identity"].get("at_once")}
-        known = {name: None if value is None else int(value) for name, value in numbers.items()}
-        return {"precision": str(config["precision"]), **known}
+        identity = json.loads((Path(out) / "run.json").read_text(encoding="utf-8"))["identity"]
+        config, at_once = identity["config"], identity.get("at_once")
+        return {
+            "precision": str(config["precision"]),
+            "threads": int(config["threads"]),
+            "at_once": None if at_once is None else int(at_once),
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 class RunFolder:
-    """One run, with a folder or (out None) without; `close` it at the end.
+    """One run, with a folder or (out None) without one; `close` it at the end.
 
-    Of several processes (`atu.support.world`) the first alone has the folder; what it loads, all get.
+    If several processes train (`atu.support.world`), only the first has the folder; all get what it loads.
 
     Args:
-        identity: plain data; a run is resumed from an existing folder only when it agrees.
+        identity: plain data. A run resumes from an existing folder only if its identity is the same.
+        needed_bytes: disk space of a whole run.
 
     Raises:
-        ValueError: the folder cannot be written, is in use, or holds a run with another identity (naming what differs),
-            a run of another format, or something that is no run at all.
+        ValueError: the folder cannot be written or is in use; or it holds a run with another identity (naming what
+            differs), a run of another format, or something that is not a run.
     """
 
     def __init__(self, out: str | Path | None, config: Settings, identity: dict[str, Any], needed_bytes: int = 0):
@@ -122,7 +124,7 @@ class RunFolder:
             if self.finished:
                 progress.log.info("%s: this run is finished; its result is taken from there", out)
         else:
-            # run.json first: it is what marks the folder as a run's, should the process be killed here.
+            # run.json first: it marks the folder as a run's if the process is killed here.
             versions = {"atu_ext": __version__, "torch": torch.__version__, "python": platform.python_version()}
             write_json(out / "run.json", {"format": FORMAT, "identity": identity, "versions": versions})
         config.save(out / "config.toml")
@@ -133,39 +135,38 @@ class RunFolder:
     @staticmethod
     def _prepare(out: Path, needed_bytes: int) -> None:
         check_writable(out, "out")
-        # Other files (a demo's report, say) may lie there; a config or checkpoints of something else may not.
+        # The folder may hold other files, such as a demo's report, but no config or checkpoints of something else.
         foreign = (out / "config.toml").exists() or (out / "checkpoints").exists()
         if foreign and not (out / "run.json").exists():
             raise ValueError(f"out: {out} holds something that is not a run of atu; give another folder")
         free = shutil.disk_usage(out).free
-        if free < needed_bytes and not (out / "run.json").exists():  # a run that is resumed has most of its files
+        if free < needed_bytes and not (out / "run.json").exists():  # a resumed run has most of its files
             raise ValueError(
                 f"out: {out} has {free / 1e6:.0f} MB free, and this run needs about {needed_bytes / 1e6:.0f} MB"
             )
 
     @property
     def finished(self) -> bool:
-        """Whether the folder holds the run's result."""
+        """True if the folder holds the run's result."""
         return self.out is not None and (self.out / "result.safetensors").exists()
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
         assert self.out is not None
         path = self.out / "run.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            before, version = found["identity"], found["versions"]["atu_ext"]
-            before["config"].setdefault("precision", "float32")  # of runs from before there was a choice
-            before["config"].update(threads=identity["config"].get("threads"))  # it may go on with others
+            content = json.loads(path.read_text(encoding="utf-8"))
+            before, version = content["identity"], content["versions"]["atu_ext"]
+            before["config"].update(threads=identity["config"].get("threads"))  # a resumed run may use others
             before["at_once"] = identity.get("at_once")  # likewise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"out: {path} cannot be read ({error}); give another folder") from error
-        if found.get("format") != FORMAT:
-            told = written_by(found.get("format", 1), version)
-            raise ValueError(f"out: the run in {self.out} {told}; finish it with that version, or give another folder")
+        if content.get("format") != FORMAT:
+            why = written_by(content.get("format"), version)
+            raise ValueError(f"out: the run in {self.out} {why}; finish it with that version, or give another folder")
         differs = _differences(before, json.loads(json.dumps(identity)))
         if differs:
-            # Another method has other settings, which say nothing more.
-            shown = [one for one in differs if one.startswith("config.method ")] or differs[:4]
+            # Another method has other settings: naming them adds nothing.
+            shown = [line for line in differs if line.startswith("config.method ")] or differs[:4]
             raise ValueError(f"out: {self.out} holds a run with another {'; '.join(shown)}; give another folder")
 
     def _read_history(self) -> list[dict[str, Any]]:
@@ -196,13 +197,13 @@ class RunFolder:
                 self.writer.add_scalar(f"{stage}/{name}", value, step)
 
     def rewind(self, stage: str, step: int) -> None:
-        """Forget rows of `stage` past `step`, which a resumed run will log again."""
+        """Forget rows of `stage` past `step`: a resumed run logs them again."""
         self.history = [row for row in self.history if row["stage"] != stage or row["step"] <= step]
         if self.out is not None:
             write_text(self.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.history))
 
     def picture(self, name: str, images: Tensor, image_range: tuple[float, float]) -> None:
-        """Write samples/NAME.png, where the samples are images."""
+        """Write samples/NAME.png if the samples are images."""
         path = self.path("samples", f"{name}.png")
         if path is not None and images.ndim == 4 and images.shape[1] in (1, 3):
             write_atomic(path, lambda temporary: grid(images, image_range).save(temporary, format="PNG"))
@@ -219,7 +220,7 @@ class RunFolder:
             save_state(path, state)
 
     def load(self, name: str) -> dict[str, Any] | None:
-        """What `save` wrote under that name; None when there is nothing.
+        """The state that `save` wrote under a name; None if there is none.
 
         Raises:
             CheckpointError: it cannot be read.
@@ -236,7 +237,7 @@ class RunFolder:
             raise CheckpointError(f"{error}; remove it, and the same call makes it again") from error
 
     def save_latest(self, name: str, state: Mapping[str, Any]) -> None:
-        """As `save`, but keep what was there before as NAME.previous; the rows logged so far are on disk before."""
+        """Like `save`, but keeps the last state as NAME.previous. The rows logged so far are on disk first."""
         path = self._checkpoint(name)
         if path is None:
             return
@@ -247,7 +248,7 @@ class RunFolder:
         save_state(path, state, self._checkpoint(f"{name}.previous"))
 
     def load_latest(self, name: str) -> dict[str, Any] | None:
-        """What `save_latest` wrote last, or before that where the last cannot be read; None when there is nothing.
+        """The last state that `save_latest` wrote, or the one before if that cannot be read; None if there is none.
 
         Raises:
             CheckpointError: neither can be read.
@@ -265,36 +266,35 @@ class RunFolder:
             if failed:
                 progress.log.warning("%s; going on from the one before, %s", failed[0], path)
                 last = self._states(name)[0]
-                last.replace(last.with_suffix(".unreadable"))  # or the next save would keep it as the one before
+                last.replace(last.with_suffix(".unreadable"))  # else the next save keeps it as the one before
             return state
         if failed:
-            told = "; ".join(map(str, failed))
-            raise CheckpointError(f"{told}; remove what cannot be read, and the stage begins again") from failed[0]
+            why = "; ".join(map(str, failed))
+            raise CheckpointError(f"{why}; remove what cannot be read, and the stage begins again") from failed[0]
         return None
 
     def _states(self, name: str) -> list[Path]:
-        """The last and the one before, those of them that are there."""
+        """Existing files of the last state and the one before."""
         paths = (self._checkpoint(name), self._checkpoint(f"{name}.previous"))
         return [path for path in paths if path is not None and path.exists()]
 
     def remove(self, name: str) -> None:
-        """Remove what `save` or `save_latest` wrote."""
+        """Remove the files of `save` or `save_latest`."""
         for path in self._states(name):
             path.unlink()
 
     def withdraw(self) -> None:
-        """Leave nothing of a run that could not start, so that another may in the same folder; one that was resumed
-        stays."""
+        """Remove a run that could not start, so that another can use the folder. A resumed run stays."""
         if self.out is None or self.resumed:
             return
         if self.writer is not None:
             self.writer.close()
         shutil.rmtree(self.out / "tb", ignore_errors=True)
-        for name in ("config.toml", KEPT, "run.json"):  # the last is what marks the folder as a run's
+        for name in ("config.toml", KEPT, "run.json"):  # the last one marks the folder as a run's
             (self.out / name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Close the files and release the folder."""
         if self.writer is not None:
             self.writer.close()
         if self.out is not None:

@@ -1,4 +1,4 @@
-"""How learning rates and weights change over a stage."""
+"""Schedules of learning rates and weights over a stage."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from torch.optim import Optimizer
 
 
 def lr_decay(share: float, decay: float) -> float:
-    """Factor of the learning rates at a share of the steps: 1, and down to 0 over the last share `decay` of them."""
+    """Factor of the learning rates at a share of the steps: 1, then down to 0 over the last share `decay`."""
     return min((1 - share) / decay, 1.0) if decay else 1.0
 
 
 def set_lr(optim: Optimizer, lr: float) -> None:
-    """One learning rate for all of an optimiser's parameters."""
+    """Set the learning rate of all of an optimiser's parameters."""
     for group in optim.param_groups:
         group["lr"] = lr
 
 
 def schedule(name: str, step: int, steps: int) -> float:
-    """Factor of a weight at a step: 1 ("constant"), or from 1 down to 0 over the stage ("linear", "cosine")."""
+    """Factor of a weight at a step: 1 ("constant"), or falling from 1 to 0 over the stage ("linear", "cosine")."""
     share = min(step / max(steps, 1), 1.0)
     if name == "linear":
         return 1 - share

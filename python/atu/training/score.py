@@ -1,4 +1,4 @@
-"""How good a generator is in the course of training: what is left of the negatives, how far the rest has drifted."""
+"""Scores of a generator during training: how many negatives are left, and how far the rest has drifted."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..judging.feedback import Feedback
 from ..measures.features import Whitening, discriminator_features
 from ..measures.frechet import frechet_distance, moments
 from ..support.seeding import Stream, stream_seed
+from .loop import StageHooks
 from .run_folder import RunFolder
 from .schedules import lr_decay
-from .stage import StageHooks
 from .step import AdversarialStep
 
 
@@ -27,8 +27,9 @@ class Score:
         score = negative_rate / negative_rate before + drift_weight * drift
 
     drift is the Frechet distance between the scored samples and the positives, in the pretrained discriminator's
-    penultimate features whitened on the positives, over the number of features, less that of a fresh draw of the same
-    size from the positives: 0 for a generator that makes just the positives, whatever the units of the features.
+    penultimate features. These are whitened on the positives, and the distance is divided by their number. The distance
+    of a fresh draw of positives of the same size is subtracted. So drift is 0 for a generator that makes just the
+    positives, in any units.
     """
 
     def __init__(self, gan: GAN, feedback: Feedback, n: int, drift_weight: float, seed: int):
@@ -46,7 +47,7 @@ class Score:
 
     def _features_of(self, positives: Samples) -> Tensor:
         index = torch.arange(len(positives))
-        if len(index) > 5000:  # those that are given may come sorted
+        if len(index) > 5000:  # given samples may come sorted
             index = torch.randperm(len(index), generator=torch.Generator().manual_seed(self.seed))[:5000]
         return discriminator_features(self.gan, (positives.batch(part) for part in index.split(self.gan.fitting(100))))
 
@@ -64,24 +65,24 @@ class Score:
             "score": rate / self.before + self.drift_weight * max(drift, 0.0),
         }
 
-    def allowing_for_chance(self, found: dict[str, float]) -> float:
-        """The score with one standard error taken off the count of negatives, which is Poisson's where few are left."""
-        rate = found["negative_rate"]
+    def allowing_for_chance(self, scores: dict[str, float]) -> float:
+        """The score with one standard error taken off the count of negatives (Poisson, as few are left)."""
+        rate = scores["negative_rate"]
         error = math.sqrt(rate * self.n + 1) / self.n
-        return found["score"] - min(rate, error) / self.before
+        return scores["score"] - min(rate, error) / self.before
 
 
 def pictured(gan: GAN) -> int:
-    """How many samples a picture in the course of training shows: few big ones, as each takes seconds."""
+    """Number of samples in a picture during training: few if they are big, as each takes seconds."""
     return 16 if gan.is_big else 100
 
 
 class CheckpointKeeper:
-    """Scores the EMA generator in the course of a stage and remembers the one to keep.
+    """Scores the EMA generator during a stage and remembers the one to keep.
 
-    keep="best": the latest whose score is the lowest, but for a standard error of its count of negatives (Breiman et
-    al., "Classification and Regression Trees", section 3.4.3). The lowest alone would be the luckiest of small counts,
-    and of equals the later is the better trained. keep="final": the one after all steps.
+    keep="best": the latest whose score is within a standard error of the lowest (Breiman et al., "Classification and
+    Regression Trees", section 3.4.3). The lowest alone would be the luckiest of small counts, and of equal ones the
+    later is better trained. keep="final": the generator after all steps.
     """
 
     def __init__(
@@ -94,14 +95,14 @@ class CheckpointKeeper:
         self.waited = 0  # checks since the kept one
 
     def check(self, step: int, metrics: dict[str, float]) -> None:
-        """Score the generator, into `metrics` too, and save a picture of its samples."""
-        found = self.score(self.trainer.ema)
-        metrics.update(found)
-        self.lowest = min(self.lowest, found["score"])
+        """Score the generator, add the scores to `metrics`, and save a picture of samples."""
+        scores = self.score(self.trainer.ema)
+        metrics.update(scores)
+        self.lowest = min(self.lowest, scores["score"])
         if self.keep == "final":
-            self.kept = {"step": step, **found}
-        elif self.score.allowing_for_chance(found) <= self.lowest:
-            self.kept, self.waited = {"step": step, **found}, 0
+            self.kept = {"step": step, **scores}
+        elif self.score.allowing_for_chance(scores) <= self.lowest:
+            self.kept, self.waited = {"step": step, **scores}, 0
             self.kept_state = copy.deepcopy(self.trainer.ema.state_dict())
         else:
             self.waited += 1
@@ -115,7 +116,7 @@ class CheckpointKeeper:
             self.trainer.ema.load_state_dict(self.kept_state)
 
     def decisions(self) -> dict[str, Any]:
-        """The kept step and its scores, and the steps run."""
+        """The kept step, its scores, and the number of steps run."""
         scores = {name: self.kept.get(name) for name in ("score", "negative_rate", "drift")}
         return {"kept_step": self.kept["step"], "steps_run": self.trainer.step_count, **scores}
 
@@ -128,12 +129,12 @@ class CheckpointKeeper:
 
 
 class ScoredStage(StageHooks):
-    """Has the generator scored every so often, decays the learning rates, and stops when it gets no better.
+    """Scores the generator every `check_every` steps, decays the learning rates, and stops when it gets no better.
 
     Args:
-        steps: of the stage. check_every: steps from one score to the next.
+        steps: of the stage.
         decay: share of the steps, the last ones, over which the learning rates fall to 0.
-        patience: checks without a better score after which the stage stops; 0: it never does.
+        patience: checks without a better score after which the stage stops; 0: never.
     """
 
     def __init__(self, keeper: CheckpointKeeper, steps: int, check_every: int, decay: float = 0.0, patience: int = 0):

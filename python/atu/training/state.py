@@ -1,7 +1,7 @@
-"""State to go on from: nested dicts of tensors and plain data, and the one file format that they are kept in.
+"""State that a run resumes from: nested dicts of tensors and plain data, and the file format for them.
 
-Whatever has state gives it by `state_dict()` and takes it by `load_state_dict(state)`, as torch's modules do. A file is
-safetensors: each tensor under the path of its keys, joined by "/"; all else as JSON in the metadata.
+Objects with state have `state_dict()` and `load_state_dict(state)`, as torch's modules do. A file is safetensors: each
+tensor under the path of its keys, joined by "/"; the rest is JSON in the metadata.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ FORMAT = 3  # of run folders and their state files
 
 
 def written_by(format: Any, version: Any) -> str:
-    """What an error says of a file or folder of another format."""
+    """The part of an error that says which version wrote a file or folder of another format."""
     who = f"atu {version}" if version else "an earlier version of atu"
-    return f"was written by {who} in format {format}, and this is atu {__version__}, which reads format {FORMAT}"
+    which = f"format {format}" if format else "an unknown format"
+    return f"was written by {who} in {which}, and this is atu {__version__}, which reads format {FORMAT}"
 
 
 def flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -34,7 +35,7 @@ def flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
     Keys are strings; a "~" or "/" in one is written "~0" or "~1", as in JSON pointers (RFC 6901).
 
     Raises:
-        TypeError: a key that is no string.
+        TypeError: a key is not a string.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -56,7 +57,7 @@ def flatten(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def unflatten(tensors: Mapping[str, Tensor], data: dict[str, Any]) -> dict[str, Any]:
-    """The nested dicts that `flatten` took apart; `data` is filled in place."""
+    """Put the tensors back into the nested dicts that `flatten` made; `data` is filled in place."""
     for path, tensor in tensors.items():
         *parents, last = (key.replace("~1", "/").replace("~0", "~") for key in path.split("/"))
         node = data
@@ -78,7 +79,7 @@ def load_optimizer_state(optim: Optimizer, state: dict[str, Any]) -> None:
 
 
 def save_state(path: Path, state: Mapping[str, Any], previous: Path | None = None) -> Path:
-    """Write a state atomically; previous: where the file that was there before is kept."""
+    """Write a state atomically. previous: path that an existing file is moved to."""
     tensors, data = flatten(state)
     text = json.dumps(data)
     metadata = dict(format=str(FORMAT), atu=__version__, digest=digest(tensors, text), data=text)
@@ -86,16 +87,16 @@ def save_state(path: Path, state: Mapping[str, Any], previous: Path | None = Non
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote.
+    """Read a file of `save_state`.
 
     Raises:
-        CheckpointError: the file cannot be read, was changed since, or is of another format.
+        CheckpointError: the file cannot be read, was changed, or is of another format.
     """
     tensors, metadata = load_tensors(path)
     if metadata.get("format") != str(FORMAT):
-        raise CheckpointError(f"{path} {written_by(metadata.get('format', 1), metadata.get('atu'))}")
+        raise CheckpointError(f"{path} {written_by(metadata.get('format'), metadata.get('atu'))}")
     if metadata.get("digest") != digest(tensors, metadata.get("data", "")):
-        raise CheckpointError(f"{path}: its content is not what was written (another digest)")
+        raise CheckpointError(f"{path}: its content was changed after it was written (another digest)")
     try:
         return unflatten(tensors, json.loads(metadata["data"]))
     except (KeyError, TypeError, ValueError) as error:

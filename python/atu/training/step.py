@@ -80,11 +80,11 @@ class Objective:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nested dicts of tensors and plain data to go on from."""
+        """Nested dicts of tensors and plain data to resume from."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from a `state_dict`."""
 
 
 class NonFiniteError(RuntimeError):
@@ -99,7 +99,7 @@ class NonFiniteError(RuntimeError):
 
 
 def group_size(gan: GAN) -> int | None:
-    """How many samples the minibatch deviation compares: they stay together where processes share a batch."""
+    """Number of samples that the minibatch deviation compares. They stay together if processes share a batch."""
     assert gan.discriminator is not None
     layers = [m for m in gan.discriminator.modules() if isinstance(m, MinibatchStdLayer)]
     return layers[0].group_size if layers else 1
@@ -116,13 +116,13 @@ class AdversarialStep:
 
     All randomness is drawn from torch's global generators, so that saving their states makes a run resumable.
 
-    The networks' passes run in `gan.precision`: torch.autocast, with losses scaled where it is float16 (Micikevicius et
-    al., arXiv 1710.03740). Weights, their gradients, the optimisers, the average, the losses, and of R1 and path length
-    what is done with the gradients, are float32.
+    The networks' passes run in `gan.precision`: torch.autocast, with scaled losses in float16 (Micikevicius et al.,
+    arXiv 1710.03740). Weights, their gradients, the optimisers, the average and the losses are float32, and so is what
+    R1 and path length do with gradients.
 
-    Where several processes train together (`atu.support.world`), all draw the whole batch, each passes its part, and
-    gradients, buffers and metrics are averaged, so that all have the same weights. (Not by DistributedDataParallel,
-    whose hooks do not follow gradients of gradients, which R1 and path length take.)
+    If several processes train together (`atu.support.world`), all draw the whole batch and each passes its part.
+    Gradients, buffers and metrics are averaged, so all have the same weights. (DistributedDataParallel's hooks do not
+    follow the gradients of gradients that R1 and path length take.)
     """
 
     def __init__(self, gan: GAN, real: Samples, objective: Objective, settings: Adversarial):
@@ -145,7 +145,7 @@ class AdversarialStep:
         self.group = group_size(gan)
         self.fakes = objective.fakes(settings.batch_size)
         for n in (settings.batch_size, self.fakes):
-            world.part(n, self.group)  # an error where it cannot be divided
+            world.part(n, self.group)  # raises if it cannot be divided
         self.scaler = torch.amp.GradScaler(gan.device.type, enabled=gan.precision == "float16")
         self.optim_g = self._adam(self.generator, settings.pl_interval if self.path_length else 0, 1.0)
         self.optim_d = self._adam(
@@ -223,9 +223,9 @@ class AdversarialStep:
     # --- batches and passes, for objectives
 
     def draw(self, samples: Samples) -> Batch:
-        """This process's part of a batch drawn from `samples` with replacement; fewer of them than the batch is fine.
+        """This process's part of a batch drawn from `samples` with replacement.
 
-        With the labels they came with; for a conditional GAN's samples without any, labels are drawn.
+        A conditional GAN's samples keep their labels; if they have none, labels are drawn.
         """
         n = self.settings.batch_size
         index = torch.randint(len(samples), (n,))
@@ -252,7 +252,7 @@ class AdversarialStep:
 
     def logits(self, batch: Batch) -> Tensor:
         """The discriminator's logits [N] of a batch, augmented."""
-        self._looks += 1  # one after the other augments in its own way
+        self._looks += 1  # each pass of a step augments in another way
         x = batch.samples
         with world.own_rng(self.gan.device, self._looks):
             if self.settings.augment:
@@ -333,7 +333,7 @@ class AdversarialStep:
     # --- resuming
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on; its tensors are those in use, not copies."""
+        """Everything that the next step depends on. Its tensors are those in use, not copies."""
         rng = {"cpu": torch.get_rng_state()}
         if self.gan.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.gan.device)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from atu import GAN, adapt, extrapolate, unlearn
-from atu.methods.penalties import L1, L1Sparse
+from atu.methods.l1_sparse import L1, L1Sparse
 from atu.training.fisher import diagonal_fisher
 
 from .kinds import FIRST, QUICK, marked, mlp, quick

@@ -195,14 +195,14 @@ class OnceDifferentiable(nn.Module):
         (dict(config={"methods": {"cfk": {}}}), r"config: methods\.cfk"),
         (dict(config={"methods": {"cdc": {"batch": 2}}}), r"config: methods\.cdc\.batch"),
         (dict(config={"methods": {"cdc": {"layers": ["("]}}}), r"config: methods\.cdc\.layers"),
-        (dict(config={"repel": {"guide_steps": 0}}), r"repel\.guide_steps: expected some, .* got 0"),
+        (dict(config={"repel": {"guide_steps": 0}}), r"repel\.guide_steps: expected at least 1, .* got 0"),
         (
             dict(config={"repel": {"nearby_weight": 8.0}}, method="el2"),
             r"repel\.nearby_weight: has no effect .* got 8:",
         ),
         (
             dict(config={"repel": {"adversarial": {"style_mixing": 0.5}}}),
-            r"repel\.adversarial\.style_mixing: expected 0 where good samples are held .* got 0\.5",
+            r"repel\.adversarial\.style_mixing: expected 0 if good samples are held .* got 0\.5",
         ),
         (dict(config={"adapt": {"fisher": {"parameters": ["convs"]}}}), r"adapt\.fisher\.parameters: 'convs' matches"),
         (
@@ -230,7 +230,7 @@ def test_mistakes_are_named_before_any_work(change, words, tmp_path):
 @pytest.mark.parametrize(
     "settings, method, words",
     [
-        ({}, "atu", r"repel\.adversarial\.batch_size: .* 8 processes times 4 .*got 16, half of 32: where good samples"),
+        ({}, "atu", r"repel\.adversarial\.batch_size: .* 8 processes times 4 .*got 16, half of 32: if good samples"),
         ({}, "el2", None),
         ({"repel": {"adversarial": {"batch_size": 64}}}, "atu", None),
         ({"adapt": {"adversarial": {"batch_size": 20}}}, "el2", r"adapt\.adversarial\.batch_size: .* got 20$"),

@@ -10,7 +10,7 @@ from torch import nn
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.distance import SampleDistance, _mean_square
 from atu.methods.adapt_then_unlearn.guide import Guide, GuideTraining
-from atu.methods.adapt_then_unlearn.nearby import LENGTH, MARGIN, MOVES, STAY, WAIT, MovedLatents
+from atu.methods.adapt_then_unlearn.nearby import MARGIN, MAX_MOVES, MOVE_LENGTH, STAY, WAIT, MovedLatents
 from atu.methods.adapt_then_unlearn.objective import hold_statistics
 from atu.methods.adapt_then_unlearn.ways import WayLatents
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
@@ -31,10 +31,10 @@ def test_latents_move_down_the_slope_until_they_are_clearly_good():
     z = uniform(37, torch.Generator().manual_seed(3))
     bank = plane_bank(z, at_once=5)
     slope = 2 * Plane.a * bank.scale
-    move = LENGTH * math.sqrt(3) * slope / slope.norm() * bank.scale
+    move = MOVE_LENGTH * math.sqrt(3) * slope / slope.norm() * bank.scale
     odds, fall = 2 * z @ Plane.a + Plane.b, float(2 * move @ Plane.a)
-    moves = ((odds + MARGIN) / fall).ceil().clamp(0, MOVES)
-    assert moves.min() == 0 and 0 < (moves == MOVES).sum() < 37
+    moves = ((odds + MARGIN) / fall).ceil().clamp(0, MAX_MOVES)
+    assert moves.min() == 0 and 0 < (moves == MAX_MOVES).sum() < 37
     torch.testing.assert_close(bank.good, z - moves[:, None] * move, rtol=1e-4, atol=1e-5)
 
 
@@ -45,7 +45,7 @@ def test_latents_stay_near_their_own_sample():
     bank = plane_bank(z, lambda seen, other: weight * apart(seen, other))
     balance = 3 * Plane.a / (2 * STAY * weight)
     assert balance @ Plane.a < MARGIN  # none is clearly good there
-    torch.testing.assert_close(bank.good, z - (balance / 2), rtol=0, atol=1.5 * LENGTH)
+    torch.testing.assert_close(bank.good, z - (balance / 2), rtol=0, atol=1.5 * MOVE_LENGTH)
     assert (plane_bank(z).good - z).norm(dim=1).min() > 4 * (bank.good - z).norm(dim=1).max()
 
 

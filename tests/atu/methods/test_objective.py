@@ -10,7 +10,7 @@ from atu.data.samples import TensorSamples
 from atu.judging.feedback import Feedback
 from atu.methods.adapt_then_unlearn.defaults import hold_weight, learning_rate, most_steps, nearby_weight
 from atu.methods.adapt_then_unlearn.distance import SampleDistance
-from atu.methods.adapt_then_unlearn.guide import ROUNDS, UNSURE, Guide, GuideTraining
+from atu.methods.adapt_then_unlearn.guide import MAX_ROUNDS, UNSURE, Guide, GuideTraining
 from atu.methods.adapt_then_unlearn.nearby import MovedLatents
 from atu.methods.adapt_then_unlearn.objective import UnlearnObjective, Weights
 from atu.methods.adapt_then_unlearn.preparation import prepare
@@ -85,7 +85,7 @@ def test_the_terms_are_the_formulas(image_gan):
     guide, guide_held = -good(fake).log().mean(), -(unwanted * good(after).log()).mean()
     nearby = (good(wanted) * ((torch.arange(8.0).double() / 10) ** 2 / variance + 1e-3).sqrt()).mean()
     held = (kept * good(before) * (after - before).double().square().mean((1, 2, 3)) / variance).mean()
-    expected = {"nearby": 0.2 * nearby, "guide": 0.7 * guide, "held": 0.3 * held, "guide of held": 0.7 * guide_held}
+    expected = {"nearby": 0.2 * nearby, "guide": 0.7 * guide, "held": 0.3 * held, "guide_fresh": 0.7 * guide_held}
     assert parts.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(parts[name].double(), value, rtol=1e-4, atol=1e-6)
@@ -235,7 +235,7 @@ def test_a_stylegan_that_is_held_takes_half_of_the_steps_at_twice_the_rate(image
     assert [learning_rate(image_gan, cfg) for cfg in (held, paper, own)] == [None, None, 0.03]
 
 
-@pytest.mark.parametrize("steps, rounds", [(400, ROUNDS), (1, 3)])
+@pytest.mark.parametrize("steps, rounds", [(400, MAX_ROUNDS), (1, 3)])
 def test_guide_learns_from_batches_of_one(image_gan, steps, rounds):
     """Big samples may leave room for one at a time; and a guide that is never sure learns on for no more than twice
     the steps of stage 2."""
@@ -261,10 +261,10 @@ def test_guide_learns_on_while_it_errs(image_gan):
     dotted = images.clone()
     dotted[..., 3, 4] = 1.0
     guide, rounds = steps(dotted)
-    assert 1 < rounds < ROUNDS
+    assert 1 < rounds < MAX_ROUNDS
     right = (guide.log_odds(dotted) > 0).float().mean() + (guide.log_odds(images) < 0).float().mean()
     assert float(right) / 2 > 1 - UNSURE - 0.03  # of other draws of the same
-    assert steps(images)[1] == ROUNDS
+    assert steps(images)[1] == MAX_ROUNDS
 
 
 @pytest.mark.parametrize("is_oracle", [True, False])

@@ -6,7 +6,7 @@ import torch
 
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.nearby import MARGIN, MAX_LATENTS, WAIT
-from atu.methods.adapt_then_unlearn.ways import STEP, STEPS, WAYS, WayLatents
+from atu.methods.adapt_then_unlearn.ways import MAX_STEPS, STEP, WAYS, WayLatents
 from atu.networks.mlp import MLPDiscriminator
 
 from .planes import Doubled, Plane, apart, filled, uniform
@@ -44,7 +44,7 @@ def test_latents_go_the_shortest_way_until_they_are_clearly_good():
     bank = plane_bank(z[:1], Egg(), steps=1)
     bank.ways = torch.nn.functional.normalize(torch.randn(WAYS, 3, generator=torch.Generator().manual_seed(2)), dim=1)
     found = bank._moved(z, None)
-    steps = STEP * torch.arange(STEPS + 1).double()
+    steps = STEP * torch.arange(MAX_STEPS + 1).double()
     at = z.double()[:, None, None] + steps[:, None, None] * (bank.ways * bank.scale).double()  # [N, steps, ways, 3]
     odds = Egg().log_odds(2 * at.view(-1, 3)).view(at.shape[:3])
     taken = set()

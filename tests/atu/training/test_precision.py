@@ -268,18 +268,6 @@ def test_training_from_scratch_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert one.precision == "float32"
 
 
-def test_runs_from_before_there_was_a_choice_go_on(tmp_path, monkeypatch):
-    gan = stylegan()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        interrupt_at(patch, "pretrain", 3)
-        train(gan, real(), [(3, Adversarial(batch_size=4))], tmp_path, log_every=1, save_every=2)
-    path = tmp_path / "run.json"
-    found = json.loads(path.read_text())
-    assert found["identity"]["config"].pop("precision") == "float32"
-    path.write_text(json.dumps(found))
-    assert len(train(gan, real(), [(3, Adversarial(batch_size=4))], tmp_path, log_every=1, save_every=2)) == 3
-
-
 # --- the choice
 
 

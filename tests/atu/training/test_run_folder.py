@@ -23,8 +23,8 @@ from atu.formats.tensors import CheckpointError
 from atu.gan import GAN
 from atu.support.lock import FolderLock
 from atu.support.signals import Terminated, held_back
+from atu.training.loop import StageHooks, run_stage
 from atu.training.run_folder import RunFolder, recorded
-from atu.training.stage import StageHooks, run_stage
 from atu.training.state import FORMAT, load_state
 from atu.training.step import AdversarialStep, NonFiniteError, Objective
 
@@ -414,10 +414,9 @@ def test_a_folder_of_an_earlier_version_says_which(tmp_path):
     content["versions"]["atu_ext"] = "0.0.7"
     for number in (None, FORMAT + 1):
         path.write_text(json.dumps(content if number is None else {**content, "format": number}))
-        told = (
-            rf"written by atu 0\.0\.7 in format {number or 1}, and this is atu .*, which reads format {FORMAT}; finish"
-        )
-        with pytest.raises(ValueError, match=told):
+        which = f"format {number}" if number else "an unknown format"
+        words = rf"written by atu 0\.0\.7 in {which}, and this is atu .*, which reads format {FORMAT}; finish"
+        with pytest.raises(ValueError, match=words):
             run_in(tmp_path)
 
 

@@ -65,12 +65,12 @@ def test_files_that_are_no_state(tmp_path):
     tensors, metadata = load_tensors(path)
     for change, words in (
         (dict(format="1"), f"was written by atu .* in format 1, and this is atu .*, which reads format {FORMAT}"),
-        (dict(data='{"n": 2}'), "its content is not what was written"),
-        (dict(digest="0" * 16), "its content is not what was written"),
+        (dict(data='{"n": 2}'), "its content was changed after it was written"),
+        (dict(digest="0" * 16), "its content was changed after it was written"),
     ):
         save_tensors(path, tensors, {**metadata, **change})
         with pytest.raises(CheckpointError, match=rf"x\.safetensors:? {words}"):
             load_state(path)
     save_tensors(path, tensors, {"data": metadata["data"]})
-    with pytest.raises(CheckpointError, match="was written by an earlier version of atu in format 1"):
+    with pytest.raises(CheckpointError, match="was written by an earlier version of atu in an unknown format"):
         load_state(path)

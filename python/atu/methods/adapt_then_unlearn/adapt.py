@@ -17,8 +17,8 @@ from ...support import world
 from ...support.modules import eval_mode
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.fisher import check_parameters, diagonal_fisher
+from ...training.loop import StageHooks, run_stage
 from ...training.score import pictured
-from ...training.stage import StageHooks, run_stage
 from ...training.step import AdversarialStep, Objective, group_size
 from ..registry import Stage, Task
 
@@ -26,7 +26,7 @@ ADAPT_TITLE = "Stage 1"
 
 
 def fisher_of(gan: GAN, feedback: Feedback, cfg: config.Fisher, seed: int) -> list[Tensor]:
-    """Fisher information of `gan`'s generator at samples chosen as `cfg` says, one tensor a parameter."""
+    """Fisher information of the generator at samples chosen by `cfg`, one tensor a parameter."""
     rng = torch.Generator().manual_seed(stream_seed(seed, Stream.FISHER_LATENTS))
     z, c = gan.latents(cfg.n, rng), gan.labels(cfg.n, rng)
     with fork_rng(gan.device, stream_seed(seed, Stream.FISHER_NOISE)):
@@ -98,19 +98,21 @@ def adapt_one(task: Task, fisher: list[Tensor], index: int) -> dict[str, Tensor]
 
 
 def adapt_all(task: Task) -> list[dict[str, Tensor]]:
-    """The ensemble of N adapted generators, each with its own seed; their state dicts."""
+    """State dicts of the ensemble of N adapted generators, each with its own seed."""
     cfg = task.config.adapt
     fisher = fisher_of(task.gan, task.feedback, cfg.fisher, task.seed)
     return [adapt_one(task, fisher, index) for index in range(cfg.models)]
 
 
 def adapt_stage(gan: GAN, cfg: config.Config, needed: bool) -> Stage:
-    """Stage 1 of a plan. needed: the method goes by the adapted weights."""
+    """Stage 1 of a plan. needed: the method uses the adapted weights."""
 
     def check() -> None:
         check_parameters(gan.generator, cfg.adapt.fisher.parameters, "config: adapt.fisher.parameters")
         if needed and cfg.adapt.steps == 0:
-            raise ValueError(f"config: adapt.steps: expected some for {cfg.method!r}, which goes by them, got 0")
+            raise ValueError(
+                f"config: adapt.steps: expected some for {cfg.method!r}, which uses the adapted weights, got 0"
+            )
         check_shared(gan, "adapt", settings.batch_size)
 
     settings = cfg.adapt.adversarial
@@ -118,7 +120,7 @@ def adapt_stage(gan: GAN, cfg: config.Config, needed: bool) -> Stage:
 
 
 def check_shared(gan: GAN, stage: str, batch_size: int, note: str = "") -> None:
-    """Raise ValueError where several processes cannot share a stage's batch."""
+    """Raise ValueError if several processes cannot share a stage's batch. note: added to the message."""
     try:
         world.part(batch_size, group_size(gan))
     except ValueError as error:

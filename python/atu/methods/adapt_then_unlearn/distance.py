@@ -1,4 +1,4 @@
-"""How far samples are from others of the same latents: in their elements, and in what the guide's layers take in."""
+"""The distance between samples: in their elements, and in the inputs of the guide's layers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .guide import Guide, Seen
 
 
 class _MeanSquare(torch.autograd.Function):
-    """Of rows [N, M], [N]: one pass each way, without a tensor of squares. bfloat16, whose range is that of float32, is
-    summed in float32 and has a gradient of its own kind."""
+    """Mean square of each row: [N, M] to [N], in one pass each way without a tensor of squares. bfloat16 has float32's
+    range, so it is summed in float32 and its gradient stays bfloat16."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -28,20 +28,20 @@ class _MeanSquare(torch.autograd.Function):
 
 
 def _mean_square(x: Tensor) -> Tensor:
-    """Of samples' elements [N, ...], [N]."""
+    """Mean square of each sample's elements: [N, ...] to [N]."""
     rows = x.flatten(1)
-    found: Tensor = _MeanSquare.apply(rows.float() if x.dtype == torch.float16 else rows)
-    return found
+    squares: Tensor = _MeanSquare.apply(rows.float() if x.dtype == torch.float16 else rows)
+    return squares
 
 
 def variance(x: Tensor) -> Tensor:
-    """Of the elements of samples [N, ...]; 0 where there is one."""
+    """Variance of each element over samples [N, ...]; 0 for a single sample."""
     return x.var(0, correction=min(len(x) - 1, 1))
 
 
 @torch.no_grad()
 def _variances(guide: Guide, x: Tensor) -> list[Tensor]:
-    """Of the elements of each of the guide's features of samples [N, ...], as many at once as fit."""
+    """Variance of each element of each of the guide's features, over samples [N, ...], as many at once as fit."""
     at_once = guide.gan.fitting(len(x))
     if at_once >= len(x):
         return [variance(unless_16_bit(f)) for f in guide.look(x).features]
@@ -55,13 +55,13 @@ def _variances(guide: Guide, x: Tensor) -> list[Tensor]:
 
 
 class SampleDistance:
-    """Mean squared difference of samples' elements over the positives' variance, and the same of features.
+    """Mean squared difference of samples over the positives' variance, mixed with the same of their features.
 
-    Features are what the guide's layers take in, the samples themselves aside: the guide looks at each sample anyway.
-    Squared differences of elements alone call a blurred sample near.
+    Features are the inputs of the guide's layers, without the samples themselves: the guide sees each sample anyway.
+    Squared differences of the samples alone call a blurred sample near.
 
     Args:
-        positives: samples [N, ...], whose variances are the units. share: of the features.
+        positives: samples [N, ...]; their variances are the units. share: of the features in the mixture.
     """
 
     def __init__(self, guide: Guide, positives: Tensor, share: float):

@@ -1,7 +1,7 @@
-"""A classifier of negatives grown from the pretrained discriminator: the rejection signal of stage 2.
+"""The guide: a classifier of negatives grown from the pretrained discriminator.
 
-Beyond the paper. The adversarial loss alone is slow to notice a few remaining negatives; the guide tells the generator
-about each of them, and says nothing (a gradient near 0) about samples that are clearly not negative.
+Beyond the paper. The adversarial loss alone is slow to notice a few remaining negatives. The guide's gradient points at
+each of them, and is near 0 for samples that are clearly not negative.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from ...support.modules import copied
 from ...support.seeding import fork_rng
 from ...training.schedules import lr_decay, set_lr
 
-# Of its steps, over which the learning rate falls to 0: what it says of samples on the boundary is chance else.
+# Share of the steps, the last ones, over which the learning rate falls to 0. At a full rate the verdict on samples at
+# the boundary is chance.
 DECAY = 0.5
-ROUNDS = 5  # of its steps, at most: a second and further ones while in the last quarter of them it is
-UNSURE = 0.05  # wrong about more than this share of what comes, half of it negatives
-INTERVAL = 4  # steps from one gradient penalty to the next, which counts that many times
+MAX_ROUNDS = 5  # of its steps
+UNSURE = 0.05  # another round follows if the guide is wrong about more than this share in the last quarter of its steps
+PENALTY_INTERVAL = 4  # steps from one gradient penalty to the next, which counts that many times
 
 
 class Seen(NamedTuple):
-    """Samples [N, ...] and what the guide makes of them: log-odds [N] of being negative, and what each of its layers
-    but the first takes in, [N, ...] each, in the precision of the pass."""
+    """Samples [N, ...], the guide's log-odds [N] that they are negative, and the inputs [N, ...] of each of its layers
+    but the first, in the precision of the pass."""
 
     samples: Tensor
     log_odds: Tensor
@@ -45,10 +46,10 @@ class Seen(NamedTuple):
 class GuideTraining:
     """How a guide is trained.
 
-    steps, batch_size: of Adam on the logistic loss. rounds: of as many steps, at most; a second and further ones while
-    it is often wrong about what it learns from, as it is at first of small things. slope_weight: of the gradient
-    penalty. policy: augmentation (see `atu.data.augment`). seed: of the batches; the same seed gives the same guide.
-    at_once: samples that pass at once, the gradients of a batch being summed over its parts; all when not given.
+    steps, batch_size: of Adam on the logistic loss. rounds: of so many steps, at most; more than one only while the
+    guide is often wrong, as it is at first about small things. slope_weight: of the gradient penalty. policy:
+    augmentation (see `atu.data.augment`). seed: of the batches; the same seed gives the same guide. at_once: samples
+    that pass at once (gradients are summed over the parts of a batch); all when not given.
     """
 
     steps: int
@@ -57,21 +58,20 @@ class GuideTraining:
     policy: str = ""
     seed: int = 0
     at_once: int | None = None
-    rounds: int = ROUNDS
+    rounds: int = MAX_ROUNDS
 
 
 class Guide:
     """Binary classifier with the discriminator's architecture, started from its weights.
 
-    Its gradient is what moves the generator, so its slope at the samples is held down as R1 does a discriminator's
-    (Mescheder et al., arXiv 1801.04406): by slope_weight mean |d logit / d x|^2. Times the variance of the positives,
-    the weight means the same in any units of the samples.
+    Its gradient moves the generator, so its slope at the samples is penalised as R1 does a discriminator's (Mescheder
+    et al., arXiv 1801.04406): by slope_weight mean |d logit / d x|^2.
     """
 
     def __init__(self, gan: GAN, training: GuideTraining):
         self.gan, self.training, self.step_count = gan, training, 0
         assert gan.discriminator is not None
-        self.layers = sample_layers(gan)  # the guide's are called as the discriminator's
+        self.layers = sample_layers(gan)  # the guide's layers have the same names
         self.discriminator = copied(gan.discriminator).eval().requires_grad_(False)
         self.lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
         self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=betas)
@@ -93,9 +93,9 @@ class Guide:
         self.optim.state.clear()
 
     def learn(self, negatives: Tensor, positives: Tensor) -> Tensor:
-        """One step of Adam on samples of either class; the share of them that it was wrong about before the step."""
+        """One step of Adam on samples of both classes; returns the share that it was wrong about before the step."""
         labels = torch.cat([torch.ones(len(negatives)), torch.zeros(len(positives))])
-        order = torch.randperm(len(labels))  # shuffled, so that minibatch statistics give nothing away
+        order = torch.randperm(len(labels))  # so that minibatch statistics do not tell the classes apart
         x = torch.cat([negatives.to(self.gan.device), positives.to(self.gan.device)])[order]
         self.discriminator.train().requires_grad_(True)
         x, labels = augment(x, self.training.policy, self.gan.image_range), labels[order]
@@ -112,17 +112,17 @@ class Guide:
         return ((torch.cat(log_odds) > 0) != (labels > 0).to(self.gan.device)).float().mean()
 
     def _loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logistic loss, with the gradient penalty in the steps that have one; and the log-odds [N] it is of."""
-        lazy = self.training.slope_weight > 0 and self.step_count % INTERVAL == 0
+        """(logistic loss, with the gradient penalty in the steps that have one; log-odds [N])."""
+        lazy = self.training.slope_weight > 0 and self.step_count % PENALTY_INTERVAL == 0
         logits = self.log_odds(x.requires_grad_(lazy), twice=len(x) if lazy else None)
         loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
         if lazy:
             (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
-            loss = loss + INTERVAL * self.training.slope_weight * slope.square().flatten(1).sum(1).mean()
+            loss = loss + PENALTY_INTERVAL * self.training.slope_weight * slope.square().flatten(1).sum(1).mean()
         return loss, logits
 
     def log_odds(self, x: Tensor, c: Tensor | None = None, twice: int | None = None) -> Tensor:
-        """Log-odds of being negative [N] of samples, were half of them so; differentiable in x. twice: as of
+        """Log-odds [N] that samples are negative, if half of all were; differentiable in x. twice: as in
         `GAN.autocast`."""
         if c is None:
             c = self.gan.labels(len(x), torch.default_generator)
@@ -130,7 +130,7 @@ class Guide:
             return self.gan.logits(x, c, self.discriminator)
 
     def look(self, x: Tensor, c: Tensor | None = None) -> Seen:
-        """As `log_odds`, with the features of the same pass. Labels are no features."""
+        """Log-odds and features of samples, from one pass. Labels are not features."""
         if c is None:
             c = self.gan.labels(len(x), torch.default_generator)
         taken: list[Tensor] = []

@@ -1,8 +1,7 @@
-"""Latents of which the pretrained GAN makes negatives, each with a nearby one of which it makes a good sample.
+"""The bank: latents of which the pretrained GAN makes negatives, each with a nearby latent of a good sample.
 
-What is reached is a sample that the pretrained GAN makes, and changed by as little as the guide needs. Where a
-classifier's slope in the samples themselves ends in a damaged picture, this cannot; nor the slope in a StyleGAN's w,
-which leads to w of no latent.
+The good sample is one that the pretrained GAN makes, changed as little as the guide needs. The guide's slope in the
+samples themselves would lead to damaged pictures, and its slope in a StyleGAN's w to a w that no latent maps to.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from ...gan import GAN
 from ...support import progress
 from .guide import Guide, Seen
 
-MARGIN = 3.0  # log-odds of being negative, were half of the samples so, are to come below minus this
+MARGIN = 3.0  # a sample is clearly good if its log-odds of being negative are below minus this
 MAX_LATENTS = 4000  # that are kept
 WAIT = 64  # new latents that are moved together
-MOVES, LENGTH = 28, 0.03  # at most; of one, in deviations of a latent's element
-BETAS = (0.8, 0.9)
-STAY = 2.0  # log-odds that a distance of 1 to the latent's own sample counts
+MAX_MOVES, MOVE_LENGTH = 28, 0.03  # the length is in deviations of a latent's element
+BETAS = (0.8, 0.9)  # Adam's
+STAY = 2.0  # log-odds that a distance of 1 from the latent's first sample costs
 
 
 def rows(c: Tensor | None, index: Tensor | slice) -> Tensor | None:
@@ -32,13 +31,13 @@ def rows(c: Tensor | None, index: Tensor | slice) -> Tensor | None:
 
 
 class NegativeLatents(ABC):
-    """A bank of latents of which the pretrained GAN makes negatives, and of nearby ones of good samples. A kind of it
-    says how these are reached.
+    """A bank of latents of which the pretrained GAN makes negatives, and of nearby latents of good samples. A subclass
+    says how it moves from one to the other.
 
     Args:
         original: the pretrained generator's samples of latents and labels, differentiable in the latents.
-        guide: whose log-odds are to fall. distance: between samples, [N].
-        at_once: samples that pass at once; what suits small ones when not given.
+        guide: its log-odds are to fall. distance: between samples, [N].
+        at_once: samples that pass at once; `small_at_once` when not given.
     """
 
     small_at_once = 64
@@ -62,8 +61,7 @@ class NegativeLatents(ABC):
         self.waiting_c: list[Tensor] = []
 
     def fill(self, z: Tensor, c: Tensor | None, steps: int = 200) -> None:
-        """Begin with latents z of negatives and their labels c; steps: of Adam, by which a kind learns what its moves
-        need."""
+        """Begin with latents z of negatives and their labels c. steps: of Adam, if the moves must be learnt."""
         self.z, self.c = z[:MAX_LATENTS], None if c is None else c[:MAX_LATENTS]
         self._begin(steps)
         parts = torch.arange(len(self.z)).split(self.at_once)
@@ -73,12 +71,12 @@ class NegativeLatents(ABC):
         return len(self.z)
 
     def draw(self, n: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """n latents drawn with replacement, their labels, and the latents of the nearby good samples."""
+        """Draw n latents with replacement: (latents, labels, latents of the nearby good samples)."""
         index = torch.randint(len(self.z), (n,)).to(self.z.device)
         return self.z[index], rows(self.c, index), self.good[index]
 
     def add(self, z: Tensor, c: Tensor | None) -> None:
-        """Add latents of negatives, once there are enough to move them together; the oldest go."""
+        """Add latents of negatives. They are moved once there are WAIT of them; the oldest of the bank are dropped."""
         self.waiting.extend(z)
         self.waiting_c.extend([] if c is None else c)
         if len(self.waiting) < WAIT:
@@ -92,19 +90,19 @@ class NegativeLatents(ABC):
         self.waiting, self.waiting_c = [], []
 
     def _begin(self, steps: int) -> None:
-        """Learn what the moves need, from the known latents."""
+        """Learn how to move, from the latents of the bank."""
         return
 
     def _moved_all(self, z: Tensor, c: Tensor | None, parts: Iterable[Tensor]) -> Tensor:
-        """Latents of good samples near z; parts: which of them are moved together."""
+        """Latents of good samples near z; parts: indices that are moved together."""
         return torch.cat([self._moved(z[part], rows(c, part)) for part in parts])
 
     @abstractmethod
     def _moved(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """Latents z [N, ...] of labels [N, c_dim], moved to where the guide finds their samples clearly good."""
+        """Move latents z [N, ...] of labels c [N, c_dim] until the guide finds their samples clearly good."""
 
     def _of_norm(self, moved: Tensor, z: Tensor) -> Tensor:
-        """Moved latents with the norms of z, where latents are normal."""
+        """Moved latents with the norms of z, if latents are normal."""
         if not self.keeps_norm:
             return moved
         ratio = z.flatten(1).norm(dim=1).to(moved) / moved.flatten(1).norm(dim=1).clamp(min=1e-6)
@@ -129,29 +127,28 @@ class NegativeLatents(ABC):
 
 
 class MovedLatents(NegativeLatents):
-    """Each is moved by itself, down the slope of the guide's log-odds and of the distance to its own sample: for
-    StyleGANs, whose mapping network makes the way of a move a rough function of the latent.
+    """Moves each latent by itself, down the slope of the guide's log-odds and of the distance to its first sample.
 
-    The distance keeps what the guide does not ask for. Without it a face whose whiskers are to go gets another colour
-    and other ears on the way.
+    For StyleGANs: their mapping network makes the direction of a move a rough function of the latent. The distance
+    keeps what the guide does not ask for. Without it a face that loses its whiskers also changes colour and ears.
     """
 
     def _moved(self, z: Tensor, c: Tensor | None) -> Tensor:
-        """Until the guide finds its samples clearly good, or as far as MOVES go.
+        """Move until the guide finds the samples clearly good, MAX_MOVES times at most.
 
-        By Adam's rule (Kingma and Ba, arXiv 1412.6980) with one second moment a latent, so that each move is about as
-        long as any other, and goes down the slope.
+        By Adam's rule (Kingma and Ba, arXiv 1412.6980) with one second moment a latent, so that all moves are about
+        equally long and go down the slope.
         """
         out = z.clone()
         mean, square = torch.zeros_like(z.flatten(1)), z.new_zeros(len(z), 1)
         with torch.no_grad():
-            own = self._look(z, c)
+            first = self._look(z, c)
         on = torch.arange(len(z), device=z.device)
-        for step in range(1, MOVES + 1):
+        for step in range(1, MAX_MOVES + 1):
             at = out[on].requires_grad_(True)
             with torch.enable_grad():
                 seen = self._look(at, rows(c, on))
-                cost = seen.log_odds + STAY * self.distance(seen, own.rows(on))
+                cost = seen.log_odds + STAY * self.distance(seen, first.rows(on))
             (slope,) = torch.autograd.grad(cost.sum(), at)
             left = seen.log_odds.detach() > -MARGIN
             on, at, slope = on[left], at.detach()[left], (slope[left].to(z) * self.scale).flatten(1)
@@ -160,7 +157,7 @@ class MovedLatents(NegativeLatents):
             mean[on] = torch.lerp(slope, mean[on], BETAS[0])
             square[on] = torch.lerp(slope.square().mean(1, keepdim=True), square[on], BETAS[1])
             root = (square[on] / (1 - BETAS[1] ** step)).sqrt().clamp(min=1e-12)
-            move = LENGTH * mean[on] / (1 - BETAS[0] ** step) / root
+            move = MOVE_LENGTH * mean[on] / (1 - BETAS[0] ** step) / root
             out[on] = self._of_norm(at - move.view_as(at) * self.scale, z[on])
         return out
 

@@ -1,6 +1,6 @@
 """All that stage 2 minimises, term by term.
 
-The generator is drawn in each step by two halves of a batch, and by its weights:
+Each step takes two halves of a batch:
 
     bank      latents of which the pretrained GAN makes negatives
     fresh     latents drawn anew, of which it mostly makes good samples
@@ -18,8 +18,8 @@ The generator is drawn in each step by two halves of a batch, and by its weights
 
 G is the trained generator and G0 the pretrained one, with the same noise; d is the distance of the weights from the
 adapted ones; P is the guide's; p is the guide's probability that the sample of G0 is good; z_good is a latent near z of
-which G0 makes a good sample. R1 and R2 are those of every training (`AdversarialStep`). Where nothing is held there is
-no bank: the adversarial loss and the guide see fresh latents, and nearby and held are left out.
+which G0 makes a good sample. R1 and R2 are those of every training (`AdversarialStep`). If nothing is held there is no
+bank: the adversarial loss and the guide take fresh latents, and nearby and held are left out.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Weights:
 
 
 class UnlearnObjective(Objective):
-    """Stage 2's loss. prepared: None where no term needs the guide (the paper's own losses)."""
+    """Stage 2's loss. prepared: None if no term needs the guide, as in the paper's own losses."""
 
     def __init__(self, weights: Weights, repulsion: Repulsion, feedback: Feedback, prepared: Prepared | None = None):
         self.weights, self.repulsion, self.feedback, self.prepared = weights, repulsion, feedback, prepared
@@ -69,11 +69,11 @@ class UnlearnObjective(Objective):
             hold_statistics(gan.generator, gan.discriminator)
 
     def fakes(self, batch_size: int) -> int:
-        """Half of a batch where the other half is fresh latents."""
+        """Half a batch if the other half is fresh latents."""
         return batch_size if self.bank is None else max(batch_size // 2, 1)
 
     def latents(self, gan: GAN, n: int) -> tuple[Tensor, Tensor | None]:
-        """Latents of the bank where there is one, else fresh ones."""
+        """Latents of the bank if there is one, else fresh ones."""
         if self.bank is None:
             return super().latents(gan, n)
         z, c, _ = self.bank.latents.draw(n)
@@ -104,7 +104,7 @@ class UnlearnObjective(Objective):
         return self.repulsion.after_backward(step)
 
     def bank_half(self, step: AdversarialStep) -> dict[str, Tensor]:
-        """Terms of the latents that the discriminator meets."""
+        """Terms of the half that the discriminator meets."""
         target = None
         if self.bank is None:
             z, c = step.latents(step.fakes, step.group)
@@ -137,10 +137,10 @@ class UnlearnObjective(Objective):
         seen = self.prepared.guide.look(*fake)
         terms = {"held": self.held(seen, target, ~(flagged | self._suspected(target)))}
         if self.weights.guide > 0:
-            terms["guide of held"] = self.guide(seen, negative | self._flagged(seen) | self._suspected(seen))
+            terms["guide_fresh"] = self.guide(seen, negative | self._flagged(seen) | self._suspected(seen))
         return terms
 
-    # --- the terms that go by the guide: `seen` is a sample of G, `target` one of G0, `where` bools or 1
+    # --- the terms that need the guide: `seen` are samples of G, `target` those of G0, `where` is bools or 1
 
     def guide(self, seen: Seen, where: Tensor | float = 1.0) -> Tensor:
         """guide_weight * mean -log(1 - P(negative)), by the guide's balanced odds."""
@@ -161,8 +161,7 @@ class UnlearnObjective(Objective):
 
     @torch.no_grad()
     def _original(self, step: AdversarialStep, z: Tensor, c: Tensor | None) -> Seen:
-        """The pretrained GAN's samples of latents. The random state is left as it was: the next pass has the same
-        noise."""
+        """The pretrained GAN's samples of latents. The random state stays, so the next pass has the same noise."""
         assert self.prepared is not None and self.bank is not None
         device = step.gan.device
         with fork_rng(device), step.gan.autocast(), world.own_rng(device):
@@ -170,11 +169,11 @@ class UnlearnObjective(Objective):
         return self.prepared.guide.look(x, c)
 
     def _flagged(self, seen: Seen) -> Tensor:
-        """Samples that the oracle calls negative, or the probe: bools [N]."""
+        """Samples that the oracle or the probe calls negative: bools [N]."""
         return self.feedback.rule(seen.samples.detach()).to(seen.log_odds.device)
 
     def _suspected(self, seen: Seen, above: float = 0.0) -> Tensor:
-        """Samples that the guide takes for negative, where no oracle has the last word: bools [N]."""
+        """Samples that the guide takes for negatives, if there is no oracle to decide: bools [N]."""
         suspected = seen.log_odds.detach() > above
         return suspected & (not self.feedback.has_oracle)
 
@@ -201,8 +200,8 @@ def _good(target: Seen) -> Tensor:
 
 
 def hold_statistics(*networks: nn.Module | None) -> None:
-    """Let batch norm use its running statistics, and StyleGAN3's layers keep their magnitudes: a batch of latents of
-    one kind has others than the whole."""
+    """Make batch norm use its running statistics, and StyleGAN3's layers keep their magnitudes. A batch of one kind of
+    latents has other statistics than the whole."""
     for network in networks:
         for module in network.modules() if network is not None else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) or is_stylegan(module):

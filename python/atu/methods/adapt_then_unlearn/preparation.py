@@ -1,4 +1,4 @@
-"""What is learnt before the first step of stage 2: the guide, which positives it doubts, and the bank of latents."""
+"""Preparation of stage 2: the guide is trained, doubtful positives are left out, and the bank of latents is filled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ...data.samples import Samples
-from ...gan import GAN
 from ...judging.doubts import doubted, without_doubted
 from ...judging.feedback import Feedback
 from ...support.modules import still
@@ -18,7 +17,7 @@ from ...support.seeding import Stream, fork_rng, stream_seed
 from ..registry import Task
 from .defaults import hold_weight
 from .distance import SampleDistance, variance
-from .guide import ROUNDS, Guide, GuideTraining
+from .guide import MAX_ROUNDS, Guide, GuideTraining
 from .nearby import MovedLatents, NegativeLatents
 from .ways import WayLatents
 
@@ -35,7 +34,7 @@ class Bank:
 
 @dataclass
 class Prepared:
-    """What stage 2's terms are made with.
+    """The parts that stage 2's terms need.
 
     feedback: without the positives that the guide doubts. doubted: which these are, bools [N]. threshold: log-odds
     above which a sample that only the guide takes for negative joins the bank. bank: None where nothing is held.
@@ -48,84 +47,101 @@ class Prepared:
     bank: Bank | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run need not learn again."""
+        """State from which a resumed run continues without training again."""
         bank = {} if self.bank is None else self.bank.latents.state_dict()
-        return {"guide": self.guide.state_dict(), "doubts": self.doubted, "bar": self.threshold, "bank": bank}
+        return {"guide": self.guide.state_dict(), "doubted": self.doubted, "threshold": self.threshold, "bank": bank}
 
 
 def prepare(task: Task, steps: int, saved: dict[str, Any] | None = None) -> Prepared:
-    """Teach the guide and fill the bank, or go on from what an interrupted run `saved` (`Prepared.state_dict`).
+    """Train the guide and fill the bank; or load what an interrupted run `saved` (`Prepared.state_dict`).
 
-    steps: of stage 2. The guide learns on for no more than twice as many, the ways to good samples for no more.
+    steps: of stage 2. The guide trains for at most twice as many, the ways to good samples for at most as many.
     """
-    gan, cfg, feedback = task.gan, task.config.repel, task.feedback
-    some = feedback.positives.batch(torch.arange(min(len(feedback.positives), SCALE_SAMPLES)))
-    # Of big samples no more at once than the training takes, whose batch the user has fitted to the memory.
-    at_once = cfg.adversarial.batch_size if gan.is_big else None
-    training = GuideTraining(
-        steps=cfg.guide_steps,
-        batch_size=64 if at_once is None else min(64, at_once),
-        slope_weight=cfg.guide_r1 * float(variance(some).mean()),
-        # With more negatives, augmentation only blurs the boundary.
-        policy="translation" if len(feedback.negatives) < 100 else "",
-        seed=stream_seed(task.seed, Stream.GUIDE),
-        at_once=at_once,
-        rounds=min(ROUNDS, 1 + 2 * steps // max(cfg.guide_steps, 1)),
-    )
+    positives = task.feedback.positives
+    some = positives.batch(torch.arange(min(len(positives), SCALE_SAMPLES)))
+    training = _guide_training(task, steps, float(variance(some).mean()))
     if saved is None:
-        with fork_rng(gan.device, stream_seed(task.seed, Stream.GUIDE)):  # labels are drawn; a resumed run draws none
-            prepared = _taught(gan, feedback, training, task.seed)
+        # Labels are drawn for a conditional GAN, and a resumed run draws none.
+        with fork_rng(task.gan.device, training.seed):
+            prepared = _trained(task, training)
     else:
-        prepared = _loaded(gan, feedback, training, task.seed, saved)
-    known = feedback.negative_latents
-    if hold_weight(gan, cfg) and known is not None and len(known[0]):
-        distance = SampleDistance(prepared.guide, some.to(gan.device), cfg.hold_features)
-        with fork_rng(gan.device, stream_seed(task.seed, Stream.NEARBY)):
-            original = partial(gan.fake, generator=still(gan.sampling_generator))
-            kind = MovedLatents if gan.is_stylegan else WayLatents
-            latents = kind(gan, original, prepared.guide, distance, at_once)
-            if saved is None:
-                latents.fill(*known, steps=min(cfg.guide_steps, steps))
-            else:
-                latents.load_state_dict(saved["bank"])
-        prepared.bank = Bank(latents, distance)
+        prepared = _loaded(task, training, saved)
+    prepared.bank = _bank(task, steps, prepared.guide, some, saved)
     return prepared
 
 
-def _taught(gan: GAN, feedback: Feedback, training: GuideTraining, seed: int) -> Prepared:
-    """A guide that has learnt. Without an oracle, the positives that a first guide takes for negatives are left out (no
-    more than the probe may have missed), and a second guide learns without them."""
+def _guide_training(task: Task, steps: int, scale: float) -> GuideTraining:
+    """scale: variance of the positives. With it the slope's weight means the same in any units of the samples."""
+    cfg, at_once = task.config.repel, _at_once(task)
+    return GuideTraining(
+        steps=cfg.guide_steps,
+        batch_size=64 if at_once is None else min(64, at_once),
+        slope_weight=cfg.guide_r1 * scale,
+        # With more negatives, augmentation only blurs the boundary.
+        policy="translation" if len(task.feedback.negatives) < 100 else "",
+        seed=stream_seed(task.seed, Stream.GUIDE),
+        at_once=at_once,
+        rounds=min(MAX_ROUNDS, 1 + 2 * steps // max(cfg.guide_steps, 1)),
+    )
 
-    def learn(positives: Samples) -> Guide:
+
+def _at_once(task: Task) -> int | None:
+    """Samples that pass at once. For big ones it is the training's batch, which the user has fitted to the memory."""
+    return task.config.repel.adversarial.batch_size if task.gan.is_big else None
+
+
+def _trained(task: Task, training: GuideTraining) -> Prepared:
+    """A trained guide. Without an oracle, positives that a first guide takes for negatives are left out, and a second
+    guide is trained without them. They are no more than the probe may have missed."""
+    gan, feedback = task.gan, task.feedback
+
+    def guide_on(positives: Samples) -> Guide:
         guide = Guide(gan, training)
         guide.learn_from(feedback.negatives, positives)
         return guide
 
-    guide = learn(feedback.positives)
+    guide = guide_on(feedback.positives)
     if feedback.has_oracle:
         return Prepared(guide, feedback, torch.zeros(len(feedback.positives), dtype=torch.bool), 0.0)
-    doubts, threshold = doubted(gan, feedback, guide.log_odds)
-    if not doubts.any():
-        return Prepared(guide, feedback, doubts, threshold)
-    cleared = without_doubted(feedback, doubts, seed)
-    guide = learn(cleared.positives)
+    flags, threshold = doubted(gan, feedback, guide.log_odds)
+    if not flags.any():
+        return Prepared(guide, feedback, flags, threshold)
+    cleared = without_doubted(feedback, flags, task.seed)
+    guide = guide_on(cleared.positives)
     _, threshold = doubted(gan, feedback, guide.log_odds)
-    return Prepared(guide, cleared, doubts, threshold)
+    return Prepared(guide, cleared, flags, threshold)
 
 
-def _loaded(gan: GAN, feedback: Feedback, training: GuideTraining, seed: int, saved: dict[str, Any]) -> Prepared:
-    """What an interrupted run had taught.
+def _loaded(task: Task, training: GuideTraining, saved: dict[str, Any]) -> Prepared:
+    """The guide of an interrupted run.
 
     Raises:
-        ValueError: it had other positives than there are now.
+        ValueError: that run had other positives than there are now.
     """
-    doubts = saved["doubts"]
-    if len(doubts) != len(feedback.positives):
+    flags, count = saved["doubted"], len(task.feedback.positives)
+    if len(flags) != count:
         raise ValueError(
-            f"out: this run was prepared with {len(doubts)} positives, and now there are {len(feedback.positives)}: "
-            "the samples that a GAN makes depend on how many it makes at once (batch, or the memory that is free), and "
-            "on the device. Go on with those of before, or give another folder"
+            f"out: this run was prepared with {len(flags)} positives, and now there are {count}: the samples of a GAN "
+            "depend on how many it makes at once (batch, or the free memory) and on the device. Use those of before, "
+            "or give another folder"
         )
-    guide = Guide(gan, training)
+    guide = Guide(task.gan, training)
     guide.load_state_dict(saved["guide"])
-    return Prepared(guide, without_doubted(feedback, doubts, seed), doubts, saved["bar"])
+    return Prepared(guide, without_doubted(task.feedback, flags, task.seed), flags, saved["threshold"])
+
+
+def _bank(task: Task, steps: int, guide: Guide, some: Tensor, saved: dict[str, Any] | None) -> Bank | None:
+    """The bank, or None if nothing is held. some: positives, whose variances are the units of distances."""
+    gan, cfg, negatives = task.gan, task.config.repel, task.feedback.negative_latents
+    if not hold_weight(gan, cfg) or negatives is None or not len(negatives[0]):
+        return None
+    distance = SampleDistance(guide, some.to(gan.device), cfg.hold_features)
+    with fork_rng(gan.device, stream_seed(task.seed, Stream.NEARBY)):
+        original = partial(gan.fake, generator=still(gan.sampling_generator))
+        kind = MovedLatents if gan.is_stylegan else WayLatents
+        latents = kind(gan, original, guide, distance, _at_once(task))
+        if saved is None:
+            latents.fill(*negatives, steps=min(cfg.guide_steps, steps))
+        else:
+            latents.load_state_dict(saved["bank"])
+    return Bank(latents, distance)

@@ -15,8 +15,8 @@ from ... import config
 from ...gan import GAN
 from ...support import progress
 from ...support.seeding import Stream, fork_rng, stream_seed
+from ...training.loop import run_stage
 from ...training.score import CheckpointKeeper, Score, ScoredStage
-from ...training.stage import run_stage
 from ...training.step import AdversarialStep
 from ..registry import Stage, Task
 from .adapt import check_shared
@@ -56,7 +56,7 @@ def repel_gan(task: Task, adapted: list[dict[str, Tensor]]) -> tuple[GAN, dict[s
         run_stage(run, "repel", step, steps, hooks)
     keeper.restore()
     if objective.bank is not None:
-        # Its own has met the samples of negative latents alone: training on against it brings the negatives back.
+        # Stage 2's has seen samples of negative latents alone, so training on against it brings the negatives back.
         assert gan.discriminator is not None and twin.discriminator is not None
         twin.discriminator.load_state_dict(gan.discriminator.state_dict())
     decisions = {**keeper.decisions(), "stopped": hooks.stopped or "all steps done", **feedback.notes}
@@ -65,7 +65,7 @@ def repel_gan(task: Task, adapted: list[dict[str, Tensor]]) -> tuple[GAN, dict[s
 
 
 def _prepared(task: Task, steps: int) -> Prepared:
-    """What stage 2's terms need, learnt once in a run folder."""
+    """The parts that stage 2's terms need; a run folder keeps them."""
     saved = task.run.load("repel-prepared")
     prepared = prepare(task, steps, saved)
     if saved is None:
@@ -104,27 +104,27 @@ def repel_stage(gan: GAN, cfg: config.Config, loss: str | None = None) -> Stage:
 
 
 def _check(gan: GAN, cfg: config.Config, loss: str | None) -> None:
-    """Raise ValueError where a setting would have no effect, or several processes cannot share a batch."""
+    """Raise ValueError if a setting would have no effect, or several processes cannot share a batch."""
     repel = cfg.repel
     held, batch = hold_weight(gan, repel) > 0, repel.adversarial.batch_size
     if repel.guide_steps == 0 and goes_by_guide(gan, repel):
         raise ValueError(
-            "config: repel.guide_steps: expected some, as what steers and what is held go by the guide, got 0; without "
-            "it repel.guide_weight and repel.hold_weight are 0 too"
+            "config: repel.guide_steps: expected at least 1, as the guide's loss and holding need a trained guide, got "
+            "0; to do without it, set repel.guide_weight and repel.hold_weight to 0 too"
         )
     if not held and repel.nearby_weight not in ("auto", 0.0):
         raise ValueError(
-            f"config: repel.nearby_weight: has no effect without repel.hold_weight, got {repel.nearby_weight:g}: it is "
-            "of the negatives' latents, which are told apart where good samples are held"
+            f"config: repel.nearby_weight: has no effect without repel.hold_weight, got {repel.nearby_weight:g}: only "
+            "with good samples held are there latents of negatives to draw to nearby good samples"
         )
     if held and repel.adversarial.style_mixing > 0:
         raise ValueError(
-            "config: repel.adversarial.style_mixing: expected 0 where good samples are held (repel.hold_weight), as "
-            f"what is wanted in a sample's place is of its one latent, got {repel.adversarial.style_mixing:g}"
+            "config: repel.adversarial.style_mixing: expected 0 if good samples are held (repel.hold_weight), as a "
+            f"sample is compared with the original's of the same latent, got {repel.adversarial.style_mixing:g}"
         )
     check_shared(gan, "repel", batch)
     if held:
-        note = f", half of {batch}: where good samples are held, a batch comes in two halves"
+        note = f", half of {batch}: if good samples are held, a batch has two halves"
         check_shared(gan, "repel", max(batch // 2, 1), note)
     if loss is not None and repel.loss != loss:
         raise ValueError(f"config: expected repel.loss {loss!r} for the method {cfg.method!r}, got {repel.loss!r}")

@@ -39,8 +39,8 @@ class Repulsion(Objective):
     """The GAN loss and gamma L_repulsion(d), with a fixed gamma or one set from the gradients.
 
     Args:
-        params: the trained generator's. adapted: those of each adapted generator. start: those that stage 2 begins
-            with. steps: of stage 2.
+        params: of the trained generator. adapted: of each adapted generator. start: those that stage 2 begins with.
+        steps: of stage 2.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class Repulsion(Objective):
         return {"distance": distance, "repulsion": gamma * value, "gamma": gamma}
 
     def _balanced_gamma(self) -> float:
-        """gamma at which the repulsion's gradient at the start has `strength` times the (smoothed) norm of all other
-        losses' gradient. Later it fades or grows with the distance as the loss says."""
+        """gamma with which the repulsion's gradient at the start has `strength` times the (smoothed) norm of all other
+        losses' gradient. Later the gradient fades or grows with the distance."""
         grads = [p.grad for p in self.params if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(grads))
-        if math.isfinite(norm):  # scaled float16 gradients overflow now and then, and the step is left out
+        if math.isfinite(norm):  # scaled float16 gradients overflow now and then; such a step is skipped
             decay = 0.9 if self.adversarial_norm else 0.0
             self.adversarial_norm = decay * self.adversarial_norm + (1 - decay) * norm
         return self.cfg.strength * self.adversarial_norm / self.start_norm if self.start_norm > 0 else 0.0

@@ -1,9 +1,11 @@
-"""Positives with a penalty on the generator's weights: EWC, and the sum of absolute values."""
+"""L1 sparsity: positives under weight * sum |theta| over the generator.
+
+Source: Jia et al., "Model Sparsity Can Simplify Machine Unlearning" (arXiv 2304.04934).
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import field
 from typing import Annotated, Literal
 
 import torch
@@ -12,35 +14,15 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from ..config import STRICT, Config, Fisher, NonNegative
+from ..config import STRICT, NonNegative
 from ..gan import GAN
 from ..support.modules import eval_mode, trainable
 from ..support.seeding import Stream, fork_rng, stream_seed
-from ..training.fisher import check_parameters
 from ..training.losses import generator_loss
 from ..training.schedules import schedule
 from ..training.step import AdversarialStep, Objective
-from .adapt_then_unlearn.adapt import Ewc, fisher_of
 from .finetune import Finetune, finetune, finetune_plan, pretrained_copy
 from .registry import Method, Outcome, Task
-
-
-@dataclass(config=STRICT)
-class EwcSettings(Finetune):
-    """Positives and an EWC penalty that holds the generator at theta_G."""
-
-    weight: Annotated[
-        NonNegative,
-        Field(
-            description="Weight lambda of EWC, lambda/2 sum F (theta - theta_G)^2; with relative it is divided by "
-            "1/2 sum F theta_G^2."
-        ),
-    ] = 5.0
-    relative: Annotated[
-        bool,
-        Field(description="Divide EWC by 1/2 sum F theta_G^2, so that one weight means the same for every network."),
-    ] = True
-    fisher: Annotated[Fisher, Field(description="The Fisher information F.")] = field(default_factory=Fisher)
 
 
 @dataclass(config=STRICT)
@@ -56,18 +38,6 @@ class L1Sparse(Finetune):
         Literal["constant", "linear", "cosine"],
         Field(description="Of the weight over the steps; the last two fall to 0."),
     ] = "constant"
-
-
-def ewc(task: Task) -> Outcome:
-    """Fine-tune on the positives under EWC's penalty around theta_G.
-
-    Source: Li et al., "Few-shot Image Generation with Elastic Weight Consolidation" (arXiv 2012.02780).
-    """
-    own = task.config.own
-    fisher = fisher_of(task.gan, task.feedback, own.fisher, task.seed)
-    twin = pretrained_copy(task.gan)
-    anchor = [p.detach().clone() for p in twin.generator.parameters()]
-    return finetune(task, twin, Ewc(twin, anchor, fisher, own.weight, own.relative))
 
 
 class L1(Objective):
@@ -100,26 +70,18 @@ def adversarial_norm(gan: GAN, params: list[Tensor], batch_size: int, batches: i
 
 
 def l1_sparse(task: Task) -> Outcome:
-    """Fine-tune on the positives under an l1 penalty.
-
-    Source: Jia et al., "Model Sparsity Can Simplify Machine Unlearning" (arXiv 2304.04934).
-    """
-    own = task.config.own
+    """Fine-tune on the positives under the penalty."""
+    cfg = task.config.own
     twin = pretrained_copy(task.gan)
     params = trainable(twin.generator)
-    weight = own.weight
+    weight = cfg.weight
     if weight is None:
         with fork_rng(task.gan.device, stream_seed(task.seed, Stream.L1_WEIGHT)):
-            norm = adversarial_norm(twin, params, own.adversarial.batch_size)
-        weight = own.strength * norm / math.sqrt(sum(p.numel() for p in params))
-    outcome = finetune(task, twin, L1(params, weight, own))
+            norm = adversarial_norm(twin, params, cfg.adversarial.batch_size)
+        weight = cfg.strength * norm / math.sqrt(sum(p.numel() for p in params))
+    outcome = finetune(task, twin, L1(params, weight, cfg))
     outcome.decisions["l1_weight"] = weight
     return outcome
 
 
-def _check(gan: GAN, cfg: Config) -> None:
-    check_parameters(gan.generator, cfg.own.fisher.parameters, f"config: methods.{cfg.method}.fisher.parameters")
-
-
-EWC = Method(ewc, EwcSettings, plan=finetune_plan(_check))
 L1_SPARSE = Method(l1_sparse, L1Sparse, plan=finetune_plan())

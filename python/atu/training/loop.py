@@ -14,34 +14,34 @@ from .step import NonFiniteError
 
 
 class Trainer(Protocol):
-    """What is trained one step at a time: `AdversarialStep`, for one."""
+    """A training that runs one step at a time, such as `AdversarialStep`."""
 
     gan: GAN
     step_count: int
 
     def step(self) -> dict[str, float]:
-        """One step; returns what to log."""
+        """One step; returns values to log."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from a `state_dict`."""
 
 
 class StageHooks:
-    """What a stage adds to its training loop. The base class adds nothing."""
+    """Hooks of a stage's training loop. The base class does nothing."""
 
     def after_step(self, step: int, metrics: dict[str, float]) -> bool:
         """Called after each step; may add to `metrics`. True ends the stage."""
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Nested dicts of tensors and plain data to go on from."""
+        """Nested dicts of tensors and plain data to resume from."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave; the trainer has its state by then."""
+        """Continue from a `state_dict`; the trainer has loaded its state already."""
 
 
 def run_stage(run: RunFolder, stage: str, trainer: Trainer, steps: int, hooks: StageHooks) -> None:
@@ -50,8 +50,8 @@ def run_stage(run: RunFolder, stage: str, trainer: Trainer, steps: int, hooks: S
     Raises:
         NonFiniteError: a loss is not finite; the last saved state stays.
         KeyboardInterrupt: on Ctrl-C or SIGTERM (`Terminated`), after the state was saved.
-        CheckpointError: neither of the saved states can be read.
-        WorldError: another process of the run is gone.
+        CheckpointError: no saved state can be read.
+        WorldError: another process of the run has stopped.
     """
     seconds = 0.0
     stopped = False
@@ -79,7 +79,7 @@ def run_stage(run: RunFolder, stage: str, trainer: Trainer, steps: int, hooks: S
                 raise
             stopped = world.any_of(hooks.after_step(trainer.step_count, metrics), trainer.gan.device)
             if world.any_of(bool(signals), trainer.gan.device) and not signals:
-                signals.append(signal.SIGTERM)  # to another process of this run
+                signals.append(signal.SIGTERM)  # another process of this run got it
             bar.update(metrics)
             last = stopped or trainer.step_count == steps
             if last or trainer.step_count % run.log_every == 0 or "score" in metrics:
