@@ -9,7 +9,7 @@ from torch import nn
 
 from atu import unlearn
 from atu.gan import GAN
-from atu.measures.features import discriminator_features
+from atu.measures.features import DiscriminatorFeatures
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
 from atu.training.run_folder import gan_digest
@@ -116,7 +116,9 @@ def test_features_and_logits_are_seen_within_compiled_modules(in_place):
     x = plain.sample(6)
     other(x)  # compiled before anyone listens
     torch.testing.assert_close(wrapped.logits(x), plain.logits(x))
-    torch.testing.assert_close(discriminator_features(wrapped, [x]), discriminator_features(plain, [x]))
+    torch.testing.assert_close(
+        DiscriminatorFeatures(wrapped).penultimate([x]), DiscriminatorFeatures(plain).penultimate([x])
+    )
 
 
 def test_a_part_that_was_compiled_is_saved_and_filled_under_its_own_names(tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data.images import map_range, thumbnails
 from ..gan import GAN
 from ..judging.rule import Rule
-from ..measures.features import discriminator_features
+from ..measures.features import DiscriminatorFeatures
 
 SHOWN = 24  # negatives of each model that are kept to be looked at
 
@@ -32,17 +32,18 @@ Look = Callable[[Tensor], Verdicts]
 def verdicts_of(judge: Rule, gan: GAN) -> Look:
     """Samples [N, ...] in the GAN's range -> the judge's `Verdicts`. Features are those of its classifier, or of the
     GAN's discriminator where it has none (`feature_source`)."""
-    classifier = judge.classifier
+    classifier, negative = judge.classifier, torch.tensor(judge.classes)
+    of = DiscriminatorFeatures(gan) if feature_source(judge, gan) == "discriminator" else None
     if classifier is None:
-        return lambda x: Verdicts(judge(x), discriminator_features(gan, [x]), None, None)
-    source, negative = feature_source(judge, gan), torch.tensor(judge.classes)
+        assert of is not None
+        return lambda x: Verdicts(judge(x), of.penultimate([x]), None, None)
 
     def look(x: Tensor) -> Verdicts:
         logits, features = classifier.logits_and_features(map_range(x, gan.image_range, classifier.image_range))
         confidence, labels = logits.softmax(1).cpu().max(1)
         flags = torch.isin(labels, negative) if judge.classes else judge(x)
-        if source == "discriminator":
-            features = discriminator_features(gan, [x])
+        if of is not None:
+            features = of.penultimate([x])
         return Verdicts(flags, features.cpu(), labels, confidence)
 
     return look
@@ -51,8 +52,9 @@ def verdicts_of(judge: Rule, gan: GAN) -> Look:
 def feature_source(judge: Rule, gan: GAN) -> str:
     """ "classifier" or "discriminator": whose features `verdicts_of` gives."""
     classifier = judge.classifier
-    outputs_alone = classifier is None or not classifier.has_features
-    return "discriminator" if outputs_alone and gan.discriminator is not None else "classifier"
+    if classifier is None or (not classifier.has_features and gan.discriminator is not None):
+        return "discriminator"
+    return "classifier"
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..data.samples import Samples, read
 from ..gan import GAN
-from ..measures.features import Whitening, discriminator_features
+from ..measures.features import DiscriminatorFeatures, Whitening
 from ..support.remarks import InputWarning
 from ..support.seeding import fork_rng
 from .rule import Rule
@@ -107,11 +107,12 @@ def share_remarks(judge: str, flags: Tensor) -> list[str]:
 def unlike_remarks(gan: GAN, marks: Tensor, pool: Tensor) -> list[str]:
     """Of negatives that lie farther out, in the discriminator's features, than all samples of the GAN."""
     at_once = gan.fitting(100)
-    features = discriminator_features(gan, pool[:MAX_COMPARED].split(at_once))
+    of = DiscriminatorFeatures(gan)
+    features = of.penultimate(pool[:MAX_COMPARED].split(at_once))
     half = len(features) // 2
     whiten = Whitening(features[:half])
     usual = whiten(features[half:]).norm(dim=1)
-    mine = whiten(discriminator_features(gan, marks.split(at_once))).norm(dim=1)
+    mine = whiten(of.penultimate(marks.split(at_once))).norm(dim=1)
     if not float(mine.median()) > 1.5 * float(usual.max()):
         return []
     return [

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import Feedback
 from ..data.samples import Samples, TensorSamples, as_samples, read
 from ..gan import GAN
-from ..measures.features import Whitening, batch_features, kinds, sample_features
+from ..measures.features import DiscriminatorFeatures, Whitening, kinds
 from ..support import progress
 from ..support.seeding import Stream, stream_seed
 from .places import marked_samples
@@ -29,7 +29,7 @@ FOLDS = 5
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Probe(Rule):
-    """Logistic regression on what tells samples apart (`sample_features`).
+    """Logistic regression on what tells samples apart (`DiscriminatorFeatures.to_tell_apart`).
 
     Attributes:
         whiten, weight, threshold: features [N, F] are unwanted where the log odds of the whitened ones, by the weights
@@ -44,18 +44,23 @@ class Probe(Rule):
     marks: Mapping[str, int]
 
     def log_odds(self, features: Tensor) -> Tensor:
-        """Log odds [N] for features (`sample_features`) [N, F]."""
+        """Log odds [N] for features [N, F]."""
         return logit(self.whiten(features).float(), self.weight)
 
     def calls(self, features: Tensor) -> Tensor:
-        """bool [N] for features (`sample_features`) [N, F]."""
+        """bool [N] for features [N, F]."""
         return self.log_odds(features) >= self.threshold
 
 
 def fit_on_features(
-    gan: GAN, negatives: Tensor, unlabelled: Tensor, recall: float, good: Tensor | None = None, rounds: int = 3
+    of: DiscriminatorFeatures,
+    negatives: Tensor,
+    unlabelled: Tensor,
+    recall: float,
+    good: Tensor | None = None,
+    rounds: int = 3,
 ) -> Probe:
-    """A probe fitted on features (`sample_features`) [N, F], [M, F], [K, F].
+    """A probe fitted on features `of` samples, [N, F], [M, F], [K, F].
 
     Positive-unlabelled learning: the negatives against good samples, where some are known, and generated samples of
     unknown kind. Those that look negative are left out, and the probe is fitted again (two-step method of Liu et al.,
@@ -66,7 +71,7 @@ def fit_on_features(
             odds, as marks that were chosen by what they look like are easier than others.
     """
     reference = torch.cat([unlabelled[:WHITENED_ON], negatives])
-    whiten = Whitening(reference, components=64, kinds=kinds(gan, reference))
+    whiten = Whitening(reference, components=64, kinds=kinds(of.gan, reference))
     marked, unknown = whiten(negatives).float(), whiten(unlabelled).float()
     fine = marked[:0] if good is None else whiten(good).float()
     keep = torch.ones(len(unknown), dtype=torch.bool)
@@ -98,13 +103,13 @@ def fit_on_features(
     )
 
     def score(x: Tensor) -> Tensor:
-        return logit(whiten(_features(gan, x.split(gan.fitting(100)))).float(), weight)
+        return logit(whiten(_features(of, x.split(of.gan.fitting(100)))).float(), weight)
 
     return Probe(
         decide=lambda x: score(x) >= threshold,
         name="probe",
         score=score,
-        slope=lambda x: logit(whiten(batch_features(gan, x).cpu()).float(), weight),
+        slope=lambda x: logit(whiten(of.of_batch(x).cpu()).float(), weight),
         whiten=whiten,
         weight=weight,
         threshold=threshold,
@@ -118,10 +123,10 @@ def _passed(unknown: Tensor, weight: Tensor, threshold: float) -> Tensor:
     return keep if keep.sum() >= max(len(unknown) // 4, 2) else torch.ones_like(keep)
 
 
-def _features(gan: GAN, batches: Iterable[Tensor]) -> Tensor:
-    """As `sample_features`, in the training's precision: a run's probe passes over samples in every step."""
-    with gan.autocast():
-        return sample_features(gan, batches)
+def _features(of: DiscriminatorFeatures, batches: Iterable[Tensor]) -> Tensor:
+    """Features in the training's precision: a run's probe passes over samples in every step."""
+    with of.gan.autocast():
+        return of.to_tell_apart(batches)
 
 
 def _held_out(x: Tensor, fit: Callable[[Tensor], Tensor]) -> Tensor:
@@ -170,12 +175,12 @@ def fit_probe(
     gan: GAN, negatives: Samples, pool: Tensor | Iterable[Tensor], recall: float, good: Samples | None = None
 ) -> Probe:
     """Probe that tells `negatives` from generated samples `pool`, [N, ...] or batches of them, and from `good` ones."""
-    features, company = [], torch.empty(0)
+    of, features, company = DiscriminatorFeatures(gan), [], torch.empty(0)
     for part in pool.split(gan.fitting(100)) if isinstance(pool, Tensor) else pool:
         company = company if len(company) else part
-        features.append(_features(gan, [part]))
-    fine = None if good is None or not len(good) else amid(gan, good, company)
-    return fit_on_features(gan, amid(gan, negatives, company), torch.cat(features), recall, fine)
+        features.append(_features(of, [part]))
+    fine = None if good is None or not len(good) else amid(of, good, company)
+    return fit_on_features(of, amid(of, negatives, company), torch.cat(features), recall, fine)
 
 
 def probe_of(
@@ -222,7 +227,7 @@ def with_slope(rule: Rule, gan: GAN, seed: int = 0, samples: int = 2000) -> Rule
     return replace(rule, slope=probe.slope)
 
 
-def amid(gan: GAN, samples: Samples, company: Tensor) -> Tensor:
+def amid(of: DiscriminatorFeatures, samples: Samples, company: Tensor) -> Tensor:
     """Features [N, F] of samples, each amid three generated ones; `MAX_PROBE_SAMPLES`, evenly spread, of more.
 
     A discriminator that looks at the spread of a batch (minibatch standard deviation) tells a batch of negatives by
@@ -231,9 +236,9 @@ def amid(gan: GAN, samples: Samples, company: Tensor) -> Tensor:
     rng = torch.Generator().manual_seed(0)
     index = torch.linspace(0, len(samples) - 1, min(len(samples), MAX_PROBE_SAMPLES)).long()
     features = []
-    for part in index.split(max(gan.fitting(100) // 4, 1)):
+    for part in index.split(max(of.gan.fitting(100) // 4, 1)):
         x = read(samples, part).to(company.device)
         order = torch.randperm(4 * len(x), generator=rng)
         others = company[torch.randint(len(company), (3 * len(x),), generator=rng)]
-        features.append(_features(gan, [torch.cat([x, others])[order]])[order.argsort()[: len(x)]])
+        features.append(_features(of, [torch.cat([x, others])[order]])[order.argsort()[: len(x)]])
     return torch.cat(features)

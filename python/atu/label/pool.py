@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.images import are_pictures, to_uint8
 from ..gan import GAN
-from ..measures.features import Whitening, kinds, sample_features
+from ..measures.features import DiscriminatorFeatures, Whitening, kinds
 from ..support.seeding import mix_seed
 
 LARGEST = 128  # pixels of a thumbnail's longer side
@@ -31,16 +31,17 @@ def block_size(gan: GAN) -> int:
 
 
 class Space:
-    """Where samples are compared: the first GAN's features (`sample_features`), whitened on its first samples."""
+    """Where samples are compared: the first GAN's features (`DiscriminatorFeatures`), whitened on its first samples."""
 
     def __init__(self, gan: GAN, block: int, samples: int):
         self.gan, self.wanted = gan, min(max(8 * block, 128), samples)
+        self.features = None if gan.discriminator is None else DiscriminatorFeatures(gan)
         self.whiten: Whitening | None = None
         self.first: list[Tensor] = []
 
     def raw(self, x: Tensor) -> Tensor | None:
         """Features float32 [n, F]; None for a GAN without a discriminator."""
-        return None if self.gan.discriminator is None else sample_features(self.gan, [x])
+        return None if self.features is None else self.features.to_tell_apart([x])
 
     def learn(self, raw: Tensor) -> bool:
         """Add samples to those that whitening is fitted on; True when that is done."""

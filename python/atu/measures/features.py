@@ -7,7 +7,6 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -19,56 +18,85 @@ from ..support.modules import eval_mode, uncompiled
 from .frechet import moments
 from .oriented_gradients import FEATURES, oriented_gradients
 
-CELLS = 256  # values of one layer that `layer_inputs` keeps, unless it has more channels
+CELLS = 256  # values of one layer that are kept, unless it has more channels
 
 
-@torch.no_grad()
-def discriminator_features(gan: GAN, batches: Iterable[Tensor], max_features: int = 1024) -> Tensor:
-    """Penultimate features of the discriminator: what its last layer with weights takes in.
+class DiscriminatorFeatures:
+    """Features of samples from a GAN's discriminator, in eval mode.
 
-    Args:
-        batches: samples [n, ...]. Each batch is passed on its own (minibatch statistics couple a batch's samples).
-        max_features: about the most (see `flat_features`).
+    Which of its layers take in one row a sample is found out here, once, by two passes (`sample_layers`).
 
-    Returns:
-        float32 [N, F] on the CPU.
+    Raises:
+        ValueError: the GAN has no discriminator.
     """
-    discriminator = _discriminator(gan)
-    features = []
-    with eval_mode(discriminator), last_input(discriminator, sample_layers(gan)) as last:
-        for x in batches:
-            x = x.to(gan.device)
-            last[:] = [x]  # where no layer takes in a row a sample
-            c = gan.labels(len(x), torch.Generator().manual_seed(0))
-            gan.logits(x, c)
-            features.append(flat_features(last[0], max_features).float().cpu())
-    return torch.cat(features) if features else torch.empty(0, 0)
 
+    def __init__(self, gan: GAN):
+        self.gan, self.discriminator, self.layers = gan, _discriminator(gan), sample_layers(gan)
 
-@torch.no_grad()
-def sample_features(gan: GAN, batches: Iterable[Tensor]) -> Tensor:
-    """What samples are told apart by: what the discriminator's layers take in, and of images their oriented gradients,
-    which say more of shapes where the discriminator is a weak one.
+    @torch.no_grad()
+    def penultimate(self, batches: Iterable[Tensor], max_features: int = 1024) -> Tensor:
+        """What the discriminator's last layer with weights takes in: float32 [N, F] on the CPU.
 
-    Args:
-        batches: as of `discriminator_features`.
+        Args:
+            batches: samples [n, ...]. Each batch is passed on its own (minibatch statistics couple a batch's samples).
+            max_features: about the most (see `flat_features`).
+        """
+        features = []
+        with eval_mode(self.discriminator), last_input(self.discriminator, self.layers) as last:
+            for x in batches:
+                x = x.to(self.gan.device)
+                last[:] = [x]  # where no layer takes in a row a sample
+                self._pass(x)
+                features.append(flat_features(last[0], max_features).float().cpu())
+        return torch.cat(features) if features else torch.empty(0, 0)
 
-    Returns:
-        float32 [N, F] on the CPU; `kinds` says which are which.
-    """
-    features = [batch_features(gan, x).cpu() for x in batches]
-    return torch.cat(features) if features else torch.empty(0, 0)
+    @torch.no_grad()
+    def to_tell_apart(self, batches: Iterable[Tensor]) -> Tensor:
+        """What tells samples apart, float32 [N, F] on the CPU: what the layers take in (`layer_inputs`) and, of images,
+        their oriented gradients, which say more of shapes where the discriminator is a weak one. See `kinds`.
 
+        batches: as of `penultimate`.
+        """
+        features = [self.of_batch(x).cpu() for x in batches]
+        return torch.cat(features) if features else torch.empty(0, 0)
 
-def batch_features(gan: GAN, x: Tensor) -> Tensor:
-    """`sample_features` of one batch, differentiable in the samples x [N, ...]."""
-    x = x.to(gan.device)
-    own = layer_inputs(gan, x)
-    return torch.cat([*own, oriented_gradients(x, gan.image_range)] if len(gan.sample_shape) == 3 else own, 1)
+    def of_batch(self, x: Tensor) -> Tensor:
+        """`to_tell_apart` of one batch, differentiable in the samples x [N, ...]."""
+        x = x.to(self.gan.device)
+        inputs = self.layer_inputs(x)
+        images = len(self.gan.sample_shape) == 3
+        return torch.cat([*inputs, oriented_gradients(x, self.gan.image_range)] if images else inputs, 1)
+
+    def layer_inputs(self, x: Tensor) -> list[Tensor]:
+        """float32 [N, F] of each layer with weights but the first, differentiable in the samples x [N, ...].
+
+        Maps are averaged over 4 x 4 cells, 2 x 2 or all of space, whatever leaves at most 256 values, or one a channel.
+        Of a discriminator of maps those, and what its last layer takes in.
+        """
+        inputs: list[Tensor] = []
+        before: list[Tensor] = []  # two layers side by side take in the same
+
+        def remember(f: Tensor) -> None:
+            if f.ndim > 1 and len(f) == len(x) and not (before and f is before[0]):
+                inputs.append(_coarse(f))
+                before[:] = [f]
+
+        with eval_mode(self.discriminator), listening(self.discriminator, remember, self.layers):
+            x = x.to(self.gan.device)
+            self._pass(x)
+        inputs = inputs or [flat_features(x)]
+        last = inputs[-1]
+        if x.ndim == 4:  # no network of labels
+            inputs = [f for f in inputs if f.ndim > 2] + ([last] if last.ndim == 2 else [])
+        flat = [f.flatten(1).float() for f in inputs]
+        return flat[1:] or flat
+
+    def _pass(self, x: Tensor) -> None:
+        self.gan.logits(x, self.gan.labels(len(x), torch.Generator().manual_seed(0)))
 
 
 def kinds(gan: GAN, features: Tensor) -> list[int]:
-    """How many of `sample_features` [N, F] are of one kind, in order: kinds have no unit in common."""
+    """How many of the features [N, F] that tell samples apart are of one kind, in order; kinds share no unit."""
     widths = [features.shape[1] - FEATURES, FEATURES]
     return widths if len(gan.sample_shape) == 3 else [sum(widths)]
 
@@ -79,30 +107,6 @@ def _discriminator(gan: GAN) -> nn.Module:
     return gan.discriminator
 
 
-def layer_inputs(gan: GAN, x: Tensor) -> list[Tensor]:
-    """float32 [N, F] of each layer with weights but the first, differentiable in the samples x [N, ...]: maps averaged
-    over 4 x 4 cells, 2 x 2 or all of space, whatever leaves at most 256 values, or one a channel. Of a discriminator of
-    maps those, and what its last layer takes in."""
-    discriminator = _discriminator(gan)
-    taken: list[Tensor] = []
-    before: list[Tensor] = []  # two layers side by side take in the same
-
-    def remember(f: Tensor) -> None:
-        if f.ndim > 1 and len(f) == len(x) and not (before and f is before[0]):
-            taken.append(_coarse(f))
-            before[:] = [f]
-
-    with eval_mode(discriminator), listening(discriminator, remember, sample_layers(gan)):
-        x = x.to(gan.device)
-        gan.logits(x, gan.labels(len(x), torch.Generator().manual_seed(0)))
-    taken = taken or [flat_features(x)]
-    last = taken[-1]
-    if x.ndim == 4:  # no network of labels
-        taken = [f for f in taken if f.ndim > 2] + ([last] if last.ndim == 2 else [])
-    inputs = [f.flatten(1).float() for f in taken]
-    return inputs[1:] or inputs
-
-
 def _coarse(f: Tensor) -> Tensor:
     if f.ndim != 4:
         return f
@@ -110,20 +114,11 @@ def _coarse(f: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(f, sides[0] if sides else 1)
 
 
-_SAMPLE_LAYERS: WeakKeyDictionary[nn.Module, frozenset[str]] = WeakKeyDictionary()
-
-
-def sample_layers(gan: GAN) -> frozenset[str]:
-    """Names of the discriminator's layers with weights that take in one row a sample: not so where tokens or frames
-    come first. Told once, by passes of two and of three samples."""
-    discriminator = _discriminator(gan)
-    if discriminator not in _SAMPLE_LAYERS:
-        _SAMPLE_LAYERS[discriminator] = _by_sample(gan, discriminator)
-    return _SAMPLE_LAYERS[discriminator]
-
-
 @torch.no_grad()
-def _by_sample(gan: GAN, discriminator: nn.Module) -> frozenset[str]:
+def sample_layers(gan: GAN) -> frozenset[str]:
+    """Names of the discriminator's layers with weights that take in one row a sample, by passes of two and of three
+    samples. Where tokens or frames come first, some do not."""
+    discriminator = _discriminator(gan)
     names = list(_layers(discriminator))
     for n in (2, 3):
         x, c = torch.zeros(n, *gan.sample_shape, device=gan.device), gan.labels(n, torch.Generator().manual_seed(0))

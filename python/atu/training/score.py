@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.samples import Samples
 from ..gan import GAN
 from ..judging.feedback import Feedback
-from ..measures.features import Whitening, discriminator_features
+from ..measures.features import DiscriminatorFeatures, Whitening
 from ..measures.frechet import frechet_distance, moments
 from ..support.seeding import Stream, stream_seed
 from .loop import StageHooks
@@ -34,7 +34,7 @@ class Score:
 
     def __init__(self, gan: GAN, feedback: Feedback, n: int, drift_weight: float, seed: int):
         self.gan, self.rule, self.n, self.drift_weight = gan, feedback.rule, n, drift_weight
-        self.seed = stream_seed(seed, Stream.SCORE)
+        self.seed, self.features = stream_seed(seed, Stream.SCORE), DiscriminatorFeatures(gan)
         features = self._features_of(feedback.positives)
         order = torch.randperm(len(features), generator=torch.Generator().manual_seed(self.seed))
         held = features[order[: min(n, len(features) // 4)]]
@@ -49,14 +49,14 @@ class Score:
         index = torch.arange(len(positives))
         if len(index) > 5000:  # given samples may come sorted
             index = torch.randperm(len(index), generator=torch.Generator().manual_seed(self.seed))[:5000]
-        return discriminator_features(self.gan, (positives.batch(part) for part in index.split(self.gan.fitting(100))))
+        return self.features.penultimate(positives.batch(part) for part in index.split(self.gan.fitting(100)))
 
     def __call__(self, generator: nn.Module) -> dict[str, float]:
         """negative_rate, drift and score of a generator."""
         flags, features = [], []
         for x in self.gan.batches(self.n, self.seed, generator=generator):
             flags.append(self.rule(x))
-            features.append(discriminator_features(self.gan, [x]))
+            features.append(self.features.penultimate([x]))
         rate = float(torch.cat(flags).float().mean())
         drift = frechet_distance(moments(self.whiten(torch.cat(features))), self.kept) / self.size - self.floor
         return {

@@ -16,7 +16,7 @@ from atu.gan import GAN
 from atu.judging.classifier import Classifier
 from atu.judging.probe import probe_of
 from atu.judging.rule import Rule
-from atu.measures.features import discriminator_features
+from atu.measures.features import DiscriminatorFeatures
 from atu.measures.frechet import frechet
 from atu.measures.kid import kid
 from atu.measures.shares import histogram, total_variation
@@ -315,8 +315,8 @@ def test_a_rule_must_say_yes_or_no_in_bools():
 def test_real_samples_without_a_classifier_are_compared_in_the_discriminators_features():
     pair, real = gan(), torch.randn(700, 2, generator=torch.Generator().manual_seed(5))
     numbers = evaluate(pair, gan(1.0), lambda x: x[:, 0] < 0, real=real, n=400).numbers
-    kept = discriminator_features(pair, [real[real[:, 0] >= 0]])
-    own = discriminator_features(pair, [pair.sample(400, 0, batch_size=250)])
+    kept = DiscriminatorFeatures(pair).penultimate([real[real[:, 0] >= 0]])
+    own = DiscriminatorFeatures(pair).penultimate([pair.sample(400, 0, batch_size=250)])
     assert numbers["real_images"] == len(kept)
     assert numbers["fid_cls_before"] == pytest.approx(frechet(kept, own), rel=1e-4)
     with pytest.raises(ValueError, match=r"real: expected samples of shape \[2\], got \[3\]"):

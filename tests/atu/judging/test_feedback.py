@@ -22,11 +22,16 @@ from atu.judging.pool import pool_size, wanted_pool
 from atu.judging.positives import check_distinct
 from atu.judging.probe import amid, fit_on_features, fit_probe
 from atu.judging.rule import Rule
-from atu.measures.features import sample_features
+from atu.measures.features import DiscriminatorFeatures
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.training.score import CheckpointKeeper, Score
 
 POOL = FeedbackConfig(pool=600)
+
+
+def fitted(gan, *features, **options):
+    """A probe fitted on features."""
+    return fit_on_features(DiscriminatorFeatures(gan), *features, **options)
 
 
 def negative(x):
@@ -89,7 +94,7 @@ def test_probe_finds_the_marked_cluster(vector_gan, marked):
     truth = torch.arange(1000) % 5 == 0
     unlabelled = noise + 8 * truth[:, None].float()
     negatives = torch.randn(marked, 8, generator=rng) + 8
-    found = fit_on_features(vector_gan, negatives, unlabelled, recall=0.95).calls(unlabelled)
+    found = fitted(vector_gan, negatives, unlabelled, recall=0.95).calls(unlabelled)
     assert float(found[truth].float().mean()) >= (0.85 if marked >= 10 else 0.2)
     assert float(found[~truth].float().mean()) <= 0.01
 
@@ -98,13 +103,11 @@ def test_probe_recall_moves_the_threshold(vector_gan):
     rng = torch.Generator().manual_seed(1)
     unlabelled = torch.randn(800, 4, generator=rng)
     negatives = torch.randn(200, 4, generator=rng) + 1.5
-    counts = [
-        int(fit_on_features(vector_gan, negatives, unlabelled, r).calls(unlabelled).sum()) for r in (0.5, 0.8, 0.99)
-    ]
+    counts = [int(fitted(vector_gan, negatives, unlabelled, r).calls(unlabelled).sum()) for r in (0.5, 0.8, 0.99)]
     assert counts == sorted(counts) and counts[0] < counts[2]
     fresh = torch.randn(2000, 4, generator=rng) + 1.5
     for recall in (0.8, 0.99):  # at least: at even odds 93 % of such clusters are recognised (a normal 1.5 away)
-        hit = float(fit_on_features(vector_gan, negatives, unlabelled, recall).calls(fresh).float().mean())
+        hit = float(fitted(vector_gan, negatives, unlabelled, recall).calls(fresh).float().mean())
         assert max(recall, 0.93) - 0.05 < hit < max(recall, 0.97) + 0.02
 
 
@@ -115,7 +118,7 @@ def test_probe_leaves_out_negatives_that_the_others_contradict(vector_gan):
     negatives = torch.randn(101, 8, generator=rng)
     slips = torch.arange(101) % 5 == 3
     negatives[~slips] += 4
-    probe = fit_on_features(vector_gan, negatives, unlabelled, recall=0.95)
+    probe = fitted(vector_gan, negatives, unlabelled, recall=0.95)
     assert abs(probe.marks["contradicted"] - int(slips.sum())) <= 2
     assert float(probe.calls(torch.randn(2003, 8, generator=rng)).float().mean()) < 0.02
     assert float(probe.calls(torch.randn(2003, 8, generator=rng) + 4).float().mean()) > 0.98
@@ -134,7 +137,7 @@ def test_what_a_probe_recognises_of_its_marks_it_recognises_of_fresh_samples(vec
             return places[torch.randint(8, (n,), generator=rng)] + 0.6 * torch.randn(n, 30, generator=rng)
 
         unlabelled = torch.cat([negatives(400), 0.6 * torch.randn(600, 30, generator=rng)])
-        probe = fit_on_features(vector_gan, negatives(60), unlabelled, recall=0.95)
+        probe = fitted(vector_gan, negatives(60), unlabelled, recall=0.95)
         told.append(probe.marks["recognised"] / 60)
         true.append(float(probe.calls(negatives(1000)).float().mean()))
     assert abs(np.mean(told) - np.mean(true)) < 0.06 and np.mean(true) < 0.8
@@ -147,14 +150,12 @@ def test_probe_learns_from_good_marks_and_tells_how_many_it_takes_for_negative(v
     negatives = torch.randn(97, 3, generator=rng) + torch.tensor([6.0, 0, 0])
     good = torch.randn(89, 3, generator=rng) + torch.tensor([6.0, 6, 0])
     more = torch.randn(2003, 3, generator=rng) + torch.tensor([6.0, 6, 0])
-    without = fit_on_features(vector_gan, negatives, unlabelled, recall=0.95)
-    probe = fit_on_features(vector_gan, negatives, unlabelled, recall=0.95, good=good)
+    without = fitted(vector_gan, negatives, unlabelled, recall=0.95)
+    probe = fitted(vector_gan, negatives, unlabelled, recall=0.95, good=good)
     assert float(without.calls(more).float().mean()) > 0.5 > 0.1 > float(probe.calls(more).float().mean())
     assert without.marks["of_good"] == without.marks["alarms"] == 0
     assert probe.marks["of_good"] == 89 and probe.marks["alarms"] < 20
-    even = fit_on_features(
-        vector_gan, negatives, unlabelled, recall=0.95, good=negatives[:61] + 0.01
-    )  # told apart by nothing
+    even = fitted(vector_gan, negatives, unlabelled, recall=0.95, good=negatives[:61] + 0.01)  # told apart by nothing
     assert even.marks["alarms"] > 30
 
 
@@ -167,9 +168,9 @@ def test_probe_is_not_led_by_batches_of_one_kind():
     marked = TensorSamples(pool[ones[:600]])
     found = fit_probe(gan, marked, pool, 0.95)(fresh)
     assert float(found[ones[600:]].float().mean()) > 0.85 and float(found[~ones[600:]].float().mean()) < 0.05
-    alone = sample_features(gan, [marked.tensor[:60]])
-    among = amid(gan, TensorSamples(marked.tensor[:60]), pool)
-    usual = sample_features(gan, [pool])[ones[:600]][:60]
+    alone = DiscriminatorFeatures(gan).to_tell_apart([marked.tensor[:60]])
+    among = amid(DiscriminatorFeatures(gan), TensorSamples(marked.tensor[:60]), pool)
+    usual = DiscriminatorFeatures(gan).to_tell_apart([pool])[ones[:600]][:60]
     assert (among - usual).norm() < 0.5 * (alone - usual).norm()
 
 

@@ -10,13 +10,10 @@ from torch import nn
 from atu import unlearn
 from atu.gan import GAN
 from atu.measures.features import (
+    DiscriminatorFeatures,
     Whitening,
-    batch_features,
-    discriminator_features,
     flat_features,
     kinds,
-    layer_inputs,
-    sample_features,
 )
 from atu.measures.frechet import frechet_distance, moments
 from atu.measures.oriented_gradients import oriented_gradients
@@ -124,31 +121,29 @@ def test_sample_features_are_coarse_maps_and_what_the_last_layer_takes_in():
         c = third(b).mean((2, 3))
     pool = nn.functional.adaptive_avg_pool2d
     expected = torch.cat([pool(a, 4).flatten(1), pool(b, 2).flatten(1), c], 1)
-    found = sample_features(gan, x.split(3))
+    found = DiscriminatorFeatures(gan).to_tell_apart(x.split(3))
     torch.testing.assert_close(found, torch.cat([expected, oriented_gradients(x, (-1.0, 1.0))], 1))
     assert kinds(gan, found) == [16 * 16 + 4 * 40 + 300, 464]
-    assert sample_features(gan, []).shape[0] == 0
-    with pytest.raises(ValueError, match="discriminator: this GAN has none"):
-        layer_inputs(GAN(MLPGenerator(4, [2])), torch.zeros(1, 2))
+    assert DiscriminatorFeatures(gan).to_tell_apart([]).shape[0] == 0
 
 
 def test_sample_features_know_no_labels_and_count_nothing_twice(conv_gan, snapshot, unchanged):
     before = snapshot(conv_gan)
     x = conv_gan.sample(6)
-    features = sample_features(conv_gan, [x])
+    features = DiscriminatorFeatures(conv_gan).to_tell_apart([x])
     unchanged(before, snapshot(conv_gan))
-    inputs = layer_inputs(conv_gan, x)
+    inputs = DiscriminatorFeatures(conv_gan).layer_inputs(x)
     assert [sum(f.shape[1] for f in inputs), 464] == kinds(conv_gan, features)
     assert all(not torch.equal(f, g) for f, g in itertools.pairwise(inputs))
-    torch.testing.assert_close(inputs[-1][:, :128], discriminator_features(conv_gan, [x])[:, :128])
+    torch.testing.assert_close(inputs[-1][:, :128], DiscriminatorFeatures(conv_gan).penultimate([x])[:, :128])
 
 
 def test_sample_features_of_vectors_are_every_hidden_layers(vector_gan):
     x = torch.randn(7, 2, requires_grad=True)
     layers = [m for m in vector_gan.discriminator.net if isinstance(m, nn.Linear)]
-    inputs = layer_inputs(vector_gan, x)
+    inputs = DiscriminatorFeatures(vector_gan).layer_inputs(x)
     assert [f.shape[1] for f in inputs] == [layer.in_features for layer in layers[1:]]
-    features = batch_features(vector_gan, x)
+    features = DiscriminatorFeatures(vector_gan).of_batch(x)
     assert torch.equal(features, torch.cat(inputs, 1)) and kinds(vector_gan, features) == [features.shape[1]]
     (slope,) = torch.autograd.grad(inputs[0].sum(), x)
     assert slope.shape == x.shape and (slope != 0).any()
@@ -158,8 +153,8 @@ def test_features_are_what_the_last_layer_takes_in(vector_gan):
     x = torch.randn(7, 2)
     with torch.no_grad():
         expected = vector_gan.discriminator.net[:-1](x)
-    torch.testing.assert_close(discriminator_features(vector_gan, x.split(3)), expected)
-    assert discriminator_features(vector_gan, []).shape[0] == 0
+    torch.testing.assert_close(DiscriminatorFeatures(vector_gan).penultimate(x.split(3)), expected)
+    assert DiscriminatorFeatures(vector_gan).penultimate([]).shape[0] == 0
 
 
 class Projection(nn.Module):
@@ -185,8 +180,8 @@ def test_features_are_of_samples_where_the_layer_of_labels_comes_last(embed):
     gan, x = GAN(Generator(4, [2]), d, c_dim=3, label_format=labels), torch.randn(7, 2)
     with torch.no_grad():
         expected = d.body(x).relu()
-    assert torch.equal(discriminator_features(gan, [x]), expected)
-    assert all(torch.equal(f, expected) for f in layer_inputs(gan, x))
+    assert torch.equal(DiscriminatorFeatures(gan).penultimate([x]), expected)
+    assert all(torch.equal(f, expected) for f in DiscriminatorFeatures(gan).layer_inputs(x))
 
 
 class Tokens(nn.Module):
@@ -219,11 +214,13 @@ def test_features_are_a_row_a_sample_whatever_comes_first_within(n):
     with torch.no_grad():
         t = gan.discriminator.patch(x).flatten(2).permute(2, 0, 1)
         expected = (t + gan.discriminator.attention(t, t, t)[0]).mean(0)
-    torch.testing.assert_close(discriminator_features(gan, [x]), expected)
-    assert [len(f) for f in layer_inputs(gan, x)] == [n]
+    torch.testing.assert_close(DiscriminatorFeatures(gan).penultimate([x]), expected)
+    assert [len(f) for f in DiscriminatorFeatures(gan).layer_inputs(x)] == [n]
     folded = GAN(MLPGenerator(4, [1, 8, 8], hidden=(8,)), Folded())
-    assert torch.equal(discriminator_features(folded, [x]), x.flatten(1))  # none of its layers: the samples themselves
-    assert torch.equal(layer_inputs(folded, x)[0], x.flatten(1))
+    assert torch.equal(
+        DiscriminatorFeatures(folded).penultimate([x]), x.flatten(1)
+    )  # none of its layers: the samples themselves
+    assert torch.equal(DiscriminatorFeatures(folded).layer_inputs(x)[0], x.flatten(1))
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -247,13 +244,13 @@ def test_features_of_spectral_and_batch_norm(conv_gan, snapshot, unchanged):
     """In eval mode, without touching running statistics, from the layer and not from its parametrization."""
     before = snapshot(conv_gan)
     x = conv_gan.sample(6)
-    f = discriminator_features(conv_gan, [x])
+    f = DiscriminatorFeatures(conv_gan).penultimate([x])
     unchanged(before, snapshot(conv_gan))
     assert f.shape == (6, 128 + conv_gan.c_dim)
     with torch.no_grad():
         expected = conv_gan.discriminator.eval().body(x)
     torch.testing.assert_close(f[:, :128], expected)
-    alone = torch.cat([discriminator_features(conv_gan, [x[i : i + 1]])[:, :128] for i in range(6)])
+    alone = torch.cat([DiscriminatorFeatures(conv_gan).penultimate([x[i : i + 1]])[:, :128] for i in range(6)])
     torch.testing.assert_close(alone, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -263,8 +260,8 @@ def test_large_maps_are_averaged_over_space():
     x = torch.randn(3, 1, 8, 8)
     with torch.no_grad():
         maps = d[0](x)
-    torch.testing.assert_close(discriminator_features(gan, [x]), maps.flatten(1))
-    torch.testing.assert_close(discriminator_features(gan, [x], max_features=100), maps.mean([2, 3]))
+    torch.testing.assert_close(DiscriminatorFeatures(gan).penultimate([x]), maps.flatten(1))
+    torch.testing.assert_close(DiscriminatorFeatures(gan).penultimate([x], max_features=100), maps.mean([2, 3]))
 
 
 def test_wide_flat_features_are_projected():
@@ -279,7 +276,7 @@ def test_wide_flat_features_are_projected():
 
 def test_features_need_a_discriminator():
     with pytest.raises(ValueError, match="discriminator: this GAN has none"):
-        discriminator_features(GAN(MLPGenerator(4, [2])), [torch.zeros(1, 2)])
+        DiscriminatorFeatures(GAN(MLPGenerator(4, [2])))
 
 
 def test_frechet_of_samples_estimates_the_gaussians():
