@@ -22,7 +22,7 @@ SPEC = "a classifier's file (of atu train-classifier, TorchScript, ONNX), module
 
 @dataclass(frozen=True)
 class Asked:
-    """What --oracle, --judge, --text and --class say: specs, and further options of each."""
+    """The values of --oracle, --judge, --text and --class: specs, and further options of each."""
 
     oracle: str | None = None
     judge: str | None = None
@@ -45,8 +45,8 @@ class Asked:
         except ValueError as error:
             if self.oracle is None or self.judge is None:
                 raise
-            told = f'--class is for the oracle and the judge; where they differ, say it in the SPEC: "{spec}?class=..."'
-            raise ValueError(f"{error} ({told})") from error
+            hint = f'--class is for the oracle and the judge; where they differ, say it in the SPEC: "{spec}?class=..."'
+            raise ValueError(f"{error} ({hint})") from error
 
     def find_both(self, gan: GAN) -> tuple[Rule | None, Rule | None]:
         """(oracle, judge), which must be different networks."""

@@ -1,4 +1,4 @@
-"""What a judge says of samples: which are negative, their features, classes and confidence."""
+"""A judge's verdicts on samples: negative or not, features, classes and confidence."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def judge_samples(
 
 
 class _Asked:
-    """What functions of the samples answer, batch by batch, by name."""
+    """Answers of functions of the samples, batch by batch, by name."""
 
     def __init__(self, questions: Mapping[str, Callable[[Tensor], Tensor]]):
         self.questions = questions

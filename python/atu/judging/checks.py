@@ -1,4 +1,4 @@
-"""Feedback that cannot be right: what the user is told before any training, and what is refused."""
+"""Checks of the feedback: warnings about what looks wrong, and errors where nothing can come of it."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ MAX_COMPARED = 1000  # generated samples that the negatives are compared with
 
 
 class FeedbackWarning(InputWarning):
-    """What the user marked, or what the oracle says, is likely not what was meant."""
+    """The marks or the oracle's answers are likely not what the user meant."""
 
 
 def warn_of(sentences: list[str]) -> list[str]:
-    """Warn of each sentence; returns them, for `Feedback.notes`."""
+    """Warn with each sentence; returns them, for `Feedback.notes`."""
     for sentence in sentences:
         warnings.warn(sentence, FeedbackWarning, stacklevel=3)
     return sentences
 
 
-def looked_at(negatives: Samples) -> Tensor:
+def checked(negatives: Samples) -> Tensor:
     """Up to MAX_CHECKED of the negatives, evenly spread."""
     return read(negatives, torch.linspace(0, len(negatives) - 1, min(len(negatives), MAX_CHECKED)).long())
 
 
 def pool_remarks(asked: int, used: int) -> list[str]:
-    """Of a pool of another size than the one asked for."""
+    """Remarks on a pool of another size than asked for."""
     if used == asked:
         return []
     why = "fewer say too little" if used > asked else "more of this size would take over 1 GiB of memory"
@@ -45,7 +45,7 @@ def pool_remarks(asked: int, used: int) -> list[str]:
 
 
 def count_remarks(marks: Tensor, total: int) -> list[str]:
-    """Of copies among the negatives, and of too few. marks: those looked at [n, ...], of `total`."""
+    """Remarks on copies among the negatives, and on too few. marks: those that are checked [n, ...], of `total`."""
     different = len(torch.unique(marks.flatten(1), dim=0))
     remarks = []
     if different < len(marks):
@@ -62,14 +62,16 @@ def count_remarks(marks: Tensor, total: int) -> list[str]:
 
 
 def oracle_remarks(oracle: Rule, marks: Tensor, flags: Tensor, device: torch.device) -> list[str]:
-    """Of an oracle that contradicts the negatives, or never says yes. flags: its answers for generated samples, bools.
+    """Remarks on an oracle that contradicts the negatives, or never says yes.
+
+    flags: its answers for generated samples, bools.
 
     Raises:
         ValueError: it calls none of the negatives and none of the generated samples negative.
     """
     agreed = int(torch.cat([oracle(part.to(device)) for part in marks.split(100)]).sum())
-    found = int(flags.sum())
-    if agreed == 0 and found == 0:
+    flagged = int(flags.sum())
+    if agreed == 0 and flagged == 0:
         raise ValueError(
             f"is_negative: it calls none of {len(flags)} generated samples and none of {len(marks)} negatives "
             "negative, so there is nothing to unlearn; check its classes, and that it takes samples in gan.image_range"
@@ -80,7 +82,7 @@ def oracle_remarks(oracle: Rule, marks: Tensor, flags: Tensor, device: torch.dev
             f"is_negative: it calls {agreed} of {len(marks)} negatives negative, so it contradicts them; check its "
             "classes, that yes and no are not exchanged, and what was marked"
         )
-    if found == 0:
+    if flagged == 0:
         remarks.append(
             f"is_negative: it calls none of {len(flags)} generated samples negative: this GAN makes such samples "
             "rarely or never, and then nothing is there to unlearn"
@@ -88,42 +90,47 @@ def oracle_remarks(oracle: Rule, marks: Tensor, flags: Tensor, device: torch.dev
     return remarks
 
 
-def share_remarks(judge: str, flags: Tensor) -> list[str]:
-    """Of a judge, "probe" or "oracle", that calls most generated samples negative, or a probe that calls none so."""
+def share_remarks(answers: str, flags: Tensor) -> list[str]:
+    """Remarks on a share of negatives that is too large, or none.
+
+    answers: "probe" or "oracle", which gave the flags, bools [N], for generated samples.
+    """
     share = float(flags.float().mean())
-    told = f"the {judge} calls {100 * share:.1f} % of {len(flags)} generated samples negative"
-    if share > MAX_NEGATIVE_SHARE and judge == "probe":
+    observed = f"the {answers} calls {100 * share:.1f} % of {len(flags)} generated samples negative"
+    if share > MAX_NEGATIVE_SHARE and answers == "probe":
         return [
-            f"negatives: {told}, so they do not seem to show one thing that others lack; mark samples of one kind, "
+            f"negatives: {observed}, so they do not seem to show one thing that others lack; mark samples of one kind, "
             "more of them, or give an oracle (is_negative)"
         ]
     if share > MAX_NEGATIVE_SHARE:
-        return [f"is_negative: {told}: check that yes and no are not exchanged; what is kept would be the smaller part"]
-    if judge == "probe" and share == 0:
-        return [f"negatives: {told}: this GAN does not seem to make what they show; mark samples that it made"]
+        return [
+            f"is_negative: {observed}: check that yes and no are not exchanged; what is kept would be the smaller part"
+        ]
+    if answers == "probe" and share == 0:
+        return [f"negatives: {observed}: this GAN does not seem to make what they show; mark samples that it made"]
     return []
 
 
 def unlike_remarks(gan: GAN, marks: Tensor, pool: Tensor) -> list[str]:
-    """Of negatives that lie farther out, in the discriminator's features, than all samples of the GAN."""
+    """Remarks on negatives that lie farther out, in the discriminator's features, than all samples of the GAN."""
     at_once = gan.fitting(100)
     of = DiscriminatorFeatures(gan)
     features = of.penultimate(pool[:MAX_COMPARED].split(at_once))
     half = len(features) // 2
     whiten = Whitening(features[:half])
     usual = whiten(features[half:]).norm(dim=1)
-    mine = whiten(of.penultimate(marks.split(at_once))).norm(dim=1)
-    if not float(mine.median()) > 1.5 * float(usual.max()):
+    marked = whiten(of.penultimate(marks.split(at_once))).norm(dim=1)
+    if not float(marked.median()) > 1.5 * float(usual.max()):
         return []
     return [
         "negatives: they are unlike anything that this GAN makes (in its discriminator's features, "
-        f"{float(mine.median() / usual.median()):.0f} times as far from the middle as its samples); mark samples "
+        f"{float(marked.median() / usual.median()):.0f} times as far from the middle as its samples); mark samples "
         "that it made, and check image_range"
     ]
 
 
 def label_remarks(gan: GAN, negatives: Samples) -> list[str]:
-    """Of negatives whose label the GAN does not draw.
+    """Remarks on negatives whose label the GAN does not draw.
 
     Raises:
         ValueError: none of their labels is drawn.
@@ -135,29 +142,29 @@ def label_remarks(gan: GAN, negatives: Samples) -> list[str]:
         drawn = gan.labels(4096, torch.Generator().manual_seed(0))
     if drawn is None or not ((drawn == 0) | (drawn == 1)).all():
         return []
-    known = drawn.sum(0).cpu() > 0
-    never = (labels.sum(0) > 0) & ~known
+    in_use = drawn.sum(0).cpu() > 0
+    never = (labels.sum(0) > 0) & ~in_use
     if not never.any():
         return []
     names = ", ".join(str(k) for k in never.nonzero().flatten().tolist())
-    told = f"negatives: label {names} of theirs is never drawn (among 4,096 labels of the GAN's)"
+    problem = f"negatives: label {names} of theirs is never drawn (among 4,096 labels of the GAN's)"
     remedy = "give them the label that is drawn, or have label_sampler (--label) draw theirs"
-    if not (labels.sum(0) > 0)[known].any():
-        raise ValueError(f"{told}, so nothing would be unlearned; {remedy}")
-    return [f"{told}; {remedy}"]
+    if not (labels.sum(0) > 0)[in_use].any():
+        raise ValueError(f"{problem}, so nothing would be unlearned; {remedy}")
+    return [f"{problem}; {remedy}"]
 
 
 def remarks(gan: GAN, negatives: Samples, pool: Tensor, flags: Tensor, oracle: Rule | None) -> list[str]:
-    """All that is to be told of the feedback, given the judge's answers `flags` for the generated samples `pool`.
+    """All remarks on the feedback. flags: answers of the oracle or the probe for the generated samples `pool`.
 
     Raises:
         ValueError: nothing can come of it.
     """
-    marks = looked_at(negatives)
+    marks = checked(negatives)
     with fork_rng(gan.device):
-        found = count_remarks(marks, len(negatives)) + label_remarks(gan, negatives)
+        sentences = count_remarks(marks, len(negatives)) + label_remarks(gan, negatives)
         if oracle is not None:
-            found += oracle_remarks(oracle, marks, flags, gan.device)
-        found += share_remarks("probe" if oracle is None else "oracle", flags)
-        found += unlike_remarks(gan, marks, pool)
-    return found
+            sentences += oracle_remarks(oracle, marks, flags, gan.device)
+        sentences += share_remarks("probe" if oracle is None else "oracle", flags)
+        sentences += unlike_remarks(gan, marks, pool)
+    return sentences

@@ -103,7 +103,7 @@ class Classifier:
 
     @property
     def device(self) -> torch.device | None:
-        """Where the network's weights are; None where it has none."""
+        """The device of the network's weights; None where it has none."""
         return next((t.device for t in [*self.module.parameters(), *self.module.buffers()]), None)
 
     def to(self, device: torch.device | str) -> Self:

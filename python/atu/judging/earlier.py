@@ -1,4 +1,4 @@
-"""Going on from a run that is finished: its unlearned GAN, and the marks that it was made with."""
+"""A finished run to go on from: its unlearned GAN and its marks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from ..gan import GAN
 
 @dataclass(frozen=True)
 class Earlier:
-    """folder: of the run. gan: its unlearned pair. negatives, positives: its marks, those of the rounds before it among
-    them. round: which one it was, from 1."""
+    """A finished run.
+
+    folder: of the run. gan: its unlearned pair. negatives, positives: its marks and those of the rounds before it.
+    round: its number, from 1.
+    """
 
     folder: Path
     gan: GAN
@@ -25,7 +28,7 @@ class Earlier:
 
 
 def read_run(folder: str | Path) -> tuple[str, int]:
-    """Of the finished run in a folder, the digest of the GAN that it began from, and which round it was.
+    """(digest of the GAN that the finished run in a folder began from, number of its round).
 
     Raises:
         ValueError: the folder holds no finished run.
@@ -33,12 +36,12 @@ def read_run(folder: str | Path) -> tuple[str, int]:
     folder = Path(folder)
     try:
         identity = json.loads((folder / "run.json").read_text(encoding="utf-8"))["identity"]
-        found = identity["gan"], int(identity.get("round") or 1)
+        start = identity["gan"], int(identity.get("round") or 1)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"from_run: expected the folder of a run, and {folder} holds no run.json of one") from None
     if not (folder / "result.safetensors").is_file():
         raise ValueError(f"from_run: the run in {folder} is not finished; go on with it first, by its own command")
-    return found
+    return start
 
 
 def earlier_run(folder: str | Path, gan: GAN, digest: str) -> Earlier:

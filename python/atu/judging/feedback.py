@@ -1,4 +1,4 @@
-"""What a run learns from: the negatives, the positives, and the rule that answers."""
+"""The feedback of a run: its negatives, its positives, and the rule that answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .rule import Rule
 
 @dataclass
 class Feedback:
-    """What a run learns from.
+    """The samples that a run learns from, and the rule that answers.
 
     Attributes:
         negatives, positives: samples.

@@ -133,9 +133,9 @@ def onnx(path: Path, device: torch.device) -> Foreign:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     there = onnxruntime.get_available_providers()
-    wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+    gpu = ["CUDAExecutionProvider"] if device.type == "cuda" else []
     try:
-        providers = [name for name in [*wanted, "CPUExecutionProvider"] if name in there]
+        providers = [name for name in [*gpu, "CPUExecutionProvider"] if name in there]
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         raise ValueError(f"{path}: not a readable ONNX file ({_last_line(error)})") from error

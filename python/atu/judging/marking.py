@@ -12,27 +12,27 @@ from .pool import pool_size
 from .rule import Rule
 
 
-def mark_negatives(gan: GAN, rule: Rule, wanted: int, seed: int, most: int = 100_000) -> tuple[Tensor, int]:
-    """Sample the GAN until the rule calls `wanted` samples negative.
+def mark_negatives(gan: GAN, rule: Rule, count: int, seed: int, most: int = 100_000) -> tuple[Tensor, int]:
+    """Sample the GAN until the rule calls `count` samples negative.
 
     Returns:
-        (negatives [wanted or fewer, ...], samples looked at). Fewer when `most` samples hold no more.
+        (negatives [count or fewer, ...], samples looked at). Fewer when `most` samples hold no more.
 
     Raises:
-        ValueError: none was found.
+        ValueError: there was none.
     """
     marked: list[Tensor] = []
-    count = looked = 0
+    done = looked = 0
     size = pool_size(gan, 500)
-    with progress.bar("marking", wanted) as bar:
+    with progress.bar("marking", count) as bar:
         for part in range(-(-most // size)):
             x = gan.sample(size, seed=mix_seed(seed, part))
-            chosen = x[rule(x).to(x.device)].cpu()[: wanted - count]
+            chosen = x[rule(x).to(x.device)].cpu()[: count - done]
             marked.append(chosen)
-            count, looked = count + len(chosen), looked + len(x)
+            done, looked = done + len(chosen), looked + len(x)
             bar.update(steps=len(chosen))
-            if count >= wanted:
+            if done >= count:
                 break
-    if not count:
+    if not done:
         raise ValueError(f"negatives: expected some among {looked:,} generated samples, got none")
     return torch.cat(marked), looked

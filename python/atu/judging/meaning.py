@@ -1,4 +1,4 @@
-"""What a network's outputs mean: by the options of its spec, else by the outputs for some samples."""
+"""The meaning of a network's outputs: by the options of its spec, else by the outputs for some samples."""
 
 from __future__ import annotations
 

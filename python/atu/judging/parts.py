@@ -76,7 +76,7 @@ class PartsClassifier(Classifier):
         return torch.stack([part.argmax(1) for part in self.split(logits).values()], 1)
 
     def condition(self, name: str) -> Condition:
-        """What a name stands for: one of `conditions`, or PART=VALUE; several joined by "+" must all hold.
+        """The condition of a name: one of `conditions`, or PART=VALUE; several joined by "+" must all hold.
 
         Raises:
             ValueError: there is no such name, part or value, or what is joined cannot hold at once.
@@ -85,8 +85,8 @@ class PartsClassifier(Classifier):
         for one in name.split("+"):
             key, _, value = one.partition("=")
             if one not in self.conditions and value not in self.parts.get(key, ()):
-                known = ", ".join(self.conditions)
-                raise ValueError(f"class: expected one of {known}, or PART=VALUE (color=pink), got {one!r}")
+                names = ", ".join(self.conditions)
+                raise ValueError(f"class: expected one of {names}, or PART=VALUE (color=pink), got {one!r}")
             for part, values in self.conditions.get(one, {key: (value,)}).items():
                 condition[part] = tuple(v for v in condition.get(part, self.parts[part]) if v in values)
                 if not condition[part]:
@@ -181,8 +181,8 @@ class PartsView(Classifier):
         Raises:
             ValueError: on a name there is none of, or none at all, or all classes.
         """
-        own = [self.classes[i] for one in classes for i in self.members.get(str(one), ())]
-        return super().class_indices([*own, *(one for one in classes if str(one) not in self.members)])
+        members = [self.classes[i] for one in classes for i in self.members.get(str(one), ())]
+        return super().class_indices([*members, *(one for one in classes if str(one) not in self.members)])
 
 
 def _holds(condition: Condition, parts: Sequence[str], values: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Marks as places: a labels.json says by seeds which samples were marked, and the GAN makes them again."""
+"""Marks as places: a labels.json names marked samples by their seeds, and the GAN makes them again."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from ..support.modules import state_of
 
 
 def generator_digest(gan: GAN) -> str:
-    """Of the weights that samples are made with."""
+    """Digest of the weights that samples are made with."""
     return digest(state_of(gan.sampling_generator))
 
 
 def marked_samples(
     gan: GAN, value: Any, name: str, resize: bool = False, label_given: bool = False
 ) -> tuple[Samples, Any]:
-    """Samples from what a user gives as negatives, and what stands for the positives beside them: None, or as
-    `as_samples` takes it.
+    """(negatives, positives) of what a user gives as negatives; positives: None, or as `as_samples` takes them.
 
     A folder that `atu label` wrote gives its unwanted/, and its good/ as positives. Its labels.json, alone or in a
     folder without pictures, gives the samples that it names, made again by `gan`. So does the whole folder for a
@@ -77,12 +76,12 @@ class _Labels:
             raise ValueError(f"{name}: {path} names a round or a row that there is none of")
 
     def samples(self, label: str) -> TensorSamples | None:
-        """Those marked so, in their order; None where there are none."""
+        """The samples with that mark, in their order; None where there are none."""
         blocks: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for position, (given, number, seed, row) in enumerate(self.marks):
             if given == label:
                 blocks[number, seed].append((position, row))
-        found: list[tuple[int, Tensor, Tensor | None]] = []
+        marked: list[tuple[int, Tensor, Tensor | None]] = []
         gans: dict[int, GAN] = {}
         for (number, seed), rows in sorted(blocks.items()):
             if number not in gans:
@@ -91,17 +90,17 @@ class _Labels:
             x = gan.sample(self.block, seed=seed, batch_size=self.block).cpu()
             c = gan.inputs(self.block, seed)[1]
             for position, row in rows:
-                found.append((position, x[row], None if c is None else self._checked(c[row].cpu(), position)))
-        if not found:
+                marked.append((position, x[row], None if c is None else self._checked(c[row].cpu(), position)))
+        if not marked:
             return None
-        found.sort(key=lambda one: one[0])
-        labels = [c for _, _, c in found if c is not None]
-        return TensorSamples(torch.stack([x for _, x, _ in found]), torch.stack(labels) if labels else None)
+        marked.sort(key=lambda one: one[0])
+        labels = [c for _, _, c in marked if c is not None]
+        return TensorSamples(torch.stack([x for _, x, _ in marked]), torch.stack(labels) if labels else None)
 
     def _checked(self, c: Tensor, position: int) -> Tensor:
-        """A sample's label, which has to be the one that was drawn when it was marked."""
-        wanted = self.classes[position]
-        if wanted is not None and int(c.argmax()) != wanted:
+        """A sample's label. It must be the one that was drawn when the sample was marked."""
+        marked_as = self.classes[position]
+        if marked_as is not None and int(c.argmax()) != marked_as:
             raise ValueError(
                 f"{self.name}: the samples in {self.path} were drawn with other labels than this GAN draws now "
                 "(--label, label_sampler); give its folder unwanted/ instead"
@@ -110,13 +109,13 @@ class _Labels:
 
     def _gan(self, number: int) -> GAN:
         """The GAN whose samples were marked in a round: the one given, or a run's result that labels.json names."""
-        wanted, ckpt = self.rounds[number - 1]
-        if generator_digest(self.gan) == wanted:
+        expected, ckpt = self.rounds[number - 1]
+        if generator_digest(self.gan) == expected:
             return self.gan
         if number == 1:
             raise ValueError(
-                f"{self.name}: the samples in {self.path} are of another GAN ({ckpt}, generator {wanted}) than the one "
-                f"given (generator {generator_digest(self.gan)})"
+                f"{self.name}: the samples in {self.path} are of another GAN ({ckpt}, generator {expected}) than "
+                f"the one given (generator {generator_digest(self.gan)})"
             )
         path = Path(ckpt)
         if not path.is_file():
@@ -125,6 +124,6 @@ class _Labels:
                 "its folder unwanted/ instead"
             )
         gan = load_like(path, self.gan)
-        if generator_digest(gan) != wanted:
+        if generator_digest(gan) != expected:
             raise ValueError(f"{self.name}: {ckpt}, whose samples were marked in round {number}, has changed since")
         return gan

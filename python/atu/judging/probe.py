@@ -118,7 +118,7 @@ def fit_on_features(
 
 
 def _passed(unknown: Tensor, weight: Tensor, threshold: float) -> Tensor:
-    """Which of the unlabelled samples count as good: all where nearly none would, as the weights cannot tell."""
+    """bool [N]: the unlabelled samples that count as good; all where nearly none would, as the weights cannot tell."""
     keep = logit(unknown, weight) < threshold
     return keep if keep.sum() >= max(len(unknown) // 4, 2) else torch.ones_like(keep)
 
@@ -144,7 +144,7 @@ def _held_out_negatives(marked: Tensor, agreed: Tensor, zeros: Tensor) -> Tensor
 
 
 def _agreed(scores: Tensor) -> Tensor:
-    """Which negatives the others do not contradict, by their held-out scores; all where that would say little."""
+    """bool [N]: negatives that the others do not contradict, by held-out scores; all where that would say little."""
     agreed = scores > -CONTRADICTED
     usable = len(scores) >= MANY_NEGATIVES and int(agreed.sum()) > len(scores) // 2
     return agreed if usable else torch.ones_like(agreed)
@@ -192,7 +192,7 @@ def probe_of(
     samples: int = 2000,
     good: Samples | None = None,
 ) -> Probe:
-    """A probe that tells negatives (as `atu.unlearn` takes them) from samples of the GAN, of latents of its own.
+    """A probe that tells negatives (as `atu.unlearn` takes them) from samples of the GAN, on latents that no run uses.
 
     Args:
         recall: share of the held-out negatives to be recognised; that of the settings when not given.
@@ -208,7 +208,7 @@ def probe_of(
 
 
 def with_slope(rule: Rule, gan: GAN, seed: int = 0, samples: int = 2000) -> Rule:
-    """The rule, with the log odds of a probe as its slope where it has none: one fitted on the rule's own answers.
+    """The rule, with the log odds of a probe as its slope where it has none. The probe is fitted on the rule's answers.
 
     Raises:
         ValueError: the rule calls none, or all, of the GAN's samples unwanted.

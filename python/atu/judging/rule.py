@@ -22,7 +22,7 @@ from .errors import error_counts
 
 @dataclass(frozen=True)
 class Source:
-    """Where a rule was read from.
+    """The origin of a rule.
 
     spec: its text, without folders. sha256: of the file that it names; None where there is none. sufficient: True if
     the hash alone identifies the network, so that another spec with the same hash is the same one.

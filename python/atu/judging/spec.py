@@ -1,7 +1,7 @@
-"""How a classifier of the user's is named: "SOURCE?option=value&option=value".
+"""The text that names a rule: "SOURCE?option=value&option=value".
 
 SOURCE is a file (written by `atu train-classifier`, TorchScript or ONNX), "module:function" or "file.py:function", or
-"text:WORDS". See docs/cli.md for what the options mean; `OPTIONS` lists them.
+"text:WORDS". docs/oracles.md explains the options; `OPTIONS` lists them.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ OUTPUTS = ("softmax", "sigmoid", "probabilities")
 
 @dataclass(frozen=True)
 class Spec:
-    """source: the part before "?". options: the rest, by name, unchecked but for their names."""
+    """A spec that was read. source: the part before "?". options: the rest, by name; only the names are checked."""
 
     source: str
     options: Mapping[str, str]
 
     @property
     def recorded(self) -> str:
-        """As it is written down: without the folders of the files, whose contents are hashed instead."""
+        """The spec without the folders of its files, whose contents are hashed instead."""
         options = {name: value for name, value in self.options.items() if name != "weights"}
         for name in ("model", "names"):
             if Path(options.get(name, "")).is_file():
@@ -67,23 +67,23 @@ def parse(text: str, options: Mapping[str, str] | None = None) -> Spec:
     """A spec from its text. options: further ones, which the text may not contradict.
 
     Raises:
-        ValueError: an option there is none of, without a value, or given twice.
+        ValueError: an unknown option, one without a value, or one given twice.
     """
     source, mark, rest = text.partition("?")
     if mark and Path(text).exists():
         source, rest = text, ""
-    known = TEXT_OPTIONS if source.startswith("text:") else tuple(OPTIONS)
-    found: dict[str, str] = {}
+    names = TEXT_OPTIONS if source.startswith("text:") else tuple(OPTIONS)
+    given: dict[str, str] = {}
     for part in rest.split("&") if rest else []:
         name, equals, value = part.partition("=")
-        if name not in known or not equals or not value:
-            raise ValueError(f"{source}: expected options {', '.join(known)} as name=value joined by &, got {part!r}")
-        if name in found and name != "class":
+        if name not in names or not equals or not value:
+            raise ValueError(f"{source}: expected options {', '.join(names)} as name=value joined by &, got {part!r}")
+        if name in given and name != "class":
             raise ValueError(f"{source}: {name} is given twice")
-        found[name] = f"{found[name]},{value}" if name in found else value
+        given[name] = f"{given[name]},{value}" if name in given else value
     for name, value in (options or {}).items():
-        if name not in known:
+        if name not in names:
             raise ValueError(f"{source}: takes no {name}")
-        if found.setdefault(name, value) != value:
-            raise ValueError(f"{source}: {name}={found[name]} in it contradicts {name} {value} beside it")
-    return Spec(source, found)
+        if given.setdefault(name, value) != value:
+            raise ValueError(f"{source}: {name}={given[name]} in it contradicts {name} {value} beside it")
+    return Spec(source, given)

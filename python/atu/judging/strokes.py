@@ -1,4 +1,4 @@
-"""Features of a drawn stroke that can be measured: how thick it is, how far it leans, how wide it is.
+"""Measured features of a drawn stroke: its thickness, its lean, its width.
 
 All are functions of the ink a(x, y) in [0, 1], the image mapped from its range, x to the right and y down, in pixels:
 
@@ -26,9 +26,9 @@ from ..data.images import map_range
 from ..gan import GAN
 from .rule import Rule
 
-SHARE = 0.2  # of the original GAN's samples that have a feature: the threshold lies at this upper quantile
-SAMPLES = 2000  # of which the quantile is taken
-INK = 1e-3  # total ink below which an image is called empty
+FEATURE_SHARE = 0.2  # of the original GAN's samples that have a feature: the threshold lies at this upper quantile
+QUANTILE_SAMPLES = 2000  # of which the quantile is taken
+MIN_INK = 1e-3  # total ink below which an image counts as empty
 
 
 def ink(x: Tensor, image_range: tuple[float, float]) -> Tensor:
@@ -47,7 +47,7 @@ def _second_moments(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y = torch.arange(a.shape[1], dtype=a.dtype, device=a.device)[:, None]
     x = torch.arange(a.shape[2], dtype=a.dtype, device=a.device)[None, :]
     mass = a.sum((1, 2))
-    weight = torch.where(mass > INK, 1 / mass.clamp(min=INK), torch.zeros_like(mass))[:, None, None]
+    weight = torch.where(mass > MIN_INK, 1 / mass.clamp(min=MIN_INK), torch.zeros_like(mass))[:, None, None]
     p = a * weight
     dx, dy = (axis - (p * axis).sum((1, 2), keepdim=True) for axis in (x, y))
     return (p * dx * dx).sum((1, 2)), (p * dy * dy).sum((1, 2)), (p * dx * dy).sum((1, 2))
@@ -66,7 +66,7 @@ def thickness(a: Tensor) -> Tensor:
     down = F.avg_pool2d(padded[:, 1:, :] - padded[:, :-1, :], (1, 2), 1)
     perimeter = _root(right.square() + down.square()).sum((1, 2))
     mass = a.sum((1, 2))
-    return torch.where(mass > INK, 2 * mass / perimeter.clamp(min=INK), torch.zeros_like(mass))
+    return torch.where(mass > MIN_INK, 2 * mass / perimeter.clamp(min=MIN_INK), torch.zeros_like(mass))
 
 
 def lean(a: Tensor) -> Tensor:
@@ -132,7 +132,11 @@ def feature_rule(name: str, threshold: float, image_range: tuple[float, float]) 
 
 @torch.no_grad()
 def feature_rules(
-    gan: GAN, names: Sequence[str] = tuple(FEATURES), share: float = SHARE, n: int = SAMPLES, seed: int = 0
+    gan: GAN,
+    names: Sequence[str] = tuple(FEATURES),
+    share: float = FEATURE_SHARE,
+    n: int = QUANTILE_SAMPLES,
+    seed: int = 0,
 ) -> dict[str, FeatureRule]:
     """The rules of features by name, each with the threshold that `share` of n samples of `gan` exceed.
 

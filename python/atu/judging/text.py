@@ -1,4 +1,4 @@
-"""Words as an oracle, a judge or a ranking: CLIP says how well images fit a text.
+"""Words as a rule or a ranking: CLIP says how well images fit a text.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv 2103.00020):
 zero-shot classification by the cosines between an image's embedding and those of texts, each the mean over a few
@@ -28,11 +28,13 @@ from .rule import Rule, Source
 from .spec import Spec
 from .view import View
 
-MODEL = "ViT-B-32"
+DEFAULT_MODEL = "ViT-B-32"
 PHRASINGS = ("{}", "a photo of {}", "a picture of {}")
 ANYTHING = ("a photo", "a picture", "an image")  # what is not unwanted, where the user does not say it
-HALF = 0.5
-FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # of a repository of weights, in this order
+WEIGHT_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)  # of a repository of weights, in this order
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ def text_rule(spec: Spec, gan: GAN) -> Rule:
     Raises:
         ValueError, ImportError: as of `load_clip` and `TextScore`.
     """
-    threshold = threshold_of(spec) or HALF
-    clip = load_clip(spec.options.get("model", MODEL), spec.options.get("weights"), gan.device)
+    threshold = threshold_of(spec) or 0.5
+    clip = load_clip(spec.options.get("model", DEFAULT_MODEL), spec.options.get("weights"), gan.device)
     score = TextScore(clip, gan, spec.source.partition(":")[2], spec.options.get("against"))
     score(gan.sample(2))
     source = Source(spec.recorded, sha256_of(clip.weights), True)
@@ -93,7 +95,7 @@ def text_rule(spec: Spec, gan: GAN) -> Rule:
 
 
 def text_rank(
-    words: str, gan: GAN, against: str | None = None, model: str = MODEL, weights: str | Path | None = None
+    words: str, gan: GAN, against: str | None = None, model: str = DEFAULT_MODEL, weights: str | Path | None = None
 ) -> Callable[[Tensor], Tensor]:
     """A function that ranks: samples [N, C, H, W] in the GAN's range, on its device -> float32 [N] on the CPU, higher
     the more they look like `words`. To sort samples by, for marking; see `TextScore` for what the value means.
@@ -104,7 +106,9 @@ def text_rank(
     return TextScore(load_clip(model, weights, gan.device), gan, words, against)
 
 
-def load_clip(model: str = MODEL, weights: str | Path | None = None, device: torch.device | str = "cpu") -> Clip:
+def load_clip(
+    model: str = DEFAULT_MODEL, weights: str | Path | None = None, device: torch.device | str = "cpu"
+) -> Clip:
     """A CLIP of open_clip, from weights that are on this machine.
 
     Args:
@@ -146,16 +150,16 @@ def load_clip(model: str = MODEL, weights: str | Path | None = None, device: tor
     try:
         open_clip.load_checkpoint(network, str(path), weights_only=True)
     except Exception as error:
-        told = " ".join(str(error).split())[:300]
-        raise ValueError(f"text: the weights in {path} are not {model}'s, or cannot be read ({told})") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"text: the weights in {path} are not {model}'s, or cannot be read ({reason})") from error
     network = network.to(device).eval().requires_grad_(False)
     tokenizer = open_clip.get_tokenizer(model)
     seen = {**open_clip.get_model_preprocess_cfg(network), **{k: tag[k] for k in ("mean", "std") if tag.get(k)}}
     size = seen["size"]
 
     def texts(words: Sequence[str]) -> Tensor:
-        found: Tensor = network.encode_text(tokenizer(list(words)).to(device), normalize=True)
-        return found.float()
+        vectors: Tensor = network.encode_text(tokenizer(list(words)).to(device), normalize=True)
+        return vectors.float()
 
     return Clip(
         images=lambda x: network.encode_image(x, normalize=True),
@@ -178,23 +182,24 @@ def _mean(vectors: Tensor) -> Tensor:
 
 
 def _weights(open_clip: Any, model: str, given: str | Path | None) -> tuple[Path, dict[str, Any]]:
-    """(file of weights, what open_clip knows of them: nothing where the file was given)."""
+    """(file of weights, open_clip's settings of them: none where the file was given)."""
     if given is not None and Path(given).is_file():
         return Path(given), {}
     tags = list(open_clip.list_pretrained_tags_by_model(model))
     if given is not None and str(given) not in tags:
         raise ValueError(f"text: weights: {given}: no such file, nor one of open_clip's for {model}: {', '.join(tags)}")
-    wanted = tags if given is None else [str(given)]
-    for name in wanted:
+    candidates = tags if given is None else [str(given)]
+    for name in candidates:
         config = open_clip.get_pretrained_cfg(model, name)
         path = _cached(config)
         if path is not None:
             return path, dict(config)
-    where = [open_clip.get_pretrained_cfg(model, name).get("hf_hub") for name in wanted]
+    where = [open_clip.get_pretrained_cfg(model, name).get("hf_hub") for name in candidates]
     repository = next((str(one).strip("/") for one in where if one), "the model's repository")
     raise ValueError(
-        f"text: the weights of {model} are not on this machine, and atu downloads nothing. Download {FILES[0]} of "
-        f"{repository} (or what open_clip lists for {', '.join(wanted) or model}), and give it: --clip-weights FILE"
+        f"text: the weights of {model} are not on this machine, and atu downloads nothing. Download "
+        f"{WEIGHT_FILES[0]} of {repository} (or what open_clip lists for {', '.join(candidates) or model}), and give "
+        "it: --clip-weights FILE"
     )
 
 
@@ -204,10 +209,10 @@ def _cached(config: dict[str, Any]) -> Path | None:
     if repository:
         from huggingface_hub import try_to_load_from_cache
 
-        for file in dict.fromkeys([*([name] if name else []), *FILES]):
-            found = try_to_load_from_cache(repository, file)
-            if isinstance(found, str):
-                return Path(found)
+        for file in dict.fromkeys([*([name] if name else []), *WEIGHT_FILES]):
+            cached = try_to_load_from_cache(repository, file)
+            if isinstance(cached, str):
+                return Path(cached)
     if config.get("url"):
         path = Path("~/.cache/clip").expanduser() / Path(config["url"]).name
         return path if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Training a classifier on the user's own images: a folder a class, or what `atu label` wrote.
+"""Training a classifier on the user's images: a folder a class, or the marks of `atu label`.
 
 A share of each class is held out before training and never learned from: its images say how good the classifier is,
 and those figures go into its file. Copies of one image are left out first, so that none is on both sides.
@@ -35,15 +35,15 @@ from .errors import confusion
 
 MIN_CLASS_IMAGES = 10  # images of a class: of fewer, those that are held out say nothing
 MANY_CLASS_IMAGES = 100
-SIDES = (16, 64)  # of the images that the small network sees, where the user does not say it
-BATCH = 64
-STEPS = (400, 4000)  # of training, where the user does not say it: 40 passes, within these
+DEFAULT_SIDES = (16, 64)  # smallest and largest side of the images that the small network sees
+BATCH_SIZE = 64
+DEFAULT_STEPS = (400, 4000)  # fewest and most of training: 40 passes, within these
 AUGMENTATIONS = ("affine", "flip", "light")
 
 
 @dataclass(frozen=True)
 class Images:
-    """images: uint8 [N, C, R, R]. labels: int64 [N]. classes: their names. copies: how many images were left out."""
+    """Labelled images. images: uint8 [N, C, R, R]. labels: int64 [N]. copies: how many images were left out."""
 
     images: Tensor
     labels: Tensor
@@ -53,9 +53,16 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """How to train. size: pixels a side; None by the images or the backbone. held_out: share of each class. augment:
-    names of AUGMENTATIONS. steps: of 64 images; None for 40 passes, 400 to 4,000 steps. backbone, weights: of timm, and
-    the file of its weights. device: as torch names it."""
+    """How to train.
+
+    Attributes:
+        size: pixels a side; None: by the images or the backbone.
+        held_out: share of each class to test on.
+        augment: names of AUGMENTATIONS.
+        steps: of 64 images; None: 40 passes, 400 to 4,000 steps.
+        backbone, weights: a network of timm, and the file of its weights.
+        device: as torch names it.
+    """
 
     size: int | None = None
     held_out: float = 0.2
@@ -68,7 +75,7 @@ class TrainingPlan:
 
 
 def train_folder(folder: str | Path, out: str | Path, plan: TrainingPlan) -> tuple[Path, dict[str, Any]]:
-    """Train on FOLDER/CLASS/*.png and write a classifier, and beside it what came of it as JSON.
+    """Train on FOLDER/CLASS/*.png; write the classifier, and its figures as JSON beside it.
 
     Args:
         out: a file ending in .safetensors, or a folder, in which it is called classifier.safetensors.
@@ -83,21 +90,21 @@ def train_folder(folder: str | Path, out: str | Path, plan: TrainingPlan) -> tup
         ImportError: timm is asked for and missing.
     """
     path = check_plan(out, plan)
-    where = torch.device(plan.device or "cpu")
-    with fork_rng(where):
+    device = torch.device(plan.device or "cpu")
+    with fork_rng(device):
         torch.manual_seed(plan.seed)
         size, network = _network(folder, plan)
-        found = read_classes(folder, size)
-        train, held = split(found.labels, plan.held_out, plan.seed)
-        module = network(len(found.classes), found.images.shape[1]).to(where)
-        rows = _train(module, found.images[train], found.labels[train], plan)
-    classifier = Classifier(module, found.classes, name=path.stem)
-    parts = [confusion(classifier, to_float(found.images[i]).to(where), found.labels[i]) for i in held.split(250)]
+        data = read_classes(folder, size)
+        train, held = split(data.labels, plan.held_out, plan.seed)
+        module = network(len(data.classes), data.images.shape[1]).to(device)
+        rows = _train(module, data.images[train], data.labels[train], plan)
+    classifier = Classifier(module, data.classes, name=path.stem)
+    parts = [confusion(classifier, to_float(data.images[i]).to(device), data.labels[i]) for i in held.split(250)]
     classifier.confusion = torch.stack(parts).sum(0)
-    data = _results(classifier, found, train, held, plan, rows)
+    results = _results(classifier, data, len(train), plan, rows)
     classifier.to("cpu").save(path)
-    write_json(path.with_suffix(".json"), data)
-    return path, data
+    write_json(path.with_suffix(".json"), results)
+    return path, results
 
 
 def check_plan(out: str | Path, plan: TrainingPlan) -> Path:
@@ -123,7 +130,7 @@ def check_plan(out: str | Path, plan: TrainingPlan) -> Path:
 
 
 def class_folders(folder: str | Path) -> dict[str, list[Path]]:
-    """Image files by class: of each folder in FOLDER that holds any, at any depth, by its name.
+    """Image files by class, one for each folder in FOLDER that holds any, at any depth.
 
     Raises:
         ValueError: there are fewer than two such folders.
@@ -131,25 +138,25 @@ def class_folders(folder: str | Path) -> dict[str, list[Path]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"FOLDER: expected a folder with a folder a class, but {folder} is not a folder")
-    found = {}
+    folders = {}
     for child in sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith(".")):
         files = sorted(file for file in child.rglob("*") if is_image(file))
         if files:
-            found[child.name] = files
-    if len(found) < 2:
+            folders[child.name] = files
+    if len(folders) < 2:
         raise ValueError(
             f"FOLDER: expected at least two folders of images in {folder}, one a class (unwanted and good, say), got "
-            f"{', '.join(found) or 'none'}"
+            f"{', '.join(folders) or 'none'}"
         )
-    return found
+    return folders
 
 
 def usual_side(files: dict[str, list[Path]]) -> int:
-    """The median of the images' shorter sides, up to a multiple of 8, within SIDES; of up to 50 of each class."""
+    """Median of the shorter sides of up to 50 images a class, up to a multiple of 8, within DEFAULT_SIDES."""
     sides = [
         min(open_image(file, str(file)).size) for paths in files.values() for file in paths[:: -(-len(paths) // 50)]
     ]
-    return min(max(-(-int(median(sides)) // 8) * 8, SIDES[0]), SIDES[1])
+    return min(max(-(-int(median(sides)) // 8) * 8, DEFAULT_SIDES[0]), DEFAULT_SIDES[1])
 
 
 def read_classes(folder: str | Path, size: int) -> Images:
@@ -161,7 +168,7 @@ def read_classes(folder: str | Path, size: int) -> Images:
     files = class_folders(folder)
     pixels: list[np.ndarray] = []
     labels: list[int] = []
-    known: dict[str, tuple[int, Path]] = {}
+    seen: dict[str, tuple[int, Path]] = {}
     copies = 0
     total = sum(map(len, files.values()))
     with progress.bar("images", total) as bar:
@@ -170,13 +177,13 @@ def read_classes(folder: str | Path, size: int) -> Images:
                 bar.update()
                 array = _square(open_image(path, str(path)), size)
                 mark = hashlib.sha256(array.tobytes()).hexdigest()
-                if mark in known:
-                    other, first = known[mark]
+                if mark in seen:
+                    other, first = seen[mark]
                     if other != label:
                         raise ValueError(f"FOLDER: {path} and {first} show the same under two classes")
                     copies += 1
                     continue
-                known[mark] = label, path
+                seen[mark] = label, path
                 pixels.append(array)
                 labels.append(label)
     counts = [labels.count(label) for label in range(len(files))]
@@ -232,18 +239,18 @@ def _network(folder: str | Path, plan: TrainingPlan) -> tuple[int, Any]:
     if plan.backbone is None:
         size = plan.size or usual_side(files)
         return size, lambda classes, channels: ConvClassifier(classes, size, channels)
-    own, mean, std = backbone_input(plan.backbone)
-    side = plan.size or own
+    usual, mean, std = backbone_input(plan.backbone)
+    side = plan.size or usual
     assert plan.weights is not None
     states = read_states(plan.weights)
     state = next(iter(states.values()), {})
 
     def build(classes: int, channels: int) -> nn.Module:
         network = TimmClassifier(classes, plan.backbone or "", side, channels, mean, std)
-        wanted = network.backbone.state_dict().keys()
+        names = network.backbone.state_dict().keys()
         # Published weights end in a classifier of their own classes, which the backbone here lacks.
-        known = {name: value for name, value in state.items() if name in wanted or not _is_head(name)}
-        fill(network.backbone, known, f"weights: {plan.weights}")
+        weights = {name: value for name, value in state.items() if name in names or not _is_head(name)}
+        fill(network.backbone, weights, f"weights: {plan.weights}")
         return network
 
     build(2, 3)
@@ -259,7 +266,7 @@ def random_affine(
 ) -> Tensor:
     """Each image of [N, C, H, W] rotated, shifted (fraction of its size), scaled and sheared at random.
 
-    What comes in from outside is the value at the border.
+    Pixels from outside take the value at the border.
     """
     n = x.shape[0]
     angle = (torch.rand(n) * 2 - 1) * (degrees * torch.pi / 180)
@@ -292,7 +299,7 @@ def augmented(x: Tensor, names: Sequence[str]) -> Tensor:
 def _train(module: nn.Module, images: Tensor, labels: Tensor, plan: TrainingPlan) -> list[dict[str, Any]]:
     """In place: cross entropy on batches in which every class is as frequent; one row each twentieth of the steps."""
     device = next(module.parameters()).device
-    steps = plan.steps or min(max(40 * len(labels) // BATCH, STEPS[0]), STEPS[1])
+    steps = plan.steps or min(max(40 * len(labels) // BATCH_SIZE, DEFAULT_STEPS[0]), DEFAULT_STEPS[1])
     weights = 1.0 / labels.bincount()[labels].double()
     rows, start = [], time.monotonic()
     learned = [p for p in module.parameters() if p.requires_grad]
@@ -301,7 +308,7 @@ def _train(module: nn.Module, images: Tensor, labels: Tensor, plan: TrainingPlan
     module.train()
     with progress.bar("classifier", steps) as bar:
         for step in range(1, steps + 1):
-            index = torch.multinomial(weights, min(BATCH, len(labels)), replacement=True)
+            index = torch.multinomial(weights, min(BATCH_SIZE, len(labels)), replacement=True)
             x = augmented(to_float(images[index]).to(device), plan.augment)
             loss = F.cross_entropy(module(x), labels[index].to(device))
             optimizer.zero_grad(set_to_none=True)
@@ -315,39 +322,39 @@ def _train(module: nn.Module, images: Tensor, labels: Tensor, plan: TrainingPlan
 
 
 def _results(
-    classifier: Classifier, found: Images, train: Tensor, held: Tensor, plan: TrainingPlan, rows: list[dict[str, Any]]
+    classifier: Classifier, images: Images, learned_from: int, plan: TrainingPlan, rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
     counts = classifier.confusion
     assert counts is not None
     sizes = counts.sum(1)
-    data: dict[str, Any] = dict(classes=found.classes, held_out=int(sizes.sum()), copies_left_out=found.copies)
-    data["images"] = {name: int((found.labels == index).sum()) for index, name in enumerate(found.classes)}
+    data: dict[str, Any] = dict(classes=images.classes, held_out=int(sizes.sum()), copies_left_out=images.copies)
+    data["images"] = {name: int((images.labels == index).sum()) for index, name in enumerate(images.classes)}
     data["accuracy"] = share_of(int(counts.diagonal().sum()), int(sizes.sum()))
     data["balanced_accuracy"] = float((counts.diagonal() / sizes).mean())
     data["by_class"] = classifier.errors()
     data["confusion"] = counts.tolist()
     data["majority"] = int(sizes.max()) / int(sizes.sum())
-    data["learned_from"] = len(train)
-    data.update(size=found.images.shape[-1], channels=found.images.shape[1], augment=list(plan.augment))
+    data["learned_from"] = learned_from
+    data.update(size=images.images.shape[-1], channels=images.images.shape[1], augment=list(plan.augment))
     data.update(backbone=plan.backbone, seed=plan.seed, torch=torch.__version__, python=platform.python_version())
     data.update(machine=platform.machine(), log=rows)
     return data
 
 
 def remarks(data: dict[str, Any]) -> list[str]:
-    """What the figures call for, in sentences."""
-    found = []
+    """Sentences about figures that need attention."""
+    sentences = []
     few = [f"{name} ({count})" for name, count in data["images"].items() if count < MANY_CLASS_IMAGES]
     if few:
-        found.append(
+        sentences.append(
             f"few images of {', '.join(few)}: {MANY_CLASS_IMAGES} and more make it better, and the figures surer"
         )
     if data["copies_left_out"]:
-        found.append(f"{data['copies_left_out']} copies of other images were left out")
+        sentences.append(f"{data['copies_left_out']} copies of other images were left out")
     low = data["accuracy"]["ci95"][0]
     if low <= data["majority"]:
-        found.append(
+        sentences.append(
             f"that is not surely better than to say the most frequent class always ({100 * data['majority']:.0f} %): "
             "do not use it as it is"
         )
-    return found
+    return sentences

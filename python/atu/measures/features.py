@@ -24,7 +24,7 @@ CELLS = 256  # values of one layer that are kept, unless it has more channels
 class DiscriminatorFeatures:
     """Features of samples from a GAN's discriminator, in eval mode.
 
-    Which of its layers take in one row a sample is found out here, once, by two passes (`sample_layers`).
+    It takes two passes to see which layers take in one row a sample (`sample_layers`): keep one for many batches.
 
     Raises:
         ValueError: the GAN has no discriminator.
@@ -35,7 +35,7 @@ class DiscriminatorFeatures:
 
     @torch.no_grad()
     def penultimate(self, batches: Iterable[Tensor], max_features: int = 1024) -> Tensor:
-        """What the discriminator's last layer with weights takes in: float32 [N, F] on the CPU.
+        """Inputs of the discriminator's last layer with weights, float32 [N, F] on the CPU.
 
         Args:
             batches: samples [n, ...]. Each batch is passed on its own (minibatch statistics couple a batch's samples).
@@ -52,8 +52,10 @@ class DiscriminatorFeatures:
 
     @torch.no_grad()
     def to_tell_apart(self, batches: Iterable[Tensor]) -> Tensor:
-        """What tells samples apart, float32 [N, F] on the CPU: what the layers take in (`layer_inputs`) and, of images,
-        their oriented gradients, which say more of shapes where the discriminator is a weak one. See `kinds`.
+        """Features that tell samples apart, float32 [N, F] on the CPU; see `kinds`.
+
+        They are the inputs of the layers (`layer_inputs`) and, of images, their oriented gradients, which say more of
+        shapes where the discriminator is a weak one.
 
         batches: as of `penultimate`.
         """

@@ -31,7 +31,7 @@ def backbone_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]
     """
     timm = _timm()
     if name not in timm.list_models():
-        near = [known for known in timm.list_models() if known.startswith(name[:6])] or timm.list_models()
+        near = [one for one in timm.list_models() if one.startswith(name[:6])] or timm.list_models()
         raise ValueError(f"backbone: timm has no {name!r}; it has {', '.join(near[:12])} ...")
     config = timm.create_model(name, pretrained=False, num_classes=0).default_cfg
     return int(config["input_size"][-1]), tuple(config["mean"]), tuple(config["std"])
@@ -81,7 +81,7 @@ class TimmClassifier(nn.Module):
         return self
 
     def features(self, x: Tensor) -> Tensor:
-        """What the backbone gives before its own classifier, [N, num_features]; differentiable in x."""
+        """Outputs of the backbone without its classifier, [N, num_features]; differentiable in x."""
         seen = ((x + 1) / 2).expand(-1, 3, -1, -1)
         return self.backbone((seen - self.mean) / self.std).flatten(1)
 

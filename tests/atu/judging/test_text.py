@@ -15,7 +15,7 @@ from torch import nn
 from atu.gan import GAN
 from atu.judging.finding import find
 from atu.judging.rule import check_independent
-from atu.judging.text import ANYTHING, MODEL, load_clip, text_rank
+from atu.judging.text import ANYTHING, DEFAULT_MODEL, load_clip, text_rank
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
@@ -59,7 +59,7 @@ def stand_in(monkeypatch, tmp_path):
     """open_clip's functions that are used, with a model "tiny" and one tag of weights, "seen", which is not here."""
     fake = types.ModuleType("open_clip")
     configs = {"tiny": {"text_cfg": {}}, "far": {"text_cfg": {"hf_tokenizer_name": "some/tokenizer"}}}
-    configs[MODEL] = {"text_cfg": {}}
+    configs[DEFAULT_MODEL] = {"text_cfg": {}}
     fake.get_model_config = configs.get
     fake.list_models = lambda: list(configs)
     fake.list_pretrained_tags_by_model = lambda model: ["seen"]
