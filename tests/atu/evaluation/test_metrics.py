@@ -72,8 +72,8 @@ def test_no_metric_is_no_row(gans):
 
 def test_the_reproduced_table_has_a_column_a_metric():
     numbers = dict(pul=50.0, fid_cls_after=2.0, fid_cls_before=1.0, tv_kept=0.1)
-    cells = [dict(numbers={**numbers, "metrics": {"fewer": value}}, seconds=1.0) for value in (0.25, 0.75)]
-    cells.append(dict(numbers=numbers, seconds=1.0))  # computed before there was this metric
+    cells = [{**numbers, "metrics.fewer": value, "seconds": 1.0} for value in (0.25, 0.75)]
+    cells.append({**numbers, "seconds": 1.0})  # computed before there was this metric
     row = reproduced_table.summarise(cells)
     assert row["metrics"] == {"fewer": dict(mean=0.5, deviation=pytest.approx(0.5 / 2**0.5), n=2)}
     task = reproduction.Task("8", SimpleNamespace(name="a judge"), ("8",), None)
@@ -87,9 +87,7 @@ def test_the_reproduced_table_has_a_column_a_metric():
 
 
 def test_a_reproduced_table_of_what_no_paper_has_published_names_none():
-    row = reproduced_table.summarise(
-        [dict(numbers=dict(pul=5.0, fid_cls_after=2.0, fid_cls_before=1.0, tv_kept=0.1), seconds=1.0)]
-    )
+    row = reproduced_table.summarise([dict(pul=5.0, fid_cls_after=2.0, fid_cls_before=1.0, tv_kept=0.1, seconds=1.0)])
     task = reproduction.Task("cat", SimpleNamespace(name="a judge"), ("cat",), None)
     text = reproduced_table.markdown(
         reproduction.Plan("animals", None, [task], ["ewc"], seeds=1), {"ewc": {"cat": row}}

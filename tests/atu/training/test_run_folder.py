@@ -122,7 +122,7 @@ def test_runs_killed_at_random_moments_end_as_undisturbed_ones(tmp_path):
         text=True,
         timeout=300,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])},  # for examples
     )
     assert done.returncode == 0 and "3 kills, " in done.stdout, done.stderr
 
