@@ -1,12 +1,17 @@
 """A file is there whole, or as it was."""
 
+import errno
 import json
 import os
+import resource
 import stat
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from atu.support.files import check_writable, remove_partial, write_atomic, write_json, write_text
+from atu.data.images import save_folder, save_grid
+from atu.support.files import check_writable, open_to_write, remove_partial, write_atomic, write_json, write_text
 
 
 def test_write_makes_folders_and_replaces(tmp_path):
@@ -97,3 +102,60 @@ def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match=r"^out: .*file.* cannot be written \((File exists|Not a directory)\)$"):
             check_writable(folder, "out")
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o027, 0o022, 0o002])
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path, umask):
+    weights, image = {"a": torch.zeros(3)}, torch.zeros(1, 3, 8, 8)
+    before = os.umask(umask)
+    try:
+        for name in ("old", "new"):
+            write_text(tmp_path / "text", name)
+        write_atomic(tmp_path / "weights", lambda path: save_file(weights, path))  # puts a file of its own there
+        write_atomic(tmp_path / "torch", lambda path: torch.save(weights, path))
+        save_grid(image, (0, 1), tmp_path / "grid")
+        save_folder(image, (0, 1), tmp_path)
+        open_to_write(tmp_path / "log", "a").close()
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 6 and set(modes.values()) == {0o666 & ~umask}
+
+
+def limited(write):
+    """Call it where no file may grow beyond 100,000 bytes: as on a full disk, but with another number."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("save", [save_file, torch.save, lambda tensors, path: path.write_bytes(bytes(400_000))])
+def test_a_full_disk_is_an_oserror_whoever_writes(tmp_path, save):
+    weights = {"a": torch.zeros(100_000)}
+    with pytest.raises(OSError, match="File too large") as error:
+        limited(lambda: write_atomic(tmp_path / "x", lambda path: save(weights, path)))
+    assert error.value.errno == errno.EFBIG and not os.listdir(tmp_path)
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    write_text(victim / "file", "kept")
+    run.mkdir()
+    (run / "metrics.jsonl").symlink_to(victim / "file")
+    (run / "tb").symlink_to(victim)
+    for mode in ("w", "a", "wb"):
+        with pytest.raises(OSError, match="symbolic links"):
+            open_to_write(run / "metrics.jsonl", mode)
+        for path in (run / "metrics.jsonl", run / "tb" / "new", run / "tb" / "a" / "b", run / ".." / "new"):
+            with pytest.raises(ValueError, match="link"):
+                open_to_write(path, mode, within=run)
+    with pytest.raises(ValueError, match="subpath"):
+        open_to_write(victim / "new", within=run)
+    write_text(run / "metrics.jsonl", "mine")  # put in the place of the link
+    assert os.listdir(victim) == ["file"] and (victim / "file").read_text() == "kept"
+    with open_to_write(run / "log", "a", within=run) as file:
+        file.write("ü")
+    assert (run / "log").read_text(encoding="utf-8") == "ü"
