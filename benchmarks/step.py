@@ -25,6 +25,7 @@ from atu.methods.adapt_then_unlearn.adapt import Ewc
 from atu.methods.adapt_then_unlearn.defaults import most_steps
 from atu.methods.adapt_then_unlearn.repulsion import Repulsion
 from atu.networks.stylegan2 import Discriminator, Generator
+from atu.support.context import PRECISIONS, RunContext, current
 from atu.support.modules import update_ema
 from atu.support.seeding import fork_rng
 from atu.training.step import AdversarialStep, Objective
@@ -76,17 +77,14 @@ def make_trainer(
     adversarial: Adversarial,
     models: int = 1,
     plain: bool = False,
-    precision: str = "float32",
 ) -> AdversarialStep:
     """A trainer of a stage's adversarial loss and penalty. Its learning rates are 0, so that every step sees the same
     weights.
 
-    models: adapted generators that stage 2 is pushed away from. plain: no penalty, which is fine-tuning. precision: as
-    of `Config`.
+    models: adapted generators that stage 2 is pushed away from. plain: no penalty, which is fine-tuning.
     """
     cfg = Config()
     twin = gan.copy()
-    twin.precision = precision
     params: list[Tensor] = list(twin.generator.parameters())
     start = [p.detach().clone() for p in params]
     real = TensorSamples(torch.rand(500, *gan.sample_shape) * 2 - 1)
@@ -98,7 +96,7 @@ def make_trainer(
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
         objective = Repulsion(params, adapted, start, cfg.repel, most_steps(gan, cfg.repel))
     trainer = AdversarialStep(twin.to(gan.device), real, objective, adversarial)
-    if precision == "float16":  # a scale that overflows has steps passed over, which take less time
+    if current().precision == "float16":  # a scale that overflows has steps passed over, which take less time
         trainer.scaler = torch.amp.GradScaler(gan.device.type, init_scale=SCALE)
     trainer.set_lr_factor(0.0)
     return trainer
@@ -161,7 +159,9 @@ COMPILED = ("step", "discriminator", "generator")  # the parts with networks in 
 
 
 def _as(kind: str, call: Callable[[], None]) -> None:
-    with default_impl("reference" if kind in ("reference", "compiled") else "auto"):
+    """Call it as this kind: our ops or the reference, in the precision that the kind is named after, if it is."""
+    precision = kind if kind in PRECISIONS else None
+    with default_impl("reference" if kind in ("reference", "compiled") else "auto"), RunContext(precision):
         call()
 
 
@@ -176,7 +176,9 @@ def _runs(gan: GAN, stage: str, batch: int, compile: bool, low: Sequence[str]) -
     kinds = KINDS[: 3 if compile else 2]
     make = partial(make_trainer, gan, stage, settings(stage, batch), plain=stage == SCRATCH)
     parts = {kind: Parts(make()) for kind in kinds}
-    parts |= {name: Parts(make(precision=name)) for name in low}
+    for name in low:
+        with RunContext(name):
+            parts[name] = Parts(make())
     why = ""
     if compile:
         try:
@@ -185,8 +187,9 @@ def _runs(gan: GAN, stage: str, batch: int, compile: bool, low: Sequence[str]) -
         except Exception as error:
             del parts["compiled"]
             why = f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
-    for each in parts.values():
-        _as("reference", each.step)  # gradients and the optimiser's state exist from here on
+    for kind, each in parts.items():
+        with RunContext(kind if kind in PRECISIONS else None):
+            _as("reference", each.step)  # gradients and the optimiser's state exist from here on
     return parts, why
 
 

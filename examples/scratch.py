@@ -16,11 +16,11 @@ from atu.config import Adversarial
 from atu.data.samples import Samples
 from atu.gan import GAN
 from atu.support import world
+from atu.support.context import RunContext
 from atu.support.files import write_text
 from atu.support.modules import eval_mode
 from atu.support.seeding import fork_rng
-from atu.training import precision as precisions
-from atu.training import threads
+from atu.training import compute
 from atu.training.loop import StageHooks, run_stage
 from atu.training.run_folder import RunFolder, recorded, samples_digest
 from atu.training.schedules import lr_decay
@@ -129,15 +129,16 @@ def train(
     identity = {"seed": seed, "samples": samples_digest(real)}
     own, batch = (out if world.is_first() else None), phases[0][1].batch_size
     before = recorded(own)
-    count = world.from_first(lambda: threads.choose(gan, batch, None, before.get("threads")))
-    twin = copy.copy(gan)  # the same networks: the caller's GAN keeps its precision
+    count = world.from_first(lambda: compute.threads_for(gan, batch, None, before))
+    with RunContext(threads=count):
+        passes = world.from_first(lambda: compute.precision_for(gan, batch, precision, before))
+    twin = copy.copy(gan)  # the same networks: the caller's GAN gets its average when it ends
 
     def looked(step: int) -> dict[str, float]:
         return look(run, twin, step) if look is not None and step % look_every == 0 else {}
 
-    with threads.using(count):
-        twin.precision = world.from_first(lambda: precisions.resolve(precision, gan, batch, before.get("precision")))
-        run = RunFolder(own, Pretraining(phases, log_every, save_every, twin.precision, count), identity)
+    with RunContext(passes, count):
+        run = RunFolder(own, Pretraining(phases, log_every, save_every, passes, count), identity)
         try:
             if lessons is not None:
                 with fork_rng(gan.device, seed):

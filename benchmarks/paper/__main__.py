@@ -23,8 +23,8 @@ from atu.cli.options import (
     class_option,
     common,
     load_gan,
-    use_threads,
 )
+from atu.support.context import RunContext
 from atu.support.processes import beside
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ class Wanted:
     classifiers: Path | None
     extractor: Path | None
     device: str | None
-    batch: int | None
     options: dict[str, Any]
     dry: bool = False
 
@@ -66,14 +65,13 @@ class Wanted:
             given = self.data, gan, out, self.classes, self.classifiers, not self.dry
             plan = recipes.PLANS[self.dataset](*given, **options)
         plan.gan.to(self.device or plan.gan.device)
-        plan.gan.batch = self.batch
         for task in plan.tasks:
             task.judge.to(plan.gan.device)
             task.asked.to(plan.gan.device)
         return plan
 
 
-def take_part(wanted: Wanted, out: Path) -> None:
+def take_part(wanted: Wanted, out: Path, context: RunContext) -> None:
     """Compute cells as one of several processes; the first alone speaks."""
     from atu.support.remarks import InputWarning
 
@@ -81,7 +79,8 @@ def take_part(wanted: Wanted, out: Path) -> None:
 
     begin(quiet=True, device=wanted.device)
     warnings.simplefilter("ignore", InputWarning)
-    reproduce(wanted.plan(out), out)
+    with context:
+        reproduce(wanted.plan(out), out)
 
 
 @click.command("reproduce")
@@ -133,7 +132,6 @@ def reproduce(
     config: Path | None,
     samples: int,
     jobs: int | None,
-    batch: int | None,
 ) -> None:
     """Compute the published table.
 
@@ -152,19 +150,18 @@ def reproduce(
         raise click.UsageError(f"{dataset} needs --data FOLDER and --ckpt CKPT")
     options: dict[str, Any] = dict(seeds=seeds, negatives=marks, samples=samples, oracle=not no_oracle)
     options.update(methods=table.check_methods(methods), config=table.read_config(config))
-    wanted = Wanted(dataset, classes, data, ckpt, classifiers, extractor, run.device, batch, options, dry_run)
+    wanted = Wanted(dataset, classes, data, ckpt, classifiers, extractor, run.device, options, dry_run)
     plan = wanted.plan(run.out)
     threads = torch.get_num_threads()
     jobs = jobs or table.jobs_for(plan, run.out, threads)
-    if jobs > 1:
-        use_threads(max(threads // jobs, 1))  # of the others too, which take over the environment
-    if dry_run or not run.quiet:
-        click.echo(table.told(table.forecast(plan, run.out), jobs), err=not dry_run)
-    if dry_run:
-        _say_untrained(plan)
-        return
-    with beside(jobs - 1, take_part, wanted, run.out):
-        found = table.reproduce(plan, run.out)
+    with RunContext(threads=max(threads // jobs, 1)) as context:
+        if dry_run or not run.quiet:
+            click.echo(table.told(table.forecast(plan, run.out), jobs), err=not dry_run)
+        if dry_run:
+            _say_untrained(plan)
+            return
+        with beside(jobs - 1, take_part, wanted, run.out, context):
+            found = table.reproduce(plan, run.out)
     click.echo(f"{found['cells_done']} of {found['cells']} cells", err=True)
     for name in ("cells.csv", "table.md", "figure.png", "pictures.jpg"):
         click.echo(str(run.out / name))

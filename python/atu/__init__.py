@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .gan import GAN
     from .judging.checks import FeedbackWarning
+    from .support.context import RunContext
     from .training.fit_discriminator import fit_discriminator
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Config",
     "FeedbackWarning",
     "Result",
+    "RunContext",
     "adapt",
     "extrapolate",
     "fit_discriminator",
@@ -31,6 +33,7 @@ _HOMES = {
     "GAN": "gan",
     "Config": "config",
     "FeedbackWarning": "judging.checks",
+    "RunContext": "support.context",
     "fit_discriminator": "training.fit_discriminator",
 }
 

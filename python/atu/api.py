@@ -239,7 +239,6 @@ def _finish(job: Job, outcome: Outcome) -> Result:
     earlier = job.inputs.earlier
     if earlier is not None:
         decisions.update(round=earlier.round + 1, from_run=str(earlier.folder))
-    outcome.gan.precision = "float32"
     result = Result(
         gan=outcome.gan,
         adapted=outcome.adapted,

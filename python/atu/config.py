@@ -301,9 +301,7 @@ class Config:
     ] = "auto"
     threads: Annotated[
         PositiveCount | None,
-        Field(
-            description="CPU threads of the training; unset, OMP_NUM_THREADS, or by measuring (one for tiny networks)."
-        ),
+        Field(description="CPU threads of the training; unset, torch's number, and one for tiny networks."),
     ] = None
     log_every: Annotated[PositiveCount, STEPS, Field(description="How often losses are logged.")] = 10
     save_every: Annotated[PositiveCount, STEPS, Field(description="How often the state to resume from is saved.")] = 100

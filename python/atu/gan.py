@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .support import memory
+from .support.context import current
 from .support.image_range import checked_range, inferred_range
 from .support.modules import (
     copied,
@@ -124,8 +125,6 @@ class GAN:
         self.c_dim = self._number_of_labels(c_dim)
         self._check_arguments()
         self.origin: dict[str, str] | None = None  # format and path of a foreign file that it was loaded from
-        self.batch: int | None = None  # samples to make at once, instead of what memory allows
-        self.precision = "float32"  # of the training's passes: see `autocast`
         self._sample_shape: tuple[int, ...] | None = None
         self._cost: tuple[int | None, float] | None = None
 
@@ -312,10 +311,11 @@ class GAN:
         return math.prod(self.sample_shape) >= BIG
 
     def fitting(self, wanted: int = 100) -> int:
-        """How many samples to make and judge at once: `self.batch` if set, else `wanted`. Big samples have their cost
-        measured; batches are then halved until they fit, see `atu.support.memory.fitting`."""
-        if self.batch is not None:
-            return self.batch
+        """How many samples to make and judge at once: the `RunContext`'s batch if set, else `wanted`. Big samples have
+        their cost measured; batches are then halved until they fit, see `atu.support.memory.fitting`."""
+        batch = current().batch
+        if batch is not None:
+            return batch
         if not self.is_big:
             return wanted
         return memory.fitting(wanted, self.cost()[0], self.device)
@@ -421,7 +421,7 @@ class GAN:
     # --- training passes
 
     def autocast(self, twice: int | None = None) -> AbstractContextManager[Any]:
-        """What the training's passes through the networks run in: torch.autocast of `precision`, nothing for float32.
+        """What the training's passes run in: torch.autocast of the `RunContext`'s precision, nothing for float32.
 
         Weights, gradients of weights and what `fake` and `logits` give are float32 all the same.
 
@@ -430,13 +430,14 @@ class GAN:
                 the CPU (see `ENOUGH_TWICE`).
         """
         few = twice is not None and twice < ENOUGH_TWICE and self.device.type == "cpu"
-        if self.precision == "float32" or few:
+        precision = current().precision
+        if precision is None or precision == "float32" or few:
             return nullcontext()
-        return torch.autocast(self.device.type, getattr(torch, self.precision))
+        return torch.autocast(self.device.type, getattr(torch, precision))
 
     def autocast_unscaled(self, twice: int | None = None) -> AbstractContextManager[Any]:
         """As `autocast`, for what is learned without a scaled loss: not in float16, which would need one."""
-        return nullcontext() if self.precision == "float16" else self.autocast(twice)
+        return nullcontext() if current().precision == "float16" else self.autocast(twice)
 
     def fake(
         self, z: Tensor, c: Tensor | None, mixing_probability: float = 0.0, generator: nn.Module | None = None

@@ -38,10 +38,11 @@ from .judging.positives import check_distinct
 from .judging.rule import Rule
 from .methods.registry import METHODS, Plan, Task
 from .support import world
+from .support.context import RunContext, current
 from .support.digest import digest
 from .support.modules import eval_mode, state_of, trainable
 from .support.seeding import fork_rng
-from .training import precision, threads
+from .training import compute
 from .training.losses import r1_penalty
 from .training.run_folder import RunFolder, gan_digest, recorded, samples_digest
 
@@ -91,6 +92,7 @@ class Inputs:
     positives: Samples | None
     oracle: Rule | None
     config: Config
+    context: RunContext
     out: str | Path | None
     seed: int
     adapted: States | None
@@ -393,8 +395,10 @@ def check_inputs(request: Request) -> Inputs:
         check_distinct(negatives, positives)
     label_remarks(gan, negatives)
     out = request.out if world.is_first() else None
-    start, config = _fitted(gan if earlier is None else earlier.gan, config, out)
-    return Inputs(start, gan, negatives, positives, oracle, config, out, seed, adapted, given, earlier)
+    start = gan if earlier is None else earlier.gan
+    context = _context(start, config, out)
+    config = config.having(precision=context.precision, threads=context.threads)
+    return Inputs(start, gan, negatives, positives, oracle, config, context, out, seed, adapted, given, earlier)
 
 
 def _oracle(given: Rule | Callable[[Tensor], Tensor] | str | None, gan: GAN) -> Rule | None:
@@ -414,20 +418,17 @@ def _with_earlier(
     return negatives, joined(given[1], earlier.positives, given[0], gan.image_range, "positives")
 
 
-def _fitted(gan: GAN, config: Config, out: str | Path | None) -> tuple[GAN, Config]:
-    """Both with the threads and the precision that are best on this machine, or were when the run began, where the
-    config leaves them open; and with how many big samples fit in memory at once, on which their noise depends."""
+def _context(gan: GAN, config: Config, out: str | Path | None) -> RunContext:
+    """With the threads and the precision that are best on this machine, or were when the run began, where the config
+    leaves them open; and with how many big samples fit in memory at once, on which their noise depends."""
     batch, before = config.repel.adversarial.batch_size, recorded(out)
-    number = world.from_first(lambda: threads.choose(gan, batch, config.threads, before.get("threads")))
-    with threads.using(number):
-        chosen = world.from_first(lambda: precision.resolve(config.precision, gan, batch, before.get("precision")))
-    at_once = gan.batch
+    threads = world.from_first(lambda: compute.threads_for(gan, batch, config.threads, before))
+    with RunContext(threads=threads):
+        precision = world.from_first(lambda: compute.precision_for(gan, batch, config.precision, before))
+    at_once = current().batch
     if gan.is_big and at_once is None:
         at_once = world.from_first(lambda: before.get("at_once") or gan.fitting())
-    if (gan.precision, gan.batch) != (chosen, at_once):
-        gan = copy.copy(gan)  # the same networks: the caller's GAN stays as it is
-        gan.precision, gan.batch = chosen, at_once
-    return gan, config.having(precision=chosen, threads=number)
+    return RunContext(precision, threads, at_once)
 
 
 def _identity(inputs: Inputs) -> dict[str, Any]:
@@ -440,7 +441,7 @@ def _identity(inputs: Inputs) -> dict[str, Any]:
     if drawn is not None:
         identity["labels"] = digest({"drawn": drawn})
     if gan.is_big:
-        identity["at_once"] = inputs.gan.batch
+        identity["at_once"] = inputs.context.batch
     if inputs.adapted is not None:
         identity["adapted"] = [digest(state) for state in inputs.adapted]
     if inputs.earlier is not None:
@@ -463,8 +464,7 @@ def started(request: Request) -> Iterator[Job]:
     began = time.monotonic()
     with torch.inference_mode(False), torch.enable_grad():
         inputs = check_inputs(request)
-        assert inputs.config.threads is not None
-        with threads.using(inputs.config.threads):
+        with inputs.context:
             run = _open_run_folder(inputs)
             try:
                 if run.out is not None and not (run.out / KEPT).exists():

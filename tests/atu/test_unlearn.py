@@ -17,8 +17,10 @@ from atu import gan as gan_module
 from atu.config import Adversarial
 from atu.data.images import save_folder
 from atu.data.samples import TensorSamples
+from atu.job import Request, started
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support import memory
+from atu.support.context import RunContext, current
 from atu.training.step import AdversarialStep, NonFiniteError, Objective
 
 SHORT = {
@@ -80,8 +82,8 @@ def test_old_hooks_of_norms_run_and_leave_networks_that_can_be_copied(norm, meth
 @pytest.mark.parametrize("batch", [1, 3])
 def test_few_samples_at_once(image_gan, batch):
     """As many as fit in memory of big ones may be a single one."""
-    image_gan.batch = batch
-    result = unlearn(image_gan, image_gan.sample(5), config=SHORT)
+    with RunContext(batch=batch):
+        result = unlearn(image_gan, image_gan.sample(5), config=SHORT)
     assert all(np.isfinite(v) for row in result.history for v in row.values() if isinstance(v, float))
 
 
@@ -92,15 +94,17 @@ def test_big_samples_are_made_as_many_at_once_as_when_the_run_began(image_gan, t
     fits = [50]
     monkeypatch.setattr(memory, "fitting", lambda *args: fits[0])
     run = dict(negatives=image_gan.sample(5), config=SHORT, out=tmp_path / "run")
-    first = unlearn(image_gan, **run)
-    assert first.gan.batch == 50 and image_gan.batch is None
+
+    def at_once(**changes):
+        with started(Request(gan=image_gan, **{**run, **changes})):
+            return current().batch
+
+    unlearn(image_gan, **run)
     (tmp_path / "run" / "result.safetensors").unlink()
     fits[0] = 25
-    again = unlearn(image_gan, **run)
-    assert again.gan.batch == 50 and unlearn(image_gan, run["negatives"], config=SHORT).gan.batch == 25
-    (tmp_path / "run" / "result.safetensors").unlink()
-    image_gan.batch = 7  # where memory is too little by now
-    assert unlearn(image_gan, **run).gan.batch == 7
+    assert at_once() == 50 and at_once(out=None) == 25 and current().batch is None
+    with RunContext(batch=7):  # where memory is too little by now
+        assert at_once() == 7
 
 
 def test_same_seed_same_result(vector_gan):

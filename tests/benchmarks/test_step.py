@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atu import assets
+from atu.support.context import RunContext
 from atu_ext import _native
 from benchmarks import job, step
 from examples.pretrain import mnist_stylegan2
@@ -105,11 +106,12 @@ def test_a_training_step_changes_no_layout():
 @pytest.mark.parametrize("stage", step.STAGES)
 def test_parts_of_a_float16_step_are_called_again_and_again(stage):
     """With scaled losses, as on a GPU: the scaler takes one step of an optimiser between its updates."""
-    parts = step.Parts(step.make_trainer(step.tiny_gan(), stage, step.settings(stage, 4), precision="float16"))
-    assert parts.trainer.scaler.is_enabled()
-    for _ in range(2):
-        for name in step.PARTS:
-            getattr(parts, name)()
+    with RunContext("float16"):
+        parts = step.Parts(step.make_trainer(step.tiny_gan(), stage, step.settings(stage, 4)))
+        assert parts.trainer.scaler.is_enabled()
+        for _ in range(2):
+            for name in step.PARTS:
+                getattr(parts, name)()
 
 
 def test_stage_2_memory_is_that_of_fine_tuning_whatever_the_number_of_anchors():

@@ -62,7 +62,6 @@ def audit(
     steps: int,
     images: int,
     samples: int,
-    batch: int | None,
     subject: str | None,
 ) -> None:
     """See what can be got back.
@@ -81,8 +80,6 @@ def audit(
     check_judge(asked, negatives, "--oracle")
     first, last = load_pair(before, after, run.device, model)
     other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
-    for gan in (first, last, *([] if other is None else [other])):
-        gan.batch = batch
     looked_at = min(samples, auditing.Budget.check_samples)
     budget = auditing.Budget(starts=starts, steps=steps, images=images, samples=samples, check_samples=looked_at)
     oracle, judge = asked.find_both(first)

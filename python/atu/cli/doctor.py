@@ -64,7 +64,7 @@ def _cpu_kernels() -> Part:
 def _bfloat16() -> Part:
     """Whether the CPU computes in bfloat16, and what `precision = "auto"` has found of it."""
     from ..support.environment import cpu_flags
-    from ..training.precision import gain, measurements
+    from ..training.compute import gain, measurements
 
     known = [flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in cpu_flags()]
     if not known:

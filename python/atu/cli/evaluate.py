@@ -67,7 +67,6 @@ def evaluate(
     retrained: str | None,
     features: tuple[str, ...],
     samples: int,
-    batch: int | None,
     subject: str | None,
     require: float | None,
 ) -> None:
@@ -88,7 +87,6 @@ def evaluate(
     first, last = load_pair(before, after, run.device, model)
     other = None if retrained is None else load_gan(retrained, run.device, "retrained", model)
     networks = extractors(features)
-    first.batch = last.batch = batch
     if not run.quiet:
         say_evaluation(first, samples, 2 if other is None else 3)
     judge = asked.find(asked.oracle, first)

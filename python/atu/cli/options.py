@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import shlex
 import sys
 import tempfile
@@ -70,8 +69,8 @@ def common(
         )
 
     if threads:
-        text = "CPU threads; OMP_NUM_THREADS, or measured, when not given."
-        options.append(click.option("--threads", type=click.IntRange(1), help=text))
+        text = "CPU threads; OMP_NUM_THREADS, or torch's own number, when not given."
+        options.append(_in_context("--threads", text))
 
     def add(function: Callable) -> Callable:
         @functools.wraps(function)
@@ -80,8 +79,6 @@ def common(
                 path = click.get_current_context().command_path.removeprefix("atu ")
                 raise click.UsageError(f"{path} runs in one process: start it without torchrun")
             check_writable(out.parent if out.is_file() else out)
-            if threads:
-                use_threads(rest.pop("threads"))
             begin(quiet, device)
             return function(Common(out, seed, device, quiet), **rest)
 
@@ -92,13 +89,17 @@ def common(
     return add
 
 
-def use_threads(number: int | None) -> None:
-    """Have this process compute with so many threads throughout; None leaves that open."""
-    import torch
+def _in_context(option: str, text: str) -> Callable:
+    """An option of the `RunContext` that the command runs in."""
 
-    if number is not None:
-        os.environ["OMP_NUM_THREADS"] = str(number)
-        torch.set_num_threads(number)
+    def enter(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+        if value is not None:
+            from ..support.context import RunContext
+
+            given: dict[str, Any] = {str(param.name): value}
+            ctx.with_resource(RunContext(**given))
+
+    return click.option(option, type=click.IntRange(1), help=text, expose_value=False, callback=enter)
 
 
 def begin(quiet: bool = False, device: str | None = None) -> None:
@@ -212,9 +213,7 @@ REQUIRE = click.option(
     metavar="PERCENT",
     help="Exit code 1 when less than this percentage of the negatives is gone.",
 )
-BATCH = click.option(
-    "--batch", type=click.IntRange(1), help="Samples to make at once; 100 to 250, or what memory allows, if not given."
-)
+BATCH = _in_context("--batch", "Samples to make at once; 100 to 250, or what memory allows, if not given.")
 MARKS = click.option(
     "--marks", default=200, show_default=True, type=click.IntRange(1), help="Negatives to mark, of each class."
 )

@@ -36,7 +36,6 @@ def sample(
     truncation: float,
     noise: str | None,
     grid: bool,
-    batch: int | None,
     labels: tuple[str, ...],
     asked: Asked,
 ) -> None:
@@ -55,7 +54,6 @@ def sample(
     gan = load_gan(ckpt, run.device, model=model)
     _check_images(gan)
     choose_labels(gan, labels)
-    gan.batch = batch
     wanted = asked.find(asked.oracle, gan)
     settings = dict(
         truncation=truncation, noise=noise, labels=sorted(labels), oracle=asked.oracle, classes=sorted(asked.classes)

@@ -99,7 +99,6 @@ def unlearn(
     config: Path | None,
     precision: str | None,
     samples: int,
-    batch: int | None,
     subject: str | None,
     require: float | None,
 ) -> None:
@@ -135,7 +134,6 @@ def unlearn(
     fitted = with_discriminator(gan, train_discriminator, run.seed)
     if fitted is not gan:  # what they saw before was to find errors early; the features are the new discriminator's
         gan, (oracle, judge) = fitted, asked.find_both(fitted)
-    gan.batch = batch
     if not run.quiet:
         say_evaluation(gan, samples, 3)
         say_training(gan, config, method, compat)

@@ -121,7 +121,7 @@ def load_own(model: OwnModel, checkpoint: str | None) -> GAN:
 
 def load_like(path: str | Path, gan: GAN) -> GAN:
     """A checkpoint of `GAN.save` whose networks are of the classes of `gan`'s, which is not changed: atu builds its own
-    networks itself, and copies of `gan`'s are filled otherwise. On `gan`'s device, with its samplers and batch.
+    networks itself, and copies of `gan`'s are filled otherwise. On `gan`'s device, with its samplers.
 
     Raises:
         CheckpointError: as of loading.
@@ -136,7 +136,6 @@ def load_like(path: str | Path, gan: GAN) -> GAN:
             raise CheckpointError(f"{path}: holds a {name} of the class {foreign[name]}, and the model has none")
         given[name] = copied(own[name])
     found = load_native(path, **given, latent_sampler=gan.latent_sampler, label_sampler=gan.label_sampler)
-    found.batch = gan.batch
     return found.to(gan.device)
 
 

@@ -22,6 +22,7 @@ from ..data.samples import Samples
 from ..gan import GAN
 from ..networks.stylegan2 import MinibatchStdLayer
 from ..support import world
+from ..support.context import current
 from ..support.modules import copied, ema_beta, trainable, update_ema
 from . import losses
 from .state import load_optimizer_state, optimizer_state
@@ -116,9 +117,9 @@ class AdversarialStep:
 
     All randomness is drawn from torch's global generators, so that saving their states makes a run resumable.
 
-    The networks' passes run in `gan.precision`: torch.autocast, with scaled losses in float16 (Micikevicius et al.,
-    arXiv 1710.03740). Weights, their gradients, the optimisers, the average and the losses are float32, and so is what
-    R1 and path length do with gradients.
+    The networks' passes run in the `RunContext`'s precision: torch.autocast, with scaled losses in float16
+    (Micikevicius et al., arXiv 1710.03740). Weights, their gradients, the optimisers, the average and the losses are
+    float32, and so is what R1 and path length do with gradients.
 
     If several processes train together (`atu.support.world`), all draw the whole batch and each passes its part.
     Gradients, buffers and metrics are averaged, so all have the same weights. (DistributedDataParallel's hooks do not
@@ -146,7 +147,7 @@ class AdversarialStep:
         self.fakes = objective.fakes(settings.batch_size)
         for n in (settings.batch_size, self.fakes):
             world.part(n, self.group)  # raises if it cannot be divided
-        self.scaler = torch.amp.GradScaler(gan.device.type, enabled=gan.precision == "float16")
+        self.scaler = torch.amp.GradScaler(gan.device.type, enabled=current().precision == "float16")
         self.optim_g = self._adam(self.generator, settings.pl_interval if self.path_length else 0, 1.0)
         self.optim_d = self._adam(
             self.discriminator, settings.r1_interval if self.r1_gamma + self.r2_gamma > 0 else 0, settings.d_lr_ratio

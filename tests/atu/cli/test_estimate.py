@@ -10,6 +10,7 @@ from atu.config import Adversarial
 from atu.gan import GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support import memory, progress
+from atu.support.context import RunContext
 
 GIB = 2**30
 
@@ -42,14 +43,16 @@ def test_small_samples_need_no_word(said):
 
 def test_a_long_evaluation_is_said_and_a_smaller_one_offered(said):
     gan = big()
-    gan._cost, gan.batch = (GIB // 2, 1.6), 6
-    estimate.say_evaluation(gan, 10_000, 3)
+    gan._cost = (GIB // 2, 1.6)
+    with RunContext(batch=6):
+        estimate.say_evaluation(gan, 10_000, 3)
     assert said == [
         "evaluation: 10,000 samples of each of 3 generators, about 13.3 h, 6 at a time in 3.0 GiB",
         "            --samples 100 takes about 8 min",
     ]
     said.clear()
-    estimate.say_sampling(gan, 1000)
+    with RunContext(batch=6):
+        estimate.say_sampling(gan, 1000)
     assert said == ["sampling: 1,000 samples, about 27 min, 6 at a time in 3.0 GiB"]
 
 

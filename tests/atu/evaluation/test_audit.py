@@ -25,6 +25,7 @@ from atu.gan import GAN
 from atu.judging.rule import Rule
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.networks.stylegan2 import Discriminator, Generator
+from atu.support.context import RunContext
 from atu.support.seeding import Stream, stream_seed
 
 
@@ -313,7 +314,6 @@ def test_an_original_that_makes_next_to_no_negatives_is_audited_without_a_probe(
 def test_the_probes_labels_are_of_batches_as_its_features_are(monkeypatch, batch):
     """Noise is drawn a batch, and memory may allow no more than so many."""
     audit, sizes = small_audit(), []
-    audit.before.batch = audit.after.batch = batch
     monkeypatch.setattr(auditing, "residue", lambda gan, labels, seed: {"labels": labels.tolist()})
     batches = GAN.batches
 
@@ -322,7 +322,8 @@ def test_the_probes_labels_are_of_batches_as_its_features_are(monkeypatch, batch
         return batches(self, n, seed, batch_size, *more, **options)
 
     monkeypatch.setattr(GAN, "batches", watched)
-    found = auditing.compute(audit, "after", "residue")
+    with RunContext(batch=batch):
+        found = auditing.compute(audit, "after", "residue")
     assert sizes == [batch or 250] and sum(found["labels"]) > 0
 
 

@@ -15,6 +15,7 @@ from atu.data.samples import TensorSamples
 from atu.judging.feedback import build_feedback
 from atu.judging.rule import Rule
 from atu.networks.mlp import MLPDiscriminator
+from atu.support.context import RunContext
 
 POOL = FeedbackConfig(pool=600)
 QUICK = {
@@ -185,8 +186,8 @@ def test_the_checks_draw_nothing(mixture):
 @pytest.mark.parametrize("oracle", [None, right])
 def test_feedback_passes_no_more_samples_at_once_than_asked_for(mixture, oracle):
     """`batch` bounds the memory of big samples; all passes of the judge and of the checks keep to it."""
-    mixture.batch = 17
     sizes = []
     mixture.discriminator.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    told(mixture, at(40, 3, 0), oracle)
+    with RunContext(batch=17):
+        told(mixture, at(40, 3, 0), oracle)
     assert sizes and max(sizes) <= 17

@@ -17,6 +17,7 @@ from atu.methods.adapt_then_unlearn.preparation import prepare
 from atu.methods.adapt_then_unlearn.repulsion import Repulsion
 from atu.methods.adapt_then_unlearn.ways import WayLatents
 from atu.methods.registry import Task
+from atu.support.context import RunContext
 from atu.training.step import AdversarialStep
 from examples.pretrain import mnist_stylegan2
 
@@ -173,8 +174,8 @@ def test_the_features_units_are_variances_however_many_pass_at_once(image_gan, a
     guide = Guide(image_gan, GuideTraining(steps=1))
     guide.learn_from(images, images)
     expected = [f.double().var(0).mean() for f in guide.look(x).features]
-    image_gan.batch = at_once
-    found = SampleDistance(guide, x, 0.5).units
+    with RunContext(batch=at_once):
+        found = SampleDistance(guide, x, 0.5).units
     torch.testing.assert_close([unit.double() for unit in found], expected, rtol=1e-4, atol=1e-9)
     one = SampleDistance(guide, x[:1], 0.5)(guide.look(x[:1]), guide.look(x[1:2]))
     assert torch.isfinite(one).all()  # a sample alone has no variance

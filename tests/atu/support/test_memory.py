@@ -16,6 +16,7 @@ from atu.cli import options
 from atu.gan import BIG, GAN
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support import environment, memory
+from atu.support.context import RunContext
 
 CPU = torch.device("cpu")
 
@@ -81,8 +82,8 @@ def test_small_samples_keep_their_batches(monkeypatch):
     gan.sample(230)
     assert gan.generator.seen[-3:] == [100, 100, 30]
     assert gan.fitting(250) == 250
-    gan.batch = 64
-    gan.sample(130)
+    with RunContext(batch=64):
+        gan.sample(130)
     assert gan.generator.seen[-3:] == [64, 64, 2]
 
 

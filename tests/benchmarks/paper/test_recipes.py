@@ -18,6 +18,7 @@ from atu.data.images import load_images, to_range
 from atu.gan import GAN
 from atu.judging.classifier import Classifier
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.support.context import RunContext
 from benchmarks.paper import recipes, reproduce
 from benchmarks.paper.__main__ import Wanted, take_part
 from benchmarks.paper.cells import read_cells
@@ -155,9 +156,9 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
     # Another process, which is told what was asked for, computes the same.
     options = dict(seeds=1, negatives=6, samples=60, oracle=True, methods=["ewc"])
     options["config"] = reproduce.read_config(tmp_path / "quick.toml")
-    wanted = Wanted("celebahq", ("bangs",), celebahq, str(ckpt), out / "classifiers", None, "cpu", 7, options)
+    wanted = Wanted("celebahq", ("bangs",), celebahq, str(ckpt), out / "classifiers", None, "cpu", options)
     with warnings.catch_warnings():
-        take_part(pickle.loads(pickle.dumps(wanted)), tmp_path / "there")
+        take_part(*pickle.loads(pickle.dumps((wanted, tmp_path / "there", RunContext(batch=7)))))
     assert list(read_cells(tmp_path / "there")) == [("ewc", "bangs", 0)]
     own, there = (read_cells(folder)["ewc", "bangs", 0] for folder in (out, tmp_path / "there"))
     assert there["negatives_before"] == own["negatives_before"]

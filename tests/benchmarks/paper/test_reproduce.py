@@ -26,6 +26,7 @@ from atu.judging.rule import class_rule
 from atu.measures import extractors
 from atu.measures.frechet import frechet, frechet_distance, moments
 from atu.support import memory
+from atu.support.context import RunContext
 from atu.support.lock import claimed
 from atu.support.seeding import Stream, stream_seed
 from benchmarks.paper import cells as reproduction
@@ -337,8 +338,8 @@ def test_a_forecast_makes_no_more_at_once_than_was_said(plan_parts, tmp_path, mo
             yield x
 
     monkeypatch.setattr(type(plan.gan), "batches", watched)
-    monkeypatch.setattr(plan.gan, "batch", 9)
-    reproduce.forecast(plan, tmp_path / "out")
+    with RunContext(batch=9):
+        reproduce.forecast(plan, tmp_path / "out")
     assert sizes and max(sizes) <= 9
 
 

@@ -1,4 +1,5 @@
-"""Training in 16 bits: what runs in it and what does not, its gradients, resuming, and the choice by measuring."""
+"""Training in 16 bits: what runs in it and what does not, its gradients, resuming, and the choice by measuring. And the
+number of threads."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ from atu.judging.rule import class_rule
 from atu.networks.dcgan import DCGANDiscriminator, DCGANGenerator
 from atu.networks.stylegan2 import Conv2dLayer, Discriminator, Generator, SynthesisLayer, ToRGBLayer
 from atu.networks.stylegan3 import Generator as Generator3
-from atu.training import precision, trial
+from atu.support.context import RunContext, current
+from atu.training import compute
 from atu.training.run_folder import RunFolder
 from atu.training.step import AdversarialStep, Objective
 from atu_ext.ops import default_impl
+from examples.pretrain import mnist_stylegan2
 from examples.scratch import train
 
 BF16 = torch.bfloat16
@@ -60,7 +63,6 @@ def real(dtype=torch.float32, shape=(3, 16, 16)):
 @pytest.mark.parametrize("c_dim", [0, 3])
 def test_blocks_of_stylegan_run_in_it_and_nothing_else(c_dim):
     gan = stylegan(c_dim).copy()
-    gan.precision = "bfloat16"
     seen = {}
 
     def watch(name):
@@ -73,7 +75,7 @@ def test_blocks_of_stylegan_run_in_it_and_nothing_else(c_dim):
         if isinstance(module, (Conv2dLayer, SynthesisLayer, ToRGBLayer)):
             module.register_forward_hook(watch(name))
     z, c = gan.inputs(2)
-    with gan.autocast():
+    with RunContext("bfloat16"), gan.autocast():
         x = gan.fake(z, c)
         y = gan.logits(x, c)
     assert x.dtype == y.dtype == torch.float32
@@ -120,8 +122,7 @@ class Probability(nn.Module):
 
 def test_probabilities_become_logits_in_float32(vector_gan):
     gan = GAN(vector_gan.generator, Probability(), 4, discriminator_output="probability")
-    gan.precision = "bfloat16"
-    with gan.autocast():
+    with RunContext("bfloat16"), gan.autocast():
         assert torch.isfinite(gan.logits(torch.randn(3, 2))).all()
 
 
@@ -130,14 +131,13 @@ def test_probabilities_become_logits_in_float32(vector_gan):
 
 def step(gan, name, impl="auto", batch=8, **settings):
     """Gradients [discriminator, generator] of one step with R1 and path length, its metrics, and the trainer."""
-    gan.precision = name
     dtype = next(gan.generator.parameters()).dtype
     chosen = Adversarial(batch_size=batch, pl_weight=2.0, style_mixing=0.5, lr=1e-6, **settings)
-    trainer = AdversarialStep(gan, real(dtype), Objective(), chosen)
-    if name == "float16":  # the usual 2^16 overflows here at once, and would be halved from step to step
-        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    torch.manual_seed(3)
-    with default_impl(impl):
+    with RunContext(name), default_impl(impl):
+        trainer = AdversarialStep(gan, real(dtype), Objective(), chosen)
+        if name == "float16":  # the usual 2^16 overflows here at once, and would be halved from step to step
+            trainer.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        torch.manual_seed(3)
         metrics = trainer.step()
     networks = (gan.discriminator, gan.generator)
     return [torch.cat([p.grad.double().flatten() for p in m.parameters()]) for m in networks], metrics, trainer
@@ -160,9 +160,8 @@ def test_few_samples_that_are_differentiated_twice_pass_in_float32():
     """On processors with AMX oneDNN's bfloat16 convolutions with kernels as large as the map are noise below 16
     channels, which are the samples of R1 and of path length."""
     gan = stylegan()
-    gan.precision = "bfloat16"
     for samples, on in ((None, True), (15, False), (16, True)):
-        with gan.autocast(twice=samples):
+        with RunContext("bfloat16"), gan.autocast(twice=samples):
             assert torch.is_autocast_enabled("cpu") is on
 
 
@@ -187,13 +186,12 @@ def test_gradients_of_a_step_of_any_pair_against_float64(name, bound):
 
 def test_float16_skips_a_step_that_overflows_and_lowers_its_scale():
     gan = dcgan()
-    gan.precision = "float16"
-    trainer = AdversarialStep(gan, real(), Objective(), Adversarial(batch_size=4))
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    before = [p.clone() for p in gan.generator.parameters()]
-    trainer.step()
+    with RunContext("float16"):
+        trainer, twin = (AdversarialStep(gan, real(), Objective(), Adversarial(batch_size=4)) for _ in range(2))
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+        before = [p.clone() for p in gan.generator.parameters()]
+        trainer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, gan.generator.parameters(), strict=True))
-    twin = AdversarialStep(gan, real(), Objective(), Adversarial(batch_size=4))
     twin.load_state_dict(trainer.state_dict())
     assert twin.scaler.get_scale() == trainer.scaler.get_scale() == 2.0**39
 
@@ -244,12 +242,12 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"another config.precision \(bfloat16 there, float32 now\)"):
         unlearn(gan, **request, precision="float32", out=tmp_path / "broken")
     # auto keeps to what the run was begun with, whatever it would choose now.
-    monkeypatch.setattr(precision, "faster", lambda *_: "float32")
+    monkeypatch.setattr(compute, "faster", lambda *_: "float32")
     rest = unlearn(gan, **request, precision="auto", out=tmp_path / "broken")
     a, b = weights(whole.gan), weights(rest.gan)
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert rest.decisions["precision"] == "bfloat16" and rest.config.precision == "bfloat16"
-    assert gan.precision == rest.gan.precision == "float32"
+    assert current().precision == "float32"
     plain = unlearn(gan, **request)
     assert plain.decisions["precision"] == "float32"
     assert any(not torch.equal(a[k], v) for k, v in weights(plain.gan).items())
@@ -265,7 +263,6 @@ def test_training_from_scratch_goes_on_bit_for_bit(tmp_path, monkeypatch):
         train(stylegan(), real(), phases, tmp_path / "broken", **options)
     train(two, real(), phases, tmp_path / "broken", **{**options, "precision": "auto"})
     assert all(torch.equal(v, weights(two)[k]) for k, v in weights(one).items())
-    assert one.precision == "float32"
 
 
 # --- the choice
@@ -278,37 +275,37 @@ def ratio(monkeypatch):
     class Timed:
         value, count = 1.0, 0
 
-    def clocked(run, device):
+    def clocked(passes, name):
         Timed.count += 1
-        run()
-        return 1.0 if run.args == ("float32",) else 1 / Timed.value
+        passes.run(name)
+        return 1.0 if name == "float32" else 1 / Timed.value
 
     Timed.value, Timed.count = 1.0, 0
-    monkeypatch.setattr(trial, "clocked", clocked)
-    monkeypatch.setattr(trial, "LITTLE", 0.0)
-    monkeypatch.setattr(trial, "SECONDS", 1e9)
-    monkeypatch.setattr(trial, "TURNS", 2)
+    monkeypatch.setattr(compute, "_clocked", clocked)
+    monkeypatch.setattr(compute, "LITTLE", 0.0)
+    monkeypatch.setattr(compute, "SECONDS", 1e9)
+    monkeypatch.setattr(compute, "TURNS", 2)
     return Timed
 
 
 @pytest.mark.parametrize(("times", "expected"), [(1.31, "bfloat16"), (1.29, "float32"), (0.5, "float32")])
 def test_auto_takes_bfloat16_where_it_wins(ratio, times, expected):
     ratio.value = times
-    assert precision.resolve("auto", stylegan(), 8) == expected
+    assert compute.precision_for(stylegan(), 8, "auto") == expected
 
 
 def test_auto_measures_once_for_each_shape_and_number_of_threads(ratio, cache, monkeypatch):
     gan = stylegan()
     state, before = weights(gan), torch.get_rng_state()
     ratio.value = 2.0
-    assert precision.faster(gan, 8) == "bfloat16"
+    assert compute.faster(gan, 8) == "bfloat16"
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(state[k], v) for k, v in weights(gan).items())
     count, ratio.value = ratio.count, 0.5
-    assert precision.faster(stylegan(), 8) == "bfloat16" and ratio.count == count
-    assert precision.faster(stylegan(resolution=8), 8) == "float32" and ratio.count == 2 * count
+    assert compute.faster(stylegan(), 8) == "bfloat16" and ratio.count == count
+    assert compute.faster(stylegan(resolution=8), 8) == "float32" and ratio.count == 2 * count
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert precision.faster(gan, 8) == "float32" and ratio.count == 3 * count
+    assert compute.faster(gan, 8) == "float32" and ratio.count == 3 * count
     rows = json.loads(cache.read_text()).values()
     assert [row["threads"] for row in rows] == [1, 1, 2] and [row["sample"][1] for row in rows] == [16, 8, 16]
 
@@ -320,19 +317,19 @@ def test_a_cache_that_cannot_be_read_is_made_anew(ratio, cache, content):
     cache.parent.mkdir(parents=True)
     cache.write_text(content)
     ratio.value = 1.5
-    assert precision.faster(stylegan(), 8) == "bfloat16"
-    assert len(precision.measurements()) == 1
+    assert compute.faster(stylegan(), 8) == "bfloat16"
+    assert len(compute.measurements()) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(ratio, cache):
     cache.parent.parent.mkdir()
     cache.parent.write_text("a file where the folder would be")
     ratio.value = 1.5
-    assert precision.faster(stylegan(), 8) == "bfloat16"
+    assert compute.faster(stylegan(), 8) == "bfloat16"
 
 
 def test_auto_of_little_work_is_float32_without_measuring(vector_gan, cache):
-    assert precision.resolve("auto", vector_gan, 32) == "float32" and not cache.exists()
+    assert compute.precision_for(vector_gan, 32, "auto") == "float32" and not cache.exists()
 
 
 class Stubborn(nn.Module):
@@ -354,16 +351,16 @@ class Stubborn(nn.Module):
 def test_networks_that_cannot_run_in_it(ratio, vector_gan):
     gan = GAN(Stubborn(), vector_gan.discriminator)
     ratio.value = 2.0
-    assert precision.resolve("auto", gan, 8) == "float32"
+    assert compute.precision_for(gan, 8, "auto") == "float32"
     with pytest.raises(ValueError, match="precision: bfloat16 was asked for, but the networks do not run under"):
-        precision.resolve("bfloat16", gan, 8)
+        compute.precision_for(gan, 8, "bfloat16")
 
 
 def test_what_cannot_be_is_said(tmp_path):
     gan = dcgan(torch.float64)
-    assert precision.resolve("auto", gan, 8) == "float32"
+    assert compute.precision_for(gan, 8, "auto") == "float32"
     with pytest.raises(ValueError, match=r"generator's weights are float64, which torch\.autocast leaves"):
-        precision.resolve("bfloat16", gan, 8)
+        compute.precision_for(gan, 8, "bfloat16")
     with pytest.raises(ValueError, match="float16 is for CUDA devices"):
         unlearn(stylegan(), torch.rand(2, 3, 16, 16), precision="float16", out=tmp_path / "run")
     with pytest.raises(ValueError, match="precision: Input should be 'auto'"):
@@ -373,10 +370,10 @@ def test_what_cannot_be_is_said(tmp_path):
 
 def test_the_measurement_itself(monkeypatch, cache):
     """Real clocks: both precisions are timed, and the answer follows from what was kept."""
-    monkeypatch.setattr(trial, "LITTLE", 0.0)
-    chosen = precision.faster(stylegan(), 4)
-    (row,) = precision.measurements().values()
-    wins = row["seconds"]["float32"] / row["seconds"]["bfloat16"] >= precision.WINS
+    monkeypatch.setattr(compute, "LITTLE", 0.0)
+    chosen = compute.faster(stylegan(), 4)
+    (row,) = compute.measurements().values()
+    wins = row["seconds"]["float32"] / row["seconds"]["bfloat16"] >= compute.WINS
     assert chosen == ("bfloat16" if wins else "float32") and row["network"] == "Generator"
 
 
@@ -400,3 +397,55 @@ def test_a_digit_goes_in_bfloat16():
     assert share[0] > 0.05 and share[1] < share[0] / 2
     x, y = (g.sample(64, seed=1) for g in (gan, result.gan))
     assert torch.isfinite(y).all() and float((x - y).square().mean()) < 0.5 * float(x.var())
+
+
+# --- threads
+
+
+@pytest.fixture
+def four(monkeypatch):
+    """A machine that is said to have four cores; holds the numbers that were set."""
+    counts = [4]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: counts[-1])
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    return counts
+
+
+def test_tiny_networks_take_one_thread_and_others_all(four, vector_gan):
+    assert compute.threads_for(vector_gan, 32) == 1
+    assert compute.threads_for(mnist_stylegan2(), 32) == 4
+    assert compute.threads_for(mnist_stylegan2(), 1) == 1
+
+
+def test_who_says_so_goes_first(four, monkeypatch, vector_gan):
+    before = {"threads": 3}
+    assert compute.threads_for(vector_gan, 32, recorded=before) == 3
+    with RunContext(threads=5):
+        assert compute.threads_for(vector_gan, 32, recorded=before) == 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert compute.threads_for(vector_gan, 32, recorded=before) == 4
+    assert compute.threads_for(vector_gan, 32, wanted=2, recorded=before) == 2
+
+
+def test_a_run_keeps_to_its_number_and_gives_torch_its_own_back(tmp_path, vector_gan, four):
+    x = vector_gan.sample(40)
+    config = {
+        "feedback": {"pool": 64},
+        "adapt": {"steps": 1, "adversarial": {"batch_size": 4}},
+        "repel": {"steps": 1, "check_samples": 50, "guide_steps": 1, "adversarial": {"batch_size": 4}},
+    }
+    result = unlearn(vector_gan, x[x[:, 0] > x[:, 0].median()], config=config, out=tmp_path / "run")
+    assert result.decisions["threads"] == result.config.threads == 1
+    assert 1 in four[1:] and torch.get_num_threads() == 4
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["identity"]["config"]["threads"] == 1
+    (tmp_path / "run" / "result.safetensors").unlink()
+    again = unlearn(vector_gan, x[x[:, 0] > x[:, 0].median()], config={**config, "threads": 2}, out=tmp_path / "run")
+    assert again.decisions["threads"] == 2, "a run may go on with others"
+
+
+def test_training_from_scratch_too(tmp_path, vector_gan, four):
+    train(vector_gan, TensorSamples(torch.randn(9, 2)), [(2, Adversarial(batch_size=4))], tmp_path, save_every=1)
+    assert 1 in four[1:] and torch.get_num_threads() == 4
+    assert json.loads((tmp_path / "run.json").read_text())["identity"]["config"]["threads"] == 1
+    assert vector_gan.generator_ema is not None
