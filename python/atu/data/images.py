@@ -16,6 +16,8 @@ from torch import Tensor
 from ..support.files import write_atomic
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+# What may open a file, whatever its name says. Others of Pillow's readers start programs (Ghostscript, for EPS).
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 THUMBNAIL = 128  # most pixels a side of an image among others in a picture
 
 
@@ -60,17 +62,21 @@ def _pixels(image: Image.Image, sample_shape: tuple[int, ...], what: str, resize
 
 
 def open_image(source: Path | Image.Image, what: str) -> Image.Image:
-    """An image file, read whole, or an image of Pillow, turned upright; ValueError, with `what` before it, where it
-    cannot be read."""
+    """An image file, read whole, or an image of Pillow, turned upright. Whatever opens pictures asks here.
+
+    Raises:
+        ValueError: with `what` before it: no file, not of FORMATS, or damaged.
+    """
     try:
         if isinstance(source, Image.Image):
             source.load()
             return _upright(source)
-        image: Image.Image
-        with Image.open(source) as image:
+        if not source.is_file():  # a pipe would be waited for
+            raise ValueError("there is no such file")
+        with Image.open(source, formats=FORMATS) as image:
             image.load()
             return _upright(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # decoders raise many kinds
         raise ValueError(f"{what} cannot be read as an image ({error})") from error
 
 

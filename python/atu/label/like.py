@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..data.images import to_range
+from ..data.images import open_image, to_range
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -23,12 +23,7 @@ def read_picture(path: Path, sample_shape: tuple[int, ...], image_range: tuple[f
         ValueError: it cannot be read as an image.
     """
     channels, height, width = sample_shape
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"like: {path} cannot be read as an image ({error})") from error
+    image = open_image(path, f"like: {path}")
     if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if channels != 4 and image.has_transparency_data:

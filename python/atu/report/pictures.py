@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from ..data.images import image_grid, thumbnails
+from ..data.images import image_grid, open_image, thumbnails
 from ..evaluation.audit import part_path
 from ..evaluation.evaluate import Evaluation
 from ..evaluation.judged import Judged
@@ -150,19 +149,19 @@ def found_samples(audit: Mapping[str, Any], folder: Path) -> list[dict[str, Any]
             if one is None or not file.is_file():
                 continue
             flags = torch.tensor(one["marks"])
-            with Image.open(file) as picture:
-                columns.append(
-                    dict(
-                        src=plots.data_url(picture),
-                        small=picture.width < 64 * COLUMNS,
-                        width=picture.width,
-                        height=picture.height,
-                        label=LABELS.get(model, model),
-                        count=int(flags.sum()),
-                        n=len(flags),
-                        marks=_marks(flags, COLUMNS, -(-len(flags) // COLUMNS)),
-                    )
+            picture = open_image(file, "a picture of the audit:")
+            columns.append(
+                dict(
+                    src=plots.data_url(picture),
+                    small=picture.width < 64 * COLUMNS,
+                    width=picture.width,
+                    height=picture.height,
+                    label=LABELS.get(model, model),
+                    count=int(flags.sum()),
+                    n=len(flags),
+                    marks=_marks(flags, COLUMNS, -(-len(flags) // COLUMNS)),
                 )
+            )
         if columns:
             rows.append(dict(title=f"Search in {space}", grids=columns))
     return rows
