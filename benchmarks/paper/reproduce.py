@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 from atu import presets
-from atu.config import Config, tomllib
+from atu.config import Config
 from atu.data.images import map_range
 from atu.data.samples import TensorSamples
 from atu.methods.registry import METHODS
@@ -30,6 +30,7 @@ from atu.support.files import write_json
 from atu.support.lock import claimed
 from atu.support.modules import state_of
 from atu.support.seeding import fork_rng
+from atu.support.toml import read_toml
 from atu.training.run_folder import gan_digest
 from atu.training.step import AdversarialStep, Objective
 from benchmarks.tables import add_row, number
@@ -55,7 +56,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     Config.load(path)
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return read_toml(path)
 
 
 def reproduce(plan: Plan, out: str | Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
@@ -21,11 +20,7 @@ from pydantic.dataclasses import dataclass
 from . import presets
 from .data.augment import check_policy
 from .support.files import write_text
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+from .support.toml import read_toml
 
 
 @dataclasses.dataclass(frozen=True)
@@ -406,13 +401,7 @@ class Config:
     @classmethod
     def load(cls, path: str | Path, method: str | None = None, compat: str | None = None) -> Config:
         """Read a TOML file; `method` and `compat` as of `Config.of`."""
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"config: {path} cannot be read ({error})") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ValueError(f"config: {path} is not valid TOML ({error})") from error
-        return cls.of(method, compat, data)
+        return cls.of(method, compat, read_toml(path))
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain data; fields that are unset are left out, as TOML has no null."""

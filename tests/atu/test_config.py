@@ -9,9 +9,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from atu import presets
-from atu.config import Adversarial, Config, Repel, tomllib
+from atu.config import Adversarial, Config, Repel
 from atu.config_toml import commented, settings
 from atu.methods.registry import METHODS, Method
+from atu.support.toml import tomllib
 
 
 def leaves(data, path=()):
