@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,25 +24,33 @@ OLDEST_CAPABILITY = (7, 5)  # that the CUDA kernels can be built for
 _CUDA_REMEDY = "rebuild with nvcc on PATH: ATU_CUDA=on pip install --force-reinstall --no-deps . (see atu doctor)"
 _warned: set[str] = set()
 _IMPLS = ("auto", "native", "reference")
-_default_impl = "auto"
+
+
+class _Default(threading.local):
+    """What "auto" stands for. (__init__ runs once a thread, and torch.compile guards what it sets.)"""
+
+    def __init__(self) -> None:
+        self.impl = "auto"
+
+
+_default = _Default()
 
 
 @contextmanager
 def default_impl(impl: str) -> Iterator[None]:
-    """What impl="auto" means inside the block, process-wide: "reference" to compare a whole network's implementations,
-    and for tracers that know torch's own operators only (ONNX).
+    """What impl="auto" means inside the block, in this thread: "reference" to compare a whole network's
+    implementations, and for tracers that know torch's own operators only (ONNX).
 
     Raises:
         ValueError: impl is not one of auto, native, reference.
     """
-    global _default_impl
     if impl not in _IMPLS:
         raise ValueError(f"impl: expected 'auto', 'native' or 'reference', got {impl!r}")
-    before, _default_impl = _default_impl, impl
+    before, _default.impl = _default.impl, impl
     try:
         yield
     finally:
-        _default_impl = before
+        _default.impl = before
 
 
 def _cuda_reason() -> str | None:
@@ -182,7 +191,7 @@ def autocast_to(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
 def wants_reference(impl: str) -> bool:
     """Whether impl, or what "auto" stands for now, is the reference whatever the tensors are."""
     if impl == "auto":
-        return _default_impl == "reference" or _transform_objection() is not None
+        return _default.impl == "reference" or _transform_objection() is not None
     return impl == "reference"
 
 
@@ -198,7 +207,7 @@ def use_native(op: str, impl: str, x: Tensor, also: str | None = None) -> bool:
         RuntimeError: impl is "native" and the kernel cannot run.
     """
     if impl == "auto":
-        impl = _default_impl
+        impl = _default.impl
     if impl == "reference":
         return False
     if impl not in _IMPLS:

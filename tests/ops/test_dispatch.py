@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import warnings
 from contextlib import nullcontext
 
 import pytest
 import torch
 
-from atu_ext.ops import bias_act, dispatch, modulated_conv2d, param_penalty, upfirdn2d
+from atu_ext.ops import bias_act, default_impl, dispatch, modulated_conv2d, param_penalty, upfirdn2d
 
 
 class OnCuda(torch.Tensor):
@@ -124,3 +125,31 @@ def test_the_import_does_not_bring_the_compiler_along():
     code = "import torch, sys, atu_ext.ops; print('torch._dynamo' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_default_impl_of_threads_that_overlap():
+    """The second begins before the first ends, and ends after it."""
+    began, ended, seen = threading.Event(), threading.Event(), []
+
+    def other():
+        seen.append(dispatch.wants_reference("auto"))
+        with default_impl("reference"):
+            began.set()
+            ended.wait(10)
+            seen.append(dispatch.wants_reference("auto"))
+
+    thread = threading.Thread(target=other)
+    with default_impl("reference"):
+        thread.start()
+        began.wait(10)
+    ended.set()
+    thread.join(10)
+    assert seen == [False, True] and not dispatch.wants_reference("auto")
+
+
+def test_compiled_code_follows_default_impl():
+    compiled = torch.compile(lambda x: x + dispatch.wants_reference("auto"), backend="eager", fullgraph=True)
+    assert compiled(torch.zeros(1)) == 0
+    with default_impl("reference"):
+        assert compiled(torch.zeros(1)) == 1
+    assert compiled(torch.zeros(1)) == 0
