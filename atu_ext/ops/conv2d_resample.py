@@ -47,7 +47,7 @@ def conv2d_resample(
     if x.is_cpu and not on_cuda(x) and not wants_reference(impl):
         layout = memory_format(prefers_channels_last(x, w))
         x, w = x.to(memory_format=layout), w.to(memory_format=layout)
-    if x.shape[2] == 0 or x.shape[3] == 0:
+    if 0 in x.shape[1:]:
         return _conv_of_nothing(x, w, f, up, down, pads)
     if up > 1:
         x = _upsample_conv(x, w, f, up, pads, flip_weight, impl)
@@ -88,7 +88,7 @@ def _upsample_conv(
 
 
 def _conv_of_nothing(x: Tensor, w: Tensor, f: Tensor | None, up: int, down: int, padding: Padding) -> Tensor:
-    """What a convolution of images without pixels gives, which torch's refuses: zeros, or nothing."""
+    """What a convolution of images without channels or pixels gives, of which torch's makes other shapes or none."""
     px0, px1, py0, py1 = padding
     (fh, fw), (kh, kw) = filter_size(f), w.shape[2:]
     height = x.shape[2] * up + py0 + py1 - (fh - 1) - (kh - 1)

@@ -228,6 +228,21 @@ def test_empty(n, h, w):
     assert x.grad is not None and x.grad.shape == x.shape
 
 
+@pytest.mark.parametrize("impl", ["native", "reference"])
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("resample", [{}, {"up": 2}, {"down": 2}, {"resample_filter": FIR, "up": 3, "down": 2}])
+def test_no_input_channels_are_as_one_of_zeros(resample, size, impl):
+    """An empty sum is zero: only noise and bias are left. torch's convolution gives no output channels either."""
+
+    def layer(channels):
+        x = torch.zeros(2, channels, 5, 7, requires_grad=True)
+        args = dict(padding=2, bias=torch.randn(3, generator=torch.Generator().manual_seed(1)), impl=impl, **resample)
+        return modulated_conv2d(x, torch.zeros(3, channels, size, size), torch.zeros(2, channels), **args)
+
+    torch.testing.assert_close(layer(0), layer(1), rtol=0, atol=0)
+    layer(0).sum().backward()
+
+
 def test_threads_and_repeats_agree_bitwise():
     args = [t.float().requires_grad_() for t in inputs(2, 32, 48, 40, 40)]
     results = []
