@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from ..support.console import Console
 
 SLOWER = 1.25  # a case that took so much longer in relation to its limit is pointed out
 OTHERS = ("reference", "compiled", "library")

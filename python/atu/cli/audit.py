@@ -137,10 +137,11 @@ def _marked(negatives: Path, gan: GAN, marks: tuple[int, ...]) -> Any:
 
 def _print(table: list[list[str]]) -> None:
     """Rows under a header, as wide as the terminal allows."""
-    from rich.console import Console
     from rich.table import Table
+
+    from ..support.console import Console
 
     shown = Table(*table[0], box=None)
     for row in table[1:]:
         shown.add_row(*row)
-    Console(markup=False, emoji=False).print(shown)  # judges are called as their files are
+    Console().print(shown)

@@ -201,21 +201,23 @@ def diagnose() -> Diagnosis:
 
 def show(diagnosis: Diagnosis) -> None:
     """Print a diagnosis as tables."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
+
+    from ..support.console import Console
 
     console = Console()
     facts = Table.grid(padding=(0, 2))
     for name, value in {**diagnosis.versions, "CPU": " · ".join(diagnosis.cpu.values())}.items():
-        facts.add_row(f"[bold]{escape(name)}[/]", escape(value))
+        facts.add_row(Text(name, "bold"), value)
     console.print(facts)
     table = Table("", "", "", box=None, show_header=False, padding=(0, 2))
     for part in diagnosis.parts:
         lines = [part.detail] if part.detail else []
         if not part.on:
             lines += [f"why: {part.why}", f"turn it on: {part.remedy}"]
-        table.add_row("[green]on[/]" if part.on else "[yellow]off[/]", escape(part.name), escape("\n".join(lines)))
+        state = Text("on", "green") if part.on else Text("off", "yellow")
+        table.add_row(state, part.name, "\n".join(lines))
     console.print(table)
 
 

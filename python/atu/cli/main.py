@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from ..bench.cli import bench
-from ..support import torchrun
+from ..support import terminal, torchrun
 from .audit import audit
 from .config import config
 from .demo import demo
@@ -58,8 +58,14 @@ for command in (
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors become one line on stderr and exit code 2 (130 after Ctrl-C, 143 after SIGTERM)."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    with terminal.guarded():
+        _run(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _run(arguments: list[str]) -> None:
     debug = "--debug" in arguments
+    if debug:
+        sys.excepthook = terminal.show_error
     try:
         code = cli.main(arguments, prog_name="atu", standalone_mode=False) or 0
         if not torchrun.is_first():

@@ -67,13 +67,14 @@ def train_classifier(
 
 def _print(data: dict[str, Any]) -> None:
     """The held-out figures, and what was taken for what."""
-    from rich.console import Console
     from rich.table import Table
 
+    from ..support.console import Console
+
     right, (low, high) = data["accuracy"]["share"], data["accuracy"]["ci95"]
-    console = Console(markup=False, emoji=False)  # classes are called as their folders are
+    console = Console()
     text = f"{100 * right:.1f} % of {data['held_out']} held-out images right"
-    console.print(f"{text} (95 %: {100 * low:.1f} to {100 * high:.1f} %)", highlight=False)
+    console.print(f"{text} (95 %: {100 * low:.1f} to {100 * high:.1f} %)")
     table = Table(title="held-out images: what they are, and are called", title_justify="left")
     table.add_column("is")
     for name in data["classes"]:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError, safe_open
 
 from ..networks import stylegan2
+from ..support.console import Console
+from ..support.terminal import one_line
 from . import nvidia, rosinality
 from .assemble import TensorLike
 from .load import list_content
@@ -173,9 +174,11 @@ def _weights_dtypes(net: dict[str, Any]) -> str:
 def print_inspection(found: dict[str, Any], console: Console | None = None) -> None:
     """Print the result of `inspect_checkpoint`."""
     console = Console() if console is None else console
-    console.print(
-        f"{found['path']}: {found['format']}, {found['bytes'] / 2**20:.1f} MiB", highlight=False, markup=False
-    )
+
+    def tell(text: str) -> None:
+        console.print(one_line(text), soft_wrap=True)
+
+    tell(f"{found['path']}: {found['format']}, {found['bytes'] / 2**20:.1f} MiB")
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)  # fits into 80 columns
     networks = found["networks"].values()
     shown = [key for key in ("kind", "resolution", "channels", "latent", "labels") if any(net[key] for net in networks)]
@@ -184,24 +187,22 @@ def print_inspection(found: dict[str, Any], console: Console | None = None) -> N
         right = column in ("pixels", "parameters")
         table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=column == "")
     for name, net in found["networks"].items():
-        cells = ["" if net[key] is None else str(net[key]) for key in shown]
+        cells = ["" if net[key] is None else one_line(str(net[key])) for key in shown]
         cells[0] = cells[0].removesuffix(" generator").removesuffix(" discriminator")  # the name says that
         table.add_row(name, *cells, f"{net['parameters']:,}", _weights_dtypes(net))
     if found["networks"]:
         console.print(table)
     for name, net in found["networks"].items():
         parts = ", ".join(f"{part} {count:,}" for part, count in net["parts"].items())
-        console.print(f"{name}: {parts}", highlight=False, markup=False, soft_wrap=True)
+        tell(f"{name}: {parts}")
     for key, value in found.get("gan", {}).items():
-        console.print(f"{key}: {value}", highlight=False, markup=False)
+        tell(f"{key}: {value}")
     for name, weights in found.get("weights", {}).items():
         problems = weights["problems"]
         more = f"; and {len(problems) - 20} more (--json has all)" if len(problems) > 20 else ""
         told = f"not filled: {'; '.join(problems[:20])}{more}" if problems else f"{weights['from']} fits"
-        console.print(f"weights of {name}: {told}", highlight=False, markup=False, soft_wrap=True)
+        tell(f"weights of {name}: {told}")
     if found["options"]:
-        console.print(
-            f"options: {json.dumps(found['options'], default=str)}", highlight=False, markup=False, soft_wrap=True
-        )
+        tell(f"options: {json.dumps(found['options'], default=str)}")
     for note in found["notes"]:
-        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        tell(f"note: {note}")

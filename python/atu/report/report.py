@@ -227,9 +227,10 @@ def write(out: str | Path, evaluation: Evaluation, context: Context) -> dict[str
 
 def print_table(data: Mapping[str, Any]) -> None:
     """The results on the terminal."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from ..support.console import Console
 
     names = list(data["negatives"])
     header, *rows = table(data, names)
@@ -238,7 +239,7 @@ def print_table(data: Mapping[str, Any]) -> None:
         grid.add_column(title, justify="left" if index == 0 else "right")
     for row in rows:
         grid.add_row(*row)
-    console = Console(markup=False, emoji=False)  # names of classes and files may hold brackets and colons
+    console = Console()
     console.print(grid)
     console.print(outcome(data), style="bold")
     console.print(verdict(data).text)

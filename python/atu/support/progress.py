@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from .console import Console
 from .remarks import InputWarning
+from .terminal import guarded
 
 log = logging.getLogger("atu")
 console = Console(stderr=True)
@@ -35,7 +36,7 @@ def set_quiet(quiet: bool) -> None:
 def say(text: str) -> None:
     """Tell the user something about how the work goes on, unless quiet."""
     if not _quiet:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
 
 class _Messages(logging.Handler):
@@ -48,7 +49,7 @@ class _Messages(logging.Handler):
 def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **rest: Any) -> None:
     """A warning about the input as one paragraph; any other as Python shows it."""
     if issubclass(category, InputWarning):
-        console.print(f"Warning: {message}", markup=False, highlight=False)
+        console.print(f"Warning: {message}")
     else:
         _plain_warning(message, category, *place, **rest)
 
@@ -103,13 +104,13 @@ def bar(name: str, total: int, done: int = 0) -> Iterator[Bar]:
             _open[0].remove_task(inner.task)
         return
     columns = (
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=20)),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=20)),
         BarColumn(bar_width=12),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True, elapsed_when_finished=True, table_column=Column(no_wrap=True)),
-        TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True)),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress, guarded():  # rich would take escapes for colours and links
         _open.append(progress)
         try:
             yield Bar(name, total, done, progress)
