@@ -65,6 +65,11 @@ def is_dense(t: Tensor) -> bool:
     return True
 
 
+def is_in_memory(t: Tensor) -> bool:
+    """Whether t's memory holds its values: not with a negative bit, nor where zeros are known without memory."""
+    return not (t.is_neg() or t._is_zerotensor())
+
+
 def laid_out_as(t: Tensor, model: Tensor) -> Tensor:
     """t itself where it has the strides of `model`, which is dense; else a copy that has."""
     return t if t.stride() == model.stride() else torch.empty_like(model).copy_(t)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import _native
 from .dispatch import DTYPE_CODES, address, launch, on_cuda
-from .layout import empty_in_format_of, in_either_format, in_format, is_channels_last, memory_format
+from .layout import empty_in_format_of, in_either_format, in_format, is_channels_last, is_in_memory, memory_format
 from .pages import in_huge_pages
 from .registration import keep_inputs, refuse_third_order, register
 
@@ -235,8 +235,9 @@ def _epilogue(u: Tensor, *finish: Any) -> Tensor:
 
 
 def _epilogue_in_place(u: Tensor, *finish: Any) -> None:
-    if not u.is_contiguous() and not is_channels_last(u):
-        u.copy_(_epilogue(u, *finish))
+    in_memory = all(t is None or is_in_memory(t) for t in (u, *finish[:3]))
+    if not in_memory or (not u.is_contiguous() and not is_channels_last(u)):
+        u.copy_(epilogue(u, *finish))
     else:
         _run_epilogue(u, u, finish)
 

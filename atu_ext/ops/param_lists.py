@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import is_dense
+from .layout import is_dense, is_in_memory
 
 # Elements of a chunk, the unit of work of a thread (CPU) or block (CUDA) and of the ordered sum.
 _CHUNK = 16384
@@ -76,6 +76,11 @@ def check_list(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor]) -
     return tensors
 
 
+def check_in_memory(name: str, t: Tensor) -> None:
+    if not is_in_memory(t):
+        raise ValueError(f"{name}: expected a tensor whose memory holds its values, got a negative bit: clone() it")
+
+
 def check_params(params: Sequence[Tensor]) -> list[Tensor]:
     params = list(params)
     for i, p in enumerate(params):
@@ -83,6 +88,7 @@ def check_params(params: Sequence[Tensor]) -> list[Tensor]:
             raise TypeError(f"params[{i}]: expected a tensor, got {type(p).__name__}")
         if not p.is_floating_point():
             raise TypeError(f"params[{i}]: expected a floating-point tensor, got {p.dtype}")
+        check_in_memory(f"params[{i}]", p)
         if p.dtype != params[0].dtype or p.device != params[0].device:
             raise ValueError(
                 f"params: expected one dtype and device, got {params[0].dtype} on {params[0].device} (params[0]) and "

@@ -21,8 +21,8 @@ from torch import Tensor
 from .. import _native
 from . import penalty_passes
 from .dispatch import DTYPE_CODES, address, launch, transformed, use_native
-from .layout import same_layout
-from .param_lists import AddressTable, address_table, check_list, check_params, chunk_layout
+from .layout import is_in_memory, same_layout
+from .param_lists import AddressTable, address_table, check_in_memory, check_list, check_params, chunk_layout
 
 REDUCTIONS = ("sum", "tensor_mean", "relative")
 
@@ -201,6 +201,7 @@ class ParamPenalty:
         if cached.table is not None and cached.values == addresses:
             return address(cached.table)
         for i, (t, like) in enumerate(zip(tensors, self._likes, strict=True)):
+            check_in_memory(f"{name}[{i}]", t)
             if t.shape != like.shape or t.dtype != like.dtype or t.device != self._device or not same_layout(t, like):
                 raise ValueError(
                     f"{name}[{i}]: expected {tuple(like.shape)} {like.dtype} on {self._device} with strides "
@@ -263,9 +264,11 @@ class ParamPenalty:
         if not (ewc or distance):
             return
         found = [p.grad for p in self.params]
-        for i, p in enumerate(self.params):
-            if found[i] is None and p.requires_grad:
+        for i, (p, g) in enumerate(zip(self.params, found, strict=True)):
+            if g is None and p.requires_grad:
                 found[i] = p.grad = torch.zeros_like(p)
+            elif g is not None and not is_in_memory(g):
+                found[i] = p.grad = g.clone()
         # One left out counts as empty to the kernel, and stands in for the gradient that it has not.
         left_out = [g is None for g in found]
         grads = [p if g is None else g for p, g in zip(self.params, found, strict=True)]
@@ -326,6 +329,7 @@ class ParamPenalty:
         """
         group = self._adam_group(optimizer)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        grads = [g if is_in_memory(g) else g.clone() for g in grads]
         state = self._adam_state(optimizer)
         if state is None or not all(same_layout(g, like) for g, like in zip(grads, self._likes, strict=True)):
             self.add_grad_(ewc_weight, distance_weight)

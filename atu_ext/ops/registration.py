@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from .dispatch import transformed, unobserved
+from .layout import is_in_memory
 
 NAMESPACE = "atu_ext"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 Op = Callable[..., Any]
 Setup = Callable[[Any, tuple[Any, ...], Any], None]
@@ -32,7 +33,8 @@ def register(
     Args:
         name: of the op.
         schema: "(Tensor x, ...) -> Tensor"; its tensors come first.
-        kernel: computes it, on CPU and CUDA tensors alike.
+        kernel: computes it, on CPU and CUDA tensors alike, of which memory holds the values (see `is_in_memory`). One
+            that writes to an argument sees to that itself.
         fake: gives empty tensors shaped and laid out as the kernel's.
         setup: setup(ctx, inputs, output), keeps what the gradient needs.
         backward: backward(ctx, *gradients), gives the inputs' gradients; made of differentiable ops for further orders.
@@ -40,6 +42,9 @@ def register(
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     for device in ("CPU", "CUDA"):
         _LIBRARY.impl(name, kernel, device)
+    if "(a!)" in schema:  # torch brings an argument that is written to into memory only where none is None
+        for key in ("Negative", "ZeroTensor"):
+            _LIBRARY.impl(name, torch.library.fallthrough_kernel, key)
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
@@ -98,9 +103,11 @@ def _shortcut(op: Any, kernel: Op, setup: Setup | None, backward: Op | None) -> 
             return under_transforms.apply(*inputs) if transformed() else op(*inputs)
         wanted = False
         for t in inputs[:tensors]:
-            if type(t) not in _PLAIN:
+            if t is None:
+                continue
+            if type(t) not in _PLAIN or not is_in_memory(t):  # the dispatcher brings it there
                 return op(*inputs)
-            wanted = wanted or (t is not None and t.requires_grad)
+            wanted = wanted or t.requires_grad
         if wanted and backward is not None and torch.is_grad_enabled():
             return function.apply(*inputs)
         return kernel(*inputs)
