@@ -72,7 +72,6 @@ def run_job(
                 stages=stages,
                 before=before,
                 after=result.decisions.get("negative_rate"),
-                kept_step=result.decisions["kept_step"],
                 to_pul={str(level): time_to(result.history, before, level, offset) for level in LEVELS},
             )
         )

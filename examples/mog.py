@@ -55,7 +55,7 @@ _STEERED = dict(hold_weight=3.0, guide_weight=0.4, nearby_weight=0.1)
 
 MOG_UNLEARN: dict[str, Any] = dict(
     adapt=dict(steps=500, ewc_weight=1.0, adversarial=MOG_TRAINING),
-    repel=dict(steps=1500, drift_weight=0.05, adversarial=dict(MOG_TRAINING, r2_gamma=1.0), **_STEERED),
+    repel=dict(steps=1500, adversarial=dict(MOG_TRAINING, r2_gamma=1.0), **_STEERED),
 )
 
 

@@ -108,14 +108,6 @@ class Adversarial:
 class Fisher:
     """Diagonal empirical Fisher information of the generator, by which EWC weighs its parameters."""
 
-    of: Annotated[
-        Literal["logit", "log_likelihood"],
-        Field(description="Whose squared gradients: the discriminator's logit, or the log of its sigmoid."),
-    ] = "logit"
-    samples: Annotated[
-        Literal["generated", "negatives"],
-        Field(description="At which samples: generated ones, or those that the oracle or probe calls negative."),
-    ] = "generated"
     n: Annotated[PositiveCount, SAMPLES, Field(description="How many.")] = 64
     parameters: Annotated[
         list[Expression],
@@ -158,35 +150,12 @@ class Repel:
             "hold_weight is 0, and of 256 x 256 and more), and 2,500 for others, whose learning rate is lower."
         ),
     ] = None
-    loss: Annotated[
-        Literal["el2", "nl2", "il2", "none"],
-        Field(description="Repulsion of distance d: el2 exp(-alpha d), nl2 -d up to ceiling, il2 1 / (d + epsilon)."),
-    ] = "el2"
-    reduction: Annotated[
-        Literal["sum", "tensor_mean", "relative"],
-        Field(
-            description="The distance d: the squared one d2 summed over all weights, its mean over the tensors' means, "
-            "or d2 / d2(theta_G), which is 1 at the start."
-        ),
-    ] = "relative"
-    gamma: Annotated[
-        NonNegative | None,
-        Field(description="Weight of the repulsion; unset, chosen at the start by strength."),
-    ] = None
     strength: Annotated[
         NonNegative,
         Field(
-            description="If gamma is unset: norm of the repulsion's gradient over that of all other losses' gradient, "
-            "at the start."
+            description="Of the repulsion: norm of its gradient over that of all other losses' gradient, at the start."
         ),
     ] = 0.05
-    schedule: Annotated[
-        Literal["constant", "linear", "cosine"],
-        Field(description="Of the weight over the steps; the last two fall to 0."),
-    ] = "cosine"
-    alpha: Annotated[Positive, Field(description="Of el2: how fast the repulsion falls with d.")] = 1.0
-    ceiling: Annotated[Positive, Field(description="Of nl2: distance from which on it is flat.")] = 4.0
-    epsilon: Annotated[Positive, Field(description="Of il2: keeps it finite at 0.")] = 1e-3
     hold_weight: Annotated[
         NonNegativeOrAuto,
         Field(
@@ -195,10 +164,6 @@ class Repel:
             "negatives. auto: 45 for StyleGAN kinds and 60 for others. 0: it sees all latents, and nothing is held."
         ),
     ] = "auto"
-    hold_features: Annotated[
-        Fraction,
-        Field(description="Share of the guide's features in that distance; the rest is the samples'."),
-    ] = 0.7
     nearby_weight: Annotated[
         NonNegativeOrAuto,
         Field(
@@ -216,30 +181,8 @@ class Repel:
             "not, are learnt in as many."
         ),
     ] = 200
-    guide_r1: Annotated[NonNegative, Field(description="Weight of the guide's gradient penalty.")] = 1.0
-    negatives_weight: Annotated[
-        NonNegative, Field(description="Weight of the negatives shown to the discriminator as fakes.")
-    ] = 0.0
-    warm_start: Annotated[
-        NonNegative, Field(description="w of the weights to start at, theta_G - w (theta_N - theta_G).")
-    ] = 0.0
     check_every: Annotated[PositiveCount, STEPS, Field(description="How often the generator is scored.")] = 100
     check_samples: Annotated[PositiveCount, SAMPLES, Field(description="On how many it is scored.")] = 1000
-    keep: Annotated[
-        Literal["best", "final"],
-        Field(
-            description="Which generator is kept: the best by its score (the latest whose score is the lowest but for "
-            "chance), or the final one after all steps."
-        ),
-    ] = "final"
-    patience: Annotated[
-        PositiveCount,
-        Unit("checks"),
-        Field(description="Checks since the best before stopping (keep = best), counted once the learning rates fall."),
-    ] = 6
-    drift_weight: Annotated[
-        NonNegative, Field(description="Weight of the drift of the kept samples beside the negatives in the score.")
-    ] = 1.0
     decay: Annotated[
         Fraction, OF_STEPS, Field(description="The last ones, over which the learning rates fall to 0.")
     ] = 0.5
@@ -345,7 +288,8 @@ class Config:
 
         Args:
             method: one of `atu.presets.METHODS`; unset, data's own `method`, or else the default method.
-            compat: "reference" for the constants and the schedule of the paper's reference implementation.
+            compat: "reference" for the constants and the schedule of the paper's reference implementation, whose
+                method is el2 unless `method` says otherwise.
             data: nested dicts of fields. Under `methods` there may be tables of other methods too: they are checked and
                 left out, so that one file serves several methods.
 
@@ -356,11 +300,15 @@ class Config:
         given = data.get("method")
         if method is not None and given is not None and method != given:
             raise ValueError(f"method: expected {given!r}, which the config is for, got {method!r}")
-        method = method if method is not None else given if isinstance(given, str) else presets.DEFAULT
+        paper = presets.check_compat(compat) is not None
+        usual = "el2" if paper else presets.DEFAULT
+        method = method if method is not None else given if isinstance(given, str) else usual
+        if paper and method == presets.DEFAULT:
+            raise ValueError(f"compat: expected a method of the paper, such as el2, got {method!r}")
         tables = _tables(data.pop("methods", {}))
         own = {name: _defaults(name) for name in (method, *tables)}
         merged = _merged({**cls().to_dict(), "methods": own}, presets.METHODS.get(method).preset)
-        if presets.check_compat(compat) is not None:
+        if paper:
             adapt = data.get("adapt")
             models = adapt.get("models") if isinstance(adapt, Mapping) else None
             merged = _merged(merged, presets.reference(method, *([models] if isinstance(models, int) else [])))

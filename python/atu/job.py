@@ -2,12 +2,11 @@
 
 Everything that a user gives is checked and read once, in `check_inputs`, before the run folder exists.
 
-The negatives play four roles, and these are all:
+The negatives play three roles, and these are all:
 1. In stage 1 the discriminator takes them for real samples, so that the adapted generators make them.
-2. In stage 2 it may take them for fakes, beside the generator's own samples (`repel.negatives_weight`).
-3. They are one class of the guide, the positives the other (`methods.adapt_then_unlearn.guide`).
-4. The probe that stands in for an oracle is fitted on them.
-With an oracle, the negatives that it finds among the generated samples join them in the first three. Without one, the
+2. They are one class of the guide, the positives the other (`methods.adapt_then_unlearn.guide`).
+3. The probe that stands in for an oracle is fitted on them.
+With an oracle, the negatives that it finds among the generated samples join them in the first two. Without one, the
 guide leaves out those positives that it takes for negatives though the probe passed them.
 """
 

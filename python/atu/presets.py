@@ -36,15 +36,11 @@ PAPER_ADAPT: dict[str, Any] = dict(steps=200)
 
 # The paper's stage 2 is the adversarial loss on positives and the repulsion, for a fixed number of steps: no more.
 PAPER_REPEL: dict[str, Any] = dict(
-    negatives_weight=0.0,
     guide_weight=0.0,
     hold_weight=0.0,
-    warm_start=0.0,
-    schedule="constant",
     strength=4.0,
     decay=0.0,
     adversarial=dict(beta1=0.0, r1_gamma=1.0, r2_gamma=0.0, r1_interval=16),
-    keep="final",
 )
 
 
@@ -84,16 +80,15 @@ def reference(method: str, models: int = 5) -> dict[str, Any]:
         augment="",
     )
     # Its `convs`: the styled convolutions above 4 x 4, with their affine layers, biases and noise strengths.
-    fisher = dict(of="logit", samples="generated", n=32, parameters=[r"^synthesis\.b(?!4\.)\d+\.conv\d\."])
+    fisher = dict(n=32, parameters=[r"^synthesis\.b(?!4\.)\d+\.conv\d\."])
     factor = models**2 / 2
-    losses: dict[str, dict[str, Any]] = {
-        "el2": dict(loss="el2", gamma=100.0, alpha=factor),
-        "nl2": dict(loss="nl2", gamma=factor, ceiling=1e12),
-        "il2": dict(loss="il2", gamma=1 / factor, epsilon=1e-12),
-    }
     plain: dict[str, Any] = dict(steps=1000, adversarial=adversarial)
     stage1 = dict(models=models, steps=2000, ewc_weight=5e8, ewc_relative=False, fisher=fisher, adversarial=adversarial)
+    repulsion: dict[str, Any] = dict(reduction="tensor_mean", schedule="constant")
     own: dict[str, dict[str, Any]] = {
+        "el2": {**repulsion, "gamma": 100.0, "alpha": factor},
+        "nl2": {**repulsion, "gamma": factor, "ceiling": 1e12},
+        "il2": {**repulsion, "gamma": 1 / factor, "epsilon": 1e-12},
         "ewc": {**plain, "weight": 5e8, "relative": False, "fisher": fisher},
         "l1-sparse": {**plain, "weight": 5e-5, "schedule": "constant"},
         "cdc": {**plain, "weight": 1000.0},
@@ -102,6 +97,6 @@ def reference(method: str, models: int = 5) -> dict[str, Any]:
     return {
         "feedback": dict(pool=5000),
         "adapt": stage1,
-        "repel": {**PAPER_REPEL, **plain, "reduction": "tensor_mean", **losses.get(method, losses["el2"])},
+        "repel": {**PAPER_REPEL, **plain},
         "methods": {method: own[method]} if method in own else {},
     }

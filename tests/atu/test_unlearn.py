@@ -55,7 +55,6 @@ def test_nothing_of_the_callers_is_changed(conv_gan, snapshot, unchanged, frozen
         module.requires_grad_(not frozen)
     negatives = conv_gan.sample(10)
     kept, config = negatives.clone(), Config.from_dict(SHORT)
-    config.adapt.fisher.samples = "negatives"
     before, state, settings = snapshot(conv_gan), torch.get_rng_state(), config.to_dict()
     result = unlearn(conv_gan, negatives, is_negative=lambda x: x.mean([1, 2, 3]) > x.mean(), config=config)
     unchanged(before, snapshot(conv_gan))

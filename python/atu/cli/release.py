@@ -23,7 +23,7 @@ TOLD = {
     "corrected", "count", "decisions", "density", "density_chance", "difference", "difference_ci95", "distances",
     "drawn_without_a_rule", "drift", "dropped_as_negative", "fewer", "frechet", "frechet_chance", "frechet_kept",
     "frechet_kept_chance", "frechet_redistribution", "good_changed", "held_out", "judges", "k", "kept_compared",
-    "kept_reference", "kept_step", "kid_kept", "kid_kept_chance", "l1_weight", "landing", "latents", "load_average",
+    "kept_reference", "kid_kept", "kid_kept_chance", "l1_weight", "landing", "latents", "load_average",
     "machine", "metrics", "n", "negative", "negative_rate", "negative_share", "negatives", "negatives_after",
     "negatives_before", "negatives_found", "of", "of_good", "over_removal", "parameter_path", "person", "pool",
     "positives_doubted", "precision", "precision_chance", "probe", "pul", "pul_ci95", "real_images", "recognised",

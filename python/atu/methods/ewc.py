@@ -40,7 +40,7 @@ class EwcSettings(Finetune):
 def ewc(task: Task) -> Outcome:
     """Fine-tune on the positives under EWC's penalty around theta_G."""
     cfg = task.config.own
-    fisher = fisher_of(task.gan, task.feedback, cfg.fisher, task.seed)
+    fisher = fisher_of(task.gan, cfg.fisher, task.seed)
     twin = pretrained_copy(task.gan)
     anchor = [p.detach().clone() for p in twin.generator.parameters()]
     return finetune(task, twin, Ewc(twin, anchor, fisher, cfg.weight, cfg.relative))

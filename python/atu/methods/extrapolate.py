@@ -10,7 +10,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from ..config import SAMPLES, STRICT, Config, NonNegative, PositiveCount
+from ..config import SAMPLES, STRICT, Config, PositiveCount
 from ..gan import GAN
 from ..presets import PAPER_ADAPT
 from ..training.score import Score, pictured
@@ -24,9 +24,6 @@ class Extrapolate:
 
     s: Annotated[float, Field(allow_inf_nan=False, description="How far; 0 is the original, -1 the adapted one.")] = 1.0
     check_samples: Annotated[PositiveCount, SAMPLES, Field(description="On how many the result is scored.")] = 1000
-    drift_weight: Annotated[
-        NonNegative, Field(description="Weight of the drift of the kept samples beside the negatives in the score.")
-    ] = 1.0
 
 
 @torch.no_grad()
@@ -46,7 +43,7 @@ def extrapolate(task: Task) -> Outcome:
     cfg, gan, feedback = task.config.own, task.gan, task.feedback
     adapted = adapt_all(task)
     twin = extrapolated(gan, adapted, cfg.s)
-    scores = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, task.seed)(twin.sampling_generator)
+    scores = Score(gan, feedback, cfg.check_samples, task.seed)(twin.sampling_generator)
     task.run.picture("extrapolate", twin.sample(pictured(twin), seed=task.seed), gan.image_range)
     return Outcome(twin, {"s": cfg.s, **scores, **feedback.notes}, adapted)
 

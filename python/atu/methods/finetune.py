@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import field
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from ..config import SAMPLES, STEPS, STRICT, Adversarial, Config, Count, NonNegative, PositiveCount
+from ..config import SAMPLES, STEPS, STRICT, Adversarial, Config, Count, PositiveCount
 from ..data.samples import Samples
 from ..gan import GAN
-from ..support import progress
 from ..support.seeding import Stream, fork_rng, stream_seed
 from ..training.loop import run_stage
-from ..training.score import CheckpointKeeper, Score, ScoredStage
+from ..training.score import Score, ScoredStage
 from ..training.step import AdversarialStep, Objective
 from .registry import Outcome, Plan, Stage, Task
 
@@ -28,12 +27,6 @@ class Finetune:
     steps: Annotated[Count, STEPS, Field(description="Training steps.")] = 600
     check_every: Annotated[PositiveCount, STEPS, Field(description="How often the generator is scored.")] = 50
     check_samples: Annotated[PositiveCount, SAMPLES, Field(description="On how many it is scored.")] = 1000
-    drift_weight: Annotated[
-        NonNegative, Field(description="Weight of the drift of the kept samples beside the negatives in the score.")
-    ] = 1.0
-    keep: Annotated[
-        Literal["final", "best"], Field(description="Which generator is kept: the final one, or the best by its score.")
-    ] = "final"
     adversarial: Annotated[Adversarial, Field(description="The adversarial loss, on the positives.")] = field(
         default_factory=lambda: Adversarial(ema_half_life=5000.0)
     )
@@ -61,7 +54,7 @@ def pretrained_copy(gan: GAN) -> GAN:
 def finetune(
     task: Task, twin: GAN, objective: Objective | None = None, real: Samples | None = None, decay: float = 0.0
 ) -> Outcome:
-    """Train `twin` in place on the positives (or `real`); the outcome has the kept EMA generator.
+    """Train `twin` in place on the positives (or `real`); the outcome has the EMA generator.
 
     Args:
         objective: what is minimised; the plain GAN loss when not given.
@@ -71,10 +64,7 @@ def finetune(
     with fork_rng(task.gan.device, stream_seed(task.seed, Stream.FINETUNE)):
         samples = feedback.positives if real is None else real
         step = AdversarialStep(twin, samples, objective or Objective(), cfg.adversarial)
-        score = Score(task.gan, feedback, cfg.check_samples, cfg.drift_weight, task.seed)
-        keeper = CheckpointKeeper(stage, step, score, task.run, cfg.keep)
-        run_stage(task.run, stage, step, cfg.steps, ScoredStage(keeper, cfg.steps, cfg.check_every, decay))
-    keeper.restore()
-    decisions = {**keeper.decisions(), "stopped": "all steps done", "kept": f"the {cfg.keep} generator"}
-    progress.log.info("%s: kept step %s", stage, decisions["kept_step"])
-    return Outcome(twin, {**decisions, **feedback.notes})
+        score = Score(task.gan, feedback, cfg.check_samples, task.seed)
+        hooks = ScoredStage(stage, step, score, task.run, cfg.steps, cfg.check_every, decay)
+        run_stage(task.run, stage, step, cfg.steps, hooks)
+    return Outcome(twin, {**hooks.decisions(), **feedback.notes})

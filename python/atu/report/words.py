@@ -263,7 +263,7 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def explain(decisions: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the run decided, and why, as (question, answer)."""
-    rows = [_round(decisions), _kept(decisions), _stopped(decisions), _who_answered(decisions)]
+    rows = [_round(decisions), _training(decisions), _who_answered(decisions)]
     if "positives" in decisions:
         doubted = decisions.get("positives_doubted")
         more = f", {doubted:,} more at second sight" if doubted else ""
@@ -292,25 +292,15 @@ def _precision(name: str) -> str:
     return f"The networks' passes ran in {name}; weights, optimiser, penalties and losses in float32."
 
 
-def _kept(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
-    if decisions.get("kept_step") is None:
+def _training(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
+    steps = decisions.get("steps_run")
+    if steps is None:
         return None
-    ran = decisions.get("steps_run")
-    text = f"Step {decisions['kept_step']:,}" + ("" if ran is None else f" of {ran:,}")
-    if "kept" in decisions:
-        text += f": {decisions['kept']}."
-    else:
-        text += ": the latest that is the best but for chance."
-    rate, drift = decisions.get("negative_rate"), decisions.get("drift")
+    text, rate, drift = f"{steps:,} steps.", decisions.get("negative_rate"), decisions.get("drift")
     if rate is not None:
-        text += f" {100 * rate:.2g} % of the samples looked at there were negative"
+        text += f" At their end {100 * rate:.2g} % of the samples looked at were negative"
         text += "." if drift is None else f", and the good ones had drifted by {number(drift)} (0: not at all)."
-    return "Which generator was kept", text
-
-
-def _stopped(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
-    reason = decisions.get("stopped")
-    return None if not reason else ("Why it ended there", f"{str(reason)[:1].upper()}{str(reason)[1:]}.")
+    return "The last training", text
 
 
 def _who_answered(decisions: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..gan import GAN
@@ -22,26 +21,21 @@ def check_parameters(generator: nn.Module, patterns: Sequence[str], name: str = 
             raise ValueError(f"{name}: {pattern!r} matches none of the generator's, such as {parameters[0]}")
 
 
-def diagonal_fisher(
-    gan: GAN, z: Tensor, c: Tensor | None = None, of: str = "logit", parameters: Sequence[str] = ()
-) -> list[Tensor]:
-    """F_i = E[(d l / d theta_i)^2] over the samples made from z, one at a time.
+def diagonal_fisher(gan: GAN, z: Tensor, c: Tensor | None = None, parameters: Sequence[str] = ()) -> list[Tensor]:
+    """F_i = E[(d D(G(z)) / d theta_i)^2], D the logit, over the samples made from z, one at a time.
 
     Each sample passes both networks alone and in eval mode, so no statistics of a batch couple samples.
 
     Args:
         z: latents [N, latent_dim]; c: labels [N, c_dim] of a conditional GAN.
-        of: l is the "logit" D(G(z)), or the "log_likelihood" log sigmoid(D(G(z))).
         parameters: regular expressions (searched) of the parameters to measure; the others get 0. Empty: all.
 
     Returns:
         one tensor a generator parameter, of its shape and dtype.
 
     Raises:
-        ValueError: `of` is unknown, z is empty, or an expression matches no parameter.
+        ValueError: z is empty, or an expression matches no parameter.
     """
-    if of not in ("logit", "log_likelihood"):
-        raise ValueError(f"of: expected logit or log_likelihood, got {of!r}")
     if len(z) == 0:
         raise ValueError("z: expected at least one latent, got none")
     gan = gan.copy()  # it may be frozen, and passes with gradients may leave what cannot be copied
@@ -58,8 +52,7 @@ def diagonal_fisher(
         for i in progress.track("Fisher", range(len(z)), len(z)):
             label = None if c is None else c[i : i + 1]
             logit = gan.logits(gan.fake(z[i : i + 1], label), label).sum()
-            value = logit if of == "logit" else F.logsigmoid(logit)
-            grads = torch.autograd.grad(value, params, allow_unused=True)
+            grads = torch.autograd.grad(logit, params, allow_unused=True)
             for total, grad in zip(totals, grads, strict=True):
                 if grad is not None:
                     total.add_(grad.square(), alpha=1 / len(z))

@@ -120,7 +120,7 @@ def reported(image_gan, tmp_path, monkeypatch):
         command="atu unlearn /home/alice/gan.pt",
         config=Config().to_dict(),
         seed=4,
-        decisions={"kept_step": 7, "labels_filled": {"Jane Doe": 3}, "from_run": "/home/alice", "wears-hats": 2},
+        decisions={"steps_run": 7, "labels_filled": {"Jane Doe": 3}, "from_run": "/home/alice", "wears-hats": 2},
         notes=["Jane Doe"],
         targets=[{"feature": "wears-hats", "threshold": 0.321}, {"classes": ["Jane Doe"]}],
         earlier=[{"subject": "Bob Roe", "Bob Roe": 12}],
@@ -171,7 +171,7 @@ def test_what_is_handed_over_of_a_report(reported, tmp_path):
     assert numbers["negatives"] == {k: v for k, v in data["negatives"].items() if k != "Acme"}
     assert numbers["landing"]["latents"] == data["landing"]["latents"] > 0
     assert numbers["person"] == data["person"]  # a bound that is not known stays in its place
-    assert numbers["decisions"] == {"kept_step": 7}
+    assert numbers["decisions"] == {"steps_run": 7}
     # What is by class, even counted, would tell which one is gone; so would targets.
     lists = ("class_histogram", "attributes", "transitions", "targets", "earlier", "audit", "labels_filled")
     assert not [key for key in keys_of(numbers) if key.startswith(lists)]

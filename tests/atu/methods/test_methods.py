@@ -50,7 +50,7 @@ def test_every_method_on_every_kind(kind, method, snapshot, unchanged):
         assert [row["step"] for row in result.history if row["stage"] == stage and "score" in row] == [2, 3]
         assert result.decisions["steps_run"] == 3
     if method != presets.DEFAULT and method != "extrapolate":
-        assert result.decisions["kept_step"] == 3
+        assert result.decisions["steps_run"] == 3
     for p, q in zip(result.gan.generator.parameters(), gan.generator.parameters(), strict=True):
         assert p.requires_grad == q.requires_grad
 
@@ -70,7 +70,6 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(method, tmp_path, monke
     """Stopped after its step 2 of 3 was saved, and resumed: the same bits, rows and decisions."""
     gan = dcgan()
     config = quick("l1-sparse", schedule="linear", weight=0.01)
-    config["methods"]["retrain"]["keep"] = "best"
     call = dict(gan=gan, negatives=marked(gan), is_negative=upper_half(gan), config=config, method=method, seed=1)
     whole = unlearn(**call, out=tmp_path / "whole")
     step, stage = AdversarialStep.step, "repel" if method == "nl2" else method
@@ -92,18 +91,6 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(method, tmp_path, monke
     assert rows[0] == rows[1]
     with pytest.raises(ValueError, match=f"holds a run with another config.method \\({method} there, ewc now\\)"):
         unlearn(**{**call, "method": "ewc"}, out=tmp_path / "whole")
-
-
-def test_best_is_kept_when_asked_for():
-    gan = dcgan()
-    config = quick("cf-k", keep="best", check_every=1, steps=6)
-    result = unlearn(gan, marked(gan), is_negative=upper_half(gan), config=config, method="cf-k")
-    rows = {row["step"]: row for row in result.history if "score" in row}
-    kept = rows[result.decisions["kept_step"]]
-    assert len(rows) == 6 and all(result.decisions[key] == kept[key] for key in ("score", "drift", "negative_rate"))
-    # The lowest score, or a later one that is as low without the negatives that chance may have added.
-    lowest = min(rows.values(), key=lambda row: row["score"])
-    assert kept["step"] >= lowest["step"] and kept["drift"] <= lowest["score"]
 
 
 def test_default_method_is_the_config_alone():
@@ -130,8 +117,8 @@ def test_the_discriminator_that_saw_negative_latents_alone_is_not_handed_out(mak
 def test_the_papers_methods_add_nothing_of_ours(loss):
     repel = Config.of(loss).repel
     assert Config.of(loss).adapt.steps == Config.of("extrapolate").adapt.steps == 200
-    assert repel.loss == loss and repel.keep == "final" and repel.schedule == "constant"
-    assert repel.guide_weight == repel.hold_weight == repel.negatives_weight == repel.warm_start == 0
+    assert type(Config.of(loss).own).__name__ == loss.upper() and Config.of(loss).own.schedule == "constant"
+    assert repel.guide_weight == repel.hold_weight == 0 and repel.strength == 4
     assert Config.of(loss, data={"repel": {"guide_weight": 0.5}}).repel.guide_weight == 0.5
 
 
@@ -190,7 +177,6 @@ class OnceDifferentiable(nn.Module):
         (dict(config={"method": "nl2"}, method="el2"), "method: expected 'nl2', .* got 'el2'"),
         (dict(config=Config(), method="el2"), "method: expected 'atu', which the config is for, got 'el2'"),
         (dict(config=Config(), compat="reference"), "compat: a Config holds every setting"),
-        (dict(config={"repel": {"loss": "nl2"}}, method="el2"), "config: expected repel.loss 'el2' for .* got 'nl2'"),
         (dict(config={"methods": {"cf-k": {"k": 0}}}), r"config: methods\.cf-k\.k: .*got 0"),
         (dict(config={"methods": {"cfk": {}}}), r"config: methods\.cfk"),
         (dict(config={"methods": {"cdc": {"batch": 2}}}), r"config: methods\.cdc\.batch"),
@@ -247,13 +233,10 @@ def test_batches_that_processes_cannot_share_are_told_at_once(monkeypatch, setti
 def test_a_repulsion_that_is_flat_where_it_begins_is_told():
     gan = mlp()
     adapted = [{k: v + 1.0 for k, v in gan.generator.state_dict().items()}]
-    config = {**QUICK, "repel": {**QUICK["repel"], "reduction": "sum"}}
-    for method, words in (
-        ("nl2", r"nl2 is flat at the distance .* raise repel\.ceiling"),
-        ("el2", "lower repel.alpha"),
-    ):
-        with pytest.raises(ValueError, match=f"repel.loss: .*{words}"):
-            repel(gan, adapted, marked(gan), config={**config, "method": method})
+    for method, words in (("nl2", r"raise methods\.nl2\.ceiling"), ("el2", r"lower methods\.el2\.alpha")):
+        config = {**QUICK, "method": method, "methods": {method: {"reduction": "sum"}}}
+        with pytest.raises(ValueError, match=f"{method.upper()} is flat at the distance .*{words}"):
+            repel(gan, adapted, marked(gan), config=config)
 
 
 def test_adapted_weights_of_another_precision_are_taken():

@@ -1,6 +1,7 @@
 """Stage 2's terms, and the guide that they go by, against the written formulas."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,13 +9,13 @@ import torch
 from atu import config
 from atu.data.samples import TensorSamples
 from atu.judging.feedback import Feedback
+from atu.methods.adapt_then_unlearn import preparation
 from atu.methods.adapt_then_unlearn.defaults import hold_weight, learning_rate, most_steps, nearby_weight
 from atu.methods.adapt_then_unlearn.distance import SampleDistance
 from atu.methods.adapt_then_unlearn.guide import MAX_ROUNDS, UNSURE, Guide, GuideTraining
 from atu.methods.adapt_then_unlearn.nearby import MovedLatents
 from atu.methods.adapt_then_unlearn.objective import UnlearnObjective, Weights
 from atu.methods.adapt_then_unlearn.preparation import prepare
-from atu.methods.adapt_then_unlearn.repulsion import Repulsion
 from atu.methods.adapt_then_unlearn.ways import WayLatents
 from atu.methods.registry import Task
 from atu.support.context import RunContext
@@ -29,7 +30,7 @@ def prepared_for(gan, feedback, repel, steps=800, saved=None):
 
 def stage_2(gan, twin, prepared, repel):
     """(objective, step) of stage 2, without the repulsion."""
-    weights = Weights(repel.guide_weight, nearby_weight(gan, repel), hold_weight(gan, repel), repel.negatives_weight)
+    weights = Weights(repel.guide_weight, nearby_weight(gan, repel), hold_weight(gan, repel))
     objective = UnlearnObjective(weights, None, prepared.feedback, prepared)
     return objective, AdversarialStep(twin, prepared.feedback.positives, objective, repel.adversarial)
 
@@ -38,7 +39,7 @@ def size(latents):
     return len(latents) + len(latents.waiting)
 
 
-def test_the_terms_are_the_formulas(image_gan):
+def test_the_terms_are_the_formulas(image_gan, monkeypatch):
     """Its three terms against the probabilities of the guide's own discriminator, and distances in the variance."""
     positives, negatives = torch.rand(80, 1, 8, 8) - 1, torch.rand(20, 1, 8, 8)
     twin = image_gan.copy()
@@ -57,11 +58,10 @@ def test_the_terms_are_the_formulas(image_gan):
         guide_weight=0.7,
         hold_weight=0.3,
         nearby_weight=0.2,
-        hold_features=0.0,
         guide_steps=100,
-        guide_r1=0.0,
         adversarial=half,
     )
+    monkeypatch.setattr(preparation, "SampleDistance", partial(SampleDistance, share=0.0))
     prepared = prepared_for(image_gan, feedback, cfg)
     objective, step = stage_2(image_gan, twin, prepared, cfg)
     fake = torch.cat([positives[:4], negatives[:4]])
@@ -147,25 +147,6 @@ def test_the_banks_half_meets_the_discriminator_with_the_originals_noise():
     terms = objective.bank_half(step)
     assert list(terms) == ["loss_g", "nearby", "guide"]
     assert float(terms["nearby"].detach()) == pytest.approx(float(objective.nearby(target, target)), rel=0.2)
-
-
-def test_negatives_are_shown_as_fakes(vector_gan):
-    """The discriminator's logit of a constant negative falls, and more so with a higher weight."""
-    x, real = TensorSamples(torch.full((8, 2), 4.0)), TensorSamples(torch.randn(3, 2))
-    feedback, logits = Feedback(x, real, lambda x: x[:, 0] > 3, True, 0.5, {}), []
-
-    for weight in (0.0, 5.0):
-        gan = vector_gan.copy()
-        params = list(gan.generator.parameters())
-        start = [p.detach().clone() for p in params]
-        push = Repulsion(params, [[p + 1 for p in start]], start, config.Repel(loss="none"), 10)
-        torch.manual_seed(0)
-        objective = UnlearnObjective(Weights(negatives=weight), push, feedback)
-        step = AdversarialStep(gan, real, objective, config.Adversarial(batch_size=8, lr=0.01))
-        for _ in range(10):
-            assert ("logit_negative" in step.step()) == (weight > 0)
-        logits.append(gan.logits(x.tensor).mean().item())
-    assert logits[1] < logits[0] - 0.2
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 300])

@@ -21,11 +21,11 @@ def test_reference_loss_is_the_references(loss, models):
     from atu.methods.adapt_then_unlearn.repulsion import Repulsion
 
     data = None if models == 5 else {"adapt": {"models": models}}
-    cfg = Config.of(loss, "reference", data).repel
+    own = Config.of(loss, "reference", data).own
     shapes = [(3, 2), (4,), ()]
     params = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
     adapted = [[torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(models)]
-    push = Repulsion(params, adapted, [p.detach() + 0.1 for p in params], cfg, 100)
+    push = Repulsion(params, adapted, [p.detach() + 0.1 for p in params], own, 0.0, 100)
     v = torch.zeros((), dtype=torch.float64)
     for index, p in enumerate(params):
         v = v + sum(nn.functional.mse_loss(p, model[index]) for model in adapted) / len(params) / 2 * models
@@ -39,8 +39,11 @@ def test_reference_loss_is_the_references(loss, models):
 def test_reference_settings_are_where_its_users_look():
     config = Config.of("el2", "reference", {"repel": {"steps": 5}})
     assert (config.adapt.models, config.adapt.steps, config.adapt.ewc_weight) == (5, 2000, 5e8)
-    assert not config.adapt.ewc_relative and config.adapt.fisher.n == 32 and config.adapt.fisher.of == "logit"
-    assert config.repel.reduction == "tensor_mean" and config.repel.gamma == 100 and config.repel.steps == 5
+    assert not config.adapt.ewc_relative and config.adapt.fisher.n == 32
+    assert config.own.reduction == "tensor_mean" and config.own.gamma == 100 and config.repel.steps == 5
+    assert Config.of(compat="reference").method == "el2"
+    with pytest.raises(ValueError, match="compat: expected a method of the paper, such as el2, got 'atu'"):
+        Config.of("atu", "reference")
     ewc = Config.of("ewc", "reference").own
     assert (ewc.weight, ewc.relative, ewc.steps, ewc.fisher.n) == (5e8, False, 1000, 32)
     for part in (config.adapt.adversarial, config.repel.adversarial, ewc.adversarial):
@@ -57,7 +60,7 @@ def test_reference_adam_and_fisher():
         group = optim.param_groups[0]
         assert (group["lr"], *group["betas"]) == pytest.approx((0.002 * c, 0, 0.99**c))
     z, _ = gan.inputs(2)
-    fisher = diagonal_fisher(gan, z, None, "logit", config.adapt.fisher.parameters)
+    fisher = diagonal_fisher(gan, z, None, config.adapt.fisher.parameters)
     held = {n for (n, _), f in zip(gan.generator.named_parameters(), fisher, strict=True) if f.any()}
     assert held and all(name.startswith(("synthesis.b8.conv0.", "synthesis.b8.conv1.")) for name in held)
     assert {"synthesis.b8.conv0.weight", "synthesis.b8.conv1.affine.weight"} <= held

@@ -83,12 +83,10 @@ def context():
         seed=0,
         history=history,
         decisions={
-            "kept_step": 300,
             "steps_run": 600,
             "score": float("nan"),
             "negative_rate": 0.003,
             "drift": 0.02,
-            "stopped": "no better score in 6 checks",
             "answered_by": "probe",
             "negative_share": 0.2,
             "pool": 5000,

@@ -135,9 +135,7 @@ def test_warnings_and_decisions_in_words(evaluation, context):
     assert data["warnings"] == ["Only <12> samples were marked."]
     assert data["verdict"] == "None of it was found. The rest has changed a little."
     why = dict(words.explain(data["decisions"]))
-    assert why["Which generator was kept"].startswith("Step 300 of 600: the latest")
-    assert "0.3 % of the samples" in why["Which generator was kept"]
-    assert why["Why it ended there"] == "No better score in 6 checks."
+    assert why["The last training"].startswith("600 steps. At their end 0.3 % of the samples")
     assert why["Who said what is negative"].startswith("A probe fitted on the negatives")
     assert "20.0 % of 5,000" in why["Who said what is negative"]
     assert words.explain({}) == []

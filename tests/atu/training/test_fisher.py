@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from atu.gan import GAN
@@ -10,7 +9,7 @@ from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.training.fisher import diagonal_fisher
 
 
-def loop(gan, z, c, log_likelihood):
+def loop(gan, z, c):
     """E[g^2], each sample alone through networks in eval mode."""
     gan = gan.copy()
     for module in gan.modules().values():
@@ -20,7 +19,6 @@ def loop(gan, z, c, log_likelihood):
     for i in range(len(z)):
         args = [] if c is None else [c[i : i + 1]]
         value = gan.logits(gan.generator(z[i : i + 1], *args), *args).sum()
-        value = F.logsigmoid(value) if log_likelihood else value
         gan.generator.zero_grad()
         value.backward()
         for t, p in zip(total, params, strict=True):
@@ -28,13 +26,12 @@ def loop(gan, z, c, log_likelihood):
     return [t / len(z) for t in total]
 
 
-@pytest.mark.parametrize("of", ["logit", "log_likelihood"])
-def test_equals_the_loop_over_samples(conv_gan, of, snapshot, unchanged):
+def test_equals_the_loop_over_samples(conv_gan, snapshot, unchanged):
     z, c = conv_gan.latents(5, torch.default_generator), conv_gan.labels(5, torch.default_generator)
     before = snapshot(conv_gan)
-    got = diagonal_fisher(conv_gan, z, c, of)
+    got = diagonal_fisher(conv_gan, z, c)
     unchanged(before, snapshot(conv_gan))
-    for f, e in zip(got, loop(conv_gan, z, c, of == "log_likelihood"), strict=True):
+    for f, e in zip(got, loop(conv_gan, z, c), strict=True):
         torch.testing.assert_close(f, e, rtol=1e-5, atol=1e-9)
     assert sum(float(f.sum()) for f in got) > 0
 
@@ -47,11 +44,6 @@ def test_linear_model_in_closed_form():
     row = d.weight.detach()[0].square()
     torch.testing.assert_close(weight, row[:, None] * z.square().mean(0), rtol=1e-10, atol=0)
     torch.testing.assert_close(bias, row, rtol=1e-10, atol=0)
-    # log sigmoid multiplies each sample's gradient by sigmoid(-logit)
-    factor = torch.sigmoid(-d(g(z))).detach().square()
-    weight, bias = diagonal_fisher(GAN(g, d, 3), z, of="log_likelihood")
-    torch.testing.assert_close(weight, row[:, None] * (factor * z.square()).mean(0), rtol=1e-10, atol=0)
-    torch.testing.assert_close(bias, row * factor.mean(), rtol=1e-10, atol=0)
 
 
 def test_frozen_and_unused_parameters():
@@ -84,8 +76,6 @@ def test_selected_parameters():
 
 def test_errors(vector_gan):
     z = torch.zeros(1, 4)
-    with pytest.raises(ValueError, match="of: expected logit or log_likelihood, got 'loss'"):
-        diagonal_fisher(vector_gan, z, of="loss")
     with pytest.raises(ValueError, match="z: expected at least one latent"):
         diagonal_fisher(vector_gan, z[:0])
     with pytest.raises(ValueError, match=r"parameters: 'conv' matches none .* such as net.0.weight"):

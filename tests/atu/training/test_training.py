@@ -3,21 +3,16 @@
 import copy
 import math
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
 
-from atu import config
 from atu.config import Adversarial
 from atu.data.samples import TensorSamples
-from atu.judging.feedback import Feedback
-from atu.methods.adapt_then_unlearn.adapt import Ewc, fisher_of
-from atu.methods.adapt_then_unlearn.repel import _start
-from atu.methods.adapt_then_unlearn.repulsion import Repulsion, repulsion
+from atu.methods.adapt_then_unlearn.adapt import Ewc
+from atu.methods.adapt_then_unlearn.repulsion import EL2, IL2, NL2, Repulsion
 from atu.training.losses import r1_gamma
 from atu.training.schedules import schedule
-from atu.training.score import ScoredStage
 from atu.training.step import AdversarialStep, NonFiniteError, Objective
 
 FIRST = SimpleNamespace(step_count=0)  # all that a penalty asks of the first step
@@ -177,15 +172,6 @@ def test_an_objectives_state_is_the_steps(vector_gan):
     assert again.step()["count"] == 4
 
 
-@pytest.mark.parametrize(("decay", "first"), [(0.5, 80), (0.0, 30), (1.0, 30)])
-def test_patience_counts_once_the_rates_fall(decay, first):
-    """100 steps, a check every 10, patience 3: the first stop is three checks after the rates begin to fall."""
-    keeper = SimpleNamespace(waited=50, check=lambda step, metrics: None, trainer=Mock())
-    cfg = config.Repel(check_every=10, patience=3, decay=decay)
-    control = ScoredStage(keeper, 100, cfg.check_every, cfg.decay, cfg.patience)
-    assert [step for step in range(1, 101) if control.after_step(step, {})] == list(range(first, 101, 10))
-
-
 def test_frozen_networks_are_trained_and_part_frozen_ones_stay_so(vector_gan):
     vector_gan.generator.requires_grad_(False)
     vector_gan.discriminator.net[1].weight.requires_grad_(False)
@@ -259,35 +245,21 @@ def test_ewc_gradient_is_that_of_the_formula(vector_gan, relative):
     assert not any("anchor" in k or "fisher" in k for k in vector_gan.generator.state_dict())
 
 
-def test_fisher_at_negatives(vector_gan, snapshot, unchanged):
-    feedback = Feedback(REAL, REAL, lambda x: x[:, 0] > 0, True, 0.5, {})
-    before, state = snapshot(vector_gan), torch.get_rng_state()
-    cfg = config.Fisher(n=6, samples="negatives")
-    a = fisher_of(vector_gan, feedback, cfg, seed=1)
-    assert all(torch.equal(x, y) for x, y in zip(a, fisher_of(vector_gan, feedback, cfg, seed=1), strict=True))
-    assert torch.equal(torch.get_rng_state(), state)
-    unchanged(before, snapshot(vector_gan))
-    feedback.rule = lambda x: x[:, 0] > 1e9
-    with pytest.raises(ValueError, match=r"fisher\.samples: expected some .* to be negative, none is"):
-        fisher_of(vector_gan, feedback, cfg, seed=1)
-
-
 # --- stage 2: repulsion
 
 
-@pytest.mark.parametrize("loss", ["el2", "nl2", "il2", "none"])
+@pytest.mark.parametrize("loss", ["el2", "nl2", "il2"])
 @pytest.mark.parametrize("d", [0.0, 0.3, 1.0, 3.9, 7.0])
 def test_repulsion_is_the_formula_and_its_derivative(loss, d):
-    cfg = config.Repel(loss=loss, alpha=1.7, ceiling=4.0, epsilon=0.01)
+    settings = {"el2": EL2(alpha=1.7), "nl2": NL2(ceiling=4.0), "il2": IL2(epsilon=0.01)}[loss]
     x = torch.tensor(d, dtype=torch.float64, requires_grad=True)
     value = {
         "el2": (-1.7 * x).exp(),
         "nl2": -x.clamp(max=4.0),
         "il2": 1 / (x + 0.01),
-        "none": x * 0,
     }[loss]
     value.backward()
-    assert repulsion(d, cfg) == pytest.approx((value.item(), x.grad.item()), rel=1e-12)
+    assert settings.value(d) == pytest.approx((value.item(), x.grad.item()), rel=1e-12)
 
 
 def test_schedules():
@@ -307,10 +279,8 @@ def test_repulsion_gradient_is_that_of_the_formula(loss, reduction, n):
     params = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
     start = [p.detach() + 0.1 * torch.randn_like(p) for p in params]
     adapted = [[torch.randn(s, dtype=torch.float64) for s in shapes] for _ in range(n)]
-    cfg = config.Repel(
-        loss=loss, reduction=reduction, gamma=2.5, schedule="constant", alpha=0.3, ceiling=1e9, epsilon=0.1
-    )
-    push = Repulsion(params, adapted, start, cfg, 100)
+    kind, own = {"el2": (EL2, {"alpha": 0.3}), "nl2": (NL2, {"ceiling": 1e9}), "il2": (IL2, {"epsilon": 0.1})}[loss]
+    push = Repulsion(params, adapted, start, kind(reduction=reduction, gamma=2.5, **own), 0.0, 100)
 
     def d2(theta):
         members = [[(p - a).square() for p, a in zip(theta, model, strict=True)] for model in adapted]
@@ -331,8 +301,7 @@ def test_repulsion_gradient_is_that_of_the_formula(loss, reduction, n):
 def test_gamma_is_set_from_the_gradients():
     params = [torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     start = [p.detach().clone() for p in params]
-    cfg = config.Repel(gamma=None, strength=0.25, schedule="constant", loss="el2")
-    push = Repulsion(params, [[torch.zeros(4, dtype=torch.float64)] * 2], start, cfg, 100)
+    push = Repulsion(params, [[torch.zeros(4, dtype=torch.float64)] * 2], start, EL2(), 0.25, 100)
     adversarial = [torch.randn_like(p) for p in params]
     for p, a in zip(params, adversarial, strict=True):
         p.grad = a.clone()
@@ -346,18 +315,4 @@ def test_gamma_is_set_from_the_gradients():
 def test_adapted_weights_that_are_the_start_are_refused():
     params = [torch.randn(3, requires_grad=True)]
     with pytest.raises(ValueError, match="repel_from"):
-        Repulsion(params, [[params[0].detach().clone()]], [params[0].detach().clone()], config.Repel(), 100)
-
-
-def test_start_is_the_ema_generator_moved_away(vector_gan):
-    twin = vector_gan.copy()
-    twin.generator_ema = vector_gan.copy().generator
-    with torch.no_grad():
-        for p in twin.generator.parameters():
-            p.add_(5)
-    ema = [p.clone() for p in twin.generator_ema.parameters()]
-    models = [[torch.randn_like(p) for p in ema] for _ in range(2)]
-    _start(twin, models, 0.3)
-    for p, q, e, a, b in zip(twin.generator.parameters(), twin.generator_ema.parameters(), ema, *models, strict=True):
-        torch.testing.assert_close(p, e - 0.3 * ((a + b) / 2 - e))
-        assert torch.equal(p, q)
+        Repulsion(params, [[params[0].detach().clone()]], [params[0].detach().clone()], EL2(), 1.0, 100)

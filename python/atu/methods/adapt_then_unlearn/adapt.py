@@ -12,9 +12,7 @@ from atu_ext.ops import ParamPenalty
 
 from ... import config
 from ...gan import GAN
-from ...judging.feedback import Feedback
 from ...support import world
-from ...support.modules import eval_mode
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.fisher import check_parameters, diagonal_fisher
 from ...training.loop import StageHooks, run_stage
@@ -25,34 +23,12 @@ from ..registry import Stage, Task
 ADAPT_TITLE = "Stage 1"
 
 
-def fisher_of(gan: GAN, feedback: Feedback, cfg: config.Fisher, seed: int) -> list[Tensor]:
-    """Fisher information of the generator at samples chosen by `cfg`, one tensor a parameter."""
+def fisher_of(gan: GAN, cfg: config.Fisher, seed: int) -> list[Tensor]:
+    """Fisher information of the generator at some of its samples, one tensor a parameter."""
     rng = torch.Generator().manual_seed(stream_seed(seed, Stream.FISHER_LATENTS))
     z, c = gan.latents(cfg.n, rng), gan.labels(cfg.n, rng)
     with fork_rng(gan.device, stream_seed(seed, Stream.FISHER_NOISE)):
-        if cfg.samples == "negatives":
-            z, c = _negative_latents(gan, feedback, cfg.n, rng)
-        return diagonal_fisher(gan, z, c, cfg.of, cfg.parameters)
-
-
-@torch.no_grad()
-def _negative_latents(gan: GAN, feedback: Feedback, n: int, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    flagged_z: list[Tensor] = []
-    flagged_c: list[Tensor] = []
-    for _ in range(100):
-        z, c = gan.latents(100, rng), gan.labels(100, rng)
-        with eval_mode(gan.generator):
-            x = gan.fake(z, c)
-        flags = feedback.rule(x).to(z.device)
-        flagged_z.append(z[flags])
-        if c is not None:
-            flagged_c.append(c[flags])
-        if sum(map(len, flagged_z)) >= n:
-            break
-    z = torch.cat(flagged_z)[:n]
-    if len(z) == 0:
-        raise ValueError("fisher.samples: expected some of 10,000 generated samples to be negative, none is")
-    return z, torch.cat(flagged_c)[:n] if flagged_c else None
+        return diagonal_fisher(gan, z, c, cfg.parameters)
 
 
 class Ewc(Objective):
@@ -100,7 +76,7 @@ def adapt_one(task: Task, fisher: list[Tensor], index: int) -> dict[str, Tensor]
 def adapt_all(task: Task) -> list[dict[str, Tensor]]:
     """State dicts of the ensemble of N adapted generators, each with its own seed."""
     cfg = task.config.adapt
-    fisher = fisher_of(task.gan, task.feedback, cfg.fisher, task.seed)
+    fisher = fisher_of(task.gan, cfg.fisher, task.seed)
     return [adapt_one(task, fisher, index) for index in range(cfg.models)]
 
 

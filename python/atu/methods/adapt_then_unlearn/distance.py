@@ -64,7 +64,7 @@ class SampleDistance:
         positives: samples [N, ...]; their variances are the units. share: of the features in the mixture.
     """
 
-    def __init__(self, guide: Guide, positives: Tensor, share: float):
+    def __init__(self, guide: Guide, positives: Tensor, share: float = 0.7):
         self.share = share
         self.variance = float(variance(positives).mean().clamp(min=1e-12))
         self.units: list[Tensor] = []

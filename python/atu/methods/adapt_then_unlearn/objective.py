@@ -5,7 +5,7 @@ Each step takes two halves of a batch:
     bank      latents of which the pretrained GAN makes negatives
     fresh     latents drawn anew, of which it mostly makes good samples
 
-    L_D = adversarial(real positives, samples of the bank) + R1 + R2                       [+ negatives]
+    L_D = adversarial(real positives, samples of the bank) + R1 + R2
     L_G = adversarial(bank) + repulsion(weights) + guide(bank and fresh) + nearby(bank) + held(fresh)
 
     term         weight                             formula, mean over samples                        source
@@ -14,7 +14,6 @@ Each step takes two halves of a batch:
     guide        `guide_weight`                     -log(1 - P(negative | G(z)))                      docs/method.md
     nearby       `nearby_weight`, 8 or 1            p sqrt(distance(G(z), G0(z_good)) + 0.001)        docs/method.md
     held         `hold_weight`, 45 or 60            p distance(G(z), G0(z))                           docs/method.md
-    negatives    `negatives_weight`, 0              -log(1 - sigmoid D(x)) at the marked negatives    docs/method.md
 
 G is the trained generator and G0 the pretrained one, with the same noise; d is the distance of the weights from the
 adapted ones; P is the guide's; p is the guide's probability that the sample of G0 is good; z_good is a latent near z of
@@ -37,8 +36,7 @@ from ...judging.feedback import Feedback
 from ...support import world
 from ...support.modules import is_stylegan
 from ...support.seeding import fork_rng
-from ...training import losses
-from ...training.step import AdversarialStep, Batch, Objective
+from ...training.step import AdversarialStep, Objective
 from .guide import Seen
 from .nearby import rows
 from .preparation import Prepared
@@ -54,7 +52,6 @@ class Weights:
     guide: float = 0.0
     nearby: float = 0.0
     held: float = 0.0
-    negatives: float = 0.0
 
 
 class UnlearnObjective(Objective):
@@ -80,18 +77,6 @@ class UnlearnObjective(Objective):
         return z, c
 
     # --- the losses
-
-    def discriminator_loss(
-        self, step: AdversarialStep, real: Batch, fake: Batch
-    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """adversarial + negatives"""
-        values: dict[str, Tensor] = {}
-        for loss, values in super().discriminator_loss(step, real, fake):
-            yield loss, values
-        if self.weights.negatives > 0:
-            logits = step.logits(step.draw(self.feedback.negatives))
-            negatives = self.weights.negatives * losses.fake_loss(logits)
-            yield negatives, {"loss_d": values["loss_d"] + negatives, "logit_negative": logits.mean()}
 
     def generator_loss(self, step: AdversarialStep) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """held + guide over the fresh half; adversarial + guide + nearby over the bank's half"""

@@ -76,7 +76,7 @@ def _guide_training(task: Task, steps: int, scale: float) -> GuideTraining:
     return GuideTraining(
         steps=cfg.guide_steps,
         batch_size=64 if at_once is None else min(64, at_once),
-        slope_weight=cfg.guide_r1 * scale,
+        slope_weight=scale,
         # With more negatives, augmentation only blurs the boundary.
         policy="translation" if len(task.feedback.negatives) < 100 else "",
         seed=stream_seed(task.seed, Stream.GUIDE),
@@ -135,7 +135,7 @@ def _bank(task: Task, steps: int, guide: Guide, some: Tensor, saved: dict[str, A
     gan, cfg, negatives = task.gan, task.config.repel, task.feedback.negative_latents
     if not hold_weight(gan, cfg) or negatives is None or not len(negatives[0]):
         return None
-    distance = SampleDistance(guide, some.to(gan.device), cfg.hold_features)
+    distance = SampleDistance(guide, some.to(gan.device))
     with fork_rng(gan.device, stream_seed(task.seed, Stream.NEARBY)):
         original = partial(gan.fake, generator=still(gan.sampling_generator))
         kind = MovedLatents if gan.is_stylegan else WayLatents

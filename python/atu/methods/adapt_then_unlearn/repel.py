@@ -8,22 +8,20 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ... import config
 from ...gan import GAN
-from ...support import progress
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ...training.loop import run_stage
-from ...training.score import CheckpointKeeper, Score, ScoredStage
+from ...training.score import Score, ScoredStage
 from ...training.step import AdversarialStep
 from ..registry import Stage, Task
 from .adapt import check_shared
 from .defaults import goes_by_guide, hold_weight, learning_rate, most_steps, nearby_weight
 from .objective import UnlearnObjective, Weights
 from .preparation import Prepared, prepare
-from .repulsion import Repulsion
+from .repulsion import Repulsion, repulsion_of
 
 REPEL_TITLE = "Stage 2"
 
@@ -39,29 +37,27 @@ def repel_gan(task: Task, adapted: list[dict[str, Tensor]]) -> tuple[GAN, dict[s
     steps, twin = most_steps(gan, cfg), gan.copy()
     names = [name for name, _ in gan.generator.named_parameters()]
     anchors = [[state[name].to(gan.device) for name in names] for state in adapted]
-    _start(twin, anchors, cfg.warm_start)
+    if twin.generator_ema is not None:  # theta_G, whose samples are seen
+        twin.generator.load_state_dict(twin.generator_ema.state_dict())
     params: list[Tensor] = list(twin.generator.parameters())
-    repulsion = Repulsion(params, anchors, [p.detach().clone() for p in params], cfg, steps)
+    start, loss = [p.detach().clone() for p in params], repulsion_of(task.config)
+    repulsion = Repulsion(params, anchors, start, loss, cfg.strength, steps)
     with fork_rng(gan.device, stream_seed(task.seed, Stream.REPEL)):
         prepared = _prepared(task, steps) if goes_by_guide(gan, cfg) else None
         if prepared is not None:
             feedback = prepared.feedback
-        weights = Weights(cfg.guide_weight, nearby_weight(gan, cfg), hold_weight(gan, cfg), cfg.negatives_weight)
+        weights = Weights(cfg.guide_weight, nearby_weight(gan, cfg), hold_weight(gan, cfg))
         objective = UnlearnObjective(weights, repulsion, feedback, prepared)
         settings = dataclasses.replace(cfg.adversarial, lr=learning_rate(gan, cfg))
         step = AdversarialStep(twin, feedback.positives, objective, settings)
-        score = Score(gan, feedback, cfg.check_samples, cfg.drift_weight, task.seed)
-        keeper = CheckpointKeeper("repel", step, score, run, cfg.keep)
-        hooks = ScoredStage(keeper, steps, cfg.check_every, cfg.decay, cfg.patience)
+        score = Score(gan, feedback, cfg.check_samples, task.seed)
+        hooks = ScoredStage("repel", step, score, run, steps, cfg.check_every, cfg.decay)
         run_stage(run, "repel", step, steps, hooks)
-    keeper.restore()
     if objective.bank is not None:
         # Stage 2's has seen samples of negative latents alone, so training on against it brings the negatives back.
         assert gan.discriminator is not None and twin.discriminator is not None
         twin.discriminator.load_state_dict(gan.discriminator.state_dict())
-    decisions = {**keeper.decisions(), "stopped": hooks.stopped or "all steps done", **feedback.notes}
-    progress.log.info("repel: kept step %s (%s)", decisions["kept_step"], decisions["stopped"])
-    return twin, decisions
+    return twin, {**hooks.decisions(), **feedback.notes}
 
 
 def _prepared(task: Task, steps: int) -> Prepared:
@@ -73,20 +69,8 @@ def _prepared(task: Task, steps: int) -> Prepared:
     return prepared
 
 
-def _start(gan: GAN, adapted: list[list[Tensor]], warm_start: float) -> None:
-    """Set the generator to theta_G - warm_start (mean theta_N - theta_G); theta_G is the EMA generator's."""
-    if gan.generator_ema is not None:
-        gan.generator.load_state_dict(gan.generator_ema.state_dict())
-    if warm_start:
-        with torch.no_grad():
-            for p, *anchors in zip(gan.generator.parameters(), *adapted, strict=True):
-                p.sub_(torch.stack(anchors).mean(0) - p, alpha=warm_start)
-            if gan.generator_ema is not None:
-                gan.generator_ema.load_state_dict(gan.generator.state_dict())
-
-
-def repel_stage(gan: GAN, cfg: config.Config, loss: str | None = None) -> Stage:
-    """Stage 2 of a plan. loss: the repulsion that the method is named after."""
+def repel_stage(gan: GAN, cfg: config.Config) -> Stage:
+    """Stage 2 of a plan."""
     repel = cfg.repel
     guided, held = goes_by_guide(gan, repel), hold_weight(gan, repel) > 0
     learnt_first = 1 if gan.is_stylegan or not held else 2  # the guide, and the ways to good samples
@@ -97,13 +81,13 @@ def repel_stage(gan: GAN, cfg: config.Config, loss: str | None = None) -> Stage:
         most_steps(gan, repel),
         settings,
         before=learnt_first * repel.guide_steps if guided else 0,
-        second_order=bool(settings.r1_gamma or settings.r2_gamma or (guided and repel.guide_r1 > 0)),
+        second_order=bool(settings.r1_gamma or settings.r2_gamma or guided),
         batch_statistics=not held,
-        check=lambda: _check(gan, cfg, loss),
+        check=lambda: _check(gan, cfg),
     )
 
 
-def _check(gan: GAN, cfg: config.Config, loss: str | None) -> None:
+def _check(gan: GAN, cfg: config.Config) -> None:
     """Raise ValueError if a setting would have no effect, or several processes cannot share a batch."""
     repel = cfg.repel
     held, batch = hold_weight(gan, repel) > 0, repel.adversarial.batch_size
@@ -126,5 +110,3 @@ def _check(gan: GAN, cfg: config.Config, loss: str | None) -> None:
     if held:
         note = f", half of {batch}: if good samples are held, a batch has two halves"
         check_shared(gan, "repel", max(batch // 2, 1), note)
-    if loss is not None and repel.loss != loss:
-        raise ValueError(f"config: expected repel.loss {loss!r} for the method {cfg.method!r}, got {repel.loss!r}")
