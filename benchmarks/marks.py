@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +259,8 @@ def judged(
     told = {name: torch.cat(parts) for name, parts in flags.items()}
     changed = torch.cat(classes["before"]) != torch.cat(classes["after"])
     return dict(
-        judge=unlearning(told["before"], told["after"]),
-        user=unlearning(told["user_before"], told["user_after"]),
+        judge=asdict(unlearning(told["before"], told["after"])),
+        user=asdict(unlearning(told["user_before"], told["user_after"])),
         good_changed=float(changed[~told["before"]].float().mean()),
     )
 

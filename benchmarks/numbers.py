@@ -1,4 +1,5 @@
-"""Put the numbers of benchmarks/results into README.md, the docs and benchmarks/README.md.
+"""Put the numbers of benchmarks/results into README.md, the docs and benchmarks/README.md, and write the JSON schema of
+report.json.
 
     python -m benchmarks.numbers     write; with --check only look, and exit 1 if a page is stale
 
@@ -7,6 +8,7 @@ A page marks where a number goes: <!-- numbers: NAME ARGUMENTS -->...<!-- /numbe
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -14,10 +16,12 @@ from functools import cache, partial
 from pathlib import Path
 from statistics import mean, median, stdev
 
+from atu.report.report import schema
 from benchmarks.tables import RESULTS, Row, Value, number, percent, ratio, read_rows, select
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCHEMA = ROOT / "docs" / "report.schema.json"
 NONE = "–"
 rows_of = cache(lambda name: read_rows(RESULTS / f"{name}.csv"))
 
@@ -35,7 +39,7 @@ FIGURES: dict[str, tuple[str, Figure]] = {  # name -> digits after the point, fi
     "sure": (".1f", lambda row: None if row["target"] in SPECIES else percent(row, "good_changed.sure.share")),
     "pixel": (".1f", lambda row: None if row["target"] in SPECIES else percent(row, "good_changed.by_a_pixel.share")),
     "lands": (".2f", lambda row: ratio(row, "landing.precision", "landing.precision_chance")),
-    "distance": (".1f", lambda row: ratio(row, "frechet_kept", "frechet_kept_chance")),
+    "distance": (".1f", lambda row: ratio(row, "kept.frechet", "kept.frechet_chance")),
     "made": (".0f", lambda row: number(row, "negatives_before")),
     "left": (".0f", lambda row: number(row, "negatives_after")),
 }
@@ -302,9 +306,9 @@ def filled(page: str) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     stale = []
-    for path in PAGES:
-        before = path.read_text(encoding="utf-8")
-        after = filled(before)
+    for path in (*PAGES, SCHEMA):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        after = filled(before) if path != SCHEMA else json.dumps(schema(), indent=1) + "\n"
         if before != after:
             stale.append(str(path.relative_to(ROOT)))
             if "--check" not in arguments:

@@ -204,12 +204,12 @@ def _print_centres(data: dict[str, Any]) -> None:
 
     from atu.report.report import LABELS
 
-    names = list(data["negatives"])
+    names = list(data["models"])
     grid = Table(title="% of samples at each centre", title_justify="left")
     for title in ("centre", *(LABELS[name] for name in names)):
         grid.add_column(title, justify="right")
-    for centre in data["class_histogram_before"]:
-        shares = [data[f"class_histogram_{name}"][centre]["share"] for name in names]
+    for centre in data["models"]["before"]["classes"]:
+        shares = [data["models"][name]["classes"][centre]["share"] for name in names]
         grid.add_row(centre, *(f"{100 * share:.1f}" for share in shares))
     Console().print(grid)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from atu.api import stage_seconds, unlearn
 from atu.data.images import save_grid, to_uint8
 from atu.evaluation.evaluate import Evaluation, Original, evaluate
+from atu.evaluation.figures import Figures
 from atu.formats.tensors import load_tensors, save_tensors
 from atu.gan import GAN
 from atu.judging.classifier import Classifier
@@ -183,8 +184,8 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> Row:
         result.gan.save(retrained)
     given = "oracle" if plan.oracle else "marks"
     row: Row = dict(gan=plan.dataset, target=task.name, method=method, given=given, seed=seed)
-    row.update(marks=len(marked), looked=looked, **figures_of(evaluation.numbers))
-    row.update(beside_retrained(plan, out, task, seed, method, evaluation.numbers.get("negatives_after")))
+    row.update(marks=len(marked), looked=looked, **figures_of(evaluation.figures))
+    row.update(beside_retrained(plan, out, task, seed, method, evaluation.figures.negatives_after))
     if plan.extractor is not None:
         row.update(_extracted(plan, images, kept, result.gan, retrained, method, seed))
     in_all = seconds + time.monotonic() - began - result.seconds
@@ -197,21 +198,27 @@ def run_cell(plan: Plan, task: Task, seed: int, method: str, out: Path) -> Row:
     return row
 
 
-UNTABLED = {"metric_descriptions", "judges", "negatives", "seed", "n"}
 OF_THE_EVALUATION = {"pul", "pul_ci95", "negatives_before", "negatives_after", "answered"}
+UNTABLED = ("models.", "landing.transitions")  # but for the distances to real images
 
 
-def figures_of(numbers: Mapping[str, Any]) -> Row:
+def figures_of(figures: Figures) -> Row:
     """The scalars of an evaluation: judge.* by the judge, classifier.* by the other one, which marked the negatives."""
-    row: Row = {"latents": numbers.get("n")}
-    row.update(flatten({name: value for name, value in numbers.items() if name not in UNTABLED}))
-    for name, one in (numbers.get("judges") or {}).items():
-        if name == numbers.get("judge"):
-            row.update(flatten({key: one[key] for key in one if key not in OF_THE_EVALUATION}, "judge."))
-        else:
-            row.update({"classifier": name, **dict(flatten(one, "classifier."))})
+    found = asdict(figures)
+    judges, own = found.pop("judges"), figures.judge
+    row: Row = {"latents": found.pop("n")}
+    found.pop("seed")  # the row has the run's
+    found["metrics"] = {name: one["value"] for name, one in found["metrics"].items()}
+    row.update(flatten(found))
+    row.update(
+        flatten({key: value for key, value in judges.pop(own).items() if key not in OF_THE_EVALUATION}, "judge.")
+    )
+    for name, one in judges.items():
+        row.update({"classifier": name, **dict(flatten(one, "classifier."))})
     return {
-        name: value for name, value in row.items() if not name.startswith(("class_histogram", "landing.transitions"))
+        name: value
+        for name, value in row.items()
+        if not name.startswith(UNTABLED) or name.endswith((".fid_cls", ".kid_cls", ".confident"))
     }
 
 

@@ -101,9 +101,9 @@ def test_a_feature(small):
 def test_two_digits(small):
     data, _ = mnist_demo(small, "two", "--class", 4, "--class", 9)
     assert (data["subject"], data["decisions"]["answered_by"]) == ("4, 9", "oracle")
-    before = data["class_histogram_before"]
+    before = data["models"]["before"]["classes"]
     assert data["negatives_before"] == before["4"]["count"] + before["9"]["count"] > 0
-    assert data["judge"].startswith("mnist-judge") and data["fid_cls_after"] > 0
+    assert data["judge"].startswith("mnist-judge") and data["models"]["after"]["fid_cls"] > 0
     judge = Classifier.load(assets.asset("mnist-judge.safetensors"))
     assert data["negatives_before"] == sum(
         int(torch.isin(judge.predict(x), torch.tensor([4, 9])).sum())

@@ -86,7 +86,7 @@ def test_the_dcgan_of_the_tutorial_runs_as_it_is(tmp_path, method):
     found = latent_search(result.gan, goal, {"judge": goal}, starts=3, steps=2).numbers
     assert found["found"]["judge"]["count"] == 0
     evaluation = evaluate(gan, result.gan, lambda x: x.mean([1, 2, 3]) > 0, n=50)
-    assert evaluation.numbers["n"] == 50
+    assert evaluation.figures.n == 50
 
 
 @pytest.mark.parametrize("sizes", [(), (3, 0), (2, 1.5), [True], "ab"])

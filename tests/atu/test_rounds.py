@@ -58,8 +58,8 @@ def test_the_second_round_begins_where_the_first_ended(image_gan, first, tmp_pat
     assert len(third.negatives.tensor) == 5 + 9 + 12 and third.decisions["round"] == 3
     data = third.report(judge=lambda x: x.flatten(1).mean(1) > 0.1, n=200)
     told = evaluate(image_gan, third.gan, lambda x: x.flatten(1).mean(1) > 0.1, n=200, seed=data["seed"])
-    assert data["negatives_before"] == told.numbers["negatives_before"]  # the original's, not the second round's
-    assert data["negatives"].keys() == {"before", "previous", "adapted", "after"}
+    assert data["negatives_before"] == told.figures.negatives_before  # the original's, not the second round's
+    assert data["models"].keys() == {"before", "previous", "adapted", "after"}
     assert data["sha256"]["before"] == told.sha256["before"]
     page = (tmp_path / "run-3" / "report.html").read_text()
     assert "before this round" in page and "Round 3" in page

@@ -138,7 +138,7 @@ def test_result_writes_its_report(vector_gan, tmp_path, oracle):
     assert data == json.loads((tmp_path / "run" / "report.json").read_text())
     page = (tmp_path / "run" / "report.html").read_text()
     assert "the right side" in page and f"The {judge} that answered during the run also judges" in page
-    assert data["negatives"].keys() == {"before", "adapted", "after"} and data["n"] == 60
+    assert data["models"].keys() == {"before", "adapted", "after"} and data["n"] == 60
     flags = result.rule(vector_gan.sample(60, seed=data["seed"], batch_size=250))
     assert data["negatives_before"] == int(flags.sum())
     other = result.report(tmp_path / "other", lambda x: x[:, 1] > -99, n=40)

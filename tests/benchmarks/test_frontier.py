@@ -9,7 +9,7 @@ from benchmarks.paper.cells import Plan
 
 
 def cell(method, pul, changed):
-    figures = dict(fid_cls_before=None, fid_cls_after=None, frechet_kept=0.6, frechet_kept_chance=0.2, tv_kept=0.0315)
+    figures = {"kept.frechet": 0.6, "kept.frechet_chance": 0.2, "kept.tv": 0.0315}
     figures.update({"good_changed.share": changed, "judge.corrected.pul": pul + 1, "machine.cpu": "a processor"})
     figures.update({"landing.precision": 0.7, "landing.precision_chance": 0.875})
     return dict(method=method, pul=pul, marks=200, seconds=12.4, **figures)

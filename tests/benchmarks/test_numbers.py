@@ -1,10 +1,12 @@
 """The numbers of the pages are those of the results, and a page that is stale is noticed."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from atu.report.report import schema
 from benchmarks import numbers
 from benchmarks.tables import add_row, flatten, read_rows, select, write_rows
 
@@ -17,15 +19,20 @@ def test_pages_have_the_numbers_of_the_results(page):
     assert numbers.filled(text) == text, "run python -m benchmarks.numbers"
 
 
+def test_the_schema_of_the_report_is_that_of_its_fields():
+    assert json.loads(numbers.SCHEMA.read_text(encoding="utf-8")) == schema(), "run python -m benchmarks.numbers"
+
+
 def test_a_stale_page_is_noticed_and_mended(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     page.write_text("Gone: <!-- numbers: cell gone mnist-default 8 -->97.4<!-- /numbers --> %.")
     monkeypatch.setattr(numbers, "PAGES", [page])
+    monkeypatch.setattr(numbers, "SCHEMA", tmp_path / "schema.json")
     monkeypatch.setattr(numbers, "ROOT", tmp_path)
     assert numbers.main(["--check"]) == 1 and "97.4" in page.read_text()
     assert numbers.main([]) == 0 and numbers.main(["--check"]) == 0
     assert page.read_text() == "Gone: <!-- numbers: cell gone mnist-default 8 -->89.0<!-- /numbers --> %."
-    assert capsys.readouterr().out == "stale: page.md\nwritten: page.md\n"
+    assert capsys.readouterr().out == "stale: page.md schema.json\nwritten: page.md schema.json\n"
 
 
 def test_a_cell_that_is_not_there_is_an_error():

@@ -74,15 +74,15 @@ def test_mog_writes_everything_and_goes_on_from_its_folder(tmp_path):
     assert data["command"] == "python -m examples.mog --seed 0 --samples 500 --out DIR"
     for name in ("report.html", "report.json", "mog.png", "result.safetensors", "pretrained/gan.safetensors"):
         assert (tmp_path / name).stat().st_size > 0
-    assert set(data["class_histogram_before"]) == {*map(str, range(8)), "elsewhere"}
-    assert data["negatives"].keys() == {"before", "adapted", "after"}
+    assert set(data["models"]["before"]["classes"]) == {*map(str, range(8)), "elsewhere"}
+    assert data["models"].keys() == {"before", "adapted", "after"}
     assert "<svg" in (tmp_path / "report.html").read_text()
     Config.of(data=QUICK).save(tmp_path / "quick.toml")
     given = dict(config=tmp_path / "quick.toml", precision="float32", device="cpu")
     again = mog.demo_mog(tmp_path, negatives=20, samples=500, **given, pretrain_steps=60)
     words = f"--config {tmp_path}/quick.toml --precision float32 --device cpu"
     assert again["command"] == f"python -m examples.mog --seed 0 --samples 500 {words} --out DIR"
-    assert again["class_histogram_after"] == data["class_histogram_after"]
+    assert again["models"]["after"]["classes"] == data["models"]["after"]["classes"]
 
 
 def test_mog_reads_its_settings_before_it_trains(tmp_path, monkeypatch):
@@ -95,11 +95,13 @@ def test_mog_reads_its_settings_before_it_trains(tmp_path, monkeypatch):
 def test_mog_erases_two_centres_and_keeps_six(tmp_path):
     shorter = {**mog.MOG_UNLEARN, "repel": {**mog.MOG_UNLEARN["repel"], "steps": 800}}
     data = mog.demo_mog(tmp_path, config=shorter)
-    share = {name: row["share"] for name, row in data["class_histogram_after"].items()}
+    share = {name: row["share"] for name, row in data["models"]["after"]["classes"].items()}
     assert max(share["0"], share["1"]) < 0.01
     assert min(share[str(kept)] for kept in range(2, 8)) >= 0.08
-    assert data["frechet_kept"] < 35 * data["frechet_kept_chance"]  # 17 by this, 51 by the weights that suit images
-    adapted = data["class_histogram_adapted"]
+    assert data["kept"]["frechet"] < 35 * data["kept"]["frechet_chance"]  # 17 so, 51 by the weights that suit images
+        data["kept"]["frechet"] < 35 * data["kept"]["frechet_chance"]
+    )  # 17 by this, 51 by the weights that suit images
+    adapted = data["models"]["adapted"]["classes"]
     assert adapted["0"]["share"] + adapted["1"]["share"] > 0.5
 
 

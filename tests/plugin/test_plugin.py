@@ -43,7 +43,7 @@ def test_one_of_each_is_used(installed, tmp_path):
     assert found["decisions"] == {"method": "prune", "pruned": 0.25}
     assert found["zeros"] == 61 and found["config"] == 0.25  # 61 of 245 weights
     data = json.loads((tmp_path / "run/report.json").read_text())
-    assert data["metrics"] == {"feature-shift": pytest.approx(found["by_hand"])} and found["by_hand"] > 0
+    assert data["metrics"]["feature-shift"]["value"] == pytest.approx(found["by_hand"]) and found["by_hand"] > 0
     assert "feature-shift: Mean distance between the features of one latent before and after" in (
         tmp_path / "run/report.html"
     ).read_text(encoding="utf-8")

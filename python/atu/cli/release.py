@@ -13,23 +13,22 @@ from .models import Model, model_options
 from .options import FOLDER, check_writable, checkpoint_of, load_gan
 
 MODELS = ("before", "after", "adapted", "previous", "retrained")
-KEPT = ("precision_kept", "recall_kept", "density_kept", "coverage_kept")
-OF_MODELS = ("fid", "fid_cls", "kid", "kid_cls", "confident", *KEPT)
 # What numbers.json holds of a report, at any depth: names that atu itself gives. What is by class, attribute or target
 # is left out altogether: its order would tell what was unlearned even without its names.
 TOLD = {
-    *MODELS, *(f"{what}_{model}" for what in OF_MODELS for model in MODELS),
-    "agreed", "alarms", "answered", "by_a_pixel", "ci95", "ci95_exact", "compared", "contradicted", "cores",
-    "corrected", "count", "decisions", "density", "density_chance", "difference", "difference_ci95", "distances",
-    "drawn_without_a_rule", "drift", "dropped_as_negative", "fewer", "frechet", "frechet_chance", "frechet_kept",
-    "frechet_kept_chance", "frechet_redistribution", "good_changed", "held_out", "judges", "k", "kept_compared",
-    "kept_reference", "kid_kept", "kid_kept_chance", "l1_weight", "landing", "latents", "load_average",
-    "machine", "metrics", "n", "negative", "negative_rate", "negative_share", "negatives", "negatives_after",
-    "negatives_before", "negatives_found", "of", "of_good", "over_removal", "parameter_path", "person", "pool",
-    "positives_doubted", "precision", "precision_chance", "probe", "pul", "pul_ci95", "real_images", "recognised",
-    "round", "run_seed", "s", "score", "seconds", "seed", "sensitivity", "share", "share_after", "share_after_ci95",
-    "share_before", "share_before_ci95", "specificity", "steps_run", "still_negative", "sure", "sure_chance", "threads",
-    "trained_on", "tv_kept", "tv_redistribution", "unsure", "unwanted",
+    *MODELS,
+    "agreed", "alarms", "answered", "by_a_pixel", "ci95", "ci95_exact", "compared", "confident", "contradicted",
+    "cores", "corrected", "count", "coverage", "coverage_chance", "decisions", "density", "density_chance",
+    "difference", "difference_ci95", "distances", "drawn_without_a_rule", "drift", "dropped_as_negative", "fewer",
+    "fid_cls", "frechet", "frechet_chance", "frechet_redistribution", "good_changed", "held_out", "judges", "kept",
+    "kid", "kid_chance", "kid_cls", "landing", "latents", "load_average", "machine", "metrics", "models", "n",
+    "negative", "negative_rate", "negative_share", "negatives", "negatives_after", "negatives_before",
+    "negatives_found", "of", "of_good", "over_removal", "parameter_path", "person", "pool", "positives_doubted",
+    "precision", "precision_chance", "probe", "pul", "pul_ci95", "real_fid", "real_images", "real_kid", "recall",
+    "recall_chance", "recognised", "reference", "round", "run_seed", "s", "score", "seconds", "seed", "sensitivity",
+    "share", "share_after", "share_after_ci95", "share_before", "share_before_ci95", "specificity", "steps_run",
+    "still_negative", "sure", "sure_chance", "threads", "trained_on", "tv", "tv_redistribution", "unsure", "unwanted",
+    "value",
 }  # fmt: skip
 COUNTED = ("judges", "distances", "metrics")  # keys in these, names that the user gave, become 1, 2 ...
 

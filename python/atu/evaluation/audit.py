@@ -240,7 +240,7 @@ def _rate(gan: GAN, judges: Mapping[str, Rule], n: int, seed: int) -> dict[str, 
     for x in progress.track("rate", gan.batches(n, seed), n):
         for name, judge in judges.items():
             counts[name] += int(judge(x).sum())
-    return {name: share_of(count, n) for name, count in counts.items()}
+    return {name: asdict(share_of(count, n)) for name, count in counts.items()}
 
 
 def part_path(out: Path, model: str, measure: str) -> Path:

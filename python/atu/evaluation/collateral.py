@@ -8,72 +8,80 @@ in the place of the unlearned GAN's, as many of them. A GAN compared with itself
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..measures.frechet import frechet
 from ..measures.kid import kid
-from ..measures.manifold import MEASURES, manifold
-from ..measures.shares import share_of, total_variation
+from ..measures.manifold import manifold
+from ..measures.shares import Share, share_of, total_variation
+from .figures import GoodChanged, Kept, Landing, SureChanged
 from .judged import Judged, Look
 
 SURE = 0.9  # confidence in a class
 MOVED = 2000  # images that are moved by a pixel
 
 
-def kept_numbers(reference: Tensor, before: Tensor, after: Tensor) -> dict[str, Any]:
+def kept(reference: Tensor, before: Judged, after: Judged, negative: Sequence[int], classes: int) -> Kept:
     """Distances and overlap of the unlearned GAN's good samples with the original's, beside chance.
 
     Args:
-        reference: features [N, F] of the original's good samples of other latents. before, after: of both models' good
-            samples of the latents compared; the same number of each is taken.
+        reference: features [N, F] of the original's good samples of other latents. negative: the negative classes.
+        classes: how many the judge knows.
     """
-    size = min(len(before), len(after))
-    before, after = before[:size], after[:size]
-    numbers: dict[str, Any] = dict(
-        frechet_kept=frechet(reference, after),
-        frechet_kept_chance=frechet(reference, before),
-        kid_kept=kid(reference, after),
-        kid_kept_chance=kid(reference, before),
+    size = min(int((~before.negative).sum()), int((~after.negative).sum()))
+    first, last = (judged.features[~judged.negative][:size] for judged in (before, after))
+    overlap, chance = manifold(reference, last), manifold(reference, first)
+    return Kept(
+        frechet=frechet(reference, last),
+        frechet_chance=frechet(reference, first),
+        frechet_redistribution=frechet_redistribution(reference, before, after),
+        kid=kid(reference, last),
+        kid_chance=kid(reference, first),
+        **overlap,
+        **{f"{name}_chance": value for name, value in chance.items()},
+        compared=size,
+        reference=len(reference),
+        tv=tv_kept(before, after, negative, classes),
+        tv_redistribution=tv_redistribution(before, after, negative, classes),
     )
-    for name, features in (("before", before), ("after", after)):
-        found = manifold(reference, features)
-        numbers.update({f"{what}_kept_{name}": found[what] for what in MEASURES})
-    numbers.update(kept_compared=size, kept_reference=len(reference))
-    return numbers
 
 
-def landing(reference: Tensor, before: Judged, after: Judged, classes: Sequence[str]) -> dict[str, Any] | None:
+def landing(reference: Tensor, before: Judged, after: Judged, classes: Sequence[str]) -> Landing | None:
     """What the latents give now whose original sample was negative; None where there were none.
 
-    Returns:
-        latents: how many. still_negative: of them. transitions: class before -> class after -> count, of all of them
-        (None without classes). frechet, precision, density: of those no longer negative against `reference` (features
-        [N, F] of the original's good samples of other latents). sure: share of them of whose class the judge is `SURE`
-        (absent with two classes or none); what lies between two, or is half of one, precision passes. `_chance`: of
-        as many good samples of the original. Even a perfect outcome has a Frechet distance above chance, as it lands
-        on some classes only.
+    Args:
+        reference: features [N, F] of the original's good samples of other latents.
     """
     was = before.negative
     if not bool(was.any()):
         return None
     landed = was & ~after.negative
     size = min(int(landed.sum()), int((~was).sum()))
-    numbers: dict[str, Any] = dict(
-        latents=int(was.sum()), still_negative=int((was & after.negative).sum()), compared=size, transitions=None
-    )
+    moved = None
     if before.labels is not None and after.labels is not None:
-        numbers["transitions"] = transitions(before.labels[was], after.labels[was], classes)
+        moved = transitions(before.labels[was], after.labels[was], classes)
+    figures: dict[str, float | None] = {}
     for suffix, judged, these in (("", after, landed), ("_chance", before, ~was)):
         features = judged.features[these][:size]
-        found = manifold(reference, features)
-        numbers[f"frechet{suffix}"] = frechet(reference, features)
-        numbers.update({f"{what}{suffix}": found[what] for what in ("precision", "density")})
-        if judged.confidence is not None and len(classes) > 2 and size:
-            numbers[f"sure{suffix}"] = float((judged.confidence[these][:size] >= SURE).float().mean())
-    return numbers
+        overlap = manifold(reference, features)
+        figures[f"frechet{suffix}"] = frechet(reference, features)
+        figures.update({f"{name}{suffix}": overlap[name] for name in ("precision", "density")})
+        sure = judged.confidence is not None and len(classes) > 2 and size > 0
+        figures[f"sure{suffix}"] = _share_of_sure(judged, these, size) if sure else None
+    return Landing(
+        latents=int(was.sum()),
+        still_negative=int((was & after.negative).sum()),
+        compared=size,
+        transitions=moved,
+        **figures,
+    )
+
+
+def _share_of_sure(judged: Judged, these: Tensor, size: int) -> float:
+    assert judged.confidence is not None
+    return float((judged.confidence[these][:size] >= SURE).float().mean())
 
 
 def transitions(before: Tensor, after: Tensor, classes: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -87,17 +95,15 @@ def transitions(before: Tensor, after: Tensor, classes: Sequence[str]) -> dict[s
     }
 
 
-def good_changed(before: Judged, after: Judged) -> dict[str, Any] | None:
-    """Count, share and interval of the good latents whose class is another one now; None without classes.
-
-    sure: the same of those of whose class before the judge was `SURE`, as a class on its boundary changes easily.
-    """
+def good_changed(before: Judged, after: Judged, by_a_pixel: Share | None = None) -> GoodChanged | None:
+    """The good latents whose class is another one now; None without classes."""
     if before.labels is None or after.labels is None or before.confidence is None:
         return None
     good, changed = ~before.negative, before.labels != after.labels
     sure = good & (before.confidence >= SURE)
-    of_sure = {**share_of(int((changed & sure).sum()), int(sure.sum())), "of": int(sure.sum())}
-    return {**share_of(int((changed & good).sum()), int(good.sum())), "sure": of_sure}
+    of_sure = share_of(int((changed & sure).sum()), int(sure.sum()))
+    of_all = share_of(int((changed & good).sum()), int(good.sum()))
+    return GoodChanged(**vars(of_all), sure=SureChanged(**vars(of_sure), of=int(sure.sum())), by_a_pixel=by_a_pixel)
 
 
 class MovedByAPixel:
@@ -118,14 +124,21 @@ class MovedByAPixel:
                 self.labels.append(labels)
             yield x
 
-    def changed(self, before: Judged) -> dict[str, Any] | None:
-        """Count, share and interval of the good ones that changed, `before` being of the same images; None where none
-        were watched."""
+    def changed(self, before: Judged) -> Share | None:
+        """The good ones that changed, `before` being of the same images; None where none were watched."""
         if before.labels is None or not self.labels:
             return None
-        found = torch.cat(self.labels)
-        good = ~before.negative[: len(found)]
-        return share_of(int(((found != before.labels[: len(found)]) & good).sum()), int(good.sum()))
+        moved = torch.cat(self.labels)
+        good = ~before.negative[: len(moved)]
+        return share_of(int(((moved != before.labels[: len(moved)]) & good).sum()), int(good.sum()))
+
+
+def tv_kept(before: Judged, after: Judged, negative: Sequence[int], classes: int) -> float | None:
+    """Total variation of the kept classes' shares among the good samples; None without classes."""
+    if before.labels is None or after.labels is None:
+        return None
+    first, last = before.labels[~before.negative], after.labels[~after.negative]
+    return total_variation(first, last, negative, classes)
 
 
 def tv_redistribution(before: Judged, after: Judged, negative: Sequence[int], classes: int) -> float | None:
@@ -139,8 +152,10 @@ def tv_redistribution(before: Judged, after: Judged, negative: Sequence[int], cl
 
 
 def frechet_redistribution(reference: Tensor, before: Judged, after: Judged) -> float | None:
-    """The `frechet_kept` that landing alone explains: good latents as they were, formerly negative ones as good samples
-    of the original of the class that they are of now, one after another. None without classes.
+    """The distance of `Kept` that landing alone explains. None without classes.
+
+    Good latents as they were, formerly negative ones as good samples of the original of the class that they are of now,
+    one after another.
 
     What lands on some classes only makes those more, however good its samples are.
     """

@@ -27,20 +27,13 @@ from ..measures.frechet import frechet
 from ..measures.intervals import difference
 from ..measures.kid import kid
 from ..measures.prevalence import Errors, corrected_unlearning
-from ..measures.shares import histogram, share_of, total_variation, unlearning
+from ..measures.shares import Share, histogram, share_of, unlearning
 from ..support import progress
 from ..support.digest import sha256
 from ..support.modules import state_of
 from ..support.seeding import Stream, stream_seed
-from .collateral import (
-    SURE,
-    MovedByAPixel,
-    frechet_redistribution,
-    good_changed,
-    kept_numbers,
-    landing,
-    tv_redistribution,
-)
+from .collateral import SURE, MovedByAPixel, good_changed, kept, landing
+from .figures import Distances, Figures, JudgeFigures, MetricFigure, ModelFigures, OverRemoval
 from .judged import Judged, feature_source, judge_samples, verdicts_of
 from .metrics import compute, description, load_metrics
 
@@ -64,16 +57,16 @@ class Original:
 
     judged: Judged
     drawn: Judged
-    by_a_pixel: dict[str, Any] | None
+    by_a_pixel: Share | None
     real: RealFeatures | None
 
 
 @dataclass
 class Evaluation:
-    """numbers: what report.json holds. models: by name, `before` and `after` among them. original: for a further
-    comparison with `before`. sha256: of the weights of `before` and `after`."""
+    """models: by name, `before` and `after` among them. original: for a further comparison with `before`. sha256: of
+    the weights of `before` and `after`."""
 
-    numbers: dict[str, Any]
+    figures: Figures
     models: dict[str, Judged]
     original: Original
     image_range: tuple[float, float]
@@ -123,18 +116,6 @@ def evaluate(
         original: `Evaluation.original` of an earlier call with the same `before`, judges, real, attributes, extractors,
             n, seed, batch_size and keep: then neither it nor the real images are judged again.
 
-    Returns:
-        Evaluation; its numbers are pul, pul_ci95 (paired: see intervals.py), negatives_before, negatives_after,
-        fid_cls_before, fid_cls_after, kid_cls_before, kid_cls_after (generated against real images without the class;
-        None without real images), frechet_kept, kid_kept, precision_kept_after and the like with what chance gives (see
-        `kept_numbers`), landing, good_changed, tv_kept (of the class shares among non-negative samples),
-        tv_redistribution, frechet_redistribution (see collateral.py), class_histogram_before, class_histogram_after,
-        confident_before, confident_after (share judged with a confidence of 0.9 or more), attributes_before,
-        attributes_after, metrics, n, seed, features, judge (the name of the judge whose figures these are), probe (a
-        probe's counts on held-out marks, `Probe.marks`, where it is the judge), judges (by name, the first too: see
-        `judge_numbers`), agreed (the same of what all of those that did not answer call negative; None where fewer
-        than two are known not to have), distances (by extractor: see `_distances`).
-
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
     """
@@ -166,26 +147,31 @@ def evaluate(
         batches = progress.track(f"evaluate {name}", source.batches(n, seed, batch_size, generator), n)
         compared = further if name in COMPARED else {}
         models[name] = judge_samples(batches, look, keep, asked_of, judges=compared, extractors=networks)
-    first, last = models["before"], models["after"]
-    numbers: dict[str, Any] = dict(unlearning(first.negative, last.negative))
-    numbers["negatives"] = {name: int(judged.negative.sum()) for name, judged in models.items()}
-    numbers.update(judge=judge.name, probe=dict(judge.marks) if isinstance(judge, Probe) else None)
-    numbers.update(_judges_numbers({judge.name: judge, **further}, models, spoke))
-    numbers.update(_real_numbers(None if original.real is None else original.real.features, models))
-    drawn = original.drawn
-    numbers.update(_collateral(drawn.features[~drawn.negative], first, last, judge))
-    if original.by_a_pixel is not None:
-        numbers["good_changed"]["by_a_pixel"] = original.by_a_pixel
-    numbers["distances"] = {name: _distances(name, original.real, drawn, models) for name in networks}
-    for name, judged in models.items():
-        shares = {key: share_of(int(flags.sum()), n) for key, flags in judged.attributes.items()}
-        numbers[f"attributes_{name}"] = shares or None
-    numbers.update(_class_numbers(models, judge))
-    numbers["metrics"] = {name: compute(metric, name, first, last) for name, metric in metrics.items()}
-    numbers["metric_descriptions"] = {name: description(metric) for name, metric in metrics.items()}
-    numbers.update(n=n, seed=seed, features=feature_source(judge, before))
+    first, last, drawn, known = models["before"], models["after"], original.drawn, _names(judge)
+    reference = drawn.features[~drawn.negative]
+    each, agreed = _judges_figures({judge.name: judge, **further}, models, spoke)
+    figures = Figures(
+        **vars(unlearning(first.negative, last.negative)),
+        n=n,
+        seed=seed,
+        judge=judge.name,
+        features=feature_source(judge, before),
+        probe=dict(judge.marks) if isinstance(judge, Probe) else None,
+        models={name: _model_figures(judged, judge, original.real) for name, judged in models.items()},
+        judges=each,
+        agreed=agreed,
+        kept=kept(reference, first, last, judge.classes, len(known)),
+        landing=landing(reference, first, last, known),
+        good_changed=good_changed(first, last, original.by_a_pixel),
+        real_images=None if original.real is None else len(original.real.features),
+        distances={name: _distances(name, original.real, drawn, models) for name in networks},
+        metrics={
+            name: MetricFigure(value=compute(metric, name, first, last), description=description(metric))
+            for name, metric in metrics.items()
+        },
+    )
     hashes = {"before": _weights(before), "after": _weights(after)}
-    return Evaluation(numbers, models, original, before.image_range, _names(judge), list(judge.classes), hashes)
+    return Evaluation(figures, models, original, before.image_range, known, list(judge.classes), hashes)
 
 
 def _original(
@@ -252,15 +238,18 @@ def _real_samples(real: Real, judge: Rule, gan: GAN, networks: Mapping[str, Extr
     return RealFeatures(judged.features[kept], {name: found[kept] for name, found in judged.extracted.items()})
 
 
-def _real_numbers(reference: Tensor | None, models: Mapping[str, Judged]) -> dict[str, Any]:
-    """Distances of each model to the real images that are not negative."""
-    if reference is None:
-        return dict(fid_cls_before=None, fid_cls_after=None, kid_cls_before=None, kid_cls_after=None)
-    numbers: dict[str, Any] = {
-        f"fid_cls_{name}": frechet(reference, judged.features) for name, judged in models.items()
-    }
-    numbers.update({f"kid_cls_{name}": kid(reference, judged.features) for name, judged in models.items()})
-    return {**numbers, "real_images": len(reference)}
+def _model_figures(judged: Judged, judge: Rule, real: RealFeatures | None) -> ModelFigures:
+    n, classes = len(judged.negative), None
+    if judge.classifier is not None and judged.labels is not None:
+        classes = histogram(judged.labels, _names(judge))
+    return ModelFigures(
+        negatives=int(judged.negative.sum()),
+        classes=classes,
+        confident=None if judged.confidence is None else float((judged.confidence >= SURE).float().mean()),
+        attributes={name: share_of(int(flags.sum()), n) for name, flags in judged.attributes.items()},
+        fid_cls=None if real is None else frechet(real.features, judged.features),
+        kid_cls=None if real is None else kid(real.features, judged.features),
+    )
 
 
 def _spoke(answered: Iterable[str] | bool | None, known: Sequence[str]) -> dict[str, bool | None]:
@@ -274,9 +263,11 @@ def _spoke(answered: Iterable[str] | bool | None, known: Sequence[str]) -> dict[
     return {name: name in names for name in known}
 
 
-def _judges_numbers(judges: Judges, models: Mapping[str, Judged], spoke: Mapping[str, bool | None]) -> dict[str, Any]:
-    """judges: what each says. agreed: what those say with one voice that are known not to have answered, as an oracle
-    of the run may be fooled; None with fewer than two of them."""
+def _judges_figures(
+    judges: Judges, models: Mapping[str, Judged], spoke: Mapping[str, bool | None]
+) -> tuple[dict[str, JudgeFigures], JudgeFigures | None]:
+    """What each says; and what those say with one voice that are known not to have answered, as an oracle of the run
+    may be fooled: None with fewer than two of them."""
     compared = {name: models[name] for name in COMPARED if name in models}
     said = {
         judge: {name: model.verdicts.get(judge, model.negative) for name, model in compared.items()} for judge in judges
@@ -285,79 +276,51 @@ def _judges_numbers(judges: Judges, models: Mapping[str, Judged], spoke: Mapping
     agreed = None
     if len(blind) > 1:
         unanimous = {name: torch.stack([verdicts[name] for verdicts in blind]).all(0) for name in compared}
-        agreed = judge_numbers(unanimous, None, None)
-    each = {name: judge_numbers(said[name], judge.errors, spoke[name]) for name, judge in judges.items()}
-    return dict(judges=each, agreed=agreed)
+        agreed = judge_figures(unanimous, None, None)
+    return {name: judge_figures(said[name], judge.errors, spoke[name]) for name, judge in judges.items()}, agreed
 
 
-def judge_numbers(verdicts: Mapping[str, Tensor], errors: Errors | None, answered: bool | None) -> dict[str, Any]:
+def judge_figures(verdicts: Mapping[str, Tensor], errors: Errors | None, answered: bool | None) -> JudgeFigures:
     """What one judge says, or several with one voice.
 
     Args:
         verdicts: bool [n] of the same latents under `before`, `after` and, where there is one, `retrained`.
         errors: the judge's on held-out real samples, where they are known.
-
-    Returns:
-        negatives_before, negatives_after, pul, pul_ci95; answered: whether it was an oracle of the run, None where
-        that is not known; sensitivity, specificity: count, share and interval on held_out real samples, and corrected:
-        PUL and shares corrected by them (measures/prevalence.py), None where they are not known; over_removal, None
-        without a retrained GAN: the share of negatives that it makes (retrained), the difference of the unlearned
-        GAN's with its interval, and whether that is fewer for certain.
+        answered: whether it was an oracle of the run; None where that is not known.
     """
     before, after = verdicts["before"], verdicts["after"]
-    numbers: dict[str, Any] = dict(unlearning(before, after), answered=answered)
-    numbers.update(sensitivity=None, specificity=None, held_out=None, corrected=None, over_removal=None)
-    n, both, first, last = len(before), int((before & after).sum()), int(before.sum()), int(after.sum())
-    if errors is not None:
-        numbers["sensitivity"] = share_of(errors.hits, errors.negatives)
-        numbers["specificity"] = share_of(errors.passed, errors.others)
-        numbers["held_out"] = errors.negatives + errors.others
-        numbers["corrected"] = corrected_unlearning(both, first, last, n, errors)
-    if "retrained" in verdicts:
-        made = int(verdicts["retrained"].sum())
-        apart = difference(last, n, made, n)
-        numbers["over_removal"] = dict(
-            retrained=share_of(made, n),
-            difference=(last - made) / n,
-            difference_ci95=list(apart),
-            fewer=apart[1] < 0,
-        )
-    return numbers
+    counts = int((before & after).sum()), int(before.sum()), int(after.sum()), len(before)
+    return JudgeFigures(
+        **vars(unlearning(before, after)),
+        answered=answered,
+        sensitivity=None if errors is None else share_of(errors.hits, errors.negatives),
+        specificity=None if errors is None else share_of(errors.passed, errors.others),
+        held_out=None if errors is None else errors.negatives + errors.others,
+        corrected=None if errors is None else corrected_unlearning(*counts, errors),
+        over_removal=_over_removal(verdicts),
+    )
 
 
-def _distances(
-    network: str, real: RealFeatures | None, drawn: Judged, models: Mapping[str, Judged]
-) -> dict[str, float | None]:
-    """Distances in the features of one further network: frechet_kept and kid_kept with what chance gives, as in
-    `kept_numbers`; fid and kid of all samples of each model to the real ones that are not negative, if there are."""
-    good = {name: models[name].extracted[network][~models[name].negative] for name in ("before", "after")}
-    kept = kept_numbers(drawn.extracted[network][~drawn.negative], good["before"], good["after"])
-    numbers = {name: kept[name] for name in kept if name.startswith(("frechet", "kid"))}
-    for name, model in models.items() if real is not None else ():
-        assert real is not None
-        numbers[f"fid_{name}"] = frechet(real.extracted[network], model.extracted[network])
-        numbers[f"kid_{name}"] = kid(real.extracted[network], model.extracted[network])
-    return numbers
+def _over_removal(verdicts: Mapping[str, Tensor]) -> OverRemoval | None:
+    if "retrained" not in verdicts:
+        return None
+    n, left, made = len(verdicts["after"]), int(verdicts["after"].sum()), int(verdicts["retrained"].sum())
+    interval = difference(left, n, made, n)
+    return OverRemoval(
+        retrained=share_of(made, n), difference=(left - made) / n, difference_ci95=interval, fewer=interval[1] < 0
+    )
 
 
-def _collateral(reference: Tensor, before: Judged, after: Judged, judge: Rule) -> dict[str, Any]:
-    numbers = kept_numbers(reference, before.features[~before.negative], after.features[~after.negative])
-    numbers["landing"] = landing(reference, before, after, _names(judge))
-    numbers["good_changed"] = good_changed(before, after)
-    numbers["frechet_redistribution"] = frechet_redistribution(reference, before, after)
-    numbers["tv_redistribution"] = tv_redistribution(before, after, judge.classes, len(_names(judge)))
-    return numbers
-
-
-def _class_numbers(models: Mapping[str, Judged], judge: Rule) -> dict[str, Any]:
-    """Histograms and confidence of each model, and how the kept classes' shares changed; None without classes."""
-    if judge.classifier is None:
-        return dict(class_histogram_before=None, class_histogram_after=None, tv_kept=None)
-    numbers: dict[str, Any] = {}
-    for name, judged in models.items():
-        assert judged.labels is not None and judged.confidence is not None
-        numbers[f"class_histogram_{name}"] = histogram(judged.labels, _names(judge))
-        numbers[f"confident_{name}"] = float((judged.confidence >= SURE).float().mean())
-    kept = [models[name].labels[~models[name].negative] for name in ("before", "after")]  # type: ignore[index]
-    numbers["tv_kept"] = total_variation(kept[0], kept[1], judge.classes, len(_names(judge)))
-    return numbers
+def _distances(network: str, real: RealFeatures | None, drawn: Judged, models: Mapping[str, Judged]) -> Distances:
+    first, last = (models[name].extracted[network][~models[name].negative] for name in ("before", "after"))
+    reference, size = drawn.extracted[network][~drawn.negative], min(len(first), len(last))
+    samples = {} if real is None else {name: model.extracted[network] for name, model in models.items()}
+    images = torch.empty(0) if real is None else real.extracted[network]
+    return Distances(
+        frechet=frechet(reference, last[:size]),
+        frechet_chance=frechet(reference, first[:size]),
+        kid=kid(reference, last[:size]),
+        kid_chance=kid(reference, first[:size]),
+        real_fid={name: frechet(images, x) for name, x in samples.items()},
+        real_kid={name: kid(images, x) for name, x in samples.items()},
+    )

@@ -7,7 +7,7 @@ observation that this direction has a meaning, and that going far along it costs
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -71,6 +71,6 @@ def parameter_path(
         generator = between(gan.sampling_generator, adapted, s)
         judged = judge_samples(gan.batches(n, seed, generator=generator), look, shown)
         distance = frechet(kept, judged.features) if bool(torch.isfinite(judged.features).all()) else None
-        rows.append(dict(s=float(s), negative=share_of(int(judged.negative.sum()), n), frechet=distance))
+        rows.append(dict(s=float(s), negative=asdict(share_of(int(judged.negative.sum()), n)), frechet=distance))
         images.append(judged.first)
     return ParameterPath(rows, torch.stack(images), gan.image_range)

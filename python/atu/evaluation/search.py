@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -109,10 +109,10 @@ def latent_search(
     verdicts = {name: _judged(judge, best) for name, judge in judges.items()}
     hits = first_hit[first_hit >= 0]
     numbers = dict(
-        found={name: share_of(int(flags.sum()), starts) for name, flags in verdicts.items()},
-        by_chance={name: share_of(int(_judged(judge, before).sum()), starts) for name, judge in judges.items()},
-        searched=share_of(int(_judged(goal, best).sum()), starts),
-        searched_by_chance=share_of(int((first_hit == 0).sum()), starts),
+        found={name: asdict(share_of(int(flags.sum()), starts)) for name, flags in verdicts.items()},
+        by_chance={name: asdict(share_of(int(_judged(judge, before).sum()), starts)) for name, judge in judges.items()},
+        searched=asdict(share_of(int(_judged(goal, best).sum()), starts)),
+        searched_by_chance=asdict(share_of(int((first_hit == 0).sum()), starts)),
         median_steps=float(hits.double().quantile(0.5)) if len(hits) else None,
     )
     return Found(numbers, thumbnails(best[:SHOWN].cpu()), next(iter(verdicts.values()))[:SHOWN])

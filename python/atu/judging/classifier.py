@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +213,7 @@ class Classifier:
         errors = {}
         for index, name in enumerate(self.classes):
             hits, size, passed, others = error_counts(self.confusion, [index])
-            errors[name] = dict(sensitivity=share_of(hits, size), specificity=share_of(passed, others))
+            errors[name] = dict(sensitivity=asdict(share_of(hits, size)), specificity=asdict(share_of(passed, others)))
         return errors
 
     # --- files

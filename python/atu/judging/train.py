@@ -10,7 +10,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -329,7 +329,7 @@ def _results(
     sizes = counts.sum(1)
     data: dict[str, Any] = dict(classes=images.classes, held_out=int(sizes.sum()), copies_left_out=images.copies)
     data["images"] = {name: int((images.labels == index).sum()) for index, name in enumerate(images.classes)}
-    data["accuracy"] = share_of(int(counts.diagonal().sum()), int(sizes.sum()))
+    data["accuracy"] = asdict(share_of(int(counts.diagonal().sum()), int(sizes.sum())))
     data["balanced_accuracy"] = float((counts.diagonal() / sizes).mean())
     data["by_class"] = classifier.errors()
     data["confusion"] = counts.tolist()

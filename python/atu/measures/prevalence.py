@@ -13,7 +13,6 @@ Jeffreys' prior, and the figure's quantiles are taken (so do Lang and Reiczigel,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -45,61 +44,73 @@ class Errors:
         return self.passed / self.others
 
 
+@dataclass(frozen=True, kw_only=True)
+class Corrected:
+    """PUL and both shares, corrected, with 95 % intervals; None where a figure has no meaning, as no more is called
+    negative before than the judge's false alarms; a bound of None is open. unreliable: why it is not to be relied on,
+    in words, or None."""
+
+    pul: float | None
+    pul_ci95: tuple[float | None, float] | None
+    share_before: float | None
+    share_before_ci95: tuple[float, float] | None
+    share_after: float | None
+    share_after_ci95: tuple[float, float] | None
+    unreliable: str | None
+
+
 def corrected_share(share: float, errors: Errors) -> float | None:
     """The true share behind an observed one, within [0, 1]; None where the judge tells nothing (se + sp = 1)."""
     power = errors.sensitivity + errors.specificity - 1
     return None if power == 0 else min(max((share + errors.specificity - 1) / power, 0.0), 1.0)
 
 
-def corrected_unlearning(both: int, before: int, after: int, n: int, errors: Errors, seed: int = 0) -> dict[str, Any]:
-    """PUL and both shares, corrected, with 95 % intervals.
+def corrected_unlearning(both: int, before: int, after: int, n: int, errors: Errors, seed: int = 0) -> Corrected:
+    """PUL and both shares, corrected.
 
     Args:
         both, before, after: how many of the n fixed latents the judge calls negative under both models, the original
             one, the unlearned one.
-
-    Returns:
-        pul, share_before, share_after, each with `_ci95`; None where the figure has no meaning, as no more is called
-        negative before than the judge's false alarms. unreliable: why it is not to be relied on, in words, or None.
     """
     rng = np.random.default_rng(seed)
     table = rng.dirichlet(np.array([both, before - both, after - both, n - before - after + both]) + 0.5, DRAWS)
     p1, p2 = table[:, 0] + table[:, 1], table[:, 0] + table[:, 2]
     se = rng.beta(errors.hits + 0.5, errors.negatives - errors.hits + 0.5, DRAWS)
     sp = rng.beta(errors.passed + 0.5, errors.others - errors.passed + 0.5, DRAWS)
-    found: dict[str, Any] = dict(pul=None, pul_ci95=None)
-    for name, count, p in (("before", before, p1), ("after", after, p2)):
-        value = corrected_share(count / n, errors)
+    power, excess = errors.sensitivity + errors.specificity - 1, before / n - (1 - errors.specificity)
+
+    def interval(p: np.ndarray) -> tuple[float, float] | None:
         with np.errstate(divide="ignore", invalid="ignore"):
-            drawn = np.clip((p + sp - 1) / (se + sp - 1), 0, 1)
-        found[f"share_{name}"] = value
-        found[f"share_{name}_ci95"] = None if value is None else _quantiles(drawn)
-    excess = before / n - (1 - errors.specificity)
-    drawn_excess = p1 + sp - 1
-    weak = float(np.quantile(se + sp - 1, 0.025)) < LEAST
-    vague = float(np.quantile(drawn_excess, 0.025)) <= 0
+            return None if power == 0 else _quantiles(np.clip((p + sp - 1) / (se + sp - 1), 0, 1))
+
+    pul, pul_ci95 = None, None
     if excess > 0:
-        found["pul"] = min(100 * (before - after) / (n * excess), 100.0)
+        pul = min(100 * (before - after) / (n * excess), 100.0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            drawn = np.where(drawn_excess > 0, 100 * (p1 - p2) / drawn_excess, -np.inf)
+            drawn = np.where(p1 + sp > 1, 100 * (p1 - p2) / (p1 + sp - 1), -np.inf)
         low, high = _quantiles(np.minimum(drawn, 100.0))
-        found["pul_ci95"] = [None if low == -np.inf else low, high]
-    found["unreliable"] = None
-    if weak:
-        power = errors.sensitivity + errors.specificity - 1
-        found["unreliable"] = (
-            f"the judge tells negatives from others too badly (sensitivity + specificity - 1 is {power:.2f})"
-        )
-    elif vague:
-        found["unreliable"] = "what it calls negative before is hardly more than its false alarms"
+        pul_ci95 = (None if low == -np.inf else low, high)
+    unreliable = None
+    if float(np.quantile(se + sp - 1, 0.025)) < LEAST:
+        unreliable = f"the judge tells negatives from others too badly (sensitivity + specificity - 1 is {power:.2f})"
+    elif float(np.quantile(p1 + sp - 1, 0.025)) <= 0:
+        unreliable = "what it calls negative before is hardly more than its false alarms"
     elif float(np.quantile(p2 + sp - 1, 0.975)) < 0:
-        found["unreliable"] = (
+        unreliable = (
             "fewer are called negative after than its false alarms on real samples come to, so it errs otherwise on "
             "generated ones"
         )
-    return found
+    return Corrected(
+        pul=pul,
+        pul_ci95=pul_ci95,
+        share_before=corrected_share(before / n, errors),
+        share_before_ci95=interval(p1),
+        share_after=corrected_share(after / n, errors),
+        share_after_ci95=interval(p2),
+        unreliable=unreliable,
+    )
 
 
-def _quantiles(values: np.ndarray) -> list[float]:
+def _quantiles(values: np.ndarray) -> tuple[float, float]:
     low, high = np.quantile(values, [0.025, 0.975], method="inverted_cdf")
-    return [float(low), float(high)]
+    return float(low), float(high)

@@ -11,9 +11,9 @@ WEAK = 0.95  # of a rate on real images, below which a judge is said to err
 
 
 def _own(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the judge says whose figures these are; empty for reports without judges."""
-    found: Mapping[str, Any] = (data.get("judges") or {}).get(str(data.get("judge"))) or {}
-    return found
+    """What the judge says whose figures these are."""
+    own: Mapping[str, Any] = data["judges"][data["judge"]]
+    return own
 
 
 def _bounds(bounds: Any) -> str:
@@ -34,13 +34,11 @@ def _floor(value: float) -> str:
 
 
 def who_judged(data: Mapping[str, Any]) -> str:
-    """Whose figures these are, and its errors on real samples, in words; nothing for reports without judges."""
+    """Whose figures these are, and its errors on real samples, in words."""
     found = _own(data)
-    if not found:
-        return ""
     known = {True: ", which answered during the run too", False: ", which did not answer during the run", None: ""}
     text = f"Judge: {data['judge']}{known[found['answered']]}"
-    if data.get("probe"):
+    if data["probe"]:
         return f"{text}. {_of_marks(data['probe'])}"
     if found["sensitivity"] is None:
         return f"{text}; its errors on real samples are not known."
@@ -63,11 +61,9 @@ def _of_marks(counts: Mapping[str, int]) -> str:
 
 def judges_table(data: Mapping[str, Any]) -> list[list[str]]:
     """What each judge says, one row a judge, the one whose figures these are first; last what all that did not answer
-    call negative, where there are several. Empty for reports without."""
-    judges: Mapping[str, Any] = data.get("judges") or {}
-    if not judges:
-        return []
-    if data.get("agreed"):
+    call negative, where there are several."""
+    judges: Mapping[str, Any] = data["judges"]
+    if data["agreed"]:
         asked = any(one["answered"] for one in judges.values())
         judges = {**judges, "all but the oracle" if asked else "all of them": data["agreed"]}
     with_retrained = any(one["over_removal"] is not None for one in judges.values())
@@ -96,7 +92,7 @@ def _corrected(found: Mapping[str, Any] | None) -> str:
 
 def corrected_card(data: Mapping[str, Any]) -> list[dict[str, str]]:
     """The percentage that is gone, corrected for the errors of the judge whose figures these are, where known."""
-    found = _own(data).get("corrected")
+    found = _own(data)["corrected"]
     if found is None or found["pul"] is None:
         return []
     note, bounds = f"for the errors of {data['judge']} on real samples", _bounds(found["pul_ci95"])
@@ -109,8 +105,6 @@ def corrected_card(data: Mapping[str, Any]) -> list[dict[str, str]]:
 def judge_cautions(data: Mapping[str, Any]) -> list[str]:
     """Over-removal, a judge that is an oracle, corrections that are not to be relied on, judges that disagree."""
     own, found = _own(data), []
-    if not own:
-        return []
     if own["answered"]:
         found.append(
             f"The judge of these figures, {data['judge']}, answered during the run: what was trained to satisfy it is "
@@ -143,7 +137,7 @@ def _known_to_err(one: Mapping[str, Any]) -> str:
 
 def over_removal(data: Mapping[str, Any]) -> list[str]:
     """That fewer negatives are left than a retrained GAN makes, or more, where that is certain."""
-    found = _own(data).get("over_removal")
+    found = _own(data)["over_removal"]
     if found is None:
         return []
     made, left = found["retrained"]["count"], data["negatives_after"]

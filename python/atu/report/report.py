@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ..evaluation.audit import probe_table
 from ..evaluation.audit import rows as audit_rows
 from ..evaluation.evaluate import Evaluation
+from ..evaluation.figures import Figures
 from ..evaluation.parameter_path import ParameterPath
 from ..presets import DEFAULT
 from ..support import environment
@@ -68,30 +70,74 @@ class Context:
     negatives: Path | Tensor | None = None
 
 
+VERSION = 1  # of report.json; raised when a key changes its meaning or goes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Figures):
+    """What report.json holds: the figures, what they were made with, and what the page says in words.
+
+    seconds: of the unlearning, without the evaluation. run_seed: of the run; `seed` is that of the latents compared.
+    decisions: of the run, its warnings among them. targets: what was unlearned, earlier runs included. earlier: of each
+    target of an earlier run, what is left of it. parameter_path, audit, person: None where there is none. sha256: of
+    both GANs' weights, of the result's file, and of the negatives.
+    """
+
+    version: int
+    subject: str
+    verdict: str
+    warnings: list[str]
+    seconds: float
+    seconds_by_stage: dict[str, float]
+    decisions: dict[str, Any]
+    targets: list[dict[str, Any]]
+    earlier: list[dict[str, Any]]
+    parameter_path: list[dict[str, Any]] | None
+    audit: dict[str, Any] | None
+    person: dict[str, Any] | None
+    config: dict[str, Any]
+    run_seed: int
+    command: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    sha256: dict[str, str]
+    made: str
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of report.json."""
+    return TypeAdapter(Report).json_schema(mode="serialization")
+
+
 def report_data(evaluation: Evaluation, context: Context, result: Path | None = None) -> dict[str, Any]:
-    """The content of report.json: `evaluate`'s numbers, and what they were made with.
+    """The content of report.json, as plain data.
 
     result: file of the unlearned GAN, whose hash is written down.
     """
     total = sum(value for name, value in context.seconds.items() if name not in ("evaluate", "audit"))
-    data = dict(
+    report = Report(
+        **vars(evaluation.figures),
+        version=VERSION,
         subject=context.subject,
-        **evaluation.numbers,
+        verdict="",
+        warnings=[],
         seconds=round(total, 2),
         seconds_by_stage={name: round(value, 2) for name, value in context.seconds.items()},
+        decisions=dict(context.decisions),
+        targets=[dict(target) for target in context.targets],
+        earlier=[dict(one) for one in context.earlier],
+        parameter_path=None if context.path is None else context.path.points,
+        audit=None if context.audit is None else dict(context.audit),
+        person=None if result is None else kept_person(result.parent),
+        config=dict(context.config),
         run_seed=context.seed,
         command=context.command,
-        decisions=plain(context.decisions),
-        targets=plain(context.targets),
-        audit=plain(context.audit),
-        parameter_path=None if context.path is None else plain(context.path.points),
-        earlier=plain(context.earlier),
-        config=plain(context.config),
         machine=environment.machine(context.device),
         versions=environment.versions(),
         sha256=_hashes(evaluation, context, result),
         made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+    data: dict[str, Any] = plain(asdict(report))
     data.update(verdict=verdict(data).text, warnings=[*cautions(data), *judge_cautions(data)])
     return data
 
@@ -145,8 +191,8 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         grid_rows=grids(evaluation),
         survivors=survivors(evaluation),
         kept=kept_table(data),
-        landing=None if not data.get("landing") else landing_table(data["landing"]),
-        landed=landed((data.get("landing") or {}).get("transitions") or {}),
+        landing=None if data["landing"] is None else landing_table(data["landing"]),
+        landed=landed((data["landing"] or {}).get("transitions") or {}),
         bars=_bars(data, evaluation),
         unlearned=[evaluation.classes[index] for index in evaluation.negative_classes],
         why=explain(data["decisions"]),
@@ -163,7 +209,7 @@ def render(data: Mapping[str, Any], evaluation: Evaluation, context: Context) ->
         machine=flatten({**data["machine"], **{f"version of {k}": v for k, v in data["versions"].items()}}),
         stages=[(name, duration(value)) for name, value in data["seconds_by_stage"].items()],
         command=Markup.escape(data["command"]),
-        person=None if data.get("person") is None else section(data["person"]),
+        person=None if data["person"] is None else section(data["person"]),
     )
 
 
@@ -173,7 +219,7 @@ def _cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _bars(data: Mapping[str, Any], evaluation: Evaluation) -> str | None:
-    histograms = {LABELS[name]: data[f"class_histogram_{name}"] for name in MAIN if data.get(f"class_histogram_{name}")}
+    histograms = {LABELS[name]: classes for name in MAIN if (classes := data["models"][name]["classes"])}
     negative = [evaluation.classes[index] for index in evaluation.negative_classes]
     return plots.class_bars(histograms, negative) if histograms else None
 
@@ -217,9 +263,6 @@ def write_audit(out: str | Path, found: Mapping[str, Any]) -> list[list[str]]:
 def write(out: str | Path, evaluation: Evaluation, context: Context) -> dict[str, Any]:
     """Write OUT/report.json and OUT/report.html atomically; returns the JSON's content."""
     data = report_data(evaluation, context, Path(out) / "result.safetensors")
-    person = kept_person(Path(out))
-    if person is not None:
-        data["person"] = person
     write_text(Path(out) / "report.html", render(data, evaluation, context))
     write_json(Path(out) / "report.json", data)
     return data
@@ -232,7 +275,7 @@ def print_table(data: Mapping[str, Any]) -> None:
 
     from ..support.console import Console
 
-    names = list(data["negatives"])
+    names = list(data["models"])
     header, *rows = table(data, names)
     grid = Table(title=f"Unlearning {data['subject']}", title_justify="left")
     for index, title in enumerate(header):

@@ -13,49 +13,49 @@ def table(data: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
     """The models side by side, one column each."""
     rows = [["", *(LABELS.get(name, name) for name in names)]]
     n = data["n"]
-    counts = [data["negatives"][name] for name in names]
+    models = [data["models"][name] for name in names]
+    counts = [model["negatives"] for model in models]
     rows.append(["negatives", *(f"{count:,} ({100 * count / n:.2f} %)" for count in counts)])
     for key, label in (
         ("fid_cls", "FID_cls to real samples without it"),
         ("kid_cls", "KID_cls to real samples without it"),
         ("confident", "judged with ≥ 90 % confidence"),
     ):
-        values = [data.get(f"{key}_{name}") for name in names]
+        values = [model[key] for model in models]
         if any(value is not None for value in values):
             as_share = key == "confident"
             rows.append([label, *("–" if v is None else f"{100 * v:.1f} %" if as_share else number(v) for v in values)])
-    for name, value in (data.get("metrics") or {}).items():
-        told = (data.get("metric_descriptions") or {}).get(name)
-        rows.append([f"{name}: {told}" if told else name, *(number(value if m == "after" else None) for m in names)])
+    for name, metric in data["metrics"].items():
+        told = metric["description"]
+        values = [metric["value"] if model == "after" else None for model in names]
+        rows.append([f"{name}: {told}" if told else name, *map(number, values)])
     return rows
 
 
 def kept_table(data: Mapping[str, Any]) -> list[list[str]]:
     """How near the unlearned GAN's good samples are to the original's, beside chance; empty where not measured."""
-    rows = [["", "by chance", "unlearned"]]
-    if data.get("frechet_kept") is not None:
-        rows.append(["Fréchet distance", number(data.get("frechet_kept_chance")), number(data["frechet_kept"])])
-    if data.get("kid_kept") is not None:
-        rows.append(["kernel distance (KID)", *(_small(data[key]) for key in ("kid_kept_chance", "kid_kept"))])
+    rows, kept = [["", "by chance", "unlearned"]], data["kept"]
+    if kept["frechet"] is not None:
+        rows.append(["Fréchet distance", number(kept["frechet_chance"]), number(kept["frechet"])])
+    if kept["kid"] is not None:
+        rows.append(["kernel distance (KID)", _small(kept["kid_chance"]), _small(kept["kid"])])
     for what in MEASURES:
-        values = [data.get(f"{what}_kept_{name}") for name in ("before", "after")]
-        if any(value is not None for value in values):
-            rows.append([what, *("–" if v is None else f"{v:.3f}" for v in values)])
+        if kept[what] is not None:
+            rows.append([what, *(f"{kept[name]:.3f}" for name in (f"{what}_chance", what))])
     return rows if len(rows) > 1 else []
 
 
 def distances_tables(data: Mapping[str, Any], names: Sequence[str]) -> list[list[list[str]]]:
     """Distances in the features of further networks, a row for each network and measure: of what was kept, and of all
     samples to real ones; tables that would be empty are left out."""
-    found: Mapping[str, Mapping[str, Any]] = data.get("distances") or {}
     kept, real = [["", "by chance", "unlearned"]], [["", *(LABELS.get(name, name) for name in names)]]
-    for network, numbers in found.items():
+    for network, own in data["distances"].items():
         for measure, label in (("frechet", "Fréchet distance"), ("kid", "KID")):
-            values = (_small(numbers[f"{measure}_kept{end}"]) for end in ("_chance", ""))
+            values = (_small(own[key]) for key in (f"{measure}_chance", measure))
             kept.append([f"{label} in {network} features, kept samples", *values])
-        if "fid_before" in numbers:
+        if own["real_fid"]:
             for measure in ("fid", "kid"):
-                values = (_small(numbers.get(f"{measure}_{name}")) for name in names)
+                values = (_small(own[f"real_{measure}"].get(name)) for name in names)
                 real.append([f"{measure.upper()} in {network} features, to real samples without it", *values])
     return [rows for rows in (kept, real) if len(rows) > 1]
 
@@ -78,8 +78,8 @@ def landing_table(found: Mapping[str, Any]) -> list[list[str]]:
 def shares_table(data: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
     """Share of every class and measured feature with its 95 % interval, one column a model."""
     rows = [["% of samples", *(LABELS.get(name, name) for name in names)]]
-    for key in ("class_histogram", "attributes"):
-        found = [data.get(f"{key}_{name}") or {} for name in names]
+    for key in ("classes", "attributes"):
+        found = [data["models"][name][key] or {} for name in names]
         for title in found[0]:
             rows.append([title, *(_share(column[title]) if title in column else "–" for column in found)])
     return rows if len(rows) > 1 else []

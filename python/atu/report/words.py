@@ -103,9 +103,9 @@ def verdict(data: Mapping[str, Any]) -> Verdict:
         return Verdict("poor", "It did not work, or the two GANs were given in the wrong order.")
     if data["pul"] is None:
         return Verdict("poor", "The original shows none of it, so nothing can be said.")
-    if data.get("probe"):
+    if data["probe"]:
         return _by_probe(data)
-    pul, apart = data["pul"], ratio(data.get("frechet_kept"), data.get("frechet_kept_chance"))
+    pul, apart = data["pul"], ratio(data["kept"]["frechet"], data["kept"]["frechet_chance"])
     if data["negatives_after"] == 0:
         gone = "None of it was found."
     elif pul >= 99:
@@ -116,7 +116,7 @@ def verdict(data: Mapping[str, Any]) -> Verdict:
         gone = "Part of it is gone." if pul >= 50 else "Most of it is still there."
     if apart is None:
         return Verdict("good" if pul >= 99 else "fair" if pul >= 90 else "poor", gone)
-    changed = data.get("good_changed")
+    changed = data["good_changed"]
     same = apart <= 2 and (changed is None or changed["share"] <= 0.02)
     if same:
         rest = "The rest is as it was."
@@ -127,7 +127,7 @@ def verdict(data: Mapping[str, Any]) -> Verdict:
 
 def _by_probe(data: Mapping[str, Any]) -> Verdict:
     """Where the marks themselves have to judge: never good for certain."""
-    n, pul, apart = data["n"], data["pul"], ratio(data.get("frechet_kept"), data.get("frechet_kept_chance"))
+    n, pul, apart = data["n"], data["pul"], ratio(data["kept"]["frechet"], data["kept"]["frechet_chance"])
     if data["negatives_before"] > n / 2:
         return Verdict("poor", "The probe cannot tell: it calls most of the original's samples unwanted.")
     fair = pul >= 90 or _may_be_false(data)
@@ -146,7 +146,7 @@ def _by_probe(data: Mapping[str, Any]) -> Verdict:
 
 def _may_be_false(data: Mapping[str, Any]) -> bool:
     """Whether the probe calls no more of the samples unwanted than of the good marks that were held out from it."""
-    counts = data.get("probe") or {}
+    counts = data["probe"] or {}
     if counts.get("of_good", 0) < FEW:
         return False
     return bool(data["negatives_after"] / data["n"] <= wilson(counts["alarms"], counts["of_good"])[1])
@@ -167,13 +167,14 @@ def summary(data: Mapping[str, Any]) -> str:
     n, before, after = data["n"], data["negatives_before"], data["negatives_after"]
     text = f"The original GAN showed {data['subject']} in {before:,} of {n:,} samples; "
     text += f"after unlearning, the same {n:,} random inputs show it in {after:,}."
-    previous = data["negatives"].get("previous")
+    previous = data["models"].get("previous")
     if previous is not None:
-        text += f" Before this round they showed it in {previous:,}."
-    changed = data.get("good_changed")
+        text += f" Before this round they showed it in {previous['negatives']:,}."
+    changed = data["good_changed"]
     if changed is not None:
         text += f" Of the samples that were good already, {100 * changed['share']:.1f} % show something else now."
-    closer = ratio(data["fid_cls_after"], data["fid_cls_before"])
+    first, last = (data["models"][name]["fid_cls"] for name in ("before", "after"))
+    closer = ratio(last, first)
     if closer is not None:
         word = "closer to" if closer < 1 else "further from"
         text += (
@@ -201,13 +202,13 @@ def cautions(data: Mapping[str, Any]) -> list[str]:
 
 def _by(data: Mapping[str, Any]) -> str:
     """Which judge says so, where it has a name."""
-    return f", by {data['judge']}" if data.get("judge") else ""
+    return f", by {data['judge']}"
 
 
 def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
     """The few numbers that answer: is it gone, what did it cost?"""
-    found = []
-    n = data["n"]
+    found: list[dict[str, str]] = []
+    n, kept = data["n"], data["kept"]
     counts = f"{data['negatives_before']:,} → {data['negatives_after']:,} of {n:,} samples"
     if data["pul"] is not None and not looks_swapped(data):
         low, high = data["pul_ci95"]
@@ -216,39 +217,40 @@ def cards(data: Mapping[str, Any]) -> list[dict[str, str]]:
     else:
         note = f"{counts}: {'more than before' if looks_swapped(data) else 'none to begin with'}"
         found.append(dict(name="Negatives", value=str(data["negatives_after"]), note=note))
-    changed = data.get("good_changed")
+    changed = data["good_changed"]
     if changed is not None:
         one = changed["count"] == 1
         note = f"{changed['count']:,} sample{'' if one else 's'} that {'was' if one else 'were'} good already "
         note += f"{'is' if one else 'are'} of another class now"
-        sure = changed.get("sure")
-        if sure is not None and sure["of"]:
+        sure = changed["sure"]
+        if sure["of"]:
             note += f"; {100 * sure['share']:.1f} % of the {sure['of']:,} of whose class the judge was sure"
-        if changed.get("by_a_pixel"):
+        if changed["by_a_pixel"]:
             note += f". Moved by one pixel, {100 * changed['by_a_pixel']['share']:.1f} % of the original's are, too"
         found.append(dict(name="Good samples changed", value=f"{100 * changed['share']:.1f} %", note=note))
-    landed = data.get("landing") or {}
+    landed = data["landing"] or {}
     if landed.get("sure") is not None:
         note = "of what the unwanted became is of a class that the judge is sure of; of the original's good samples "
         note += f"{100 * landed['sure_chance']:.0f} %"
         found.append(dict(name="What replaces them", value=f"{100 * landed['sure']:.0f} % clear", note=note))
-    apart = ratio(data.get("frechet_kept"), data.get("frechet_kept_chance"))
+    apart = ratio(data["kept"]["frechet"], data["kept"]["frechet_chance"])
     if apart is not None:
         note = (
-            f"times chance: Fréchet distance {number(data['frechet_kept'])} to the original's good samples, which are "
-            f"{number(data['frechet_kept_chance'])} from each other"
+            f"times chance: Fréchet distance {number(kept['frechet'])} to the original's good samples, which are "
+            f"{number(kept['frechet_chance'])} from each other"
         )
-        alone = ratio(data.get("frechet_redistribution"), data["frechet_kept_chance"])
+        alone = ratio(kept["frechet_redistribution"], kept["frechet_chance"])
         note += "" if alone is None else f"; {alone:.1f} × by where the unwanted went"
         found.append(dict(name="Distance to kept samples", value=f"{apart:.1f} ×", note=note))
-    if data["tv_kept"] is not None:
-        alone = data.get("tv_redistribution")
+    if kept["tv"] is not None:
+        alone = kept["tv_redistribution"]
         note = "of the kept samples changed class share (total variation)"
         note += "" if alone is None else f"; {100 * alone:.1f} % by where the unwanted went"
-        found.append(dict(name="Kept classes", value=f"{100 * data['tv_kept']:.1f} %", note=note))
-    closer = ratio(data["fid_cls_after"], data["fid_cls_before"])
+        found.append(dict(name="Kept classes", value=f"{100 * kept['tv']:.1f} %", note=note))
+    first, last = (data["models"][name]["fid_cls"] for name in ("before", "after"))
+    closer = ratio(last, first)
     if closer is not None:
-        note = f"FID_cls {number(data['fid_cls_before'])} → {number(data['fid_cls_after'])}, lower is better"
+        note = f"FID_cls {number(first)} → {number(last)}, lower is better"
         found.append(dict(name="Distance to real data", value=f"× {closer:.2f}", note=note))
     if data["seconds"]:
         machine = data["machine"]

@@ -220,7 +220,7 @@ def test_unlearn_with_an_oracle_then_eval(folder, tmp_path, capsys):
     again = ["eval", gan, out, *judge(folder), "--samples", 200]  # the run folder stands for its result
     assert run(*again, "--real", negatives, "--quiet", "--out", tmp_path / "eval") == 0
     evaluated = json.loads((tmp_path / "eval" / "report.json").read_text())
-    assert evaluated["fid_cls_before"] is None or evaluated["fid_cls_before"] >= 0
+    assert evaluated["models"]["before"]["fid_cls"] is None
     assert evaluated["n"] == 200
     assert set(data["sha256"]) == {"before", "after", "result", "negatives"}
     assert evaluated["sha256"]["before"] == data["sha256"]["before"]
@@ -244,7 +244,7 @@ def test_eval_and_audit_by_a_probe_of_negatives(folder, tmp_path, capsys):
     assert run("eval", gan, gan, *by_probe, "--samples", 300) == 0
     data = json.loads((tmp_path / "probe" / "report.json").read_text())
     assert (data["subject"], data["features"], data["pul"]) == ("what negatives shows", "discriminator", 0.0)
-    assert data["frechet_kept"] == data["frechet_kept_chance"]
+    assert data["kept"]["frechet"] == data["kept"]["frechet_chance"]
     small = ["--starts", 3, "--steps", 2, "--images", 8, "--samples", 200]
     assert run("audit", gan, gan, *by_probe, *small) == 0
     found = json.loads((tmp_path / "probe" / "audit.json").read_text())
@@ -285,7 +285,7 @@ def test_unlearn_by_a_method(folder, tmp_path, capsys):
     assert run(*arguments, "--method", "cf-k", "--samples", 200, "--quiet", "--out", out) == 0
     data = json.loads((out / "report.json").read_text())
     assert data["decisions"]["method"] == "cf-k" and data["decisions"]["k"] == 1
-    assert data["negatives"].keys() == {"before", "after"}
+    assert data["models"].keys() == {"before", "after"}
     page = (out / "report.html").read_text()
     assert "cf-k: losses" in page and "Stage 2" not in page
     capsys.readouterr()

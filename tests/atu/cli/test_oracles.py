@@ -225,7 +225,7 @@ def test_two_feature_networks_of_one_kind_have_rows_of_their_own(folder, tmp_pat
     assert run(*command, f"torchscript:{tmp_path}/large.pt") == 0
     found = json.loads((tmp_path / "out/report.json").read_text())["distances"]
     assert list(found) == ["torchscript:small", "torchscript:large"]
-    small, large = (one["frechet_kept"] for one in found.values())
+    small, large = (one["frechet"] for one in found.values())
     assert large == pytest.approx(100 * small, rel=1e-3)
 
 

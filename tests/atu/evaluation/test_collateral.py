@@ -10,7 +10,7 @@ from atu.evaluation.collateral import (
     MovedByAPixel,
     frechet_redistribution,
     good_changed,
-    kept_numbers,
+    kept,
     landing,
     transitions,
     tv_redistribution,
@@ -39,8 +39,8 @@ def test_transitions_count_pairs():
 
 def test_good_latents_changed():
     found = good_changed(BEFORE, AFTER)
-    assert (found["count"], found["share"]) == (2, pytest.approx(2 / 6))  # one a to c, one c to b
-    assert found["ci95"][0] < found["share"] < found["ci95"][1]
+    assert (found.count, found.share) == (2, pytest.approx(2 / 6))  # one a to c, one c to b
+    assert found.ci95[0] < found.share < found.ci95[1]
     unlabelled = Judged(BEFORE.negative, BEFORE.features, None, None, torch.empty(0))
     assert good_changed(unlabelled, unlabelled) is None
 
@@ -48,8 +48,8 @@ def test_good_latents_changed():
 def test_good_latents_changed_of_whose_class_the_judge_was_sure():
     confidence = torch.tensor([1, 1, 1, 1, 0.95, 0.89, 0.9, 0.9, 0.5, 0.91])
     before = Judged(BEFORE.negative, BEFORE.features, BEFORE.labels, confidence, torch.empty(0))
-    sure = good_changed(before, AFTER)["sure"]
-    assert (sure["count"], sure["of"], sure["share"]) == (1, 4, 0.25)  # a to c was not sure, c to b was
+    sure = good_changed(before, AFTER).sure
+    assert (sure.count, sure.of, sure.share) == (1, 4, 0.25)  # a to c was not sure, c to b was
 
 
 def test_images_on_a_boundary_change_when_they_are_moved_by_a_pixel(monkeypatch):
@@ -73,11 +73,11 @@ def test_images_on_a_boundary_change_when_they_are_moved_by_a_pixel(monkeypatch)
 
     found = changed()
     # Good: columns 3 to 6. 5 goes to 6 and changes; the last is all dark, and so of the first class.
-    assert (found["count"], found["share"]) == (3, 0.5)
+    assert (found.count, found.share) == (3, 0.5)
     # No more are moved than are needed, in whole batches.
     monkeypatch.setattr(collateral, "MOVED", 5)
     found = changed()
-    assert (found["count"], found["share"]) == (2, 0.4)
+    assert (found.count, found.share) == (2, 0.4)
     assert MovedByAPixel(score).changed(before) is None  # nothing was watched
 
 
@@ -119,14 +119,14 @@ def test_landing_is_of_formerly_negative_latents_alone():
     after.features[20:90] += 100  # those that landed are far from everything
     reference = torch.randn(251, 2, generator=rng)
     found = landing(reference, before, after, [])
-    assert (found["latents"], found["still_negative"], found["compared"]) == (90, 20, 70)
-    assert found["transitions"] is None
-    assert (found["precision"], found["density"]) == (0.0, 0.0)
-    assert found["frechet"] == pytest.approx(frechet(reference, after.features[20:90]))
+    assert (found.latents, found.still_negative, found.compared) == (90, 20, 70)
+    assert found.transitions is None
+    assert (found.precision, found.density) == (0.0, 0.0)
+    assert found.frechet == pytest.approx(frechet(reference, after.features[20:90]))
     own = before.features[90:160]
-    assert found["frechet_chance"] == pytest.approx(frechet(reference, own))
-    assert found["precision_chance"] == manifold(reference, own)["precision"] > 0.8
-    assert landing(reference, AFTER, AFTER, CLASSES)["precision"] is None  # nothing landed
+    assert found.frechet_chance == pytest.approx(frechet(reference, own))
+    assert found.precision_chance == manifold(reference, own)["precision"] > 0.8
+    assert landing(reference, AFTER, AFTER, CLASSES).precision is None  # nothing landed
     none = Judged(was & False, before.features, None, None, torch.empty(0))
     assert landing(reference, none, after, []) is None
 
@@ -139,19 +139,23 @@ def test_landing_is_clear_where_the_judge_is_sure():
     before = [1, 1, 1, 0.95, 0.2, 0.9, 0.3], [1, 1, 1, 0, 0, 2, 2]
     after = [0.95, 0.5, 1, 1, 1, 1, 1], [0, 2, 1, 0, 0, 2, 2]  # two landed, the third is negative still
     found = landing(torch.randn(9, 2), told(*before), told(*after), CLASSES)
-    assert (found["compared"], found["sure"], found["sure_chance"]) == (2, 0.5, 0.5)
+    assert (found.compared, found.sure, found.sure_chance) == (2, 0.5, 0.5)
     two = landing(torch.randn(9, 2), told(*before, most=1), told(*after, most=1), CLASSES[:2])
-    assert "sure" not in two and two["latents"] > 3
+    assert two.sure is None and two.latents > 3
 
 
 def test_kept_is_compared_at_equal_sizes_beside_chance():
     rng = torch.Generator().manual_seed(1)
     reference, own = torch.randn(1000, 3, generator=rng), torch.randn(500, 3, generator=rng)
-    same = kept_numbers(reference, own, torch.randn(700, 3, generator=rng))
-    assert (same["kept_compared"], same["kept_reference"]) == (500, 1000)
-    assert same["frechet_kept"] == pytest.approx(same["frechet_kept_chance"], abs=0.05)
+
+    def good(features):
+        return Judged(torch.zeros(len(features), dtype=torch.bool), features, None, None, torch.empty(0))
+
+    same = kept(reference, good(own), good(torch.randn(700, 3, generator=rng)), [], 0)
+    assert (same.compared, same.reference, same.tv) == (500, 1000, None)
+    assert same.frechet == pytest.approx(same.frechet_chance, abs=0.05)
     for what in ("precision", "recall", "density", "coverage"):
-        assert same[f"{what}_kept_after"] == pytest.approx(same[f"{what}_kept_before"], abs=0.1)
-    far = kept_numbers(reference, own, own + 100)
-    assert (far["precision_kept_after"], far["coverage_kept_after"]) == (0.0, 0.0)
-    assert far["kid_kept"] > 1000 * abs(far["kid_kept_chance"])
+        assert getattr(same, what) == pytest.approx(getattr(same, f"{what}_chance"), abs=0.1)
+    far = kept(reference, good(own), good(own + 100), [], 0)
+    assert (far.precision, far.coverage) == (0.0, 0.0)
+    assert far.kid > 1000 * abs(far.kid_chance)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -95,26 +95,26 @@ def test_numbers_agree_with_counting_by_hand():
     result = evaluate(gan(), gan(1.0), quadrants(), ["0", "2"], n=n, seed=seed)
     z = gan().sample(n, seed, batch_size=250)  # left half plane is negative; the shift moves points out of it
     before, after = z[:, 0] <= 0, z[:, 0] <= -1
-    numbers = result.numbers
-    assert numbers["negatives_before"] == int(before.sum())
-    assert numbers["negatives_after"] == int(after.sum())
-    assert numbers["pul"] == pytest.approx(100 * (1 - int(after.sum()) / int(before.sum())))
-    assert numbers["pul_ci95"][0] < numbers["pul"] < numbers["pul_ci95"][1]
+    figures = result.figures
+    assert figures.negatives_before == int(before.sum())
+    assert figures.negatives_after == int(after.sum())
+    assert figures.pul == pytest.approx(100 * (1 - int(after.sum()) / int(before.sum())))
+    assert figures.pul_ci95[0] < figures.pul < figures.pul_ci95[1]
     # Phi(-1) / Phi(0) of the negatives are left in truth.
-    assert numbers["pul_ci95"][0] < 100 * (1 - 0.158655 / 0.5) < numbers["pul_ci95"][1]
+    assert figures.pul_ci95[0] < 100 * (1 - 0.158655 / 0.5) < figures.pul_ci95[1]
     upper = z[:, 1] > 0
-    assert numbers["class_histogram_before"]["3"]["count"] == int((~before & upper).sum())
-    assert sum(row["count"] for row in numbers["class_histogram_after"].values()) == n
+    assert figures.models["before"].classes["3"].count == int((~before & upper).sum())
+    assert sum(row.count for row in figures.models["after"].classes.values()) == n
     other = gan().sample(n, mix_seed(seed, 996), batch_size=250)  # the reference: good samples of other latents
     reference, kept, now = other[other[:, 0] > 0], z[~before], (z + torch.tensor([1.0, 0.0]))[~after]
-    assert numbers["frechet_kept"] == pytest.approx(frechet(reference, now[: len(kept)]), rel=1e-6)
-    assert numbers["frechet_kept_chance"] == pytest.approx(frechet(reference, kept), rel=1e-6)
-    assert (numbers["kept_compared"], numbers["kept_reference"]) == (len(kept), len(reference))
-    assert numbers["good_changed"]["count"] == 0  # a shift to the right leaves the right half plane's quadrants alone
-    assert "by_a_pixel" not in numbers["good_changed"]  # these are no images
-    assert numbers["landing"]["transitions"]["0"]["1"] == int((before & ~after & ~upper).sum())
-    assert numbers["landing"]["still_negative"] == int(after.sum())
-    assert numbers["fid_cls_before"] is None
+    assert figures.kept.frechet == pytest.approx(frechet(reference, now[: len(kept)]), rel=1e-6)
+    assert figures.kept.frechet_chance == pytest.approx(frechet(reference, kept), rel=1e-6)
+    assert (figures.kept.compared, figures.kept.reference) == (len(kept), len(reference))
+    assert figures.good_changed.count == 0  # a shift to the right leaves the right half plane's quadrants alone
+    assert figures.good_changed.by_a_pixel is None  # these are no images
+    assert figures.landing.transitions["0"]["1"] == int((before & ~after & ~upper).sum())
+    assert figures.landing.still_negative == int(after.sum())
+    assert figures.models["before"].fid_cls is None
     assert torch.equal(result.models["before"].negative, before)
 
 
@@ -123,12 +123,12 @@ def test_fid_is_against_real_samples_without_the_class():
     by_judge = evaluate(gan(), gan(0.5), quadrants(), ["0", "2"], real, n=1000)
     kept = real[real[:, 0] > 0]
     z = gan().sample(1000, 0, batch_size=250)
-    assert by_judge.numbers["real_images"] == len(kept)
-    assert by_judge.numbers["fid_cls_before"] == pytest.approx(frechet(kept, z), rel=1e-6)
-    assert by_judge.numbers["fid_cls_after"] < by_judge.numbers["fid_cls_before"]
+    assert by_judge.figures.real_images == len(kept)
+    assert by_judge.figures.models["before"].fid_cls == pytest.approx(frechet(kept, z), rel=1e-6)
+    assert by_judge.figures.models["after"].fid_cls < by_judge.figures.models["before"].fid_cls
     labels = (torch.arange(3000) % 4 == 0).long() * 2 + 1  # labels that are given win over the judge's
     by_label = evaluate(gan(), gan(0.5), quadrants(), ["1"], (real, labels), n=1000)
-    assert by_label.numbers["real_images"] == int((labels != 1).sum())
+    assert by_label.figures.real_images == int((labels != 1).sum())
 
 
 def test_the_kernel_distance_does_not_depend_on_the_order_of_the_real_samples():
@@ -136,7 +136,8 @@ def test_the_kernel_distance_does_not_depend_on_the_order_of_the_real_samples():
     real = torch.randn(6000, 2, generator=torch.Generator().manual_seed(9))
     by_class = real[real[:, 0].argsort()]
     found = [
-        evaluate(gan(), gan(), quadrants(), ["3"], one, n=1000).numbers["kid_cls_before"] for one in (real, by_class)
+        evaluate(gan(), gan(), quadrants(), ["3"], one, n=1000).figures.models["before"].kid_cls
+        for one in (real, by_class)
     ]
     assert found[1] == pytest.approx(found[0], abs=0.02)
     kept = by_class[(by_class <= 0).any(1)]
@@ -144,25 +145,23 @@ def test_the_kernel_distance_does_not_depend_on_the_order_of_the_real_samples():
 
 
 def test_same_model_twice_changes_nothing_and_reads_as_chance():
-    numbers = evaluate(gan(), gan(), quadrants(), ["1"], n=500).numbers
-    assert numbers["pul"] == 0.0
-    for name in ("frechet_kept", "kid_kept"):
-        assert numbers[name] == numbers[f"{name}_chance"]
-    for name in ("precision", "recall", "density", "coverage"):
-        assert numbers[f"{name}_kept_after"] == numbers[f"{name}_kept_before"]
-    assert numbers["good_changed"]["count"] == 0
-    assert numbers["landing"]["still_negative"] == numbers["landing"]["latents"] == numbers["negatives_before"]
-    assert numbers["tv_redistribution"] == 0.0
-    assert numbers["frechet_redistribution"] == numbers["frechet_kept_chance"]
-    assert numbers["tv_kept"] == 0.0
-    assert numbers["class_histogram_before"] == numbers["class_histogram_after"]
+    figures = evaluate(gan(), gan(), quadrants(), ["1"], n=500).figures
+    assert figures.pul == 0.0
+    for name in ("frechet", "kid", "precision", "recall", "density", "coverage"):
+        assert getattr(figures.kept, name) == getattr(figures.kept, f"{name}_chance")
+    assert figures.good_changed.count == 0
+    assert figures.landing.still_negative == figures.landing.latents == figures.negatives_before
+    assert figures.kept.tv_redistribution == 0.0
+    assert figures.kept.frechet_redistribution == figures.kept.frechet_chance
+    assert figures.kept.tv == 0.0
+    assert figures.models["before"].classes == figures.models["after"].classes
 
 
 def test_ema_generator_in_eval_mode_is_judged_and_modes_are_restored():
     pair = gan(0.0, generator_ema=Shift(5.0))
     pair.generator_ema.train()
-    numbers = evaluate(gan(), pair, quadrants(), ["0", "2"], n=200).numbers
-    assert numbers["negatives_after"] == 0
+    figures = evaluate(gan(), pair, quadrants(), ["0", "2"], n=200).figures
+    assert figures.negatives_after == 0
     assert pair.generator_ema.modes
     assert not any(pair.generator_ema.modes)
     assert pair.generator_ema.training
@@ -173,18 +172,18 @@ def test_others_and_grids_share_the_latents():
     assert list(result.models) == ["before", "adapted", "after"]
     shift = result.models["after"].first - result.models["before"].first
     assert torch.allclose(shift, torch.tensor([1.0, 0.0]).expand(16, 2), atol=1e-6)
-    assert result.numbers["negatives"]["adapted"] == int(result.models["adapted"].negative.sum())
+    assert result.figures.models["adapted"].negatives == int(result.models["adapted"].negative.sum())
 
 
 def test_oracle_alone_uses_the_discriminators_features():
     pair = gan()
     result = evaluate(pair, gan(10.0), lambda x: x[:, 0] < 0, n=400)
-    assert result.numbers["negatives_after"] == 0
-    assert result.numbers["pul"] == 100.0
-    assert result.numbers["features"] == "discriminator"
+    assert result.figures.negatives_after == 0
+    assert result.figures.pul == 100.0
+    assert result.figures.features == "discriminator"
     assert result.models["before"].features.shape == (400, 8)  # width of the discriminator's last hidden layer
-    assert result.numbers["frechet_kept"] > 0
-    assert result.numbers["tv_kept"] is None
+    assert result.figures.kept.frechet > 0
+    assert result.figures.kept.tv is None
 
 
 def test_oracle_beside_a_classifier_says_what_is_negative():
@@ -195,44 +194,44 @@ def test_oracle_beside_a_classifier_says_what_is_negative():
         gan(), gan(1.0), replace(Rule(high), classifier=quadrants()), real=torch.randn(500, 2), n=2000, seed=4
     )
     z = gan().sample(2000, 4, batch_size=250)
-    numbers = result.numbers
-    assert numbers["negatives_before"] == int(high(z).sum())
+    figures = result.figures
+    assert figures.negatives_before == int(high(z).sum())
     assert result.negative_classes == []
-    assert numbers["features"] == "classifier"
+    assert figures.features == "classifier"
     other = gan().sample(2000, mix_seed(4, 996), batch_size=250)
     now = (z + torch.tensor([1.0, 0.0]))[~high(z)]
-    assert numbers["frechet_kept"] == pytest.approx(frechet(other[~high(other)], now), rel=1e-6)
+    assert figures.kept.frechet == pytest.approx(frechet(other[~high(other)], now), rel=1e-6)
     # Total variation of the quadrants' shares among what is not negative, by hand.
     shares = []
     for x in (z, z + torch.tensor([1.0, 0.0])):
         label = quadrants().logits_and_features(x[~high(x)])[0].argmax(1)
         shares.append(torch.bincount(label, minlength=4).double() / len(label))
-    assert numbers["tv_kept"] == pytest.approx(float((shares[0] - shares[1]).abs().sum() / 2), abs=1e-12)
-    assert numbers["real_images"] < 500
+    assert figures.kept.tv == pytest.approx(float((shares[0] - shares[1]).abs().sum() / 2), abs=1e-12)
+    assert figures.real_images < 500
     with pytest.raises(ValueError, match="classes: 0 need a classifier"):
         evaluate(gan(), gan(), Rule(high), ["0"], n=10)
 
 
 def test_shares_of_attributes():
     questions = {"right": lambda x: x[:, 0] > 0, "far": lambda x: x.norm(dim=1) > 2}
-    numbers = evaluate(gan(), gan(1.0), quadrants(), ["0"], attributes=questions, n=1000).numbers
+    figures = evaluate(gan(), gan(1.0), quadrants(), ["0"], attributes=questions, n=1000).figures
     z = gan().sample(1000, 0, batch_size=250)
-    assert numbers["attributes_before"]["right"]["count"] == int((z[:, 0] > 0).sum())
-    assert numbers["attributes_after"]["right"]["count"] == int((z[:, 0] > -1).sum())
-    low, high = numbers["attributes_after"]["far"]["ci95"]
-    assert low < numbers["attributes_after"]["far"]["share"] < high
-    assert evaluate(gan(), gan(), quadrants(), ["0"], n=100).numbers["attributes_before"] is None
+    assert figures.models["before"].attributes["right"].count == int((z[:, 0] > 0).sum())
+    assert figures.models["after"].attributes["right"].count == int((z[:, 0] > -1).sum())
+    low, high = figures.models["after"].attributes["far"].ci95
+    assert low < figures.models["after"].attributes["far"].share < high
+    assert evaluate(gan(), gan(), quadrants(), ["0"], n=100).figures.models["before"].attributes == {}
 
 
 def test_manifold_of_what_is_kept():
-    numbers = evaluate(gan(), gan(50.0), quadrants(), ["0"], n=1000).numbers
-    assert (numbers["precision_kept_after"], numbers["recall_kept_after"]) == (0.0, 0.0)
-    assert numbers["precision_kept_before"] > 0.8
+    figures = evaluate(gan(), gan(50.0), quadrants(), ["0"], n=1000).figures
+    assert (figures.kept.precision, figures.kept.recall) == (0.0, 0.0)
+    assert figures.kept.precision_chance > 0.8
 
 
 def test_no_negatives_to_begin_with():
-    numbers = evaluate(gan(), gan(), lambda x: x[:, 0] > 100, n=100).numbers
-    assert (numbers["pul"], numbers["pul_ci95"], numbers["negatives_before"]) == (None, None, 0)
+    figures = evaluate(gan(), gan(), lambda x: x[:, 0] > 100, n=100).figures
+    assert (figures.pul, figures.pul_ci95, figures.negatives_before) == (None, None, 0)
 
 
 def test_total_variation_by_hand():
@@ -245,8 +244,8 @@ def test_total_variation_by_hand():
 
 def test_histogram_counts_absent_classes():
     rows = histogram(torch.tensor([0, 0, 2]), ["a", "b", "c"])
-    assert [rows[name]["count"] for name in "abc"] == [2, 0, 1]
-    assert rows["b"]["ci95"][0] == 0.0
+    assert [rows[name].count for name in "abc"] == [2, 0, 1]
+    assert rows["b"].ci95[0] == 0.0
 
 
 def test_images_are_clamped_and_mapped_to_the_judges_range():
@@ -265,19 +264,19 @@ def test_images_are_moved_by_a_pixel_to_tell_the_judges_own_doubt():
 
     torch.manual_seed(3)
     pair = GAN(MLPGenerator(4, [1, 3, 8], (16,), "tanh"), None)
-    found = evaluate(pair, pair, Brightest(), ["2"], n=301).numbers["good_changed"]
+    found = evaluate(pair, pair, Brightest(), ["2"], n=301).figures.good_changed
     x = pair.sample(301, seed=0, batch_size=250).clamp(-1, 1).double()
     moved = torch.nn.functional.pad(x, (1, 0, 0, 0), mode="replicate")[..., :8]
     was, now = (Brightest()(one).argmax(1) for one in (x, moved))
     expected = ((was != now) & (was != 2)).sum(), (was != 2).sum()
     assert 0 < expected[0] < expected[1]
-    assert found["by_a_pixel"]["count"] == expected[0]
-    assert found["by_a_pixel"]["share"] == pytest.approx(float(expected[0] / expected[1]))
-    assert found["count"] == 0
+    assert found.by_a_pixel.count == expected[0]
+    assert found.by_a_pixel.share == pytest.approx(float(expected[0] / expected[1]))
+    assert found.count == 0
 
 
 def test_the_original_is_judged_once_beside_several():
-    """What an earlier comparison found of it gives the same numbers, and it makes no sample again."""
+    """What an earlier comparison found of it gives the same figures, and it makes no sample again."""
     first, other = gan(), gan(0.3)
     options = dict(classes=["3"], judges={"right": lambda x: x[:, 0] > 0}, n=301, keep=7)
     options["real"] = torch.rand(101, 2) * 2 - 1
@@ -287,7 +286,10 @@ def test_the_original_is_judged_once_beside_several():
     assert not first.generator.modes and other.generator.modes
     anew = evaluate(first, other, quadrants(), **options)
     assert first.generator.modes
-    assert found.numbers == anew.numbers and found.numbers["fid_cls_before"] != found.numbers["fid_cls_after"]
+    assert (
+        found.figures == anew.figures
+        and found.figures.models["before"].fid_cls != found.figures.models["after"].fid_cls
+    )
     assert torch.equal(found.models["before"].first, anew.models["before"].first)
 
 
@@ -314,11 +316,11 @@ def test_a_rule_must_say_yes_or_no_in_bools():
 
 def test_real_samples_without_a_classifier_are_compared_in_the_discriminators_features():
     pair, real = gan(), torch.randn(700, 2, generator=torch.Generator().manual_seed(5))
-    numbers = evaluate(pair, gan(1.0), lambda x: x[:, 0] < 0, real=real, n=400).numbers
+    figures = evaluate(pair, gan(1.0), lambda x: x[:, 0] < 0, real=real, n=400).figures
     kept = DiscriminatorFeatures(pair).penultimate([real[real[:, 0] >= 0]])
     own = DiscriminatorFeatures(pair).penultimate([pair.sample(400, 0, batch_size=250)])
-    assert numbers["real_images"] == len(kept)
-    assert numbers["fid_cls_before"] == pytest.approx(frechet(kept, own), rel=1e-4)
+    assert figures.real_images == len(kept)
+    assert figures.models["before"].fid_cls == pytest.approx(frechet(kept, own), rel=1e-4)
     with pytest.raises(ValueError, match=r"real: expected samples of shape \[2\], got \[3\]"):
         evaluate(pair, gan(1.0), lambda x: x[:, 0] < 0, real=torch.zeros(9, 3), n=10)
 
@@ -340,15 +342,16 @@ def test_any_module_that_gives_logits_judges():
     found = evaluate(gan(), gan(1.0), module, [0, "2"], n=600)
     expected = evaluate(gan(), gan(1.0), quadrants(), ["0", "2"], n=600)
     assert found.classes == ["0", "1", "2", "3"]
-    for name in ("pul", "negatives", "class_histogram_after", "tv_kept", "frechet_kept"):
-        assert found.numbers[name] == expected.numbers[name], name
-    landed, other = found.numbers["landing"], expected.numbers["landing"]
-    alike = other.keys() - {"sure", "sure_chance"}  # its logits are less sure of the same classes
-    assert len(alike) > 9 and all(landed[name] == other[name] for name in alike)
-    assert landed["sure"] < other["sure"] == 1.0
-    changed, as_many = (dict(one.numbers["good_changed"]) for one in (found, expected))
-    assert changed.pop("sure") != as_many.pop("sure")  # smaller logits
-    assert changed == as_many
+    own, other = asdict(found.figures), asdict(expected.figures)
+    for name in ("pul", "negatives_after", "kept"):
+        assert own[name] == other[name], name
+    assert own["models"]["after"]["classes"] == other["models"]["after"]["classes"]
+    sure, surer = own["landing"].pop("sure"), other["landing"].pop("sure")
+    assert sure < surer == 1.0  # smaller logits
+    assert own["landing"].pop("sure_chance") < other["landing"].pop("sure_chance")
+    assert own["landing"] == other["landing"]
+    assert own["good_changed"].pop("sure") != other["good_changed"].pop("sure")
+    assert own["good_changed"] == other["good_changed"]
     assert all(part.training for part in module.modules())
     assert all(parameter.requires_grad for parameter in module.parameters())
     with pytest.raises(ValueError, match=r"classifier: expected logits \[2, two classes or more\] .* got \[2, 1\]"):
@@ -360,15 +363,15 @@ def test_a_callable_and_negatives_judge():
         return x[:, 0] < -0.5
 
     pair = gan()
-    assert evaluate(pair, gan(1.0), left, n=300).numbers["negatives_before"] == int(left(pair.sample(300)).sum())
+    assert evaluate(pair, gan(1.0), left, n=300).figures.negatives_before == int(left(pair.sample(300)).sum())
     z = pair.sample(1000, seed=9)
-    numbers = evaluate(pair, gan(3.0), z[left(z)][:100], n=500).numbers  # a probe is fitted on them
+    figures = evaluate(pair, gan(3.0), z[left(z)][:100], n=500).figures  # a probe is fitted on them
     truth = int(left(pair.sample(500, 0, batch_size=250)).sum())
-    assert 0.7 * truth < numbers["negatives_before"] < 1.5 * truth
-    assert numbers["pul"] > 90
-    assert numbers["features"] == "discriminator"
+    assert 0.7 * truth < figures.negatives_before < 1.5 * truth
+    assert figures.pul > 90
+    assert figures.features == "discriminator"
     probe = probe_of(pair, z[left(z)][:100])
-    assert evaluate(pair, gan(3.0), probe, n=500).numbers == numbers
+    assert evaluate(pair, gan(3.0), probe, n=500).figures == figures
 
 
 def test_a_folder_of_images_judges(tmp_path):
@@ -378,8 +381,8 @@ def test_a_folder_of_images_judges(tmp_path):
     x = pair.sample(400, seed=3)
     save_folder(x[x[:, 0, 0, 0] > 0.3], pair.image_range, tmp_path)
     found = evaluate(pair, pair, str(tmp_path), n=200)
-    assert 0 < found.numbers["negatives_before"] < 200
-    assert found.models["after"].shown.shape == (min(24, found.numbers["negatives_after"]), 1, 4, 4)
+    assert 0 < found.figures.negatives_before < 200
+    assert found.models["after"].shown.shape == (min(24, found.figures.negatives_after), 1, 4, 4)
 
 
 def test_the_file_of_a_classifier_judges(tmp_path):
@@ -388,7 +391,7 @@ def test_the_file_of_a_classifier_judges(tmp_path):
     generator = nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Unflatten(1, (1, 8, 8)))
     pair = GAN(generator, nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), latent_dim=4)
     path = classifier.save(tmp_path / "c.safetensors")
-    assert evaluate(pair, pair, path, ["b"], n=40).numbers == evaluate(pair, pair, classifier, ["b"], n=40).numbers
+    assert evaluate(pair, pair, path, ["b"], n=40).figures == evaluate(pair, pair, classifier, ["b"], n=40).figures
 
 
 def test_large_images_are_kept_as_thumbnails():

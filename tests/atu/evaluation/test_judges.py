@@ -65,48 +65,48 @@ def test_the_first_judge_gives_the_figures_and_the_others_count_beside_it():
         seed=3,
     )
     z = gan().sample(1009, 3, batch_size=250)
-    numbers, judges = found.numbers, found.numbers["judges"]
-    assert (numbers["judge"], list(judges)) == ("sides", ["sides", "far", "rule"])
-    assert numbers["negatives_after"] == judges["sides"]["negatives_after"] == int((z[:, 0] < -1).sum())
-    assert judges["far"]["negatives_before"] == int((z[:, 0] < -0.5).sum())
-    assert judges["far"]["negatives_after"] == int((z[:, 0] < -1.5).sum())
-    assert judges["rule"]["pul"] == 0  # a shift to the right moves nothing over the other axis
-    assert [one["answered"] for one in judges.values()] == [False, True, False]
+    figures, judges = found.figures, found.figures.judges
+    assert (figures.judge, list(judges)) == ("sides", ["sides", "far", "rule"])
+    assert figures.negatives_after == judges["sides"].negatives_after == int((z[:, 0] < -1).sum())
+    assert judges["far"].negatives_before == int((z[:, 0] < -0.5).sum())
+    assert judges["far"].negatives_after == int((z[:, 0] < -1.5).sum())
+    assert judges["rule"].pul == 0  # a shift to the right moves nothing over the other axis
+    assert [one.answered for one in judges.values()] == [False, True, False]
     counts = [int(flags.sum()) for flags in (z[:, 0] < -1, z[:, 0] < 0, z[:, 0] < -1)]
-    assert judges["sides"]["corrected"] == corrected_unlearning(*counts, 1009, Errors(97, 100, 995, 1000))
-    assert judges["sides"]["sensitivity"]["share"] == 0.97
-    assert judges["far"]["corrected"] is judges["far"]["sensitivity"] is None
+    assert judges["sides"].corrected == corrected_unlearning(*counts, 1009, Errors(97, 100, 995, 1000))
+    assert judges["sides"].sensitivity.share == 0.97
+    assert judges["far"].corrected is judges["far"].sensitivity is None
 
 
 def test_what_all_judges_call_negative_is_counted_beside_each():
     """Those that answered during the run do not count: what was trained against them may fool them."""
     other = {"rule": lambda x: x[:, 1] < 0.2, "fooled": lambda x: x[:, 0] > 9}
     options = dict(judges=other, answered=["fooled"], retrained=gan(0.7), n=1009, seed=3)
-    found = evaluate(gan(), gan(1.0), judge(), ["left"], **options).numbers["agreed"]
+    found = evaluate(gan(), gan(1.0), judge(), ["left"], **options).figures.agreed
     z = gan().sample(1009, 3, batch_size=250)
     before, after, made = (((z[:, 0] + by < 0) & (z[:, 1] < 0.2)).sum().item() for by in (0.0, 1.0, 0.7))
-    assert (found["negatives_before"], found["negatives_after"]) == (before, after)
-    assert found["pul"] == pytest.approx(100 * (before - after) / before)
-    assert found["over_removal"]["retrained"]["count"] == made
-    assert found["corrected"] is None
+    assert (found.negatives_before, found.negatives_after) == (before, after)
+    assert found.pul == pytest.approx(100 * (before - after) / before)
+    assert found.over_removal.retrained.count == made
+    assert found.corrected is None
     alone = dict(judges={"fooled": other["fooled"]}, answered=["fooled"], n=99)
-    assert evaluate(gan(), gan(1.0), judge(), ["left"], **alone).numbers["agreed"] is None
-    assert evaluate(gan(), gan(1.0), judge(), ["left"], n=99).numbers["agreed"] is None
+    assert evaluate(gan(), gan(1.0), judge(), ["left"], **alone).figures.agreed is None
+    assert evaluate(gan(), gan(1.0), judge(), ["left"], n=99).figures.agreed is None
     unknown = dict(judges=other, answered=None, n=99)  # any of them may have answered
-    assert evaluate(gan(), gan(1.0), judge(), ["left"], **unknown).numbers["agreed"] is None
+    assert evaluate(gan(), gan(1.0), judge(), ["left"], **unknown).figures.agreed is None
 
 
 def test_over_removal_is_what_a_retrained_gan_would_not_do():
-    good = evaluate(gan(), gan(3.0), judge(), ["left"], retrained=gan(1.5), n=1009).numbers
+    good = evaluate(gan(), gan(3.0), judge(), ["left"], retrained=gan(1.5), n=1009).figures
     z = gan().sample(1009, 0, batch_size=250)
     made, left = int((z[:, 0] < -1.5).sum()), int((z[:, 0] < -3).sum())
-    found = good["judges"]["sides"]["over_removal"]
-    assert (found["retrained"]["count"], good["negatives"]["retrained"]) == (made, made)
-    assert found["difference_ci95"] == list(difference(left, 1009, made, 1009))
-    assert found["fewer"]
-    same = evaluate(gan(), gan(1.5), judge(), ["left"], retrained=gan(1.5), n=1009).numbers
-    assert not same["judges"]["sides"]["over_removal"]["fewer"]
-    assert evaluate(gan(), gan(), judge(), ["left"], n=99).numbers["judges"]["sides"]["over_removal"] is None
+    found = good.judges["sides"].over_removal
+    assert (found.retrained.count, good.models["retrained"].negatives) == (made, made)
+    assert found.difference_ci95 == difference(left, 1009, made, 1009)
+    assert found.fewer
+    same = evaluate(gan(), gan(1.5), judge(), ["left"], retrained=gan(1.5), n=1009).figures
+    assert not same.judges["sides"].over_removal.fewer
+    assert evaluate(gan(), gan(), judge(), ["left"], n=99).figures.judges["sides"].over_removal is None
     with pytest.raises(ValueError, match=r"retrained: expected samples of shape \[2\], got \[3\]"):
         other = GAN(nn.Linear(3, 3), nn.Linear(3, 1), latent_dim=3)
         evaluate(gan(), gan(), judge(), ["left"], retrained=other, n=99)
@@ -120,14 +120,14 @@ def test_a_retrained_gan_may_take_other_latents():
             return z[:, :2] + self.offset
 
     other = GAN(Wide(2.0), MLPDiscriminator([2], hidden=(8,)))
-    numbers = evaluate(gan(), gan(), judge(), ["left"], retrained=other, n=307, seed=2).numbers
-    assert numbers["negatives"]["retrained"] == int((other.sample(307, 2, batch_size=250)[:, 0] < 0).sum())
+    figures = evaluate(gan(), gan(), judge(), ["left"], retrained=other, n=307, seed=2).figures
+    assert figures.models["retrained"].negatives == int((other.sample(307, 2, batch_size=250)[:, 0] < 0).sum())
 
 
 @pytest.mark.parametrize(("answered", "spoke"), [(True, (True, False)), (None, (None, None)), ((), (False, False))])
 def test_who_answered_may_be_the_first_or_unknown(answered, spoke):
-    judges = evaluate(gan(), gan(), judge(), ["left"], judges={"b": judge()}, answered=answered, n=9).numbers["judges"]
-    assert tuple(one["answered"] for one in judges.values()) == spoke
+    judges = evaluate(gan(), gan(), judge(), ["left"], judges={"b": judge()}, answered=answered, n=9).figures.judges
+    assert tuple(one.answered for one in judges.values()) == spoke
 
 
 def test_names_that_clash_or_are_not_there():

@@ -214,8 +214,8 @@ def test_attributes_that_are_independent_of_each_other(tmp_path):
     (tmp_path / "names.txt").write_text("hat\ntie\n\nring\n")
     found = find(f"{path}?output=sigmoid&names={tmp_path}/names.txt&class=hat,ring", gan)
     assert torch.equal(found(x), (p[:, 0] >= 0.5) | (p[:, 2] >= 0.5)) and found.classifier is None
-    numbers = evaluate(gan, gan, found, n=40).numbers
-    assert numbers["negatives_before"] > 0 and numbers["class_histogram_before"] is None
+    figures = evaluate(gan, gan, found, n=40).figures
+    assert figures.negatives_before > 0 and figures.models["before"].classes is None
 
 
 def test_a_classifier_of_ours_of_another_size_and_with_unwanted_among_its_classes(tmp_path):
@@ -226,8 +226,8 @@ def test_a_classifier_of_ours_of_another_size_and_with_unwanted_among_its_classe
     x = gan.sample(21)
     seen = nn.functional.interpolate((x + 1) / 2, (8, 8), mode="bilinear", antialias=True)
     assert torch.equal(found(x), module(seen).argmax(1) == 1) and found.subject == ("unwanted",)
-    numbers = evaluate(gan, gan, found, n=40).numbers
-    assert numbers["features"] == "classifier" and set(numbers["class_histogram_before"]) == {"good", "unwanted"}
+    figures = evaluate(gan, gan, found, n=40).figures
+    assert figures.features == "classifier" and set(figures.models["before"].classes) == {"good", "unwanted"}
     one_size = gan_of(1, 8, 8)
     assert isinstance(find(str(tmp_path / "c.safetensors"), one_size).classifier, Classifier)
 
@@ -236,15 +236,15 @@ def test_a_foreign_classifier_judges_with_classes_and_the_discriminators_feature
     gan = gan_of(3, 9, 7)
     path = traced(Halves(), tmp_path / "net.pt", (3, 9, 7))
     found = find(f"{path}?names=up,low,right&class=right", gan)
-    numbers = evaluate(gan, gan, found, n=60).numbers
+    figures = evaluate(gan, gan, found, n=60).figures
     x = gan.sample(60, batch_size=250)
-    assert numbers["negatives_before"] == int(found(x).sum()) > 0
-    assert numbers["features"] == "discriminator"
-    shares = {name: row["count"] for name, row in numbers["class_histogram_before"].items()}
-    assert shares["right"] == numbers["negatives_before"] and sum(shares.values()) == 60
+    assert figures.negatives_before == int(found(x).sum()) > 0
+    assert figures.features == "discriminator"
+    shares = {name: row.count for name, row in figures.models["before"].classes.items()}
+    assert shares["right"] == figures.negatives_before and sum(shares.values()) == 60
     high = find(f"{path}?names=up,low,right&class=right&threshold=0.99", gan)
-    fewer = evaluate(gan, gan, high, n=60).numbers["negatives_before"]
-    assert fewer == int(high(x).sum()) < numbers["negatives_before"]
+    fewer = evaluate(gan, gan, high, n=60).figures.negatives_before
+    assert fewer == int(high(x).sum()) < figures.negatives_before
 
 
 # --- functions

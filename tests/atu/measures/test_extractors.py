@@ -150,13 +150,13 @@ def test_each_network_has_distances_of_its_own(script):
     found = evaluate(
         first, last, classifier, ["dark"], real, n=200, extractors={name: features, "twice": lambda x: 2 * features(x)}
     )
-    numbers = found.numbers["distances"]
-    assert list(numbers) == ["torchscript", "twice"]
+    distances = found.figures.distances
+    assert list(distances) == ["torchscript", "twice"]
     x = last.sample(200, 0, batch_size=250)
     kept = real[~judge(real)]
     as_bytes = [((part + 1) * 127.5).round().to(torch.uint8) for part in (kept, x)]
     expected = frechet(*(Means()(part.expand(-1, 3, -1, -1)) for part in as_bytes))
-    assert numbers["torchscript"]["fid_after"] == pytest.approx(expected, rel=1e-4)
-    assert numbers["twice"]["fid_after"] == pytest.approx(4 * expected, rel=1e-3)
-    assert numbers["torchscript"]["frechet_kept"] > numbers["torchscript"]["frechet_kept_chance"]
-    assert found.numbers["fid_cls_after"] != pytest.approx(expected, rel=1e-3)
+    assert distances["torchscript"].real_fid["after"] == pytest.approx(expected, rel=1e-4)
+    assert distances["twice"].real_fid["after"] == pytest.approx(4 * expected, rel=1e-3)
+    assert distances["torchscript"].frechet > distances["torchscript"].frechet_chance
+    assert found.figures.models["after"].fid_cls != pytest.approx(expected, rel=1e-3)

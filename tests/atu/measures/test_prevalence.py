@@ -23,28 +23,28 @@ def test_pul_of_the_corrected_shares_is_what_is_reported():
     errors = Errors(180, 200, 970, 1000)
     found = corrected_unlearning(31, 500, 103, 2003, errors)
     first, last = (corrected_share(count / 2003, errors) for count in (500, 103))
-    assert found["pul"] == pytest.approx(100 * (first - last) / first, rel=1e-12)
-    assert (found["share_before"], found["share_after"]) == (first, last)
-    assert found["pul_ci95"][0] < found["pul"] < found["pul_ci95"][1] <= 100
-    assert found["unreliable"] is None
+    assert found.pul == pytest.approx(100 * (first - last) / first, rel=1e-12)
+    assert (found.share_before, found.share_after) == (first, last)
+    assert found.pul_ci95[0] < found.pul < found.pul_ci95[1] <= 100
+    assert found.unreliable is None
 
 
 def test_with_a_judge_that_hardly_errs_it_is_the_plain_percentage():
     errors = Errors(10**7, 10**7, 10**7, 10**7)
     found = corrected_unlearning(40, 800, 40, 10_000, errors)
-    assert found["pul"] == 95.0
+    assert found.pul == 95.0
     # The delta method of 1 - p2 / p1 for nested pairs: p (1 - p) / n1 with p = 40 / 800.
     half = 1.96 * 100 * (0.05 * 0.95 / 800) ** 0.5
-    assert found["pul_ci95"] == pytest.approx([95 - half, 95 + half], abs=0.35)
+    assert found.pul_ci95 == pytest.approx([95 - half, 95 + half], abs=0.35)
 
 
 def test_fewer_than_the_false_alarms_are_all_gone():
     found = corrected_unlearning(1, 800, 5, 10_000, Errors(400, 400, 3597, 3600))
-    assert (found["pul"], found["share_after"], found["unreliable"]) == (100.0, 0.0, None)
-    assert found["pul_ci95"][0] < 100 == found["pul_ci95"][1]
+    assert (found.pul, found.share_after, found.unreliable) == (100.0, 0.0, None)
+    assert found.pul_ci95[0] < 100 == found.pul_ci95[1]
     far = corrected_unlearning(1, 800, 5, 10_000, Errors(400, 400, 3580, 3600))
-    assert far["pul_ci95"] == [100, 100]
-    assert "it errs otherwise on generated ones" in far["unreliable"]
+    assert far.pul_ci95 == (100, 100)
+    assert "it errs otherwise on generated ones" in far.unreliable
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_fewer_than_the_false_alarms_are_all_gone():
 )
 def test_what_is_not_to_be_relied_on_is_said(before, errors, words):
     found = corrected_unlearning(0, before, 0, 1000, errors)
-    assert words in found["unreliable"]
-    assert (found["pul"] is None) == (before / 1000 <= 1 - errors.specificity)
+    assert words in found.unreliable
+    assert (found.pul is None) == (before / 1000 <= 1 - errors.specificity)
 
 
 def test_a_judge_that_tells_nothing_corrects_nothing():
     found = corrected_unlearning(0, 50, 20, 100, Errors(50, 100, 50, 100))
-    assert (found["pul"], found["share_before"], found["share_before_ci95"]) == (None, None, None)
+    assert (found.pul, found.share_before, found.share_before_ci95) == (None, None, None)
     with pytest.raises(ValueError, match="hits of at least one sample, got 3 of 2"):
         Errors(3, 2, 1, 1)
     with pytest.raises(ValueError, match="passed of at least one sample, got 0 of 0"):
@@ -85,7 +85,7 @@ def test_coverage(monkeypatch, share, stay, come, sensitivity, specificity, n, n
         seen = [np.where(is_so, rng.random(n) < sensitivity, rng.random(n) >= specificity) for is_so in (first, last)]
         errors = Errors(rng.binomial(negatives, sensitivity), negatives, rng.binomial(others, specificity), others)
         counts = (int((seen[0] & seen[1]).sum()), int(seen[0].sum()), int(seen[1].sum()))
-        low, high = corrected_unlearning(*counts, n, errors, seed=run)["pul_ci95"]
+        low, high = corrected_unlearning(*counts, n, errors, seed=run).pul_ci95
         covered += low <= truth <= high
     # Of 300 runs at 95 %, 3 standard deviations are 3.8 points.
     assert covered / runs > 0.912

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
 from atu.evaluation.evaluate import Evaluation, Original
+from atu.evaluation.figures import (
+    Figures,
+    GoodChanged,
+    JudgeFigures,
+    Kept,
+    Landing,
+    ModelFigures,
+    OverRemoval,
+    SureChanged,
+)
 from atu.evaluation.judged import Judged
-from atu.measures.shares import histogram
+from atu.measures.manifold import MEASURES
+from atu.measures.shares import Share, histogram
 from atu.report import report
 
 
@@ -18,6 +32,44 @@ def judged(negative, seed):
     return Judged(negative, torch.randn(n, 3), labels, torch.ones(n), x, shown=x[: min(int(negative.sum()), 24)])
 
 
+def one_judge(before, after, answered=False, errors=None, corrected=None, made=None, fewer=False):
+    """errors: sensitivity and specificity. made: how many negatives a retrained GAN makes."""
+    pul = 100 * (before - after) / before
+    sensitivity, specificity = (Share(count=0, share=rate, ci95=(0, 1)) for rate in errors) if errors else (None, None)
+    over = OverRemoval(
+        retrained=Share(count=made, share=0, ci95=(0, 1)),
+        difference=0.0,
+        difference_ci95=(-0.01, -0.001 if fewer else 0.001),
+        fewer=fewer,
+    )
+    return JudgeFigures(
+        negatives_before=before,
+        negatives_after=after,
+        pul=pul,
+        pul_ci95=(pul - 2, pul + 1),
+        answered=answered,
+        sensitivity=sensitivity,
+        specificity=specificity,
+        held_out=4000 if errors else None,
+        corrected=corrected,
+        over_removal=None if made is None else over,
+    )
+
+
+@pytest.fixture
+def change(evaluation):
+    """Gives figures of the evaluation other values; those of a group by its name and a dict of them."""
+
+    def changed(**values):
+        own = evaluation.figures
+        for name, value in values.items():
+            nested = name in ("kept", "landing", "good_changed") and isinstance(value, dict)
+            own = replace(own, **{name: replace(getattr(own, name), **value) if nested else value})
+        evaluation.figures = own
+
+    return changed
+
+
 @pytest.fixture
 def evaluation():
     flags = torch.arange(200) % 5 == 0
@@ -26,48 +78,70 @@ def evaluation():
         "adapted": judged(torch.arange(200) < 150, 1),
         "after": judged(flags & False, 2),
     }
-    numbers = dict(
-        pul=100.0,
-        pul_ci95=[91.5, 100.0],
+    share = partial(Share, ci95=(0.02, 0.09))
+    distances = {"before": (40, 2.0), "adapted": (150, 8.0), "after": (0, 3.0)}
+    figures = Figures(
         negatives_before=40,
         negatives_after=0,
-        negatives={"before": 40, "adapted": 150, "after": 0},
-        fid_cls_before=2.0,
-        fid_cls_adapted=8.0,
-        fid_cls_after=3.0,
-        frechet_kept=0.5,
-        frechet_kept_chance=0.4,
-        kid_kept=0.01,
-        kid_kept_chance=-0.0001,
-        kept_compared=160,
-        kept_reference=155,
-        good_changed=dict(
+        pul=100.0,
+        pul_ci95=(91.5, 100.0),
+        n=200,
+        seed=0,
+        judge="blind",
+        features="classifier",
+        probe=None,
+        models={
+            name: ModelFigures(
+                negatives=negatives,
+                classes=histogram(models[name].labels, ["a", "b", "c"]),
+                confident=None,
+                attributes={},
+                fid_cls=distance,
+                kid_cls=None,
+            )
+            for name, (negatives, distance) in distances.items()
+        },
+        judges={"blind": one_judge(40, 0)},
+        agreed=None,
+        kept=Kept(
+            **dict.fromkeys(f"{name}{end}" for name in MEASURES for end in ("", "_chance")),
+            frechet=0.5,
+            frechet_chance=0.4,
+            frechet_redistribution=0.44,
+            kid=0.01,
+            kid_chance=-0.0001,
+            compared=160,
+            reference=155,
+            tv=0.031,
+            tv_redistribution=0.02,
+        ),
+        good_changed=GoodChanged(
             count=8,
             share=0.05,
-            ci95=[0.02, 0.09],
-            sure=dict(count=1, of=125, share=0.008),
-            by_a_pixel=dict(count=5, share=0.031),
+            ci95=(0.02, 0.09),
+            sure=SureChanged(count=1, of=125, share=0.008, ci95=(0.001, 0.04)),
+            by_a_pixel=share(count=5, share=0.031),
         ),
-        landing=dict(
+        landing=Landing(
             latents=40,
             still_negative=0,
+            compared=40,
             transitions={"b": {"a": 30, "c": 10}},
             precision=0.5,
+            precision_chance=None,
             frechet=2.0,
+            frechet_chance=None,
+            density=None,
+            density_chance=None,
             sure=0.55,
             sure_chance=0.78,
         ),
-        tv_kept=0.031,
-        tv_redistribution=0.02,
-        frechet_redistribution=0.44,
-        n=200,
-        seed=0,
-        features="classifier",
+        real_images=None,
+        distances={},
+        metrics={},
     )
-    for name, model in models.items():
-        numbers[f"class_histogram_{name}"] = histogram(model.labels, ["a", "b", "c"])
     original = Original(models["before"], judged(flags, 3), None, None)
-    return Evaluation(numbers, models, original, (-1.0, 1.0), ["a", "b", "c"], [1])
+    return Evaluation(figures, models, original, (-1.0, 1.0), ["a", "b", "c"], [1])
 
 
 @pytest.fixture

@@ -7,17 +7,21 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import fields, replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from atu import api
 from atu.config import Config
 from atu.data import images
 from atu.data.samples import TensorSamples
+from atu.evaluation.figures import Distances
+from atu.measures.manifold import MEASURES
 from atu.report import pictures, plots, report, tables
 from atu.support.digest import sha256
 
@@ -50,9 +54,10 @@ class Balance(HTMLParser):
 def test_json_has_what_is_promised(tmp_path, evaluation, context):
     report.write(tmp_path, evaluation, context)
     data = json.loads((tmp_path / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    promised = "pul pul_ci95 negatives_before negatives_after fid_cls_before fid_cls_after class_histogram_before "
-    promised += "class_histogram_after tv_kept seconds config machine versions seed n decisions"
-    assert set(promised.split()) <= data.keys()
+    names = [field.name for field in fields(report.Report)]
+    assert list(data) == names and data["version"] == 1
+    assert report.schema()["required"] == names
+    TypeAdapter(report.Report).validate_json((tmp_path / "report.json").read_text())
     assert data["seconds"] == 61.0  # the evaluation is not part of the cost
     assert data["decisions"]["score"] is None
     assert data["versions"]["torch"] == torch.__version__ or torch.__version__.startswith(data["versions"]["torch"])
@@ -95,12 +100,12 @@ def test_marks_are_the_negatives_of_each_grid(evaluation):
     assert (others["label"], others["count"]) == ("adapted (stage 1)", 64)
 
 
-def test_what_is_left_is_shown(evaluation, context):
+def test_what_is_left_is_shown(evaluation, context, change):
     page = report.render(report.report_data(evaluation, context), evaluation, context)
     assert "The judge calls none of the unlearned GAN’s 200 samples negative." in page
     assert pictures.survivors(evaluation) is None
     evaluation.models["after"] = judged(torch.arange(200) < 30, 3)
-    evaluation.numbers.update(pul=25.0, pul_ci95=[10.0, 40.0], negatives_after=30)
+    change(pul=25.0, pul_ci95=(10.0, 40.0), negatives_after=30)
     assert pictures.survivors(evaluation)["n"] == 24
     page = report.render(report.report_data(evaluation, context), evaluation, context)
     assert "the first 24 of 30" in page
@@ -190,17 +195,17 @@ def test_images_round_trip_through_files(tmp_path):
 
 def test_kernel_distances_have_the_digits_that_tell_them_apart():
     """Near 0 four decimals; in the features of a network whose distances are large no more than three digits."""
-    found = tables.kept_table(dict(kid_kept=0.01, kid_kept_chance=-0.0001))
+    kept = dict.fromkeys(("frechet", *MEASURES))
+    found = tables.kept_table(dict(kept=dict(kept, kid=0.01, kid_chance=-0.0001)))
     assert found[-1] == ["kernel distance (KID)", "-0.0001", "0.0100"]
-    assert tables.kept_table(dict(kid_kept=74.5683, kid_kept_chance=-19.2034))[-1][1:] == ["-19.2", "74.6"]
+    found = tables.kept_table(dict(kept=dict(kept, kid=74.5683, kid_chance=-19.2034)))
+    assert found[-1][1:] == ["-19.2", "74.6"]
 
 
-def test_distances_of_each_network_stand_in_rows_of_their_own(evaluation, context):
-    kept = dict(frechet_kept=2.0, frechet_kept_chance=0.5, kid_kept=0.001, kid_kept_chance=0.0)
-    evaluation.numbers["distances"] = {
-        "dinov2": kept,
-        "inception": {**kept, "fid_before": 12.0, "fid_after": 9.0, "kid_before": 0.2, "kid_after": 0.1},
-    }
+def test_distances_of_each_network_stand_in_rows_of_their_own(evaluation, context, change):
+    kept = Distances(frechet=2.0, frechet_chance=0.5, kid=0.001, kid_chance=0.0, real_fid={}, real_kid={})
+    real = replace(kept, real_fid={"before": 12.0, "after": 9.0}, real_kid={"before": 0.2, "after": 0.1})
+    change(distances={"dinov2": kept, "inception": real})
     data = report.report_data(evaluation, context)
     own, real = tables.distances_tables(data, ["before", "after"])
     assert [row[0].split(" features")[0] for row in own[1:]] == [
@@ -214,19 +219,20 @@ def test_distances_of_each_network_stand_in_rows_of_their_own(evaluation, contex
     assert real[1] == ["FID in inception features, to real samples without it", "12.0", "9.00"]
     page = report.render(data, evaluation, context)
     assert "FID in inception features" in page and "FID in dinov2" not in page
-    evaluation.numbers["distances"] = {}
+    change(distances={})
     assert tables.distances_tables(report.report_data(evaluation, context), ["before"]) == []
 
 
-def test_the_terminal_keeps_brackets_and_colons_of_names(evaluation, context, capsys, monkeypatch):
+def test_the_terminal_keeps_brackets_and_colons_of_names(evaluation, context, capsys, monkeypatch, change):
     """Rich reads [red] as markup, [/x] as an error and :cat: as a picture."""
     monkeypatch.setenv("COLUMNS", "200")
     names = ["a", "[red]:cat:", "c[/x]"]
     evaluation.classes[:] = names
-    for name in ("before", "adapted", "after"):
-        rows = evaluation.numbers[f"class_histogram_{name}"]
-        evaluation.numbers[f"class_histogram_{name}"] = dict(zip(names, rows.values(), strict=True))
-    evaluation.numbers["landing"]["transitions"] = {names[1]: {"a": 30, names[2]: 10}}
+    named = {
+        name: replace(model, classes=dict(zip(names, model.classes.values(), strict=True)))
+        for name, model in evaluation.figures.models.items()
+    }
+    change(models=named, landing=dict(transitions={names[1]: {"a": 30, names[2]: 10}}))
     context.subject = "class [red]:cat: c[/x]"
     report.print_table(report.report_data(evaluation, context))
     told = capsys.readouterr().out

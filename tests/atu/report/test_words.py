@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict, replace
 
 import pytest
 
+from atu.measures.prevalence import Corrected
 from atu.report import judged as judged_words
 from atu.report import report, tables, words
+
+from .conftest import one_judge
 
 
 def test_cards_and_summary_in_words(evaluation, context):
@@ -32,15 +36,17 @@ def test_cards_and_summary_in_words(evaluation, context):
     assert "further from" in words.summary(data)
 
 
-def test_cards_without_negatives_real_data_or_classes(evaluation, context):
-    evaluation.numbers.update(pul=None, pul_ci95=None, fid_cls_before=None, tv_kept=None, frechet_kept=None)
-    evaluation.numbers.update(good_changed=None, landing=None, kid_kept=None)
+def test_cards_without_negatives_real_data_or_classes(evaluation, context, change):
+    models = {name: replace(model, fid_cls=None) for name, model in evaluation.figures.models.items()}
+    change(pul=None, pul_ci95=None, models=models, good_changed=None, landing=None)
+    change(kept=dict(tv=None, frechet=None, kid=None))
     data = report.report_data(evaluation, context)
     assert [card["name"] for card in words.cards(data)] == ["Negatives", "Time"]
     assert tables.kept_table(data) == []
 
 
 CHANGED = {"good_changed": {"share": 0.021}}
+NOTHING = {"probe": None, "good_changed": None, "kept": {"frechet": None, "frechet_chance": None}}
 
 
 def by_probe(alarms, of_good, contradicted=0):
@@ -49,7 +55,12 @@ def by_probe(alarms, of_good, contradicted=0):
 
 def figures(before, after, **more):
     pul = 100 * (before - after) / before if before else None
-    return dict(subject="hats", n=10_000, negatives_before=before, negatives_after=after, pul=pul, decisions={}, **more)
+    data = dict(subject="hats", n=10_000, negatives_before=before, negatives_after=after, pul=pul, decisions={})
+    return {**NOTHING, **data, **more}
+
+
+def far(distance, chance=1.0):
+    return {"kept": {"frechet": distance, "frechet_chance": chance}}
 
 
 @pytest.mark.parametrize(
@@ -63,11 +74,11 @@ def figures(before, after, **more):
         (figures(13, 777), "Hats: more of it than before", "poor", "wrong order"),
         (figures(0, 21), "Hats: more of it than before", "poor", "wrong order"),
         (figures(0, 0), "Hats: none to begin with", "poor", "nothing can be said"),
-        (figures(777, 0, frechet_kept=1.9, frechet_kept_chance=1.0), None, "good", "The rest is as it was."),
-        (figures(777, 0, frechet_kept=4.0, frechet_kept_chance=1.0), None, "fair", "has changed a little"),
-        (figures(777, 0, frechet_kept=1.9, frechet_kept_chance=1.0, **CHANGED), None, "fair", "has changed a little"),
-        (figures(777, 0, frechet_kept=9.0, frechet_kept_chance=1.0), None, "fair", "look at the pictures"),
-        (figures(777, 0, frechet_kept=9.0, frechet_kept_chance=0.0), None, "good", "None of it was found."),
+        (figures(777, 0, **far(1.9)), None, "good", "The rest is as it was."),
+        (figures(777, 0, **far(4.0)), None, "fair", "has changed a little"),
+        (figures(777, 0, **far(1.9), **CHANGED), None, "fair", "has changed a little"),
+        (figures(777, 0, **far(9.0)), None, "fair", "look at the pictures"),
+        (figures(777, 0, **far(9.0, 0.0)), None, "good", "None of it was found."),
         # By a probe: 3 % left, where it takes 5 % of the good marks for unwanted (Wilson: 3.3 to 7.6 %); none known.
         (figures(900, 300, **by_probe(20, 400)), None, "fair", "finds is no more than its false alarms. A probe is no"),
         (figures(900, 300, **by_probe(1, 400)), None, "poor", "The probe still finds part of it."),
@@ -75,7 +86,7 @@ def figures(before, after, **more):
         (figures(900, 600, **by_probe(0, 0)), None, "poor", "The probe still finds most of it."),
         (figures(900, 60, **by_probe(0, 0)), None, "fair", "The probe still finds little of it."),
         (
-            figures(900, 0, frechet_kept=1.9, frechet_kept_chance=1.0, **by_probe(20, 400)),
+            figures(900, 0, **far(1.9), **by_probe(20, 400)),
             None,
             "fair",
             "The probe finds none of it. On the whole the rest is as it was. A probe is no independent judge",
@@ -90,25 +101,25 @@ def test_outcome_and_verdict(data, title, level, text):
     assert text in found.text
 
 
-def test_what_held_out_marks_say_of_a_probe(judges, evaluation, context):
-    evaluation.numbers.update(judge="asked", **by_probe(3, 41, contradicted=2))
+def test_what_held_out_marks_say_of_a_probe(judges, evaluation, context, change):
+    change(judge="asked", **by_probe(3, 41, contradicted=2))
     told = judged_words.who_judged(report.report_data(evaluation, context))
     assert "it recognises 97 of 101 unwanted ones and takes 3 of 41 good ones for unwanted; unwanted" in told
     assert "slips perhaps, were left out: 2." in told
-    evaluation.numbers.update(by_probe(0, 0))
+    change(**by_probe(0, 0))
     told = judged_words.who_judged(report.report_data(evaluation, context))
     assert "recognises 97 of 101 unwanted ones. Marks are no random sample" in told
 
 
-def test_swapped_checkpoints_are_said_to_be(evaluation, context):
+def test_swapped_checkpoints_are_said_to_be(evaluation, context, change):
     assert any("wrong order" in text for text in words.cautions(figures(0, 21)))
     assert any("wrong order" in text for text in words.cautions(figures(13, 777)))
     assert words.cautions(figures(777, 790)) == []  # by chance
-    evaluation.numbers.update(pul=-900.0, pul_ci95=[-3000.0, 100.0], negatives_before=4, negatives_after=40)
+    change(pul=-900.0, pul_ci95=(-3000.0, 100.0), negatives_before=4, negatives_after=40)
     card = words.cards(report.report_data(evaluation, context))[0]
     assert (card["name"], card["value"]) == ("Negatives", "40")
     assert "4 → 40 of 200 samples: more than before" in card["note"]
-    evaluation.numbers.update(pul=None, pul_ci95=None, negatives_before=0, negatives_after=40)
+    change(pul=None, pul_ci95=None, negatives_before=0, negatives_after=40)
     page = report.render(report.report_data(evaluation, context), evaluation, context)
     assert "in the wrong order" in page
     assert "none to begin with" not in page
@@ -175,37 +186,19 @@ def test_duration(seconds, text):
     assert words.duration(seconds) == text
 
 
-def one_judge(before, after, answered=False, errors=None, corrected=None, made=None, fewer=False):
-    pul = 100 * (before - after) / before
-    rates = (None, None) if errors is None else tuple(dict(count=0, share=rate, ci95=[0, 1]) for rate in errors)
-    over = dict(retrained=dict(count=made, share=0, ci95=[0, 1]), difference=0.0, fewer=fewer)
-    over["difference_ci95"] = [-0.01, -0.001] if fewer else [-0.01, 0.001]
-    return dict(
-        negatives_before=before,
-        negatives_after=after,
-        pul=pul,
-        pul_ci95=[pul - 2, pul + 1],
-        answered=answered,
-        sensitivity=rates[0],
-        specificity=rates[1],
-        held_out=4000 if errors else None,
-        corrected=corrected,
-        over_removal=None if made is None else over,
-    )
-
-
 def corrected(pul, unreliable=None):
-    return dict(pul=pul, pul_ci95=[pul - 3, 100.0], unreliable=unreliable)
+    shares = dict.fromkeys(("share_before", "share_before_ci95", "share_after", "share_after_ci95"))
+    return Corrected(pul=pul, pul_ci95=(pul - 3, 100.0), unreliable=unreliable, **shares)
 
 
 @pytest.fixture
-def judges(evaluation):
+def judges(change):
     found = {
         "blind": one_judge(40, 0, errors=(0.985, 0.998), corrected=corrected(99.0), made=9, fewer=True),
         "asked": one_judge(50, 1, answered=True, made=3),
         "poor": one_judge(60, 30, errors=(0.9, 0.91), corrected=corrected(90.0, "it tells too little")),
     }
-    evaluation.numbers.update(judge="blind", judges=found)
+    change(judge="blind", judges=found)
     return found
 
 
@@ -240,30 +233,30 @@ def test_every_figure_says_whose_it_is(judges, evaluation, context):
     assert "What each judge says" in page
 
 
-def test_a_name_keeps_its_parentheses(judges, evaluation, context):
-    evaluation.numbers["judges"] = {"net (v2).pt": judges["blind"]}
-    evaluation.numbers["judge"] = "net (v2).pt"
+def test_a_name_keeps_its_parentheses(judges, evaluation, context, change):
+    change(judges={"net (v2).pt": judges["blind"]}, judge="net (v2).pt")
     (card,) = judged_words.corrected_card(report.report_data(evaluation, context))
     assert card["note"] == "for the errors of net (v2).pt on real samples; 95 % interval: 96.0 to 100.0 %"
 
 
 def test_the_table_rounds_as_the_headline_does(judges):
-    judges["blind"].update(pul=100 * 8 / 53, corrected=corrected(99.99))
-    table = judged_words.judges_table(dict(judge="blind", judges=judges))
+    judges["blind"] = replace(judges["blind"], pul=100 * 8 / 53, corrected=corrected(99.99))
+    told = {name: asdict(one) for name, one in judges.items()}
+    table = judged_words.judges_table(dict(judge="blind", judges=told, agreed=None))
     assert table[1][4].startswith("15.0 (") and table[1][5].startswith("99.9 (")
 
 
-def test_what_all_judges_call_unwanted_stands_last(judges, evaluation, context):
-    evaluation.numbers["agreed"] = one_judge(30, 3, made=2)
+def test_what_all_judges_call_unwanted_stands_last(judges, evaluation, context, change):
+    change(agreed=one_judge(30, 3, made=2))
     data = report.report_data(evaluation, context)
     row = ["30", "3", "2", "90.0 (88.0 to 91.0)", "–", "–", "–"]
     assert judged_words.judges_table(data)[-1] == ["all but the oracle", *row]
     assert "those that all" in report.render(data, evaluation, context)
-    judges["asked"]["answered"] = False
+    data["judges"]["asked"]["answered"] = False
     assert judged_words.judges_table(data)[-1] == ["all of them", *row]
 
 
-def test_over_removal_and_judges_that_disagree_are_said(judges, evaluation, context):
+def test_over_removal_and_judges_that_disagree_are_said(judges, evaluation, context, change):
     warnings = report.report_data(evaluation, context)["warnings"]
     assert any(text.startswith("Over-removal: 0 of 200 samples are negative, and 9 of a GAN") for text in warnings)
     assert any(
@@ -273,27 +266,28 @@ def test_over_removal_and_judges_that_disagree_are_said(judges, evaluation, cont
         for text in warnings
     )
     assert not any("asked" in text for text in warnings)  # 98 %, whose interval meets the other's
-    judges["blind"]["over_removal"].update(fewer=False, difference_ci95=[0.01, 0.02])
-    evaluation.numbers["negatives_after"] = 30
+    more = replace(judges["blind"].over_removal, fewer=False, difference_ci95=(0.01, 0.02))
+    judges["blind"] = replace(judges["blind"], over_removal=more)
+    change(negatives_after=30)
     assert (
         "A GAN that was retrained without them makes 9 of 200: fewer than the 30 left."
         in report.report_data(evaluation, context)["warnings"]
     )
 
 
-def test_an_oracle_that_judges_and_a_correction_that_says_little_are_said(judges, evaluation, context):
-    evaluation.numbers["judge"] = "asked"
+def test_an_oracle_that_judges_and_a_correction_that_says_little_are_said(judges, evaluation, context, change):
+    change(judge="asked")
     data = report.report_data(evaluation, context)
     assert any("asked, answered during the run" in text for text in data["warnings"])
     assert judged_words.who_judged(data) == (
         "Judge: asked, which answered during the run too; its errors on real samples are not known."
     )
     assert judged_words.corrected_card(data) == []
-    evaluation.numbers["judges"]["asked"]["answered"] = None
+    judges["asked"] = replace(judges["asked"], answered=None)
     data = report.report_data(evaluation, context)
     assert judged_words.who_judged(data) == "Judge: asked; its errors on real samples are not known."
     assert not any("answered during the run" in text for text in data["warnings"])
-    evaluation.numbers["judge"] = "poor"
+    change(judge="poor")
     data = report.report_data(evaluation, context)
     assert "The corrected percentage is unreliable: it tells too little." in data["warnings"]
     assert "unreliable: it tells too little" in judged_words.corrected_card(data)[0]["note"]

@@ -162,7 +162,7 @@ def test_celebahq_recipe_from_the_command_line(celebahq, tmp_path, monkeypatch):
     assert list(read_cells(tmp_path / "there")) == [("ewc", "bangs", 0)]
     own, there = (read_cells(folder)["ewc", "bangs", 0] for folder in (out, tmp_path / "there"))
     assert there["negatives_before"] == own["negatives_before"]
-    assert there["fid_cls_after"] == pytest.approx(own["fid_cls_after"], rel=1e-3)
+    assert there["models.after.fid_cls"] == pytest.approx(own["models.after.fid_cls"], rel=1e-3)
 
 
 @pytest.mark.parametrize("dataset", ["afhq", "celebahq"])

@@ -78,7 +78,7 @@ def test_cells_are_computed_once_and_tabled(plan_parts, tmp_path, monkeypatch):
     assert row["ret_fid_cls"]["n"] == 2
     one = cells[0]
     assert row["good_changed"]["mean"] == pytest.approx(50 * sum(cell["good_changed.share"] for cell in cells))
-    assert row["frechet_kept"]["mean"] > 0 and one["frechet_kept_chance"] > 0
+    assert row["frechet_kept"]["mean"] > 0 and one["kept.frechet_chance"] > 0
     with Image.open(out / "work" / "pictures" / "ewc-left-0.png") as picture:  # gaps of a pixel between images of 8 x 8
         assert picture.width == 9 * min(20, one["negatives_before"])
     assert table["table"]["retrain"]["left"]["ret_fid_cls"] is None
