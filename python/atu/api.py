@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .check_gan import check_adapted
 from .config import Config
 from .data.samples import Samples, TensorSamples
 from .gan import GAN
-from .job import Job, Request, check_adapted, started
+from .inputs import Request
 from .judging.rule import Rule
 from .methods.adapt_then_unlearn.adapt import adapt_all
 from .methods.adapt_then_unlearn.repel import repel_gan
 from .methods.extrapolate import extrapolated
 from .methods.registry import METHODS, Outcome
+from .run import Job, started
 from .support.files import write_json
 from .support.seeding import Stream, stream_seed
 

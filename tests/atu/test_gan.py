@@ -10,8 +10,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from atu import unlearn
+from atu.check_gan import check_gan
 from atu.gan import GAN
-from atu.job import check_gan
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
 from atu.support.modules import ema_beta, eval_mode, update_ema
 

@@ -17,8 +17,9 @@ from atu import gan as gan_module
 from atu.config import Adversarial
 from atu.data.images import save_folder
 from atu.data.samples import TensorSamples
-from atu.job import Request, started
+from atu.inputs import Request
 from atu.networks.mlp import MLPDiscriminator, MLPGenerator
+from atu.run import started
 from atu.support import memory
 from atu.support.context import RunContext, current
 from atu.training.step import AdversarialStep, NonFiniteError, Objective

@@ -99,8 +99,6 @@ def test_mog_erases_two_centres_and_keeps_six(tmp_path):
     assert max(share["0"], share["1"]) < 0.01
     assert min(share[str(kept)] for kept in range(2, 8)) >= 0.08
     assert data["kept"]["frechet"] < 35 * data["kept"]["frechet_chance"]  # 17 so, 51 by the weights that suit images
-        data["kept"]["frechet"] < 35 * data["kept"]["frechet_chance"]
-    )  # 17 by this, 51 by the weights that suit images
     adapted = data["models"]["adapted"]["classes"]
     assert adapted["0"]["share"] + adapted["1"]["share"] > 0.5
 

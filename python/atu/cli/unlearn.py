@@ -107,7 +107,7 @@ def unlearn(
     CKPT: a checkpoint, a run folder, mnist or animals.
     """
     from .. import api
-    from ..job import Request, check_without_discriminator
+    from ..inputs import Request, check_without_discriminator
     from ..report import report
     from ..support import world
 

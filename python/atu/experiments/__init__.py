@@ -1,1 +1,0 @@
-"""Demonstrations, published tables, and the trainings that made the bundled files."""
