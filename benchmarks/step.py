@@ -22,7 +22,7 @@ from atu.config import Adversarial, Config
 from atu.data.samples import TensorSamples
 from atu.gan import GAN
 from atu.methods.adapt_then_unlearn.adapt import Ewc
-from atu.methods.adapt_then_unlearn.defaults import most_steps
+from atu.methods.adapt_then_unlearn.defaults import resolved
 from atu.methods.adapt_then_unlearn.repulsion import Repulsion, repulsion_of
 from atu.networks.stylegan2 import Discriminator, Generator
 from atu.support.context import PRECISIONS, RunContext, current
@@ -94,7 +94,8 @@ def make_trainer(
         objective = Ewc(twin, start, fisher, cfg.adapt.ewc_weight, cfg.adapt.ewc_relative)
     elif not plain:
         adapted = [[p + 0.01 * torch.randn_like(p) for p in start] for _ in range(models)]
-        objective = Repulsion(params, adapted, start, repulsion_of(cfg), cfg.repel.strength, most_steps(gan, cfg.repel))
+        steps = resolved(gan, cfg.repel).steps or 0
+        objective = Repulsion(params, adapted, start, repulsion_of(cfg), cfg.repel.strength, steps)
     trainer = AdversarialStep(twin.to(gan.device), real, objective, adversarial)
     if current().precision == "float16":  # a scale that overflows has steps passed over, which take less time
         trainer.scaler = torch.amp.GradScaler(gan.device.type, init_scale=SCALE)

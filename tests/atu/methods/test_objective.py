@@ -10,7 +10,7 @@ from atu import config
 from atu.data.samples import TensorSamples
 from atu.judging.feedback import Feedback
 from atu.methods.adapt_then_unlearn import preparation
-from atu.methods.adapt_then_unlearn.defaults import hold_weight, learning_rate, most_steps, nearby_weight
+from atu.methods.adapt_then_unlearn.defaults import resolved
 from atu.methods.adapt_then_unlearn.distance import SampleDistance
 from atu.methods.adapt_then_unlearn.guide import MAX_ROUNDS, UNSURE, Guide, GuideTraining
 from atu.methods.adapt_then_unlearn.nearby import MovedLatents
@@ -30,7 +30,8 @@ def prepared_for(gan, feedback, repel, steps=800, saved=None):
 
 def stage_2(gan, twin, prepared, repel):
     """(objective, step) of stage 2, without the repulsion."""
-    weights = Weights(repel.guide_weight, nearby_weight(gan, repel), hold_weight(gan, repel))
+    repel = resolved(gan, repel)
+    weights = Weights(repel.guide_weight, repel.nearby_weight, repel.hold_weight)
     objective = UnlearnObjective(weights, None, prepared.feedback, prepared)
     return objective, AdversarialStep(twin, prepared.feedback.positives, objective, repel.adversarial)
 
@@ -196,13 +197,13 @@ def test_guide_slope_is_penalised(image_gan, at_once):
 
 
 def test_weights_that_are_auto_suit_the_kind_of_gan(image_gan, vector_gan):
-    stylegan, settings = mnist_stylegan2(), config.Repel()
-    assert [hold_weight(gan, settings) for gan in (stylegan, image_gan, vector_gan)] == [45, 60, 60]
-    assert [nearby_weight(gan, settings) for gan in (stylegan, image_gan, vector_gan)] == [8, 8, 1]
+    gans, settings = (mnist_stylegan2(), image_gan, vector_gan), config.Repel()
+    assert [resolved(gan, settings).hold_weight for gan in gans] == [45, 60, 60]
+    assert [resolved(gan, settings).nearby_weight for gan in gans] == [8, 8, 1]
     for given in (0.0, 7.0):
         settings = config.Repel(hold_weight=given, nearby_weight=given)
-        for gan in (stylegan, image_gan, vector_gan):
-            assert hold_weight(gan, settings) == nearby_weight(gan, settings) == given
+        for gan in gans:
+            assert resolved(gan, settings).hold_weight == resolved(gan, settings).nearby_weight == given
 
 
 def test_a_stylegan_that_is_held_takes_half_of_the_steps_at_twice_the_rate(image_gan):
@@ -210,11 +211,13 @@ def test_a_stylegan_that_is_held_takes_half_of_the_steps_at_twice_the_rate(image
     own = config.Repel(steps=7, adversarial=config.Adversarial(lr=0.03))
     gan, big = mnist_stylegan2(), mnist_stylegan2()
     big._sample_shape = (3, 256, 256)
-    assert (most_steps(big, held), learning_rate(big, held)) == (800, None)
-    assert [most_steps(gan, cfg) for cfg in (held, paper, own)] == [400, 800, 7]
-    assert [learning_rate(gan, cfg) for cfg in (held, paper, own)] == [0.004, None, 0.03]
-    assert [most_steps(image_gan, cfg) for cfg in (held, paper, own)] == [2500, 2500, 7]
-    assert [learning_rate(image_gan, cfg) for cfg in (held, paper, own)] == [None, None, 0.03]
+
+    def steps_and_rate(gan, cfg):
+        return resolved(gan, cfg).steps, resolved(gan, cfg).adversarial.lr
+
+    assert steps_and_rate(big, held) == (800, None)
+    assert [steps_and_rate(gan, cfg) for cfg in (held, paper, own)] == [(400, 0.004), (800, None), (7, 0.03)]
+    assert [steps_and_rate(image_gan, cfg) for cfg in (held, paper, own)] == [(2500, None), (2500, None), (7, 0.03)]
 
 
 @pytest.mark.parametrize("steps, rounds", [(400, MAX_ROUNDS), (1, 3)])

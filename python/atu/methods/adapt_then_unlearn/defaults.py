@@ -1,47 +1,51 @@
-"""Defaults of stage 2 that depend on the kind of GAN (docs/design-decisions.md)."""
+"""What stage 2 takes where its settings leave it open, by the kind of GAN (docs/design-decisions.md).
+
+kind                          steps   learning rate   hold_weight   the guide's Adam   good samples nearby
+StyleGAN                        400   0.004                    45   0.002, beta1 0     a latent is moved to them
+  nothing held, or big images   800   that of stage 1          45   0.002, beta1 0     a latent is moved to them
+other                         2,500   that of stage 1          60   0.001, beta1 0.5   a way leads to them
+
+nearby_weight: 8 for images, 1 for samples of few dimensions
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 from ... import config
 from ...gan import GAN
 
 
-def hold_weight(gan: GAN, cfg: config.Repel) -> float:
-    """Weight of the held term."""
-    if cfg.hold_weight == "auto":
-        return 45.0 if gan.is_stylegan else 60.0
-    return cfg.hold_weight
+@dataclasses.dataclass(frozen=True)
+class Defaults:
+    """lr: Adam's; None is that of any training (`config.Adversarial.lr`)."""
+
+    steps: int
+    lr: float | None
+    hold_weight: float
+    nearby_weight: float
+    guide_lr: float
+    guide_beta1: float
 
 
-def nearby_weight(gan: GAN, cfg: config.Repel) -> float:
-    """Weight of the nearby term: images need more than samples of few dimensions."""
-    if cfg.nearby_weight == "auto":
-        return 8.0 if len(gan.sample_shape) == 3 else 1.0
-    return cfg.nearby_weight
-
-
-def goes_by_guide(gan: GAN, cfg: config.Repel) -> bool:
-    """True if stage 2 has terms that need the guide."""
-    return cfg.guide_weight > 0 or hold_weight(gan, cfg) > 0
-
-
-def _bears_twice_the_rate(gan: GAN, cfg: config.Repel) -> bool:
-    """True if half of the steps at twice the learning rate do as well: for StyleGANs whose good samples are held. This
-    was not measured for big samples."""
-    return gan.is_stylegan and hold_weight(gan, cfg) > 0 and not gan.is_big
-
-
-def most_steps(gan: GAN, cfg: config.Repel) -> int:
-    """Steps of stage 2, at most. Other kinds than StyleGANs have a lower learning rate, so they need more."""
-    if cfg.steps is not None:
-        return cfg.steps
+def defaults_for(gan: GAN, held: bool = True) -> Defaults:
+    """held: if good samples are held to what they were. Then a StyleGAN bears twice the learning rate, and half of the
+    steps do as well; of big samples this was not measured."""
+    nearby = 8.0 if len(gan.sample_shape) == 3 else 1.0
     if not gan.is_stylegan:
-        return 2500
-    return 400 if _bears_twice_the_rate(gan, cfg) else 800
+        return Defaults(2500, None, 60.0, nearby, guide_lr=0.001, guide_beta1=0.5)
+    steps, lr = (400, 0.004) if held and not gan.is_big else (800, None)
+    return Defaults(steps, lr, 45.0, nearby, guide_lr=0.002, guide_beta1=0.0)
 
 
-def learning_rate(gan: GAN, cfg: config.Repel) -> float | None:
-    """Adam's learning rate in stage 2; None: that of any training."""
-    if cfg.adversarial.lr is None and _bears_twice_the_rate(gan, cfg):
-        return 0.004
-    return cfg.adversarial.lr
+def resolved(gan: GAN, cfg: config.Repel) -> config.Repel:
+    """The settings with nothing left open that depends on the kind of GAN; the given ones are kept."""
+    own = defaults_for(gan, held=cfg.hold_weight != 0)
+    adversarial = cfg.adversarial
+    return dataclasses.replace(
+        cfg,
+        steps=own.steps if cfg.steps is None else cfg.steps,
+        hold_weight=own.hold_weight if cfg.hold_weight == "auto" else cfg.hold_weight,
+        nearby_weight=own.nearby_weight if cfg.nearby_weight == "auto" else cfg.nearby_weight,
+        adversarial=dataclasses.replace(adversarial, lr=own.lr if adversarial.lr is None else adversarial.lr),
+    )

@@ -21,6 +21,7 @@ from ...support import progress
 from ...support.modules import copied
 from ...support.seeding import fork_rng
 from ...training.schedules import lr_decay, set_lr
+from .defaults import defaults_for
 
 # Share of the steps, the last ones, over which the learning rate falls to 0. At a full rate the verdict on samples at
 # the boundary is chance.
@@ -73,7 +74,8 @@ class Guide:
         assert gan.discriminator is not None
         self.layers = sample_layers(gan)  # the guide's layers have the same names
         self.discriminator = copied(gan.discriminator).eval().requires_grad_(False)
-        self.lr, betas = (0.002, (0.0, 0.99)) if gan.is_stylegan else (0.001, (0.5, 0.99))
+        own = defaults_for(gan)
+        self.lr, betas = own.guide_lr, (own.guide_beta1, 0.99)
         self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=betas)
 
     def learn_from(self, negatives: Samples, positives: Samples) -> None:

@@ -15,7 +15,7 @@ from ...judging.feedback import Feedback
 from ...support.modules import still
 from ...support.seeding import Stream, fork_rng, stream_seed
 from ..registry import Task
-from .defaults import hold_weight
+from .defaults import resolved
 from .distance import SampleDistance, variance
 from .guide import MAX_ROUNDS, Guide, GuideTraining
 from .nearby import MovedLatents, NegativeLatents
@@ -132,8 +132,8 @@ def _loaded(task: Task, training: GuideTraining, saved: dict[str, Any]) -> Prepa
 
 def _bank(task: Task, steps: int, guide: Guide, some: Tensor, saved: dict[str, Any] | None) -> Bank | None:
     """The bank, or None if nothing is held. some: positives, whose variances are the units of distances."""
-    gan, cfg, negatives = task.gan, task.config.repel, task.feedback.negative_latents
-    if not hold_weight(gan, cfg) or negatives is None or not len(negatives[0]):
+    gan, cfg, negatives = task.gan, resolved(task.gan, task.config.repel), task.feedback.negative_latents
+    if not cfg.hold_weight or negatives is None or not len(negatives[0]):
         return None
     distance = SampleDistance(guide, some.to(gan.device))
     with fork_rng(gan.device, stream_seed(task.seed, Stream.NEARBY)):

@@ -5,7 +5,6 @@ Source: Tiwary et al., "Adapt then Unlearn" (arXiv 2309.14054), section 3.3. obj
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +17,7 @@ from ...training.score import Score, ScoredStage
 from ...training.step import AdversarialStep
 from ..registry import Stage, Task
 from .adapt import check_shared
-from .defaults import goes_by_guide, hold_weight, learning_rate, most_steps, nearby_weight
+from .defaults import resolved
 from .objective import UnlearnObjective, Weights
 from .preparation import Prepared, prepare
 from .repulsion import Repulsion, repulsion_of
@@ -33,8 +32,10 @@ def repel_gan(task: Task, adapted: list[dict[str, Tensor]]) -> tuple[GAN, dict[s
 
     adapted: state dicts of generators from stage 1.
     """
-    gan, cfg, run, feedback = task.gan, task.config.repel, task.run, task.feedback
-    steps, twin = most_steps(gan, cfg), gan.copy()
+    gan, run, feedback = task.gan, task.run, task.feedback
+    cfg, twin = resolved(gan, task.config.repel), gan.copy()
+    steps = cfg.steps
+    assert steps is not None
     names = [name for name, _ in gan.generator.named_parameters()]
     anchors = [[state[name].to(gan.device) for name in names] for state in adapted]
     if twin.generator_ema is not None:  # theta_G, whose samples are seen
@@ -43,13 +44,12 @@ def repel_gan(task: Task, adapted: list[dict[str, Tensor]]) -> tuple[GAN, dict[s
     start, loss = [p.detach().clone() for p in params], repulsion_of(task.config)
     repulsion = Repulsion(params, anchors, start, loss, cfg.strength, steps)
     with fork_rng(gan.device, stream_seed(task.seed, Stream.REPEL)):
-        prepared = _prepared(task, steps) if goes_by_guide(gan, cfg) else None
+        prepared = _prepared(task, steps) if goes_by_guide(cfg) else None
         if prepared is not None:
             feedback = prepared.feedback
-        weights = Weights(cfg.guide_weight, nearby_weight(gan, cfg), hold_weight(gan, cfg))
+        weights = Weights(cfg.guide_weight, float(cfg.nearby_weight), float(cfg.hold_weight))
         objective = UnlearnObjective(weights, repulsion, feedback, prepared)
-        settings = dataclasses.replace(cfg.adversarial, lr=learning_rate(gan, cfg))
-        step = AdversarialStep(twin, feedback.positives, objective, settings)
+        step = AdversarialStep(twin, feedback.positives, objective, cfg.adversarial)
         score = Score(gan, feedback, cfg.check_samples, task.seed)
         hooks = ScoredStage("repel", step, score, run, steps, cfg.check_every, cfg.decay)
         run_stage(run, "repel", step, steps, hooks)
@@ -58,6 +58,11 @@ def repel_gan(task: Task, adapted: list[dict[str, Tensor]]) -> tuple[GAN, dict[s
         assert gan.discriminator is not None and twin.discriminator is not None
         twin.discriminator.load_state_dict(gan.discriminator.state_dict())
     return twin, {**hooks.decisions(), **feedback.notes}
+
+
+def goes_by_guide(cfg: config.Repel) -> bool:
+    """True if stage 2 has terms that need the guide."""
+    return cfg.guide_weight > 0 or cfg.hold_weight != 0
 
 
 def _prepared(task: Task, steps: int) -> Prepared:
@@ -71,14 +76,15 @@ def _prepared(task: Task, steps: int) -> Prepared:
 
 def repel_stage(gan: GAN, cfg: config.Config) -> Stage:
     """Stage 2 of a plan."""
-    repel = cfg.repel
-    guided, held = goes_by_guide(gan, repel), hold_weight(gan, repel) > 0
+    repel = resolved(gan, cfg.repel)
+    assert repel.steps is not None
+    guided, held = goes_by_guide(repel), repel.hold_weight != 0
     learnt_first = 1 if gan.is_stylegan or not held else 2  # the guide, and the ways to good samples
     settings = repel.adversarial
     return Stage.of(
         "repel",
         REPEL_TITLE,
-        most_steps(gan, repel),
+        repel.steps,
         settings,
         before=learnt_first * repel.guide_steps if guided else 0,
         second_order=bool(settings.r1_gamma or settings.r2_gamma or guided),
@@ -90,8 +96,8 @@ def repel_stage(gan: GAN, cfg: config.Config) -> Stage:
 def _check(gan: GAN, cfg: config.Config) -> None:
     """Raise ValueError if a setting would have no effect, or several processes cannot share a batch."""
     repel = cfg.repel
-    held, batch = hold_weight(gan, repel) > 0, repel.adversarial.batch_size
-    if repel.guide_steps == 0 and goes_by_guide(gan, repel):
+    held, batch = repel.hold_weight != 0, repel.adversarial.batch_size
+    if repel.guide_steps == 0 and goes_by_guide(repel):
         raise ValueError(
             "config: repel.guide_steps: expected at least 1, as the guide's loss and holding need a trained guide, got "
             "0; to do without it, set repel.guide_weight and repel.hold_weight to 0 too"
