@@ -30,7 +30,6 @@ from .session import Session
 
 PASSES = 2.5  # of a training step, in passes of one sample forth and back through both networks
 COPIES = 8  # of the weights: gradients, Adam's moments, averages, anchors
-BAR = re.compile(r"([^:]+): ([0-9]+)/([0-9]+)")  # a progress line
 
 
 class Runs:
@@ -153,17 +152,16 @@ class Runs:
         return self.report(number).exists() and self.result(number).exists()
 
     def status(self, number: int) -> dict[str, Any]:
-        """What the page shows of a round's run: state (none, running, stopped, failed, finished), stage, step and of
-        (how many steps, both by the last of its output), done (a share of all steps), seconds, stopping, line, summary,
-        result, command."""
+        """What the page shows of a round's run: state (none, running, stopped, failed, finished), stage and step by its
+        metrics, done (a share of all steps), seconds, stopping, line (the last of its output), summary, result,
+        command."""
         found: dict[str, Any] = dict(command=shlex.join(["atu", *self.command(number)]))
         found["state"] = state = self._state(number)
         if state in ("running", "failed"):
             found["line"] = _last_line(self._log(number))
-        if state == "running" and (bar := BAR.match(found["line"])):
-            found["stage"], found["step"], found["of"] = bar[1], int(bar[2]), int(bar[3])
         steps = _steps(self.folder(number) / "metrics.jsonl")
         if steps:
+            found["stage"], found["step"] = list(steps.items())[-1]
             planned = sum(stage.before + stage.steps for stage in self._plan().stages)
             found["done"] = min(sum(steps.values()) / planned, 1.0)
         if state == "running":

@@ -20,7 +20,7 @@ import pathlib, sys, time
 out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
 out.mkdir(exist_ok=True)
 print("at work", flush=True)
-print("adapt-0: 7/203  D 1.2  G 0.5", flush=True)
+print("going on", flush=True)
 (out / "metrics.jsonl").write_text('{"stage": "adapt-0", "step": 7}\\n')
 time.sleep(120)
 """
@@ -74,7 +74,7 @@ def orphaned(marks):
 def test_a_run_whose_page_was_killed_is_found_again(orphaned):
     assert orphaned.busy
     status = orphaned.status(1)
-    assert (status["state"], status["stage"], status["step"], status["of"]) == ("running", "adapt-0", 7, 203)
+    assert (status["state"], status["stage"], status["step"]) == ("running", "adapt-0", 7)
     assert 0 <= status["seconds"] < 60 and 0 < status["done"] < 1
     with pytest.raises(ValueError, match="a run is going on already"):
         orphaned.start(1)
@@ -85,7 +85,7 @@ def test_a_run_whose_page_was_killed_is_found_again(orphaned):
     assert orphaned.status(1)["state"] == "stopped"
     orphaned.start(1)  # it goes on
     assert orphaned.busy and orphaned.orphan is None and not orphaned.status(1)["stopping"]
-    wait(lambda: "adapt-0" in orphaned.status(1).get("line", ""))
+    wait(lambda: orphaned.status(1).get("line") == "going on")
 
 
 def test_the_share_that_is_done_is_of_the_steps_that_this_kind_of_gan_takes(marks, tmp_path):

@@ -3,9 +3,7 @@
 const $ = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}\u00a0%`;
 const STAGES = { // of the run's own progress, in the page's words
-  Fisher: "Weighing what matters to the GAN",
   adapt: "Learning what is unwanted (stage 1 of 2)",
-  guide: "Learning to tell it apart",
   repel: "Unlearning (stage 2 of 2)",
 };
 const interval = ({ low, high }) => `${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)}\u00a0%`;
@@ -115,8 +113,8 @@ function outcome(round, { before, after, n, judge, verdict }) {
 
 function runText(run) {
   if (run.state === "running") {
-    const begun = run.done !== undefined ? run.line : run.line ? `starting (${run.line})` : "starting"; // what it says
-    const where = run.stage ? `${STAGES[run.stage.split("-")[0]] ?? run.stage}: ${run.step} of ${run.of}` : begun;
+    const begun = run.line ? `starting (${run.line})` : "starting";
+    const where = run.stage ? `${STAGES[run.stage.split("-")[0]] ?? run.stage}: step ${run.step}` : begun;
     if (run.stopping) return `${where}. It stops once this step is finished and saved.`;
     return `${where}; ${duration(run.seconds)} so far. ${run.done === 1 ? "Evaluating." : ""}`;
   }
