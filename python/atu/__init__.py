@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .api import Result, adapt, extrapolate, repel, unlearn
     from .config import Config
+    from .evaluation.evaluate import evaluate
     from .gan import GAN
     from .judging.checks import FeedbackWarning
     from .support.context import RunContext
@@ -23,6 +24,7 @@ __all__ = [
     "Result",
     "RunContext",
     "adapt",
+    "evaluate",
     "extrapolate",
     "fit_discriminator",
     "repel",
@@ -34,6 +36,7 @@ _HOMES = {
     "Config": "config",
     "FeedbackWarning": "judging.checks",
     "RunContext": "support.context",
+    "evaluate": "evaluation.evaluate",
     "fit_discriminator": "training.fit_discriminator",
 }
 
