@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +12,8 @@ from torch import Tensor
 from ..data.samples import Samples, read
 from ..gan import GAN
 from ..measures.features import DiscriminatorFeatures, Whitening
+from ..measures.intervals import wilson
+from ..support.modules import eval_mode
 from ..support.remarks import InputWarning
 from ..support.seeding import fork_rng
 from .rule import Rule
@@ -17,6 +21,7 @@ from .rule import Rule
 FEW_NEGATIVES, MANY_NEGATIVES = 12, 100  # fewer are a guess; more hardly help
 MAX_CHECKED = 256  # negatives that are checked one by one
 MAX_NEGATIVE_SHARE = 0.5  # of all samples, above which "negative" is hardly one thing
+RECOGNISED = 0.8  # of the marks held out from the probe, below which what they show is hardly told from the rest
 MAX_COMPARED = 1000  # generated samples that the negatives are compared with
 
 
@@ -111,6 +116,58 @@ def share_remarks(answers: str, flags: Tensor) -> list[str]:
     return []
 
 
+def recognition_remarks(marks: Mapping[str, int]) -> list[str]:
+    """Remarks on marks that say too little to a probe. marks: its counts on those that were held out (`Probe.marks`).
+
+    Of a CIFAR-10 GAN's frogs it recognises 60 of 100, and the run removes a third; of digits 90 and more.
+    """
+    recognised, of = marks["recognised"], marks["of"]
+    if of < FEW_NEGATIVES or wilson(recognised, of)[1] >= RECOGNISED:
+        return []
+    return [
+        f"negatives: of those held out from the probe it recognises {recognised} of {of}, so it hardly tells what they "
+        "show from the rest, and much of it will stay; mark more of them, and good samples too (positives), or give a "
+        "classifier (is_negative)"
+    ]
+
+
+def discriminator_remarks(gan: GAN, x: Tensor) -> list[str]:
+    """Remarks on a discriminator whose logits for samples x [N, ...] lie between two bounds.
+
+    Of a CIFAR-10 GAN whose discriminator ends in a difference of two sigmoids a run with an oracle removes 9 % of the
+    frogs, and 56 % with what these two take in.
+    """
+    if gan.discriminator is None:
+        return []
+    x = x[: gan.fitting(4)].to(gan.device).clone().requires_grad_(True)
+    with eval_mode(gan.discriminator), torch.enable_grad():
+        y = gan.logits(x, gan.labels(len(x), torch.Generator().manual_seed(0)))
+    if not _is_bounded(y.grad_fn, x):
+        return []
+    return [
+        "gan: its discriminator ends in a sigmoid or tanh, so its logits lie between two bounds, and training against "
+        "it stands still; give it without that layer"
+    ]
+
+
+# Of a graph, what keeps a bounded tensor bounded.
+_SHAPES = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Select", "Slice", "Cat", "ToCopy", "Clone")
+_KEEPING = (*_SHAPES, "Mean", "Sum", "Add", "Sub", "Mul", "Neg", "AccumulateGrad")
+_BOUNDED = ("Sigmoid", "Tanh", "Hardtanh", "Softmax")
+
+
+def _is_bounded(node: Any, x: Tensor) -> bool:
+    """True if what this node of a graph gave is bounded whatever x is."""
+    if node is None:  # a constant
+        return True
+    name = node.name().removeprefix("torch::autograd::")
+    if name.startswith(_BOUNDED):
+        return True
+    if not name.startswith(_KEEPING) or getattr(node, "variable", None) is x:
+        return False
+    return all(_is_bounded(inner, x) for inner, _ in node.next_functions)
+
+
 def unlike_remarks(gan: GAN, marks: Tensor, pool: Tensor) -> list[str]:
     """Remarks on negatives that lie farther out, in the discriminator's features, than all samples of the GAN."""
     at_once = gan.fitting(100)
@@ -167,4 +224,5 @@ def remarks(gan: GAN, negatives: Samples, pool: Tensor, flags: Tensor, oracle: R
             sentences += oracle_remarks(oracle, marks, flags, gan.device)
         sentences += share_remarks("probe" if oracle is None else "oracle", flags)
         sentences += unlike_remarks(gan, marks, pool)
+        sentences += discriminator_remarks(gan, pool)
     return sentences

@@ -62,7 +62,9 @@ def build_feedback(
     share = float(flags.float().mean())
     answers = "probe" if oracle is None else "oracle"
     remarks = [] if cfg.pool == "auto" else checks.pool_remarks(cfg.pool, len(pool))
-    remarks = checks.warn_of(remarks + checks.remarks(gan, negatives, pool.tensor, flags, oracle))
+    remarks += checks.remarks(gan, negatives, pool.tensor, flags, oracle)
+    remarks += checks.recognition_remarks(rule.marks) if isinstance(rule, Probe) else []
+    checks.warn_of(remarks)
     if gan.range_remark is not None:
         remarks = [gan.range_remark, *remarks]
     notes: dict[str, object] = {"pool": len(pool), "answered_by": answers, "negative_share": share, "warnings": remarks}

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch import nn
 from atu import GAN, FeedbackWarning, unlearn
 from atu.config import Feedback as FeedbackConfig
 from atu.data.samples import TensorSamples
+from atu.judging.checks import discriminator_remarks
 from atu.judging.feedback import build_feedback
+from atu.judging.probe import fit_probe
 from atu.judging.rule import Rule
 from atu.networks.mlp import MLPDiscriminator
 from atu.support.context import RunContext
@@ -117,6 +120,52 @@ def test_an_oracle_that_knows_the_marks_but_finds_none(mixture):
 def test_noise_is_unlike_anything_the_gan_makes(mixture, oracle):
     found = told(mixture, 60 * torch.randn(40, 2), oracle)
     assert any("unlike anything that this GAN makes" in sentence for sentence in found), found
+
+
+@pytest.mark.parametrize(
+    ("recognised", "of", "said"), [(60, 100, True), (72, 100, True), (74, 100, False), (2, 11, False)]
+)
+def test_marks_that_the_probe_does_not_recognise(mixture, monkeypatch, recognised, of, said):
+    """Wilson's interval of 72 of 100 ends at 0.799, that of 74 at 0.817; eleven marks are too few to say so."""
+
+    def fit(*args):
+        probe = fit_probe(*args)
+        return replace(probe, marks={**probe.marks, "recognised": recognised, "of": of})
+
+    monkeypatch.setattr("atu.judging.feedback.fit_probe", fit)
+    found = told(mixture, at(100, 3, 0))
+    assert len(found) == said and all(f"it recognises {recognised} of {of}, so it hardly" in text for text in found)
+
+
+class Ending(nn.Module):
+    def __init__(self, end, outputs=1):
+        super().__init__()
+        self.net, self.end = nn.Linear(2, outputs), end
+
+    def forward(self, x):
+        return self.end(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("end", "outputs", "bounded"),
+    [
+        (lambda y: y[:, :1].sigmoid() - y[:, 1:].sigmoid(), 2, True),
+        (lambda y: 3 * y.tanh().mean(1) + 1, 5, True),
+        (lambda y: y, 1, False),
+        (lambda y: y + y.sigmoid(), 1, False),
+        (lambda y: torch.logit(y.sigmoid()), 1, False),
+        (lambda y: y[:, :1] - y[:, 1:], 2, False),
+    ],
+)
+def test_a_discriminator_that_is_bounded_is_told(end, outputs, bounded):
+    gan = GAN(Mixture(), Ending(end, outputs))
+    found = discriminator_remarks(gan, gan.sample(7))
+    assert len(found) == bounded and all("its logits lie between two bounds" in text for text in found)
+
+
+def test_a_bounded_discriminator_is_told_of_in_a_run():
+    gan = GAN(Mixture(), Ending(torch.tanh))
+    only(told(gan, at(20, 3, 0), right), "gan: its discriminator ends in a sigmoid or tanh")
 
 
 class Labelled(nn.Module):
