@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from ..data.samples import Samples, read
 from ..gan import GAN
 from ..measures.features import DiscriminatorFeatures, Whitening
 from ..measures.intervals import wilson
-from ..support.modules import eval_mode
+from ..measures.logits import has_bounded_logits
 from ..support.remarks import InputWarning
 from ..support.seeding import fork_rng
 from .rule import Rule
@@ -137,35 +136,12 @@ def discriminator_remarks(gan: GAN, x: Tensor) -> list[str]:
     Of a CIFAR-10 GAN whose discriminator ends in a difference of two sigmoids a run with an oracle removes 9 % of the
     frogs, and 56 % with what these two take in.
     """
-    if gan.discriminator is None:
-        return []
-    x = x[: gan.fitting(4)].to(gan.device).clone().requires_grad_(True)
-    with eval_mode(gan.discriminator), torch.enable_grad():
-        y = gan.logits(x, gan.labels(len(x), torch.Generator().manual_seed(0)))
-    if not _is_bounded(y.grad_fn, x):
+    if not has_bounded_logits(gan, x[: gan.fitting(4)]):
         return []
     return [
         "gan: its discriminator ends in a sigmoid or tanh, so its logits lie between two bounds, and training against "
         "it stands still; give it without that layer"
     ]
-
-
-# Of a graph, what keeps a bounded tensor bounded.
-_SHAPES = ("View", "UnsafeView", "Squeeze", "Unsqueeze", "Select", "Slice", "Cat", "ToCopy", "Clone")
-_KEEPING = (*_SHAPES, "Mean", "Sum", "Add", "Sub", "Mul", "Neg", "AccumulateGrad")
-_BOUNDED = ("Sigmoid", "Tanh", "Hardtanh", "Softmax")
-
-
-def _is_bounded(node: Any, x: Tensor) -> bool:
-    """True if what this node of a graph gave is bounded whatever x is."""
-    if node is None:  # a constant
-        return True
-    name = node.name().removeprefix("torch::autograd::")
-    if name.startswith(_BOUNDED):
-        return True
-    if not name.startswith(_KEEPING) or getattr(node, "variable", None) is x:
-        return False
-    return all(_is_bounded(inner, x) for inner, _ in node.next_functions)
 
 
 def unlike_remarks(gan: GAN, marks: Tensor, pool: Tensor) -> list[str]:

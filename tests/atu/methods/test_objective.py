@@ -5,20 +5,23 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from atu import config
 from atu.data.samples import TensorSamples
+from atu.gan import GAN
 from atu.judging.feedback import Feedback
 from atu.methods.adapt_then_unlearn import preparation
 from atu.methods.adapt_then_unlearn.defaults import resolved
 from atu.methods.adapt_then_unlearn.distance import SampleDistance
 from atu.methods.adapt_then_unlearn.guide import MAX_ROUNDS, UNSURE, Guide, GuideTraining
-from atu.methods.adapt_then_unlearn.nearby import MovedLatents
+from atu.methods.adapt_then_unlearn.nearby import MARGIN, MovedLatents
 from atu.methods.adapt_then_unlearn.objective import UnlearnObjective, Weights
 from atu.methods.adapt_then_unlearn.preparation import prepare
 from atu.methods.adapt_then_unlearn.ways import WayLatents
 from atu.methods.registry import Task
 from atu.support.context import RunContext
+from atu.support.modules import copied
 from atu.training.step import AdversarialStep
 from examples.pretrain import mnist_stylegan2
 
@@ -250,6 +253,32 @@ def test_guide_learns_on_while_it_errs(image_gan):
     right = (guide.log_odds(dotted) > 0).float().mean() + (guide.log_odds(images) < 0).float().mean()
     assert float(right) / 2 > 1 - UNSURE - 0.03  # of other draws of the same
     assert steps(images)[1] == MAX_ROUNDS
+
+
+class Bounded(nn.Module):
+    """A discriminator's logits between -1 and 1."""
+
+    def __init__(self, discriminator):
+        super().__init__()
+        self.inner = discriminator
+
+    def forward(self, x):
+        y = self.inner(x)
+        return torch.sigmoid(y) - torch.sigmoid(-y)
+
+
+def test_guide_of_bounded_logits_has_a_head(image_gan):
+    """It says at first what the discriminator says, learns what -1 to 1 cannot say, and is saved with its head."""
+    gan = GAN(image_gan.generator, Bounded(copied(image_gan.discriminator)))
+    images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    guide = Guide(gan, GuideTraining(1200, batch_size=16))
+    torch.testing.assert_close(guide.log_odds(images), gan.logits(images), rtol=0, atol=0)
+    guide.learn_from(TensorSamples(images + 1), TensorSamples(images))
+    assert float(guide.log_odds(images).mean()) < -MARGIN < MARGIN < float(guide.log_odds(images + 1).mean())
+    loaded = Guide(gan, GuideTraining(0))
+    loaded.load_state_dict(guide.state_dict())
+    torch.testing.assert_close(loaded.look(images).log_odds, guide.log_odds(images), rtol=0, atol=0)
+    assert Guide(image_gan, GuideTraining(0)).head is None
 
 
 @pytest.mark.parametrize("is_oracle", [True, False])

@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.augment import augment
 from ...data.samples import Samples
 from ...gan import GAN
-from ...measures.features import listening, sample_layers
+from ...measures.features import last_input, listening, sample_layers
+from ...measures.logits import has_bounded_logits
 from ...support import progress
 from ...support.modules import copied
 from ...support.seeding import fork_rng
@@ -66,7 +67,8 @@ class Guide:
     """Binary classifier with the discriminator's architecture, started from its weights.
 
     Its gradient moves the generator, so its slope at the samples is penalised as R1 does a discriminator's (Mescheder
-    et al., arXiv 1801.04406): by slope_weight mean |d logit / d x|^2.
+    et al., arXiv 1801.04406): by slope_weight mean |d logit / d x|^2. Bounded logits could call nothing clearly good,
+    so a linear head, of what the last layer takes in, is added to them.
     """
 
     def __init__(self, gan: GAN, training: GuideTraining):
@@ -74,9 +76,23 @@ class Guide:
         assert gan.discriminator is not None
         self.layers = sample_layers(gan)  # the guide's layers have the same names
         self.discriminator = copied(gan.discriminator).eval().requires_grad_(False)
+        self.head = self._head()
+        self.networks = nn.ModuleList([self.discriminator] if self.head is None else [self.discriminator, self.head])
         own = defaults_for(gan)
         self.lr, betas = own.guide_lr, (own.guide_beta1, 0.99)
-        self.optim = torch.optim.Adam(self.discriminator.parameters(), lr=self.lr, betas=betas)
+        self.optim = torch.optim.Adam(self.networks.parameters(), lr=self.lr, betas=betas)
+
+    def _head(self) -> nn.Linear | None:
+        """Gives 0 before it is trained; None if the discriminator's own is unbounded."""
+        x = torch.zeros(2, *self.gan.sample_shape, device=self.gan.device)
+        if not has_bounded_logits(self.gan, x):
+            return None
+        with torch.no_grad():
+            _, last = self._logits(x, self.gan.labels(2, torch.Generator().manual_seed(0)))
+        head = nn.Linear(last.shape[1], 1, device=self.gan.device).requires_grad_(False)
+        for weight in head.parameters():
+            nn.init.zeros_(weight)
+        return head
 
     def learn_from(self, negatives: Samples, positives: Samples) -> None:
         """Train on samples of the two classes, drawn equally often."""
@@ -99,7 +115,7 @@ class Guide:
         labels = torch.cat([torch.ones(len(negatives)), torch.zeros(len(positives))])
         order = torch.randperm(len(labels))  # so that minibatch statistics do not tell the classes apart
         x = torch.cat([negatives.to(self.gan.device), positives.to(self.gan.device)])[order]
-        self.discriminator.train().requires_grad_(True)
+        self.networks.train().requires_grad_(True)
         x, labels = augment(x, self.training.policy, self.gan.image_range), labels[order]
         at_once = self.training.at_once or len(x)
         self.optim.zero_grad(set_to_none=True)
@@ -110,7 +126,7 @@ class Guide:
             log_odds.append(part_log_odds.detach())
         self.optim.step()
         self.step_count += 1
-        self.discriminator.eval().requires_grad_(False)
+        self.networks.eval().requires_grad_(False)
         return ((torch.cat(log_odds) > 0) != (labels > 0).to(self.gan.device)).float().mean()
 
     def _loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +145,17 @@ class Guide:
         if c is None:
             c = self.gan.labels(len(x), torch.default_generator)
         with self.gan.autocast_unscaled(twice):
-            return self.gan.logits(x, c, self.discriminator)
+            if self.head is None:
+                return self.gan.logits(x, c, self.discriminator)
+            logits, last = self._logits(x, c)
+        with torch.autocast(x.device.type, enabled=False):
+            return logits + self.head(last.to(self.head.weight)).squeeze(1)
+
+    def _logits(self, x: Tensor, c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The discriminator's own logits [N], and what its last layer takes in [N, F]."""
+        with last_input(self.discriminator, self.layers) as last:
+            last[:] = [x]  # where no layer takes in a row a sample
+            return self.gan.logits(x, c, self.discriminator), last[0].flatten(1)
 
     def look(self, x: Tensor, c: Tensor | None = None) -> Seen:
         """Log-odds and features of samples, from one pass. Labels are not features."""
@@ -146,7 +172,7 @@ class Guide:
         return Seen(x, log_odds, taken[1:])
 
     def state_dict(self) -> dict[str, Tensor]:
-        return dict(self.discriminator.state_dict())
+        return dict(self.networks.state_dict())
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.discriminator.load_state_dict(state)
+        self.networks.load_state_dict(state)
