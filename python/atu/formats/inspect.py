@@ -22,7 +22,7 @@ from .nvidia_pickle import plain
 from .recognise import recognise
 from .registry import FORMATS, SAFETENSORS, Format
 from .tensors import CheckpointError
-from .torch_file import read_structure, tensors_at
+from .torch_file import load_torch, tensors_at
 
 
 def inspect_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def inspect_nvidia(path: Path, found: dict[str, Any]) -> None:
 
 
 def inspect_torch(path: Path, found: dict[str, Any]) -> None:
-    structure = read_structure(path)
+    structure = load_torch(path)
     found["format"] = "torch"
     if not rosinality.is_rosinality(structure):
         found["notes"].append(f"not a StyleGAN2 checkpoint: {list_content(structure)}")

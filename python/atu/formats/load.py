@@ -6,7 +6,7 @@ import copy
 import logging
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..gan import GAN, LatentSampler
 from . import nvidia, rosinality
@@ -14,7 +14,7 @@ from .native import load_native
 from .recognise import recognise
 from .registry import FORMATS, SAFETENSORS
 from .tensors import CheckpointError
-from .torch_file import read_structure
+from .torch_file import load_torch
 
 log = logging.getLogger("atu")
 
@@ -67,7 +67,7 @@ def load_nvidia(path: Path) -> GAN:
 def load_rosinality(path: Path) -> GAN:
     """Load a rosinality-style .pt; nothing in it is executed. Any other file of torch.save is refused with a list of
     what it holds."""
-    structure = read_structure(path)
+    structure = load_torch(path)
     if not rosinality.is_rosinality(structure):
         raise CheckpointError(
             f"not a StyleGAN2 checkpoint: {list_content(structure)}; for a network of your own, say what builds it "
@@ -118,4 +118,4 @@ def list_content(structure: object) -> str:
 def _sort(value: object) -> str:
     if isinstance(value, dict):
         return f"{len(value)} entries ({', '.join(str(key)[:30] for key in list(value)[:3])} ...)"
-    return type(value).__name__.replace("StoredTensor", "tensor").replace("StoredModule", "network")
+    return "tensor" if isinstance(value, Tensor) else type(value).__name__

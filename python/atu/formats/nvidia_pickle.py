@@ -8,6 +8,7 @@ loader executes. Here the source is left unread in the file, and the call only k
 
 from __future__ import annotations
 
+import argparse
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -140,16 +141,11 @@ class _NumpyValues:
 
     def __init__(self, stream: BinaryIO, budget: Budget):
         self.stream, self.budget = stream, budget
-        self.encoded: set[Span] = set()
 
     def encode(self, text: Any, codec: Any) -> Any:
         """Bytes, which protocol 2 has as text."""
         if codec not in ("latin1", "latin-1"):
             raise RefusedPickle(f"bytes in the encoding {shown(codec, 40)}; expected latin1")
-        if isinstance(text, Span):  # torch's loader makes bytes of it each time
-            if text in self.encoded:
-                raise RefusedPickle("one text that gives its bytes twice")
-            self.encoded.add(text)
         return text
 
     def _small(self, data: Any) -> bytes:
@@ -272,6 +268,8 @@ def plain(value: Any, depth: int = 6, budget: Budget | None = None) -> Any:
     budget.left -= 1
     if isinstance(value, Buildable):
         value = value.value
+    elif isinstance(value, argparse.Namespace):
+        value = vars(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if depth == 0 or budget.left < 0:

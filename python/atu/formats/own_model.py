@@ -26,12 +26,11 @@ from .native import FORMAT, load_native
 from .pickle_machine import Budget
 from .recognise import is_safetensors, is_torch
 from .tensors import CheckpointError, fill, load_tensors, misfits
-from .torch_file import load_values, read_structure
+from .torch_file import load_torch, tensors_at
 
 log = logging.getLogger("atu")
 State = dict[str, Tensor]
 ROLES = ("generator", "discriminator", "generator_ema")
-_PARALLEL = "module."  # of DistributedDataParallel
 _AVERAGED = ("ema", "avg", "average", "averaged", "swa")
 _DEPTH = 4
 
@@ -289,8 +288,7 @@ def read_states(path: str | Path) -> dict[str, State]:
     try:
         if not is_torch(path, start):
             raise CheckpointError("expected weights: safetensors, or a file of torch.save")
-        read_structure(path)  # refuses what is not plain data
-        return _groups(load_values(path))
+        return _groups(load_torch(path))
     except CheckpointError as error:
         raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
 
@@ -300,23 +298,19 @@ def _groups(value: Any, name: str = "", depth: int = 0, budget: Budget | None = 
         return {}
     budget = Budget(what="entries in groups of weights") if budget is None else budget
     budget.spend(10 + len(value))  # a mapping may be named again and again
-    tensors = {_bare(str(key)): item for key, item in value.items() if isinstance(item, Tensor)}
+    tensors = {plain_name(key): tensor for key, tensor in tensors_at(value).items()}
     found = {name: tensors} if tensors else {}
     parts: dict[str, State] = {}
     for key, tensor in tensors.items():
         first, dot, rest = key.partition(".")
         if dot:
-            parts.setdefault(first, {})[_bare(rest)] = tensor
+            parts.setdefault(first, {})[plain_name(rest).removeprefix("module.")] = tensor
     if len(parts) > 1:
         found.update({f"{name}.{first}".lstrip("."): state for first, state in parts.items()})
     for key, item in value.items():
         if isinstance(item, Mapping):
             found.update(_groups(item, f"{name}.{key}".lstrip("."), depth + 1, budget))
     return found
-
-
-def _bare(key: str) -> str:
-    return plain_name(key).removeprefix(_PARALLEL)
 
 
 def _names(names: Sequence[str] | Mapping[str, State]) -> str:

@@ -25,7 +25,7 @@ from ..networks import stylegan2
 from ..support.files import write_atomic
 from .assemble import MAX_LAYERS, MAX_RESOLUTION, TensorLike, assemble
 from .tensors import CheckpointError
-from .torch_file import is_mapped, load_values, tensors_at, values_at
+from .torch_file import is_mapped, load_torch, tensors_at
 
 log = logging.getLogger("atu")
 
@@ -122,9 +122,9 @@ def build_networks(path: Path, structure: dict[str, Any]) -> dict[str, nn.Module
     values: dict[str, Any] = {}
     for key, options in plans.items():
         if mapped or not values:  # pages that were read count as memory until their mapping goes
-            values = load_values(path)
+            values = load_torch(path)
         try:
-            stored, own = tensors_at(structure[key]), values_at(values[key])
+            stored, own = tensors_at(structure[key]), tensors_at(values[key])
             built[NETWORK_KEYS[key]] = _fill(key, options, stored, own, path.stat().st_size, mapped)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {key}: {error}") from error

@@ -29,7 +29,7 @@ from .pickle_machine import (
 
 MAX_ELEMENTS = 2**40
 MAX_DIMENSIONS = 8
-_REBUILDING = 20  # opcodes that a tensor is worth, here and in torch's loader
+_REBUILDING = 20  # opcodes that a tensor is worth
 _LOCATING = 100  # opcodes that finding a storage is worth, beside those of its five pickles
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_VERSION = 1001

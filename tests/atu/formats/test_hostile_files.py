@@ -75,9 +75,9 @@ def test_global_outside_the_list(tmp_path, module, name):
 def test_global_outside_the_list_in_pt(tmp_path, module, name):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", call(module, name))
+        archive.writestr("archive/data.pkl", f"\x80\x02c{module}\n{name}\n(S'x'\ntR.".encode("latin-1"))
         archive.writestr("archive/version", "3\n")
-    refused(tmp_path, buffer.getvalue(), f"{module}.{name}, which is not on the list")
+    refused(tmp_path, buffer.getvalue(), f"torch cannot read it: .*{name}")
 
 
 def test_nothing_ran_and_nothing_was_imported(tmp_path):
@@ -240,10 +240,10 @@ def text(s):
     return b"X" + struct.pack("<I", len(s)) + s.encode()
 
 
-def legacy(before=b"", key=None, count=0):
-    """A storage in torch's older format, with opcodes before its fourth pickle, and another key in the fifth."""
+def legacy(before=b"", count=0):
+    """A storage in torch's older format, with opcodes before its fourth pickle."""
     storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K" + bytes([count])
-    keys = b"]" + (text("0") if key is None else key) + b"a."
+    keys = b"]" + text("0") + b"a."
     return LEGACY_START + b"M\xe9\x03." + mapping(little_endian=b"\x88") + b"." + before + storage + b"tQ." + keys
 
 
@@ -259,11 +259,6 @@ def test_all_pickles_of_a_file_share_a_budget(tmp_path):
     refused(tmp_path, located(whole, 50), "a pickle of list")
     refused(tmp_path, located(whole, 16_000), f"more than {MAX_OPCODES}")
     refused(tmp_path, located(legacy(b"N0" * 20_000) + struct.pack("<q", 0), 60), f"more than {MAX_OPCODES}")
-    refused(tmp_path, legacy(b"N0" * 499_990, key=b"N0" * 500_000 + text("0")), f"more than {MAX_OPCODES}")
-
-
-def test_storages_listed_by_number(tmp_path):
-    refused(tmp_path, legacy(key=b"K\x00"), "the list of storages differs")
 
 
 def test_modules_named_again_and_again(tmp_path):
@@ -301,26 +296,6 @@ def test_options_of_another_kind(tmp_path, options, message):
     inspect_checkpoint(path)
     with pytest.raises(CheckpointError, match=message):
         GAN.load(path)
-
-
-def zipped(data):
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", data)
-        archive.writestr("archive/version", "3\n")
-    return buffer.getvalue()
-
-
-def test_what_torchs_loader_would_copy_is_charged(tmp_path):
-    """torch's loader runs the same pickle: bytes made of a text, attributes of a namespace, those within a tuple."""
-    encode = b"\x80\x02" + text("a" * 5000) + b"q\x00c_codecs\nencode\nq\x01h\x00" + text("latin1") + b"\x86q\x02"
-    refused(tmp_path, zipped(encode + b"](" + b"h\x01h\x02R" * 3 + b"e."), "one text that gives its bytes twice")
-    short = encode.replace(text("a" * 5000), text("a" * 4000))
-    refused(tmp_path, zipped(short + b"](" + b"h\x01h\x02R" * 40_000 + b"e."), f"more than {MAX_OPCODES}")
-    space = b"\x80\x02}(" + numbered(10_000) + b"uq\x00cargparse\nNamespace\nq\x01]("
-    refused(tmp_path, zipped(space + b"h\x01)\x81h\x00b" * 210 + b"e."), f"more than {MAX_OPCODES}")
-    state = b"\x80\x02}(" + numbered(10_000) + b"u\x85q\x00ctorch\nSize\nq\x01]("
-    refused(tmp_path, zipped(state + b"h\x01h\x00\x85R" * 210 + b"e."), f"more than {MAX_OPCODES}")
 
 
 def tensor_pickle(**changes):
@@ -386,12 +361,17 @@ def test_zip_bombs(tmp_path):
     good = pt({"g": {"input.input": torch.zeros(64, 1024)}})
     refused(tmp_path, rezip(good, zipfile.ZIP_DEFLATED), "claim more bytes than the file|compressed")
     short = rezip(good, change=lambda name, data: data[:16] if "/data/" in name else data)
-    refused(tmp_path, short, "claims 65536 elements")
+    refused(tmp_path, short, "torch cannot read it: .*storage")
     refused(tmp_path, good[: len(good) // 2], "truncated or damaged")
     other = io.BytesIO()
     with zipfile.ZipFile(other, "w") as archive:
         archive.writestr("readme.txt", "x")
     refused(tmp_path, other.getvalue(), "readme.txt|not a StyleGAN2")
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_zero_strides_in_a_pt(tmp_path, zipped):
+    refused(tmp_path, pt({"g": {"input.input": torch.zeros(1).expand(2**38)}}, not zipped), "does not fit its storage")
 
 
 def test_unknown_pt_lists_its_content(tmp_path):

@@ -14,7 +14,7 @@ from torch import nn
 
 from atu.formats.own_model import OwnModel, inspect_own, load_like, load_own, read_states
 from atu.formats.tensors import CheckpointError
-from atu.formats.torch_file import load_values, read_structure
+from atu.formats.torch_file import load_torch
 from atu.gan import GAN
 
 SOURCE = """
@@ -282,11 +282,9 @@ def test_what_lies_beside_the_weights_is_passed_over(beside, legacy, tmp_path):
     assert found.keys() == {"netG"} and all(torch.equal(found["netG"][name], value) for name, value in weights.items())
 
 
-def test_arrays_are_read_when_small_and_numpy_sees_nothing_of_the_file(tmp_path):
+def test_numpy_sees_nothing_of_the_file(tmp_path):
     torch.save({"x": np.arange(3, dtype="i2"), "s": np.float64(1.5), "long": np.zeros(5000)}, tmp_path / "x.pt")
-    structure = read_structure(tmp_path / "x.pt")
-    assert (structure["x"].value, structure["s"]) == ([0, 1, 2], 1.5)
-    values = load_values(tmp_path / "x.pt")
+    values = load_torch(tmp_path / "x.pt")
     assert not [value for value in values.values() if isinstance(value, (np.ndarray, np.generic))]
 
 
@@ -312,20 +310,10 @@ def test_arrays_that_claim_memory_get_none(tmp_path):
     assert read_states(tmp_path / "x.pt").keys() == {"netG"}
 
 
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [
-        (np.array([{}], dtype=object), "a NumPy value of dtype 'O8'; expected numbers"),
-        (np.zeros(2, dtype=[("a", "f4")]), "a NumPy value of dtype 'V4'; expected numbers"),
-        (np.array(["x"]), "a NumPy value of dtype 'U1'; expected numbers"),
-        (np.arange(3, dtype=">f4"), "expected little-endian numbers"),
-        (np.ma.array([1.0]), r"numpy\.ma\.core\._mareconstruct, which is not on the list"),
-        (np.random.RandomState(0), r"numpy\.random.*, which is not on the list"),
-    ],
-)
-def test_other_objects_of_numpy_are_refused(value, words, tmp_path):
+@pytest.mark.parametrize("value", [np.ma.array([1.0]), np.random.RandomState(0)])
+def test_other_objects_of_numpy_are_refused(value, tmp_path):
     torch.save({"netG": nn.Linear(2, 3).state_dict(), "x": value}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(CheckpointError, match=r"torch cannot read it: Unsupported global: GLOBAL numpy\.(ma|random)\."):
         read_states(tmp_path / "x.pt")
 
 
@@ -333,7 +321,7 @@ def test_what_torch_refuses_is_named(tmp_path):
     torch.save({"x": Evil()}, tmp_path / "evil.pt")
     words = r"evil\.pt: torch cannot read it: Unsupported global: GLOBAL \S*print was not an allowed global by default"
     with pytest.raises(CheckpointError, match=rf"{words}\.$"):
-        load_values(tmp_path / "evil.pt")  # without read_structure, which refuses it before
+        read_states(tmp_path / "evil.pt")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
