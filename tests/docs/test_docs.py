@@ -16,7 +16,10 @@ import torch
 from atu import assets
 from atu import demo as digits
 from atu.cli import main as cli
+from atu.data.images import save_folder
 from atu.data.mnist import mnist
+from atu.gan import GAN
+from tests.atu.formats import nvidia_format as nf
 
 ROOT = Path(__file__).parents[2]
 SET_UP = ("pip install", "make ")
@@ -78,15 +81,25 @@ def test_commands_of_the_page(page, tmp_path, monkeypatch):
             run_line(line, tmp_path)
 
 
+def make_readers_files(folder: Path) -> None:
+    """What README's reader has: a network of NVIDIA's, and a folder of marked images."""
+    (folder / "network.pkl").write_bytes(nf.dumps(nf.snapshot(*nf.small_pair())))
+    gan = GAN.load(folder / "network.pkl")
+    save_folder(gan.sample(20, seed=1), gan.image_range, folder / "marks")
+    (folder / "quick.toml").write_text(QUICK)
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/ops.md", "docs/your-own-gan.md"])
 def test_python_of_the_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if page == "README.md":
+        make_readers_files(tmp_path)
     torch.manual_seed(0)  # the pages' untrained networks: some draws make no sample that the page calls negative
     scope: dict = {"__name__": "docs"}
     found = [text for kind, text in blocks(Path(page)) if kind == "python"]
     assert found
     for text in found:
-        exec(compile(text, page, "exec"), scope)
+        exec(compile(text.replace('out="run"', 'out="run", config="quick.toml"'), page, "exec"), scope)
     if page != "docs/ops.md":
         assert scope["result"].generator is not None
 
