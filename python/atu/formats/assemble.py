@@ -94,6 +94,7 @@ def assemble(
     except (TypeError, ValueError, ZeroDivisionError, OverflowError, ArithmeticError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"its options do not describe a {network.__name__}: {error}") from error
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    floats = {name for name, value in module.state_dict().items() if value.is_floating_point()}
     problems = [f"missing {name}" for name in own.keys() - stored.keys()]
     problems += [f"unexpected {name}" for name in stored.keys() - own.keys()]
     problems += [
@@ -107,6 +108,9 @@ def assemble(
     if sum(tensor.nbytes for tensor in stored.values()) > file_size:
         raise CheckpointError("the tensors claim more bytes than the file has")
     values = {name: _finite(name, read(name)) for name in stored}
+    for name in sorted(floats):
+        if not values[name].is_floating_point():
+            raise CheckpointError(f"{name}: expected floats, got {str(values[name].dtype).removeprefix('torch.')}")
     module.load_state_dict(values, assign=True)
     return module.requires_grad_(True).eval()
 

@@ -21,7 +21,7 @@ from .native import FORMAT
 from .nvidia_pickle import plain
 from .recognise import recognise
 from .registry import FORMATS, SAFETENSORS, Format
-from .tensors import CheckpointError
+from .tensors import CheckpointError, reading
 from .torch_file import load_torch, tensors_at
 
 
@@ -40,14 +40,12 @@ def inspect_checkpoint(path: str | Path) -> dict[str, Any]:
     name = recognise(path)
     found: dict[str, Any] = {"path": str(path), "format": name, "bytes": path.stat().st_size, "networks": {}}
     found |= {"options": {}, "notes": []}
-    try:
-        form = FORMATS.get(name)
+    form = FORMATS.get(name)
+    with reading(path):
         if form.inspect is not None:
             form.inspect(path, found)
         else:
             _inspect_loaded(path, form, found)
-    except CheckpointError as error:
-        raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
     held = found["networks"]
     if "discriminator" not in held:
         found["notes"].append("no discriminator: fit one with --train-discriminator STEPS")

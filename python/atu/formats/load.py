@@ -13,7 +13,7 @@ from . import nvidia, rosinality
 from .native import load_native
 from .recognise import recognise
 from .registry import FORMATS, SAFETENSORS
-from .tensors import CheckpointError
+from .tensors import CheckpointError, reading
 from .torch_file import load_torch
 
 log = logging.getLogger("atu")
@@ -49,10 +49,8 @@ def load(
     read = FORMATS.get(name).load
     if read is None:
         raise CheckpointError(f"{path}: a file of the format {name}, which can be written but not read")
-    try:
+    with reading(path):
         gan = read(path)
-    except CheckpointError as error:
-        raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
     gan.origin = {"format": name, "path": str(path.resolve())}
     gan.latent_sampler = latent_sampler or gan.latent_sampler
     gan.label_sampler = label_sampler or gan.label_sampler

@@ -6,6 +6,7 @@ Nothing is unpickled.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .assemble import assemble
 from .tensors import CheckpointError, fill, load_tensors, module_tensors, save_tensors
 
 FORMAT = "atu-gan"
+MAX_LATENT = 2**22  # elements of a latent
 
 
 def _describe(module: nn.Module) -> dict[str, Any]:
@@ -114,5 +116,14 @@ def load_native(
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: its config does not fit a GAN ({error})") from error
-    gan.origin = config.get("origin")
+    sizes = gan.latent_dim if isinstance(gan.latent_dim, tuple) else (gan.latent_dim or 1,)
+    if math.prod(sizes) > MAX_LATENT:
+        raise CheckpointError(f"{path}: latent_dim: expected at most {MAX_LATENT:,} elements, got {latent_dim}")
+    gan.origin = _origin(path, config.get("origin"))
     return gan
+
+
+def _origin(path: Path, origin: Any) -> dict[str, Any] | None:
+    if origin is None or (isinstance(origin, dict) and all(isinstance(origin.get(k), str) for k in ("format", "path"))):
+        return origin
+    raise CheckpointError(f"{path}: origin: expected a format and a path, got {str(origin)[:100]}")

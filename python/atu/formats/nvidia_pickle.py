@@ -81,7 +81,9 @@ class StoredModule:
         unsaved = self.attributes.get("_non_persistent_buffers_set")
         for group in ("_parameters", "_buffers"):
             entries = self.attributes.get(group)
-            for name, value in entries.items() if isinstance(entries, dict) else ():
+            entries = entries if isinstance(entries, dict) else {}
+            budget.spend(len(entries) // 100)  # of what is no tensor there may be any number
+            for name, value in entries.items():
                 kept = group == "_parameters" or not isinstance(unsaved, set) or name not in unsaved
                 if isinstance(value, StoredTensor) and kept:
                     yield f"{prefix}{name}", group, value

@@ -25,7 +25,7 @@ from ..support.user_code import load_object
 from .native import FORMAT, load_native
 from .pickle_machine import Budget
 from .recognise import is_safetensors, is_torch
-from .tensors import CheckpointError, fill, load_tensors, misfits
+from .tensors import CheckpointError, fill, load_tensors, misfits, reading
 from .torch_file import load_torch, tensors_at
 
 log = logging.getLogger("atu")
@@ -285,12 +285,10 @@ def read_states(path: str | Path) -> dict[str, State]:
         start = stream.read(64)
     if is_safetensors(path, start):
         return _groups(load_tensors(path)[0])
-    try:
+    with reading(path):
         if not is_torch(path, start):
             raise CheckpointError("expected weights: safetensors, or a file of torch.save")
         return _groups(load_torch(path))
-    except CheckpointError as error:
-        raise error if str(error).startswith(str(path)) else CheckpointError(f"{path}: {error}") from error
 
 
 def _groups(value: Any, name: str = "", depth: int = 0, budget: Budget | None = None) -> dict[str, State]:

@@ -26,6 +26,7 @@ from .tensors import CheckpointError
 MAX_OPCODES = 2_000_000  # of a file, work counted along; a 1024-pixel snapshot of G, D and G_ema takes about 140,000
 _CALL = 2  # opcodes that a call is worth beside its own
 MAX_INT_BYTES = 64
+MAX_INT_KEY = 2**32
 MAX_TEXT_BYTES = 4096  # longer texts (embedded source) stay in the file, as all byte strings do
 
 Handler = Callable[..., Any]
@@ -292,7 +293,10 @@ class PickleMachine:
 
 
 def plain_key(key: Any) -> Any:
-    """Return `key` if it is a plain scalar; anything deeper is refused as a dictionary key."""
+    """Return `key` if it is a plain scalar; anything deeper is refused as a dictionary key, and so are large integers:
+    all multiples of 2^61 - 1 have the hash 0, and a dictionary of such keys takes quadratic time."""
+    if isinstance(key, int) and abs(key) > MAX_INT_KEY:
+        raise RefusedPickle(f"a dictionary key of {key.bit_length()} bits")
     if isinstance(key, str | int | float | bytes | bool) or key is None:
         return key
     raise RefusedPickle(f"a dictionary key of type {type(key).__name__}")

@@ -128,7 +128,7 @@ def build_networks(path: Path, structure: dict[str, Any]) -> dict[str, nn.Module
             built[NETWORK_KEYS[key]] = _fill(key, options, stored, own, path.stat().st_size, mapped)
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {key}: {error}") from error
-    average = values.get("latent_avg")
+    average = tensors_at(values).get("latent_avg")
     del values
     for module in built.values():
         if isinstance(module, stylegan2.Generator):
@@ -297,6 +297,8 @@ def _channel_table(channels: dict[int, int]) -> tuple[int, int]:
 def _set_w_avg(generator: stylegan2.Generator, average: Any) -> None:
     w_dim = generator.w_dim
     if isinstance(average, Tensor) and average.numel() == w_dim:
+        if not torch.isfinite(average).all():
+            raise CheckpointError("latent_avg: holds values that are not finite")
         generator.mapping.w_avg.copy_(average.reshape(w_dim))
         return
     log.info("the file has no latent_avg: w_avg is estimated from %d latents", W_AVG_SAMPLES)

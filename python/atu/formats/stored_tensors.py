@@ -165,6 +165,8 @@ def _parameter(data: Any, requires_grad: Any = True, *_: Any) -> StoredTensor:
 
 
 def _size(value: Any = ()) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        raise RefusedPickle(f"a size of {type(value).__name__}; expected a tuple")
     return tuple(value)
 
 

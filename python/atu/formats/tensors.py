@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +19,22 @@ COUNT = "num_batches_tracked"
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or does not fit."""
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Within it errors name the file. A hostile one can make other code raise almost anything: that is a
+    CheckpointError too."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error
+    except (OSError, MemoryError, ImportError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
 
 
 def module_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:

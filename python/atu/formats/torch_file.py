@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import warnings
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +94,11 @@ def tensors_at(value: Any) -> dict[str, Tensor]:
     Raises:
         CheckpointError: one of them stands for more elements than the file holds, as strides of 0 allow.
     """
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return {}
-    found = {str(key).removeprefix("module."): item for key, item in value.items() if isinstance(item, Tensor)}
+    # Attributes that a file gives a mapping or a tensor could stand before its methods; a negative bit would be lost.
+    pairs = [(key, Tensor.detach(item)) for key, item in dict.items(value) if isinstance(item, Tensor)]
+    found = {str(key).removeprefix("module."): torch.resolve_neg(item) for key, item in pairs}
     for name, tensor in found.items():
         if tensor.nbytes > tensor.untyped_storage().nbytes():
             raise CheckpointError(f"{name[:60]}: a tensor of size {tuple(tensor.shape)} does not fit its storage")

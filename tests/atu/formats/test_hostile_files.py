@@ -6,9 +6,11 @@ import pickle
 import struct
 import sys
 import zipfile
+from collections import OrderedDict
 
 import nvidia_format as nf
 import pytest
+import test_rosinality
 import torch
 
 from atu.formats.inspect import inspect_checkpoint
@@ -160,6 +162,12 @@ def test_billion_laughs(tmp_path):
     refused(tmp_path, key, "dictionary key of type tuple")
 
 
+def test_keys_of_one_hash(tmp_path):
+    """Multiples of 2^61 - 1: a dictionary of 20,000 would take seconds, of 100,000 minutes."""
+    keys = b"".join(b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little") + b"N" for k in range(1, 20_000))
+    refused(tmp_path, b"\x80\x04}(" + keys + b"u.", "a dictionary key of 61 bits")
+
+
 def test_recursive_structures(tmp_path):
     refused(tmp_path, b"\x80\x04]\x94h\x00a.", "a pickle of list")
     loop = b"\x80\x04}\x94\x8c\x01Gh\x00s."
@@ -271,6 +279,14 @@ def test_modules_named_again_and_again(tmp_path):
     refused(tmp_path, data + mapping(G=network) + b".", f"more than {MAX_MODULES} modules")
 
 
+def test_entries_that_are_no_tensors_are_charged(tmp_path):
+    """One module of 10,000 such entries, named 300 times."""
+    data = b"\x80\x04" + stored(_parameters=b"}(" + numbered(10_000) + b"u") + b"\x94"
+    synthesis = stored(_modules=mapping(input=b"h\x00", **{f"x{i}": b"h\x00" for i in range(300)}))
+    network = stored(_modules=mapping(mapping=b"h\x00", synthesis=synthesis))
+    refused(tmp_path, data + mapping(G=network) + b".", f"more than {MAX_MODULES} modules")
+
+
 def numbered(count):
     return b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(count))
 
@@ -372,6 +388,46 @@ def test_zip_bombs(tmp_path):
 @pytest.mark.parametrize("zipped", [False, True])
 def test_zero_strides_in_a_pt(tmp_path, zipped):
     refused(tmp_path, pt({"g": {"input.input": torch.zeros(1).expand(2**38)}}, not zipped), "does not fit its storage")
+
+
+def test_attributes_that_stand_before_methods(tmp_path):
+    top = OrderedDict(g=test_rosinality.state("g"))
+    top.get = 1
+    refused(tmp_path, pt(top), "cannot be read")
+
+
+def test_tensors_that_a_file_made_odd(tmp_path):
+    """By attributes that stand before their methods, and by the negative bit."""
+    state = test_rosinality.state("g")
+    top = {"g": dict(state)}
+    for name in [name for name in state if name.endswith("bias")]:
+        weight = torch.nn.Parameter(torch._neg_view(-state[name]))
+        weight.clone = weight.numel = weight.isfinite = None
+        top["g"][name] = weight
+    (tmp_path / "plain.pt").write_bytes(pt({"g": state}))
+    (tmp_path / "odd.pt").write_bytes(pt(top))
+    plain, odd = (GAN.load(tmp_path / f"{name}.pt") for name in ("plain", "odd"))
+    assert torch.equal(plain.sample(2), odd.sample(2))
+    odd.save(tmp_path / "again.safetensors")
+    assert torch.equal(plain.sample(2), GAN.load(tmp_path / "again.safetensors").sample(2))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool, torch.uint8])
+def test_weights_that_are_no_floats(tmp_path, kind):
+    state = test_rosinality.state("g")
+    name = next(name for name in state if name.endswith("conv.weight"))
+    (tmp_path / "x.pt").write_bytes(pt({"g": {**state, name: state[name].to(kind)}}))
+    with pytest.raises(CheckpointError, match="expected floats, got"):
+        GAN.load(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_average_that_is_not_finite(tmp_path, value):
+    state = test_rosinality.state("g")
+    width = state["style.1.weight"].shape[0]
+    (tmp_path / "x.pt").write_bytes(pt({"g": state, "latent_avg": torch.full((width,), value)}))
+    with pytest.raises(CheckpointError, match="latent_avg: holds values"):
+        GAN.load(tmp_path / "x.pt")
 
 
 def test_unknown_pt_lists_its_content(tmp_path):
