@@ -18,6 +18,8 @@ from .layout import Padding, Pair, around_filter, factor_pair, filter_size, fixe
 from .pages import in_huge_pages
 from .registration import register
 
+MAX_SIZE = 2**24  # of a factor or of padding: their products with sizes stay in 64 bits
+
 
 def setup_filter(
     f: Tensor | Sequence[float] | Sequence[Sequence[float]] | float | None,
@@ -116,6 +118,9 @@ def _check(x: Tensor, f: Tensor, up: Pair, down: Pair, padding: Padding) -> None
         raise ValueError(f"f: expected a non-empty filter [kh, kw] or [taps], got shape {tuple(f.shape)}")
     if not f.is_floating_point() or f.device != x.device:
         raise TypeError(f"f: expected a floating-point tensor on {x.device} as x, got {f.dtype} on {f.device}")
+    for name, values in (("up", up), ("down", down), ("padding", padding)):
+        if any(isinstance(v, int) and abs(v) > MAX_SIZE for v in values):
+            raise ValueError(f"{name}: expected at most {MAX_SIZE:,}, got {values}")
     oh, ow = _out_size(x, f, up, down, padding)
     if oh < 1 or ow < 1:
         raise ValueError(
@@ -144,8 +149,8 @@ def upfirdn2d(
             read in place and anything else is copied first. float32, float64 or bfloat16, on CUDA also float16; 16
             bits are computed in float32.
         f: filter of `setup_filter`, [kh, kw] or [taps] (separable); None is the identity.
-        up, down: int or [x, y].
-        padding: int, [x, y] or [x0, x1, y0, y1], relative to the zero-inserted image.
+        up, down: int or [x, y], at most 2^24.
+        padding: int (of at most 2^24 either way), [x, y] or [x0, x1, y0, y1], relative to the zero-inserted image.
         flip_filter: False convolves, True correlates.
         gain: magnification.
         impl: auto, native (the kernel or an error) or reference (plain torch).
