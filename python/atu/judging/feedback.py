@@ -16,6 +16,7 @@ from . import checks
 from .pool import draw_pool, pool_size, subset, wanted_pool
 from .positives import good_of_pool, with_generated
 from .probe import Probe, fit_probe
+from .recognition import told
 from .rule import Rule
 
 
@@ -71,12 +72,14 @@ def build_feedback(
     notes["marks"] = _count_of(negatives)
     missed = 0.0
     if isinstance(rule, Probe):
-        notes["probe"] = dict(rule.marks)
+        notes["probe"], notes["recognition"] = dict(rule.marks), told(rule.marks, share)
         recognised, of = rule.marks["recognised"], rule.marks["of"]
         # Rule of succession; twice, as many of those that a guide flags are good ones on the boundary.
         missed = 2 * (of - recognised + 1) / (recognised + 1) * int(flags.sum()) / max(int((~flags).sum()), 1)
     progress.log.info("%s", notes["marks"])
     progress.log.info("The %s calls %.1f %% of %d generated samples negative", answers, 100 * share, len(pool))
+    if "recognition" in notes:
+        progress.log.info("%s", notes["recognition"])
     given = 0 if positives is None else len(positives)
     if positives is None:
         good: Samples = good_of_pool(pool, flags, answers, stream_seed(seed, Stream.LABELS_FILLED), notes)

@@ -315,7 +315,8 @@ def _who_answered(decisions: Mapping[str, Any]) -> tuple[str, str] | None:
     share, pool = decisions.get("negative_share"), decisions.get("pool")
     if share is not None and pool is not None:
         text += f": it called {100 * share:.1f} % of {pool:,} samples of the original negative"
-    return "Who said what is negative", f"{text}."
+    more = decisions.get("recognition")
+    return "Who said what is negative", f"{text}." if more is None else f"{text}. {more}"
 
 
 def landed(transitions: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
