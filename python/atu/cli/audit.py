@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .evaluate import animal_names, bundled, load_pair
+from .help import Command
 from .models import Model, model_options
 from .options import (
     BATCH,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ..judging.rule import Rule
 
 
-@click.command("audit")
+@click.command("audit", cls=Command)
 @click.argument("before")
 @click.argument("after")
 @model_options

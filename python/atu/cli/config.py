@@ -15,7 +15,7 @@ from .. import presets
     help="Only the settings that this method uses, at its defaults.",
 )
 def config(method: str | None) -> None:
-    """Print all settings as TOML, with comments that say what each is and what it may be.
+    """Print all settings as TOML, each explained.
 
     Save it as a file, change what you like, and give the file to --config.
     """

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .help import Group
 from .options import (
     CONFIG,
     MARKS,
@@ -23,7 +24,7 @@ from .options import (
 )
 
 
-@click.group("demo")
+@click.group("demo", cls=Group)
 def demo() -> None:
     """See it work: on MNIST, on drawn animals."""
 

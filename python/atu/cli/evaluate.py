@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_evaluation
+from .help import Command
 from .models import Model, model_options
 from .options import (
     BATCH,
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from ..judging.rule import Rule
 
 
-@click.command("eval")
+@click.command("eval", cls=Command)
 @click.argument("before")
 @click.argument("after")
 @model_options

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
+from .help import Command
 from .models import Model, model_options
 from .options import FILE, TRAIN_DISCRIMINATOR, check_writable, checkpoint_of, load_gan, weights_of, with_discriminator
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Command)
 @click.argument("ckpt")
 @model_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -35,7 +36,7 @@ def inspect(ckpt: str, model: Model, as_json: bool) -> None:
         print_inspection(found)
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("ckpt")
 @click.argument("target", type=FILE)
 @model_options

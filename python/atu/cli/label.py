@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .help import Command
 from .models import Model, model_options
 from .options import CONFIG, FILE, Common, checkpoint_of, common, is_bundled, load_gan
 from .oracles import JUDGE, Asked, oracle_options
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from ..label.studio import Studio
 
 
-@click.command("label")
+@click.command("label", cls=Command)
 @click.argument("ckpt")
 @model_options
 @click.option(
@@ -52,7 +53,7 @@ def label(
     like: tuple[Path, ...],
     browser: bool,
 ) -> None:
-    """Mark samples as unwanted or good, in a browser on this machine.
+    """Mark samples as unwanted or good, in the browser.
 
     OUT keeps every mark as soon as it is made; the same command goes on from there. `atu unlearn CKPT --negatives OUT`
     unlearns what was marked.

@@ -19,6 +19,7 @@ from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
 from .formats import export, inspect
+from .help import Group
 from .label import label
 from .release import release
 from .sample import sample
@@ -33,25 +34,31 @@ RESUMABLE = ("unlearn", "demo", "audit")
 
 
 @click.group(
+    cls=Group,
     context_settings=dict(
         help_option_names=["-h", "--help"], token_normalize_func=lambda word: SPELLINGS.get(word, word)
-    )
+    ),
 )
 @click.version_option(None, "--version", package_name="atu-ext", prog_name="atu")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
-    """Make a GAN forget what some of its samples show.
+    """Remove what you don't want from a trained GAN.
 
-    CKPT is a checkpoint file (a .pkl of NVIDIA's StyleGAN2 and 3, a .pt of rosinality's, atu's own), a run folder (its
-    result), or "mnist" or "animals" for a GAN that comes with the package; with --model it holds weights of a GAN of
-    your own class. A SPEC says who tells what is unwanted: a classifier's file, module:function, text:WORDS, "mnist" or
-    "animals".
+    \b
+      atu demo mnist --class 8 --out out
+      atu label network.pkl --out marks
+      atu unlearn network.pkl --negatives marks --out run
+      atu export run unlearned.pkl
+
+    CKPT is a checkpoint (.pkl of NVIDIA's StyleGAN2 and 3, .pt of rosinality's, atu's own), a run folder, or "mnist" or
+    "animals" for a bundled GAN; with --model it holds weights of a GAN of your own class. A SPEC says who tells what is
+    unwanted: a classifier's file, module:function, text:WORDS, "mnist" or "animals".
     """
 
 
 for command in (
-    *(label, unlearn, sample, evaluate, audit, release),
-    *(demo, train_classifier, inspect, export, config, doctor, bench),
+    *(demo, sample, label, unlearn, evaluate, audit, export, doctor),
+    *(inspect, config, train_classifier, release, bench),
 ):
     cli.add_command(command)
 

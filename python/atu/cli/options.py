@@ -56,7 +56,7 @@ def common(
     knows what to do with one that is there.
     """
     options = [
-        click.option("--out", required=True, type=FOLDER_OR_FILE if file else FOLDER, help=out_help),
+        click.option("-o", "--out", required=True, type=FOLDER_OR_FILE if file else FOLDER, help=out_help),
         click.option("--quiet", is_flag=True, help="No progress output."),
     ]
     if device:

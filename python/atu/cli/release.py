@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from .help import Command
 from .models import Model, model_options
 from .options import FOLDER, check_writable, checkpoint_of, load_gan
 
@@ -33,7 +34,7 @@ TOLD = {
 COUNTED = ("judges", "distances", "metrics")  # keys in these, names that the user gave, become 1, 2 ...
 
 
-@click.command("release")
+@click.command("release", cls=Command)
 @click.argument("run", type=FOLDER)
 @model_options
 @click.option("--out", required=True, type=FOLDER, help="New or empty folder.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_sampling
+from .help import Command
 from .models import Model, model_options
 from .options import BATCH, LABEL, Common, choose_labels, common, load_gan
 from .oracles import Asked, oracle_options
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from ..gan import GAN
 
 
-@click.command("sample")
+@click.command("sample", cls=Command)
 @click.argument("ckpt")
 @model_options
 @click.option("--samples", default=64, show_default=True, type=click.IntRange(1), help="How many images.")

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from .help import Command
 from .options import FILE, FOLDER, Common, common
 
 
-@click.command("train-classifier")
+@click.command("train-classifier", cls=Command)
 @click.argument("folder", type=FOLDER)
 @click.option("--size", type=click.IntRange(8, 1024), help="Pixels a side that it sees; by the images, 16 to 64.")
 @click.option("--steps", type=click.IntRange(1), help="Training steps; 40 passes, 400 to 4,000, when not given.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .estimate import say_evaluation, say_training
+from .help import Command
 from .models import Model, model_options
 from .options import (
     BATCH,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 ORACLE_JUDGES = "The oracle that answered during the run also judges the outcome, on other latents."
 
 
-@click.command("unlearn")
+@click.command("unlearn", cls=Command)
 @click.argument("ckpt")
 @model_options
 @click.option(
@@ -103,6 +104,10 @@ def unlearn(
     require: float | None,
 ) -> None:
     """Unlearn what images show, and report on it.
+
+    \b
+      atu unlearn network.pkl --negatives marks --out run
+      atu unlearn network.pkl --negatives hats --oracle hats.onnx -o run
 
     CKPT: a checkpoint, a run folder, mnist or animals.
     """
