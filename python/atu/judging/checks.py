@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch import Tensor
 from ..data.samples import Samples, read
 from ..gan import GAN
 from ..measures.features import DiscriminatorFeatures, Whitening
-from ..measures.intervals import wilson
 from ..measures.logits import has_bounded_logits
 from ..support.remarks import InputWarning
 from ..support.seeding import fork_rng
@@ -20,7 +18,6 @@ from .rule import Rule
 FEW_NEGATIVES, MANY_NEGATIVES = 12, 100  # fewer are a guess; more hardly help
 MAX_CHECKED = 256  # negatives that are checked one by one
 MAX_NEGATIVE_SHARE = 0.5  # of all samples, above which "negative" is hardly one thing
-RECOGNISED = 0.8  # of the marks held out from the probe, below which what they show is hardly told from the rest
 MAX_COMPARED = 1000  # generated samples that the negatives are compared with
 
 
@@ -113,21 +110,6 @@ def share_remarks(answers: str, flags: Tensor) -> list[str]:
     if answers == "probe" and share == 0:
         return [f"negatives: {observed}: this GAN does not seem to make what they show; mark samples that it made"]
     return []
-
-
-def recognition_remarks(marks: Mapping[str, int]) -> list[str]:
-    """Remarks on marks that say too little to a probe. marks: its counts on those that were held out (`Probe.marks`).
-
-    Of a CIFAR-10 GAN's frogs it recognises 60 of 100, and the run removes a third; of digits 90 and more.
-    """
-    recognised, of = marks["recognised"], marks["of"]
-    if of < FEW_NEGATIVES or wilson(recognised, of)[1] >= RECOGNISED:
-        return []
-    return [
-        f"negatives: of those held out from the probe it recognises {recognised} of {of}, so it hardly tells what they "
-        "show from the rest, and much of it will stay; mark more of them, and good samples too (positives), or give a "
-        "classifier (is_negative)"
-    ]
 
 
 def discriminator_remarks(gan: GAN, x: Tensor) -> list[str]:

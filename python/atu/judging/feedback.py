@@ -16,7 +16,7 @@ from . import checks
 from .pool import draw_pool, pool_size, subset, wanted_pool
 from .positives import good_of_pool, with_generated
 from .probe import Probe, fit_probe
-from .recognition import told
+from .recognition import recognition_remarks, told
 from .rule import Rule
 
 
@@ -64,7 +64,7 @@ def build_feedback(
     answers = "probe" if oracle is None else "oracle"
     remarks = [] if cfg.pool == "auto" else checks.pool_remarks(cfg.pool, len(pool))
     remarks += checks.remarks(gan, negatives, pool.tensor, flags, oracle)
-    remarks += checks.recognition_remarks(rule.marks) if isinstance(rule, Probe) else []
+    remarks += recognition_remarks(rule.marks, share) if isinstance(rule, Probe) else []
     checks.warn_of(remarks)
     if gan.range_remark is not None:
         remarks = [gan.range_remark, *remarks]

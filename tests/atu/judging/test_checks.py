@@ -123,10 +123,10 @@ def test_noise_is_unlike_anything_the_gan_makes(mixture, oracle):
 
 
 @pytest.mark.parametrize(
-    ("recognised", "of", "said"), [(60, 100, True), (72, 100, True), (74, 100, False), (2, 11, False)]
+    ("recognised", "of", "said"), [(60, 100, True), (71, 100, True), (73, 100, False), (2, 11, False)]
 )
 def test_marks_that_the_probe_does_not_recognise(mixture, monkeypatch, recognised, of, said):
-    """Wilson's interval of 72 of 100 ends at 0.799, that of 74 at 0.817; eleven marks are too few to say so."""
+    """The exact interval of 71 of 100 ends at 0.796, that of 73 at 0.814; eleven marks are too few to say so."""
 
     def fit(*args):
         probe = fit_probe(*args)
@@ -134,7 +134,7 @@ def test_marks_that_the_probe_does_not_recognise(mixture, monkeypatch, recognise
 
     monkeypatch.setattr("atu.judging.feedback.fit_probe", fit)
     found = told(mixture, at(100, 3, 0))
-    assert len(found) == said and all(f"it recognises {recognised} of {of}, so it hardly" in text for text in found)
+    assert len(found) == said and all(f"it recognises {recognised} of {of}: some" in text for text in found)
 
 
 class Ending(nn.Module):

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from atu.judging.recognition import told, wrong_share
+from atu.judging.recognition import recognition_remarks, told, wrong_share
 
 
 def marks(recognised, of, alarms=0, of_good=0):
@@ -38,3 +38,13 @@ def test_the_sentences():
         "takes for unwanted is not."
     )
     assert told(marks(63, 100, 80, 300), 0.32).endswith("Of what it takes for unwanted, 71 % (46 to 100) is not.")
+
+
+def test_the_remarks():
+    """Of marks and shares that were measured: a GAN's digits, its frogs, and floppy ears."""
+    assert recognition_remarks(marks(85, 100), 0.093) == []
+    assert recognition_remarks(marks(6, 11), 0.2) == []
+    assert "recognises 61 of 100: some of what they show may stay" in recognition_remarks(marks(61, 100), 0.33)[0]
+    assert recognition_remarks(marks(68, 100, 0, 100), 0.2) == []
+    (remark,) = recognition_remarks(marks(59, 100, 30, 100), 0.308)
+    assert remark.startswith("positives: of what a probe takes for unwanted, 95 % (45 to 100) is not")
