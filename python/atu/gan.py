@@ -501,8 +501,9 @@ class GAN:
         elif seen and seen[-1][1].numel() == y.numel() and seen[-1][1].data_ptr() == y.data_ptr():
             y = seen[-1][0]  # the logit itself: exact where the sigmoid has saturated
         if y.numel() != x.shape[0]:
+            several = "; of two classes, wrap it to give y[:, real] - y[:, fake]" if y.numel() == 2 * len(x) else ""
             raise ValueError(
-                f"discriminator: expected one logit a sample, [{x.shape[0]}] or [{x.shape[0]}, 1], got {list(y.shape)}"
+                f"discriminator: expected one logit a sample, [{len(x)}] or [{len(x)}, 1], got {list(y.shape)}{several}"
             )
         return unless_16_bit(y).reshape(-1)
 

@@ -329,6 +329,8 @@ def test_logits_errors():
         ValueError, match=r"discriminator: expected one logit a sample, \[2\] or \[2, 1\], got \[2, 3\]"
     ):
         GAN(G, nn.Linear(2, 3)).logits(torch.zeros(2, 2))
+    with pytest.raises(ValueError, match=r"got \[2, 2\]; of two classes, wrap it to give y\[:, real\] - y\[:, fake\]"):
+        GAN(G, nn.Linear(2, 2)).logits(torch.zeros(2, 2))
 
 
 def test_ema_half_life():
